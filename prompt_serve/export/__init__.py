@@ -1,0 +1,1 @@
+"""Writing bundles: torch and onnx in, ONNX Runtime out. Never imported by service or client."""

@@ -1,0 +1,126 @@
+"""Requests and answers of the HTTP interface, shared by the service and the client."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from prompt_serve.prompt_file import BackboneRef
+from prompt_serve.types import ClassPosition, Precision
+
+DEFAULT_TEMPLATE = "a photo of a {}."
+DEFAULT_TOP_K = 5
+TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+
+
+class Schema(BaseModel):
+    """Base of all messages. Unknown fields are an error: a misspelt one is never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457) with a stable ``code``; facts are extra members."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class ClassScore(Schema):
+    """One class proposed for one image."""
+
+    class_name: str
+    label: int
+    probability: float
+    logit: float
+
+
+class TaskPrediction(Schema):
+    """The best classes of one task for one image, best first."""
+
+    task: str
+    version: str  # sha256 of the prompt file that answered
+    classes: list[ClassScore]
+
+
+class ImageResult(Schema):
+    """What came of one image of a request: ``predictions`` or an ``error``, never both."""
+
+    index: int  # place of the image in the request, from 0
+    filename: str | None = None
+    predictions: list[TaskPrediction] | None = None  # in the order of the request's tasks
+    error: Problem | None = None
+
+
+class ClassifyAnswer(Schema):
+    """Answer of ``POST /v1/classify``: one result an image, in the order they were sent."""
+
+    results: list[ImageResult]
+    backbone: str
+
+
+class TaskSummary(Schema):
+    """A task as listed."""
+
+    name: str
+    version: str  # sha256 of its prompt file
+    method: str
+    backbone: str
+    n_classes: int
+    size_bytes: int  # of the prompt file
+    updated: str  # ISO 8601, UTC
+
+
+class TaskInfo(TaskSummary):
+    """A task with all there is to know about it."""
+
+    class_names: list[str]
+    templates: list[str]
+    class_position: ClassPosition
+    learned_numbers: int
+    payload_bytes: int
+    metrics: dict[str, object]
+
+
+class TaskList(Schema):
+    """One page of tasks in the order of their names; ``next`` is the ``after`` of the next page."""
+
+    tasks: list[TaskSummary]
+    revision: int  # rises with every change of the registry
+    next: str | None = None
+
+
+class ZeroShotTask(Schema):
+    """Body of ``POST /v1/tasks``: a task from class names alone, nothing learned."""
+
+    name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
+    class_names: Annotated[list[str], Field(min_length=1)]
+    templates: Annotated[list[str], Field(min_length=1)] = [DEFAULT_TEMPLATE]
+
+
+class Limits(Schema):
+    """What one request may ask for."""
+
+    max_body_bytes: int
+    max_images: int
+    max_image_pixels: int
+    max_tasks: int
+    max_queue_images: int
+
+
+class ServiceInfo(Schema):
+    """Answer of ``GET /v1/info``."""
+
+    version: str  # of prompt-serve
+    backbone: BackboneRef
+    precision: Precision
+    image_size: int
+    logit_scale: float
+    provider: str  # the execution provider that really runs the image encoder
+    tasks: int
+    revision: int
+    limits: Limits

@@ -1,0 +1,1 @@
+"""Serving tasks over one shared image encoder. Never imports torch."""

@@ -1,0 +1,1 @@
+"""Learning prompts with torch. Never imported by the service or the client."""

@@ -1,0 +1,251 @@
+"""Load a frozen CLIP: the embedded one, an open_clip model, or a local checkpoint.
+
+How a backbone is named (``--backbone``, ``prompt-serve export``):
+
+    embedded                        the small CLIP that ships with prompt-serve
+    ViT-B-16/openai                 an open_clip model and pretrained tag; downloaded once
+    ViT-B-16@/path/to/weights.pt    an open_clip model with a checkpoint from disk
+    ViT-B-16/random                 random weights (seeded), for measuring speed and for tests
+    /path/to/folder                 a folder with config.json, model.safetensors and merges
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+from open_clip.tokenizer import SimpleTokenizer, default_bpe
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
+from prompt_serve.preprocess import Preprocessing
+from prompt_serve.prompt_file import BackboneRef
+from prompt_serve.tokenizer import Tokenizer
+from prompt_serve.training.text_tower import TextTower
+
+EMBEDDED = "embedded"
+RANDOM_SEED = 0
+_CONFIG = "config.json"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A frozen CLIP in float32, in evaluation mode, on one device."""
+
+    id: str
+    clip: open_clip.CLIP
+    tokenizer: Tokenizer
+    preprocessing: Preprocessing
+
+    @cached_property
+    def ref(self) -> BackboneRef:
+        """What prompt files and bundles say about this backbone."""
+        return BackboneRef(
+            id=self.id,
+            fingerprint=fingerprint(self.clip),
+            text_width=self.token_embedding.shape[1],
+            embed_dim=self.embed_dim,
+            context_length=self.clip.context_length,
+        )
+
+    @cached_property
+    def text_tower(self) -> TextTower:
+        return TextTower(self.clip)
+
+    @property
+    def token_embedding(self) -> Tensor:
+        """(V, D)."""
+        return cast(Tensor, self.clip.token_embedding.weight).detach()
+
+    @cached_property
+    def embed_dim(self) -> int:
+        projection = self.clip.text_projection
+        if projection is None:
+            return int(self.token_embedding.shape[1])
+        return int(
+            projection.out_features if hasattr(projection, "out_features") else projection.shape[1]
+        )
+
+    @property
+    def logit_scale(self) -> float:
+        """1 / temperature, already exponentiated."""
+        return float(self.clip.logit_scale.detach().exp())
+
+    @property
+    def device(self) -> torch.device:
+        return cast(torch.device, self.clip.logit_scale.device)
+
+    def to(self, device: torch.device | str) -> "Backbone":
+        self.clip.to(device)
+        return self
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, as the image tower wants them."""
+        mean = torch.tensor(self.preprocessing.mean, device=pixels.device) * 255
+        std = torch.tensor(self.preprocessing.std, device=pixels.device) * 255
+        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, S, S, 3) uint8 pixels -> (B, E) image features of unit length."""
+        features = self.clip.visual(self.normalise(pixels.to(self.device)))
+        return F.normalize(features.float(), dim=-1)
+
+
+def load_backbone(spec: str = EMBEDDED) -> Backbone:
+    """Load a backbone by its name (see the module's docstring), frozen, on the CPU.
+
+    Raises:
+        BackboneUnavailable: no such model, or its weights cannot be had.
+        BackboneUnsupported: the model is no open_clip ``CLIP`` with a BPE tokenizer.
+    """
+    if spec == EMBEDDED:
+        return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / EMBEDDED)))
+    if (Path(spec) / _CONFIG).is_file():
+        return _load_folder(Path(spec))
+    if "@" in spec:
+        name, checkpoint = spec.split("@", 1)
+        return _load_checkpoint(name, Path(checkpoint))
+    name, _, tag = spec.partition("/")
+    if tag == "random":
+        return _load_random(name)
+    return _load_pretrained(name, tag)
+
+
+def fingerprint(clip: torch.nn.Module) -> str:
+    """sha256 over names, shapes and float32 values of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(clip.state_dict().items()):
+        if not tensor.is_floating_point():
+            continue  # counters of batch normalisation; they change nothing
+        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
+        digest.update(f"{name} {tuple(values.shape)}\n".encode())
+        digest.update(values.astype("<f4", copy=False).tobytes())
+    return digest.hexdigest()
+
+
+def _load_folder(folder: Path) -> Backbone:
+    config_path = folder / _CONFIG
+    if not config_path.is_file():
+        raise BackboneUnavailable(
+            f"There is no backbone in {folder} (no {_CONFIG}). "
+            f"If this is the embedded one, the installation is incomplete: install it again."
+        )
+    config = json.loads(config_path.read_text())
+    clip = open_clip.CLIP(**config["model_cfg"])
+    clip.load_state_dict(
+        {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in load_file(folder / "model.safetensors").items()
+        }
+    )
+    tokenizer = Tokenizer.from_merges(folder / config["tokenizer"]["bpe"])
+    return _backbone(config["id"], clip, tokenizer, config["preprocess_cfg"])
+
+
+def _load_random(name: str) -> Backbone:
+    _check_name(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        clip = open_clip.create_model(name, pretrained=None, device="cpu")
+    return _from_open_clip(f"{name}/random", name, clip)
+
+
+def _load_checkpoint(name: str, checkpoint: Path) -> Backbone:
+    _check_name(name)
+    if not checkpoint.is_file():
+        raise BackboneUnavailable(
+            f"There is no checkpoint file {checkpoint}. "
+            f"Give the path of a state dict for {name} (.pt, .bin or .safetensors)."
+        )
+    try:
+        clip = open_clip.create_model(name, pretrained=str(checkpoint), device="cpu")
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        raise BackboneUnavailable(
+            f"{checkpoint} cannot be loaded as weights of {name}: {error}"
+        ) from error
+    return _from_open_clip(f"{name}@{checkpoint.name}", name, clip)
+
+
+def _load_pretrained(name: str, tag: str) -> Backbone:
+    _check_name(name)
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise BackboneUnavailable(
+            f"{name} has no pretrained weights called {tag!r}. Known: {', '.join(tags) or 'none'}. "
+            f"Write MODEL/TAG, as in ViT-B-16/openai, or MODEL@FILE for a checkpoint on disk."
+        )
+    # OpenAI's weights, and some others, were trained with QuickGELU; the plain model name is not.
+    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
+    try:
+        clip = open_clip.create_model(name, pretrained=tag, device="cpu", force_quick_gelu=quick)
+    except (
+        Exception
+    ) as error:  # the hub client raises a dozen unrelated types when it has no network
+        raise BackboneUnavailable(
+            f"The weights of {name}/{tag} could not be downloaded: {error}\n"
+            f"Download them where there is a network, copy the file here, and name it: "
+            f"{name}@/path/to/the/file"
+        ) from error
+    return _from_open_clip(f"{name}/{tag}", name, clip)
+
+
+def _check_name(name: str) -> None:
+    models = open_clip.list_models()
+    if name not in models:
+        close = [model for model in models if name.lower() in model.lower()][:8]
+        raise BackboneUnavailable(
+            f"open_clip has no model {name!r}. "
+            + (f"Did you mean {', '.join(close)}? " if close else "")
+            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random or embedded."
+        )
+
+
+def _from_open_clip(backbone_id: str, name: str, clip: torch.nn.Module) -> Backbone:
+    if not isinstance(clip, open_clip.CLIP):
+        raise BackboneUnsupported(
+            f"{name} is an open_clip {type(clip).__name__}; only its CLIP class "
+            f"(CLIP's own text transformer) can be prompted and exported."
+        )
+    if not isinstance(open_clip.get_tokenizer(name), SimpleTokenizer):
+        raise BackboneUnsupported(
+            f"{name} has a tokenizer other than CLIP's byte-pair encoding; that is not supported."
+        )
+    tokenizer = Tokenizer.from_merges(Path(default_bpe()))
+    return _backbone(backbone_id, clip, tokenizer, clip.visual.preprocess_cfg)
+
+
+def _backbone(
+    backbone_id: str, clip: open_clip.CLIP, tokenizer: Tokenizer, config: dict[str, Any]
+) -> Backbone:
+    clip.float().eval().requires_grad_(False)
+    size = config["size"]
+    width = size if isinstance(size, int) else size[0]
+    if not isinstance(size, int) and size[0] != size[1]:
+        raise BackboneUnsupported(f"{backbone_id} wants images of {size}; only squares are served.")
+    if config.get("resize_mode", "shortest") not in ("shortest", "squash"):
+        raise BackboneUnsupported(
+            f"{backbone_id} resizes by {config['resize_mode']!r}; known: 'shortest', 'squash'."
+        )
+    return Backbone(
+        id=backbone_id,
+        clip=clip,
+        tokenizer=tokenizer,
+        preprocessing=Preprocessing(
+            image_size=width,
+            mean=tuple(config["mean"]),
+            std=tuple(config["std"]),
+            interpolation=config.get("interpolation", "bicubic"),
+            resize_mode=config.get("resize_mode", "shortest"),
+        ),
+    )

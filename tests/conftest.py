@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_serve.training.backbone import Backbone, load_backbone
+from tests.backbones import write_tiny_backbone
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random two-layer backbone on disk."""
+    return write_tiny_backbone(tmp_path_factory.mktemp("backbones") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tiny_folder: Path) -> Backbone:
+    return load_backbone(str(tiny_folder))
