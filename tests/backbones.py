@@ -15,7 +15,7 @@ TEXT_WIDTH, EMBED_DIM, IMAGE_SIZE, CONTEXT_LENGTH = 32, 24, 32, 32
 
 def write_tiny_backbone(folder: Path, *, seed: int = 0, **text_cfg: Any) -> Path:
     """A two-layer random CLIP with the real vocabulary; a second's work to build and to export."""
-    config = {
+    config: dict[str, Any] = {
         "id": folder.name,
         "model_cfg": {
             "embed_dim": EMBED_DIM,
