@@ -1,0 +1,47 @@
+"""Scores against sums written out by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from prompt_serve.scoring import class_logits, softmax, top_classes, unit
+
+
+def test_logits_are_scaled_cosines(rng: np.random.Generator) -> None:
+    image = unit(rng.standard_normal((3, 8)).astype(np.float32))
+    classes = unit(rng.standard_normal((5, 8)).astype(np.float32))
+
+    logits = class_logits(image, classes, 100.0)
+
+    for b, c in np.ndindex(logits.shape):
+        cosine = sum(float(i) * float(t) for i, t in zip(image[b], classes[c], strict=True))
+        # float32 loses up to 1.7e-5 here; a wrong scale or a transpose is off by whole units.
+        assert logits[b, c] == pytest.approx(100.0 * cosine, abs=1e-4)
+
+
+def test_softmax_of_huge_logits_does_not_overflow() -> None:
+    probabilities = softmax(np.array([1e4, 1e4 - math.log(3)], dtype=np.float32))
+
+    # float32 keeps 1e4 - log(3) to about 5e-4.
+    assert probabilities == pytest.approx([0.75, 0.25], abs=1e-3)
+
+
+def test_the_best_classes_come_first_and_ties_keep_their_order() -> None:
+    best = top_classes(
+        np.array([1.0, 3.0, 2.0, 3.0], dtype=np.float32), ("ant", "bee", "cat", "dog"), k=3
+    )
+
+    assert [(p.class_name, p.label) for p in best] == [("bee", 1), ("dog", 3), ("cat", 2)]
+    total = sum(math.exp(x) for x in (1.0, 3.0, 2.0, 3.0))
+    assert best[0].probability == pytest.approx(math.exp(3.0) / total, rel=1e-5)
+
+
+def test_a_tie_at_the_edge_goes_to_the_earlier_class() -> None:
+    best = top_classes(np.zeros(4, dtype=np.float32), ("ant", "bee", "cat", "dog"), k=2)
+
+    assert [p.class_name for p in best] == ["ant", "bee"]
+
+
+def test_asking_for_more_classes_than_there_are_gives_all() -> None:
+    assert len(top_classes(np.zeros(2, dtype=np.float32), ("ant", "bee"), k=5)) == 2
