@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prompt_serve.export.build import export_bundle
 from prompt_serve.training.backbone import Backbone, load_backbone
 from tests.backbones import write_tiny_backbone
 
@@ -23,3 +24,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_backbone(tiny_folder: Path) -> Backbone:
     return load_backbone(str(tiny_folder))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random two-layer backbone, exported in fp32."""
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    export_bundle(tiny_backbone, folder)
+    return folder

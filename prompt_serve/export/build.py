@@ -1,0 +1,133 @@
+"""Make a bundle: export, prove, and only then put it in its place, whole.
+
+Everything is made in a temporary folder beside the target and renamed at the end, so a failed or
+interrupted export leaves what was there before.
+"""
+
+import contextlib
+import datetime
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+import prompt_serve
+from prompt_serve.bundle import (
+    BUNDLE_FORMAT,
+    IMAGE_ENCODER,
+    MANIFEST,
+    TEXT_ENCODER,
+    TOKEN_EMBEDDING,
+    TOKENIZER,
+    Manifest,
+    digest_file,
+    manifest_json,
+)
+from prompt_serve.errors import BundleInvalid
+from prompt_serve.export.graphs import image_graph, text_graph
+from prompt_serve.export.parity import check_parity
+from prompt_serve.training.backbone import Backbone
+from prompt_serve.types import Precision
+
+
+def export_bundle(
+    backbone: Backbone,
+    out: Path,
+    *,
+    precision: Precision = "fp32",
+    report: Callable[[str], None] | None = None,
+) -> Manifest:
+    """Export a backbone to a folder that ``bundle.open_bundle`` reads.
+
+    Args:
+        backbone: from ``load_backbone``.
+        out: the folder to make. A bundle that is there already is replaced, in one step.
+        precision: of the image encoder; the text encoder is always float32.
+        report: gets one line for every step and every parity figure.
+
+    Raises:
+        ExportParityFailed: the graphs differ from the PyTorch model; nothing was written.
+        BundleInvalid: ``out`` holds something else, or cannot be written.
+    """
+    tell = report or (lambda line: None)
+    out = out.resolve()  # through a symbolic link: what it points to is replaced, not the link
+    _check_target(out)
+    with _temporary_sibling(out) as folder:
+        _write_files(backbone, folder, tell)
+        parity = check_parity(backbone, folder / IMAGE_ENCODER, folder / TEXT_ENCODER, report=tell)
+        manifest = _manifest(backbone, folder, precision, parity)
+        (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
+        _put_in_place(folder, out)
+    return manifest
+
+
+def _write_files(backbone: Backbone, folder: Path, tell: Callable[[str], None]) -> None:
+    tell("exporting the image encoder")
+    onnx.save(image_graph(backbone), folder / IMAGE_ENCODER)
+    tell("exporting the text encoder")
+    onnx.save(text_graph(backbone), folder / TEXT_ENCODER)
+    np.save(folder / TOKEN_EMBEDDING, backbone.token_embedding.cpu().numpy().astype("<f4"))
+    (folder / TOKENIZER).write_text(backbone.tokenizer.to_json(), encoding="utf-8")
+
+
+def _manifest(
+    backbone: Backbone, folder: Path, precision: Precision, parity: dict[str, float]
+) -> Manifest:
+    return Manifest(
+        format_version=BUNDLE_FORMAT,
+        backbone=backbone.ref,
+        precision=precision,
+        preprocessing=backbone.preprocessing,
+        logit_scale=backbone.logit_scale,
+        causal_text=backbone.text_tower.causal,
+        parity=parity,
+        files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        tool_version=prompt_serve.__version__,
+    )
+
+
+def _check_target(out: Path) -> None:
+    if not out.exists() or (out / MANIFEST).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise BundleInvalid(
+            f"{out} exists and is not a bundle, so it is left alone. "
+            f"Choose another folder, or remove it first.",
+            path=str(out),
+        )
+
+
+@contextlib.contextmanager
+def _temporary_sibling(out: Path) -> Iterator[Path]:
+    """A folder on the same file system as ``out``, gone at the end unless it was renamed."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    except OSError as error:
+        raise BundleInvalid(
+            f"The bundle cannot be written to {out}: {error}. What was there is unchanged.",
+            path=str(out),
+        ) from error
+
+
+def _put_in_place(folder: Path, out: Path) -> None:
+    folder.chmod(0o755)  # mkdtemp makes it private; a service may run as another user
+    if not out.exists():
+        folder.rename(out)
+        return
+    aside = folder.with_name(f"{folder.name}.old")
+    out.rename(aside)
+    try:
+        folder.rename(out)
+    except OSError:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)

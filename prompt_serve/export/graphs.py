@@ -1,0 +1,140 @@
+"""A backbone's two towers as ONNX graphs (see ``prompt_serve.bundle`` for inputs and outputs).
+
+Each tower is wrapped in a module that has exactly the graph's inputs and outputs, so that the same
+module is the PyTorch side of the parity check.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import cast
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.text_tower import TextTower
+
+OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 runs it
+
+
+class ImageEncoder(nn.Module):
+    """Pixels (B, S, S, 3) uint8 -> image features (B, E) of unit length."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        preprocessing = backbone.preprocessing
+        self.tower = backbone.clip.visual
+        self.mean = nn.Buffer(_per_channel(preprocessing.mean, backbone.device))
+        self.std = nn.Buffer(_per_channel(preprocessing.std, backbone.device))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return F.normalize(self.tower(normalised), dim=-1)
+
+
+class TextEncoder(nn.Module):
+    """Prefix (P, D), suffix (C, S, D), eot (C,) -> class features (C, E) of unit length."""
+
+    def __init__(self, tower: TextTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, prefix: Tensor, suffix: Tensor, eot: Tensor) -> Tensor:
+        features: Tensor = self.tower(prefix, suffix, eot)
+        return features
+
+
+def image_graph(backbone: Backbone) -> onnx.ModelProto:
+    """The image tower with normalisation in front, for any number of images."""
+    size = backbone.preprocessing.image_size
+    # Two images: a size of one would be taken for a constant.
+    pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=backbone.device)
+    return _export(
+        ImageEncoder(backbone),
+        {"pixels": pixels},
+        axes={"pixels": {0: "B"}},
+        output="image_features",
+    )
+
+
+def text_graph(backbone: Backbone) -> onnx.ModelProto:
+    """The text tower on assembled sequences, for any number of classes and any lengths."""
+    width, device = backbone.token_embedding.shape[1], backbone.device
+    inputs = {
+        "prefix": torch.zeros(5, width, device=device),
+        "suffix": torch.zeros(3, 7, width, device=device),
+        "eot": torch.tensor([6, 4, 5], device=device),
+    }
+    return _export(
+        TextEncoder(backbone.text_tower),
+        inputs,
+        axes={"prefix": {0: "P"}, "suffix": {0: "C", 1: "S"}, "eot": {0: "C"}},
+        output="class_features",
+    )
+
+
+def _export(
+    module: nn.Module, inputs: dict[str, Tensor], *, axes: dict[str, dict[int, str]], output: str
+) -> onnx.ModelProto:
+    dynamic = {name: dict.fromkeys(named, torch.export.Dim.DYNAMIC) for name, named in axes.items()}
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(),
+            tuple(inputs.values()),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=dynamic,
+            verbose=False,
+        )
+    model = cast(torch.onnx.ONNXProgram, program).model_proto
+    _name_axes(model, axes, output)
+    _forget_origin(model)
+    return model
+
+
+def _name_axes(model: onnx.ModelProto, axes: dict[str, dict[int, str]], output: str) -> None:
+    """Call the dynamic axes by this project's letters instead of the exporter's ``s62``."""
+    renamed: dict[str, str] = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        renamed |= {dims[axis].dim_param: letter for axis, letter in axes[value.name].items()}
+    del model.graph.value_info[:]  # recomputed by whoever needs it
+    for value in (*model.graph.input, *model.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = renamed.get(dim.dim_param, dim.dim_param)
+
+
+def _forget_origin(model: onnx.ModelProto) -> None:
+    """Drop source lines and paths of the machine it was exported on: equal weights, equal file."""
+    del model.metadata_props[:]
+    del model.graph.metadata_props[:]
+    for item in (*model.graph.node, *model.graph.input, *model.graph.output):
+        del item.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and its notes to developers off the user's terminal."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            # Deprecations inside torch, copyreg and onnxscript that no user can act on.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        exporter.setLevel(level)
+
+
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return (torch.tensor(values, device=device) * 255).view(1, 3, 1, 1)
