@@ -117,22 +117,38 @@ def fill_plan(
     Returns:
         prefix (P, D), suffix (C, S, D) and eot (C,), the inputs of ``TextTower``.
     """
-    device = token_embedding.device
-    prefix, suffix = (torch.from_numpy(places).to(device) for places in (plan.prefix, plan.suffix))
-    eot = torch.from_numpy(plan.eot).to(device)
-    return _fill(prefix, token_embedding, context), _fill(suffix, token_embedding, context), eot
+    return PlanVectors(plan, token_embedding)(context)
 
 
-def _fill(places: Tensor, token_embedding: Tensor, context: Tensor | None) -> Tensor:
-    words = token_embedding[places.clamp(min=0)]
-    if context is None or not bool((places < 0).any()):
-        return words
-    index = (-1 - places).clamp(min=0)  # ~places, for places that hold a context vector
-    if context.ndim == 3:
-        learned = context.gather(1, index.unsqueeze(-1).expand(-1, -1, context.shape[-1]))
-    else:
-        learned = context[index]
-    return torch.where((places < 0).unsqueeze(-1), learned, words)
+class PlanVectors:
+    """A plan with its words looked up once, to be filled with a new context at every step."""
+
+    def __init__(self, plan: SequencePlan, token_embedding: Tensor) -> None:
+        device = token_embedding.device
+        self._prefix = _Places(torch.from_numpy(plan.prefix).to(device), token_embedding)
+        self._suffix = _Places(torch.from_numpy(plan.suffix).to(device), token_embedding)
+        self._eot = torch.from_numpy(plan.eot).to(device)
+
+    def __call__(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self._prefix.fill(context), self._suffix.fill(context), self._eot
+
+
+class _Places:
+    def __init__(self, places: Tensor, token_embedding: Tensor) -> None:
+        self.words = token_embedding[places.clamp(min=0)]
+        self.learned = (places < 0).unsqueeze(-1)
+        self.index = (-1 - places).clamp(min=0)  # ~places, for places that hold a context vector
+        self.has_learned = bool(self.learned.any())
+
+    def fill(self, context: Tensor | None) -> Tensor:
+        if context is None or not self.has_learned:
+            return self.words
+        if context.ndim == 3:
+            index = self.index.unsqueeze(-1).expand(-1, -1, context.shape[-1])
+            vectors = context.gather(1, index)
+        else:
+            vectors = context[self.index]
+        return torch.where(self.learned, vectors, self.words)
 
 
 def _heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,93 @@
+"""Which images belong to which class, and to which part: train, validation or test.
+
+Readers (``folders``, ``manifests``) make a ``Listing`` of what a source holds and of every fault
+they meet; ``reading`` turns that into a ``Split``, or into one error that lists all faults.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+FAULTS_PER_KIND = 50  # of 10,000 broken images, fifty make the point
+# The names that people give to the parts of a dataset.
+PARTS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image file and the index of its class."""
+
+    path: Path
+    label: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSet:
+    """Some images of a dataset, in an order that does not change between runs."""
+
+    class_names: tuple[str, ...]  # in the order of the labels
+    items: tuple[LabelledImage, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def by_label(self) -> dict[int, list[LabelledImage]]:
+        """Items of each label; labels in order of first appearance, as CoOp groups them."""
+        groups: dict[int, list[LabelledImage]] = {}
+        for item in self.items:
+            groups.setdefault(item.label, []).append(item)
+        return groups
+
+    def with_items(self, items: Iterable[LabelledImage]) -> "ImageSet":
+        return replace(self, items=tuple(items))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A dataset in parts. ``val`` and ``test`` are None where the source has none."""
+
+    train: ImageSet
+    val: ImageSet | None = None
+    test: ImageSet | None = None
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    @property
+    def parts(self) -> dict[str, ImageSet]:
+        """The parts that exist, by name."""
+        found = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in found.items() if part is not None}
+
+
+@dataclass(kw_only=True)
+class Listing:
+    """What a reader found, with everything that is wrong with it."""
+
+    class_names: tuple[str, ...] = ()
+    items: dict[str, list[LabelledImage]] = field(default_factory=dict)  # by part
+    faults: list[str] = field(default_factory=list)
+
+    def split(self) -> Split:
+        """The listing as a split; a part without images is None."""
+        parts = {
+            part: ImageSet(class_names=self.class_names, items=tuple(self.items.get(part, ())))
+            for part in ("train", "val", "test")
+        }
+        return Split(train=parts["train"], val=parts["val"] or None, test=parts["test"] or None)
+
+
+def limited(faults: Sequence[str], limit: int = FAULTS_PER_KIND) -> list[str]:
+    """The first faults of one kind, and how many there are beyond them."""
+    if len(faults) <= limit:
+        return list(faults)
+    return [*faults[:limit], f"... and {len(faults) - limit:,} more like these"]

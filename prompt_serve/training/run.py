@@ -1,0 +1,278 @@
+"""From a dataset to a prompt file: draw, encode, learn, round, evaluate."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_serve import __version__
+from prompt_serve.encodings import Encoding
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.probe import probe
+from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.data import ImageSet, Split
+from prompt_serve.training.evaluate import Evaluation, class_features_of, evaluate
+from prompt_serve.training.features import FeatureCache, FeatureSet, image_features
+from prompt_serve.training.few_shot import few_shot, shot_faults
+from prompt_serve.training.fit import EpochRecord, Fitted, check_names, fit
+from prompt_serve.training.methods import METHODS
+from prompt_serve.training.progress import SILENT, Progress
+from prompt_serve.training.reading import image_faults, read_dataset
+from prompt_serve.types import FloatArray
+
+PLAIN_VIEW = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The same images by the prompt and by the template alone."""
+
+    zero_shot: Evaluation
+    prompt: Evaluation
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What ``train_prompt`` gives back."""
+
+    prompt: Prompt
+    comparisons: Mapping[str, Comparison]  # by part: "val", "test"; only those that exist
+    history: tuple[EpochRecord, ...]
+    images: Mapping[str, int]  # used, by part
+    notes: tuple[str, ...]  # what the user should know
+    seconds: Mapping[str, float]  # by stage: "features", "learning", "evaluation"
+
+
+OnEpoch = Callable[[EpochRecord], object]
+
+
+def open_dataset(
+    source: Path,
+    backbone: Backbone,
+    config: TrainConfig,
+    *,
+    images: Path | None = None,
+    rename: Mapping[str, str] | None = None,
+    workers: int = 4,
+    progress: Progress = SILENT,
+) -> Split:
+    """Read a dataset and check all that training with ``config`` will want of it.
+
+    Raises:
+        DatasetInvalid: everything that is wrong, from empty classes to names that are too long.
+    """
+
+    def unreadable(split: Split) -> list[str]:
+        items = [item for part in split.parts.values() for item in part.items]
+        with progress.bar("checking images", len(items), "img") as advance:
+            return image_faults(items, workers=workers, advance=advance)
+
+    def too_few(split: Split) -> list[str]:
+        return [] if config.fewer_shots_ok else shot_faults(split, config.shots)
+
+    def too_long(split: Split) -> list[str]:
+        return check_names(backbone, split.class_names, config)
+
+    return read_dataset(
+        source, images=images, rename=rename, checks=(too_few, too_long, unreadable)
+    )
+
+
+def train_prompt(
+    backbone: Backbone,
+    dataset: Split,
+    config: TrainConfig,
+    *,
+    name: str = "task",
+    cache: FeatureCache | None = None,
+    workers: int = 4,
+    progress: Progress = SILENT,
+    on_epoch: OnEpoch = lambda record: None,
+) -> TrainingResult:
+    """Learn a prompt for ``dataset``.
+
+    The test images are encoded and looked at once, after learning has ended; nothing is chosen by
+    them. The same dataset, backbone and configuration give the same prompt, bit for bit, on the
+    same machine.
+
+    Args:
+        backbone: frozen.
+        dataset: all images; ``config.shots`` and ``config.seed`` draw those to learn from.
+        config: how.
+        name: of the prompt, kept in its file.
+        cache: of image features; None keeps none.
+        workers: threads that decode images.
+        progress: where bars are shown.
+        on_epoch: called after every epoch of every fit.
+    """
+    clock = _Clock()
+    drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
+
+    def encode(part: str, images: ImageSet, views: int = PLAIN_VIEW) -> FeatureSet:
+        with clock("features"), progress.bar(f"encoding {part}", len(images), "img") as advance:
+            return image_features(
+                images,
+                backbone,
+                views=views,
+                seed=config.seed,
+                cache=cache,
+                workers=workers,
+                advance=advance,
+            )
+
+    held_out = {
+        part: encode(part, images) for part, images in drawn.parts.items() if part != "train"
+    }
+    fitted: Fitted | None = None
+    if METHODS[config.method].learner is not None:
+        train, val = encode("train", drawn.train, config.views), held_out.get("val")
+        with clock("learning"):
+            fitted = _learn(backbone, dataset.class_names, train, val, config, progress, on_epoch)
+    with clock("evaluation"):
+        draft = _draft(backbone, dataset.class_names, config, fitted, name)
+        # Through the file's bytes on purpose: what is measured is what will be served.
+        stored = from_bytes(to_bytes(draft))
+        features = class_features_of(stored, backbone)
+        comparisons = _compare(backbone, stored, features, held_out)
+    images = {part: len(images) for part, images in drawn.parts.items()}
+    return TrainingResult(
+        prompt=replace(stored, probe=probe(features), metrics=_metrics(comparisons, images)),
+        comparisons=comparisons,
+        history=fitted.history if fitted else (),
+        images=images,
+        notes=_notes(drawn, config),
+        seconds=clock.seconds,
+    )
+
+
+def _learn(
+    backbone: Backbone,
+    class_names: tuple[str, ...],
+    train: FeatureSet,
+    val: FeatureSet | None,
+    config: TrainConfig,
+    progress: Progress,
+    on_epoch: OnEpoch,
+) -> Fitted:
+    rates = _learning_rates(config, val)
+    fits = []
+    with progress.bar(f"learning {config.method}", config.epochs * len(rates), "epoch") as advance:
+
+        def after(record: EpochRecord) -> None:
+            advance(1)
+            on_epoch(record)
+
+        for rate in rates:
+            fits.append(
+                fit(backbone, class_names, train, val, config, learning_rate=rate, on_epoch=after)
+            )
+    return min(fits, key=_badness)
+
+
+def _learning_rates(config: TrainConfig, val: FeatureSet | None) -> tuple[float, ...]:
+    method = METHODS[config.method]
+    if config.learning_rate is None:
+        return (method.learning_rate,)
+    if config.learning_rate != AUTO:
+        return (float(config.learning_rate),)
+    if val is None:
+        raise ConfigInvalid(
+            "learning_rate 'auto' chooses by validation images, and there are none. "
+            f"Give a number, such as {method.learning_rate}, or more images."
+        )
+    return method.learning_rates
+
+
+def _badness(fitted: Fitted) -> tuple[float, float]:
+    """Sorts fits by validation accuracy, then by validation loss; best first."""
+    last = fitted.history[-1]
+    return -(last.val_accuracy or 0.0), last.val_loss or 0.0
+
+
+def _draft(
+    backbone: Backbone,
+    class_names: tuple[str, ...],
+    config: TrainConfig,
+    fitted: Fitted | None,
+    name: str,
+) -> Prompt:
+    encoding: Encoding | None = fitted.encoding if fitted else None
+    templates = (fitted.template,) if fitted else config.templates or (config.template,)
+    training = config.to_dict()
+    if fitted:
+        training["learning_rate"] = fitted.learning_rate
+    return Prompt(
+        name=name,
+        method=config.method,
+        class_names=class_names,
+        templates=templates,
+        backbone=backbone.ref,
+        probe=np.zeros(len(class_names), dtype=np.float16),  # filled in once it can be computed
+        class_position=config.class_position if fitted else "end",
+        text=encoding,
+        training=training,
+        tool_version=__version__,
+    )
+
+
+def _compare(
+    backbone: Backbone, prompt: Prompt, features: FloatArray, held_out: Mapping[str, FeatureSet]
+) -> dict[str, Comparison]:
+    template_features = class_features_of(_zero_shot(prompt), backbone)
+    return {
+        part: Comparison(
+            zero_shot=evaluate(template_features, images), prompt=evaluate(features, images)
+        )
+        for part, images in held_out.items()
+    }
+
+
+def _metrics(comparisons: Mapping[str, Comparison], images: Mapping[str, int]) -> dict[str, Any]:
+    """What the prompt file says of its accuracy."""
+    parts = {
+        part: {
+            **comparison.prompt.to_dict(),
+            "zero_shot_accuracy": round(comparison.zero_shot.accuracy, 4),
+        }
+        for part, comparison in comparisons.items()
+    }
+    return {**parts, "images": dict(images)}
+
+
+def _zero_shot(prompt: Prompt) -> Prompt:
+    """What the user would have without learning: the template that learning started from."""
+    if prompt.text is None:
+        return prompt
+    template = prompt.training["template"]
+    return replace(prompt, text=None, templates=(template,), class_position="end")
+
+
+def _notes(drawn: Split, config: TrainConfig) -> tuple[str, ...]:
+    notes = []
+    if drawn.val is None:
+        notes.append("There are no images left to validate on; going on without.")
+    if drawn.test is None:
+        notes.append("There are no test images; the accuracy on new images was not measured.")
+    fewer = shot_faults(drawn, config.shots)
+    if fewer:
+        notes.append(f"{len(fewer)} classes have fewer than {config.shots} training images.")
+    return tuple(notes)
+
+
+class _Clock:
+    """Adds up the seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

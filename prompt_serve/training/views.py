@@ -1,0 +1,85 @@
+"""Views of an image: the plain one that is served, and the augmented ones to learn from.
+
+An augmented view is CoOp's: ``RandomResizedCrop(S, scale=(0.08, 1))`` with bicubic resampling, then
+a horizontal flip in half of the cases. Its random numbers come from the image's digest, the number
+of the view and the seed, so a view is the same whatever was drawn before it.
+"""
+
+import hashlib
+import math
+
+import numpy as np
+from PIL import Image
+
+from prompt_serve.preprocess import Preprocessing, to_pixels
+from prompt_serve.types import PixelArray
+
+SCALE = (0.08, 1.0)  # of the image's area
+RATIO = (3 / 4, 4 / 3)  # width to height
+_ATTEMPTS = 10  # as in torchvision; then the middle is taken
+
+_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+
+
+def make_views(
+    image: Image.Image, preprocessing: Preprocessing, *, digest: str, views: int, seed: int
+) -> PixelArray:
+    """Args:
+        image: RGB.
+        preprocessing: of the backbone.
+        digest: sha256 of the image file, in hexadecimal.
+        views: K augmented views; 0 gives the one plain view that serving would see.
+        seed: of the views.
+
+    Returns:
+        (max(K, 1), S, S, 3) uint8.
+    """
+    if not views:
+        return to_pixels(image, preprocessing)[np.newaxis]
+    return np.stack(
+        [
+            augmented_view(image, preprocessing, view_generator(digest, index, seed))
+            for index in range(views)
+        ]
+    )
+
+
+def view_generator(digest: str, index: int, seed: int) -> np.random.Generator:
+    """The random numbers of one view of one image."""
+    name = hashlib.sha256(f"{digest} {index} {seed}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(name[:16], "little")))
+
+
+def augmented_view(
+    image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator
+) -> PixelArray:
+    """One random crop, resized to (S, S, 3) uint8 and perhaps flipped."""
+    size = preprocessing.image_size
+    box = _random_box(image.width, image.height, rng)
+    view = image.crop(box).resize((size, size), _RESAMPLING[preprocessing.interpolation])
+    pixels = np.asarray(view, dtype=np.uint8)
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of a crop (torchvision's ``RandomResizedCrop.get_params``)."""
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for _ in range(_ATTEMPTS):
+        area = width * height * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left = int(rng.integers(0, width - w + 1))
+            top = int(rng.integers(0, height - h + 1))
+            return left, top, left + w, top + h
+    return _middle_box(width, height)
+
+
+def _middle_box(width: int, height: int) -> tuple[int, int, int, int]:
+    w, h = width, height
+    if width / height < RATIO[0]:
+        h = round(width / RATIO[0])
+    elif width / height > RATIO[1]:
+        w = round(height * RATIO[1])
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
