@@ -1,0 +1,109 @@
+"""``prompt-serve inspect``: what a prompt file holds, for people and for programs."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from prompt_serve.prompt_file import Prompt
+
+NAMES_SHOWN = 12
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what the prompt file FILE holds: classes, backbone, learned numbers, settings, accuracy.
+
+    The whole file is checked. Example: prompt-serve inspect flowers.safetensors
+    """
+    from prompt_serve.prompt_file import read_prompt_file, version_of
+
+    prompt = read_prompt_file(file)
+    data = file.read_bytes()
+    description = describe(prompt, file_bytes=len(data), version=version_of(data))
+    if as_json:
+        click.echo(json.dumps(description, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(_lines(description)))
+
+
+def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
+    """Everything in a prompt file but the numbers themselves, as JSON types."""
+    tensors = prompt.text.tensors() if prompt.text else {}
+    return {
+        "name": prompt.name,
+        "version": version,
+        "method": prompt.method,
+        "backbone": prompt.backbone.model_dump(mode="json"),
+        "class_names": list(prompt.class_names),
+        "templates": list(prompt.templates),
+        "class_position": prompt.class_position,
+        "encoding": prompt.text.kind if prompt.text else None,
+        "encoding_options": prompt.text.options() if prompt.text else {},
+        "tensors": {
+            f"text.{key}": {"dtype": str(t.dtype), "shape": list(t.shape), "bytes": t.nbytes}
+            for key, t in tensors.items()
+        },
+        "learned_numbers": prompt.learned_numbers,
+        "payload_bytes": prompt.payload_bytes,
+        "file_bytes": file_bytes,
+        "training": dict(prompt.training),
+        "metrics": dict(prompt.metrics),
+        "created": prompt.created,
+        "tool_version": prompt.tool_version,
+    }
+
+
+def _lines(description: Mapping[str, Any]) -> Iterable[str]:
+    backbone = description["backbone"]
+    yield f"{'name':<16} {description['name']}"
+    yield f"{'version':<16} {description['version']}"
+    yield f"{'method':<16} {description['method']}"
+    yield f"{'backbone':<16} {backbone['id']}"
+    yield f"{'  fingerprint':<16} {backbone['fingerprint']}"
+    yield (
+        f"{'  sizes':<16} text width {backbone['text_width']}, embedding {backbone['embed_dim']}, "
+        f"{backbone['context_length']} tokens"
+    )
+    yield f"{'classes':<16} {_shortened(description['class_names'])}"
+    for template in description["templates"]:
+        yield f"{'template':<16} {template!r}, class name at the {description['class_position']}"
+    options = "".join(f", {key} {value}" for key, value in description["encoding_options"].items())
+    yield f"{'encoding':<16} {description['encoding'] or 'none: nothing is learned'}{options}"
+    for name, tensor in description["tensors"].items():
+        shape = " x ".join(map(str, tensor["shape"]))
+        yield f"{'  ' + name:<16} {shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+    yield f"{'learned numbers':<16} {description['learned_numbers']:,}"
+    yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
+    yield f"{'file':<16} {description['file_bytes']:,} bytes"
+    yield from _table("training", description["training"])
+    yield from _table("metrics", description["metrics"])
+    yield f"{'created':<16} {description['created'] or 'not stamped'}"
+    yield f"{'written by':<16} prompt-serve {description['tool_version'] or 'of unknown version'}"
+
+
+def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:
+    yield title if values else f"{title:<16} none"
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+            yield f"  {key:<14} {inner}"
+        else:
+            yield f"  {key:<14} {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{_shortened(value)}]" if value else "[]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shortened(values: list[Any]) -> str:
+    shown = ", ".join(str(value) for value in values[:NAMES_SHOWN])
+    rest = len(values) - NAMES_SHOWN
+    return f"{len(values):,}: {shown}" + (f", ... and {rest:,} more" if rest > 0 else "")
