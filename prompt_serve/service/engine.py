@@ -1,0 +1,132 @@
+"""The ONNX Runtime sessions of one bundle on one device; a device that was asked for is the device
+that runs, or nothing does."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from prompt_serve.assembly import Sequences
+from prompt_serve.bundle import Bundle
+from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.types import FloatArray, PixelArray
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Image and text encoder of a bundle. Thread-safe, as ONNX Runtime's sessions are.
+
+    Args:
+        bundle: an exported backbone.
+        cuda_device: index of a CUDA device; None runs on the CPU.
+        threads: of the CPU kernels.
+        max_batch: the most images that are encoded in one call.
+
+    Raises:
+        ProviderUnavailable: CUDA was asked for and does not run. There is no quiet way back to
+            the CPU: ONNX Runtime would take it.
+        BundleInvalid: the graphs cannot be loaded.
+    """
+
+    def __init__(
+        self, bundle: Bundle, *, cuda_device: int | None, threads: int, max_batch: int
+    ) -> None:
+        self.bundle = bundle
+        self._image_size = bundle.manifest.preprocessing.image_size
+        # On a CPU a padded image costs as much as a real one. On CUDA every new batch size plans
+        # its memory anew, so a few sizes are warmed up and smaller batches padded to them.
+        self._buckets = None if cuda_device is None else batch_buckets(max_batch)
+        self._warm_up_sizes = self._buckets or sorted({1, max_batch})
+        self._image_session = _open(str(bundle.image_encoder), cuda_device, threads)
+        self._text_session = _open(str(bundle.text_encoder), cuda_device, threads)
+        self.provider = str(self._image_session.get_providers()[0])
+
+    def encode_images(self, pixels: PixelArray) -> FloatArray:
+        """(B, S, S, 3) uint8 -> (B, E) image features of unit length."""
+        n = len(pixels)
+        if self._buckets is not None:
+            pixels = _pad(pixels, self._buckets)
+        (features,) = self._image_session.run(["image_features"], {"pixels": pixels})
+        return np.asarray(features[:n], dtype=np.float32)
+
+    def encode_text(self, sequences: Sequences) -> FloatArray:
+        """Assembled sequences of C classes -> (C, E) features of unit length."""
+        (features,) = self._text_session.run(
+            ["class_features"],
+            {"prefix": sequences.prefix, "suffix": sequences.suffix, "eot": sequences.eot},
+        )
+        return np.asarray(features, dtype=np.float32)
+
+    def warm_up(self) -> None:
+        """Run every batch size once, so that no request pays for the first run of its size."""
+        side = self._image_size
+        for size in self._warm_up_sizes:
+            self.encode_images(np.zeros((size, side, side, 3), dtype=np.uint8))
+
+
+def batch_buckets(max_batch: int) -> list[int]:
+    """1, 2, 4, ... up to ``max_batch``, which is always the last."""
+    sizes = [1]
+    while sizes[-1] * 2 < max_batch:
+        sizes.append(sizes[-1] * 2)
+    return sorted({*sizes, max_batch})
+
+
+def _pad(pixels: PixelArray, buckets: Sequence[int]) -> PixelArray:
+    size = next((bucket for bucket in buckets if bucket >= len(pixels)), len(pixels))
+    if size == len(pixels):
+        return pixels
+    padded = np.zeros((size, *pixels.shape[1:]), dtype=np.uint8)
+    padded[: len(pixels)] = pixels
+    return padded
+
+
+def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads that spin between two operators take the cores from the threads that decode images.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    wanted = _CPU if cuda_device is None else _CUDA
+    providers = [(_CPU, {})] if cuda_device is None else _cuda_providers(cuda_device)
+    try:
+        session = ort.InferenceSession(path, sess_options=options, providers=providers)
+    # ONNX Runtime raises its own exceptions, which share no base but Exception.
+    except Exception as error:
+        if cuda_device is not None:
+            raise _no_cuda(cuda_device, str(error)) from error
+        raise BundleInvalid(f"{path} cannot be loaded: {error}", path=path) from error
+    # Neither get_available_providers() nor disable_fallback() prevents a quiet fall-back.
+    active = session.get_providers()[0]
+    if active != wanted:
+        raise _no_cuda(cuda_device, f"the session came up on {active}")
+    return session
+
+
+def _cuda_providers(device: int) -> list[tuple[str, dict[str, Any]]]:
+    """CUDA; TF32 would round the text encoder's float32, which the probe checks."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels
+    options = {
+        "device_id": device,
+        "use_tf32": 0,
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return [(_CUDA, options)]
+
+
+def _no_cuda(device: int | None, reason: str) -> ProviderUnavailable:
+    return ProviderUnavailable(
+        f"CUDA device {device} was asked for, but ONNX Runtime {ort.__version__} cannot run on it: "
+        f"{reason}. Providers built into this onnxruntime: "
+        f"{', '.join(ort.get_available_providers())}. Check the driver (nvidia-smi) and the CUDA "
+        f"and cuDNN libraries, or set PROMPT_SERVE_DEVICE=cpu.",
+        reason=reason,
+    )

@@ -1,0 +1,121 @@
+"""Errors as problem documents (RFC 9457): ``application/problem+json`` with a stable ``code``."""
+
+import logging
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from prompt_serve.errors import PromptServeError
+from prompt_serve.schemas import Problem
+
+MEDIA_TYPE = "application/problem+json"
+_CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
+
+_log = logging.getLogger(__name__)
+
+
+def problem_of(error: PromptServeError) -> Problem:
+    """The problem document of an error; its facts become extra members where JSON can hold them."""
+    return _problem(error.status, error.code, error.message, error.facts)
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    """An HTTP answer that carries ``problem``, with Retry-After where the problem names one."""
+    extra = dict(headers or {})
+    wait_s = (problem.model_extra or {}).get("retry_after_s")
+    if isinstance(wait_s, int | float):
+        extra["Retry-After"] = str(max(1, math.ceil(wait_s)))
+    return Response(problem.model_dump_json(), problem.status, media_type=MEDIA_TYPE, headers=extra)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Make ``app`` answer every error as a problem document."""
+    app.add_exception_handler(PromptServeError, _on_own_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_middleware(UnexpectedErrors)
+
+
+class UnexpectedErrors:
+    """Answers 500 ``internal-error`` to what nobody foresaw; the reason goes to the log alone."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_and_note)
+        # Whatever escaped the handlers is a fault of ours; the caller gets an answer all the same.
+        except Exception:
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            if not started:
+                await problem_response(_unexpected())(scope, receive, send)
+
+
+async def _on_own_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, PromptServeError)  # noqa: S101 (the registration says so)
+    if error.status >= 500:
+        _log.error("%s: %s", error.code, error.message, exc_info=error)
+    return problem_response(problem_of(error))
+
+
+async def _on_validation_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 (the registration says so)
+    faults = [
+        {"where": ".".join(map(str, fault["loc"])), "what": fault["msg"]}
+        for fault in error.errors()[:20]
+    ]
+    detail = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults)
+    return problem_response(_problem(422, "request-invalid", detail, {"errors": faults}))
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 (the registration says so)
+    code = _CODES_OF_STATUS.get(error.status_code, "request-error")
+    return problem_response(_problem(error.status_code, code, error.detail), error.headers)
+
+
+def _unexpected() -> Problem:
+    return _problem(
+        500, PromptServeError.code, "Something went wrong here; the service's log has the reason."
+    )
+
+
+def _problem(
+    status: int, code: str, detail: str, facts: Mapping[str, object] | None = None
+) -> Problem:
+    members = {
+        name: plain
+        for name, fact in (facts or {}).items()
+        if name not in Problem.model_fields and (plain := _plain(fact)) is not None
+    }
+    return Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **members
+    )
+
+
+def _plain(fact: object) -> object | None:
+    """``fact`` in JSON's own types, None where it has none (a path, an array, an exception)."""
+    if isinstance(fact, str | bool | int) or (isinstance(fact, float) and math.isfinite(fact)):
+        return fact
+    if isinstance(fact, list | tuple):
+        return [_plain(item) for item in fact]
+    if isinstance(fact, dict):
+        return {str(key): _plain(value) for key, value in fact.items()}
+    return None

@@ -1,0 +1,137 @@
+"""What can be set about the service: environment variables ``PROMPT_SERVE_*``, read when asked for.
+
+A setting is the name of its field in capitals: ``PROMPT_SERVE_MAX_BATCH=16``. All faults are
+reported at once, misspelt names among them.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.preprocess import MAX_IMAGE_PIXELS
+from prompt_serve.schemas import Limits
+
+PREFIX = "PROMPT_SERVE_"
+# Variables of this prefix that are not the service's: the client's address and the training cache,
+# and what Kubernetes sets in every pod beside a Service that is called prompt-serve.
+_OTHERS = re.compile(r"(URL|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
+
+Count = Annotated[int, Field(ge=1)]
+CountOrAuto = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """All settings with their defaults; frozen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Path("~/.prompt-serve")  # holds registry.db and bundles/
+    bundle: Path | None = None  # the exported backbone; None: bundles/embedded in ``home``
+    database_url: str | None = None  # of SQLAlchemy; None: SQLite, registry.db in ``home``
+
+    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
+    inference_threads: CountOrAuto = 0  # of the image encoder on a CPU; 0: one a core
+    decode_threads: CountOrAuto = 0  # decode and resize images; 0: one a core, at most 16
+    max_batch: CountOrAuto = 0  # images that are encoded together; 0: 8 on a CPU, 32 on CUDA
+    max_queue_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+
+    max_body_bytes: Count = 32 * 2**20
+    max_images: Count = 64  # a request
+    max_image_pixels: Count = MAX_IMAGE_PIXELS  # as declared by the file, before it is decoded
+    max_tasks: Count = 256  # a request
+    max_queue_images: Count = 512  # admitted and not yet answered
+    request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    shutdown_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
+    feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20  # class features in memory
+
+    @model_validator(mode="after")
+    def _queue_holds_a_request(self) -> Self:
+        if self.max_images > self.max_queue_images:
+            raise ValueError(
+                f"max_images ({self.max_images}) exceeds max_queue_images "
+                f"({self.max_queue_images}): the largest request would never be admitted"
+            )
+        return self
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """Read the settings.
+
+        Raises:
+            ConfigInvalid: lists every variable that is misspelt or out of range.
+        """
+        environment = os.environ if environment is None else environment
+        given = {
+            name.removeprefix(PREFIX).lower(): value
+            for name, value in environment.items()
+            if name.startswith(PREFIX) and not _OTHERS.fullmatch(name.removeprefix(PREFIX))
+        }
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            raise ConfigInvalid(
+                "The service's settings are not valid:",
+                [_fault(fault["loc"], fault["msg"], given) for fault in error.errors()],
+            ) from error
+
+    @property
+    def home_path(self) -> Path:
+        return self.home.expanduser()
+
+    @property
+    def bundle_path(self) -> Path:
+        return (self.bundle or self.home_path / "bundles" / "embedded").expanduser()
+
+    @property
+    def database(self) -> str:
+        """SQLAlchemy's URL of the registry."""
+        return self.database_url or f"sqlite:///{self.home_path / 'registry.db'}"
+
+    @property
+    def cuda_device(self) -> int | None:
+        """The index of the CUDA device, None on a CPU."""
+        kind, _, index = self.device.partition(":")
+        return None if kind == "cpu" else int(index or 0)
+
+    @property
+    def batch_size(self) -> int:
+        """The most images that are encoded together.
+
+        On a CPU images/s do not rise beyond a handful; a longer batch only makes the next wait.
+        """
+        return self.max_batch or (8 if self.cuda_device is None else 32)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            max_body_bytes=self.max_body_bytes,
+            max_images=self.max_images,
+            max_image_pixels=self.max_image_pixels,
+            max_tasks=self.max_tasks,
+            max_queue_images=self.max_queue_images,
+        )
+
+
+def available_cores() -> int:
+    """Cores this process may use (a container's CPU set counts, its quota does not)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _fault(place: tuple[int | str, ...], message: str, given: Mapping[str, str]) -> str:
+    if not place:
+        return message.removeprefix("Value error, ")
+    name = str(place[0])
+    variable = PREFIX + name.upper()
+    if name in Settings.model_fields:
+        return f"{variable}={given.get(name)!r}: {message}"
+    close = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.6)
+    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "there is no such setting"
+    return f"{variable}: {hint}"
