@@ -23,7 +23,7 @@ MAX_IMAGE_PIXELS = 50_000_000
 # Only the middle square is seen; of longer strips the ends are cut off before resizing.
 MAX_ASPECT = 16
 # Pillow knows dozens of formats, some of which start other programs or decode slowly (EPS, FPX...).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
