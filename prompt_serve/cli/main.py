@@ -1,0 +1,114 @@
+"""The ``prompt-serve`` command: finds the sub-commands and says what went wrong in one line.
+
+A command's module is imported when that command is asked for, so ``prompt-serve --help`` is quick
+and works whichever optional parts are installed.
+"""
+
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from prompt_serve import __version__
+from prompt_serve.errors import DependencyMissing, PromptServeError
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+
+@dataclass(frozen=True)
+class LazyCommand:
+    """Where a command lives: the object ``name`` of ``module``. ``help`` is shown in the list."""
+
+    module: str
+    name: str
+    help: str
+
+
+COMMANDS: dict[str, LazyCommand] = {
+    "train": LazyCommand("prompt_serve.cli.train", "train", "Learn a prompt from labelled images."),
+    "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
+    "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
+    "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
+    "classify": LazyCommand(
+        "prompt_serve.cli.classify", "classify", "Ask a running service about a few images."
+    ),
+    "score": LazyCommand(
+        "prompt_serve.cli.score", "score", "Score a folder of images into a table."
+    ),
+}
+
+# Which extra of the package brings a module, and what needs it.
+EXTRAS: dict[str, tuple[str, str]] = {
+    "torch": ("train", "Training and export need"),
+    "open_clip": ("train", "Training and export need"),
+    "onnx": ("train", "Export needs"),
+    "onnxscript": ("train", "Export needs"),
+    "onnxruntime": ("serve", "Running an exported backbone needs"),
+    "tokenizers": ("serve", "Reading class names needs"),
+    "ftfy": ("serve", "Reading class names needs"),
+    "bentoml": ("serve", "The service needs"),
+    "fastapi": ("serve", "The service needs"),
+    "sqlalchemy": ("serve", "The service needs"),
+    "pyarrow": ("tables", "Parquet tables need"),
+}
+
+
+def dependency_missing(error: ImportError) -> DependencyMissing | None:
+    """Say how to get the optional part whose import failed; None where it is no such part."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return None
+    extra, need = EXTRAS[package]
+    return DependencyMissing(
+        f"{need} {package}: pip install 'prompt-serve[{extra}]'", package=package, extra=extra
+    )
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for, and shows errors without a traceback."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return [name for name, lazy in COMMANDS.items() if importlib.util.find_spec(lazy.module)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        lazy = COMMANDS[cmd_name]
+        command: click.Command = getattr(importlib.import_module(lazy.module), lazy.name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PromptServeError as error:
+            raise click.ClickException(str(error)) from error
+        except ImportError as error:
+            missing = dependency_missing(error)
+            if missing is None:
+                raise
+            raise click.ClickException(str(missing)) from error
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="prompt-serve")
+def main() -> None:
+    """Learn compact prompts for a frozen CLIP, export them, serve thousands at once.
+
+    \b
+    prompt-serve train photos/ --method dip --shots 16 --out pets.safetensors
+    prompt-serve tasks upload pets.safetensors
+    prompt-serve score photos/ --task pets --out scores.parquet
+    """
+
+
+if __name__ == "__main__":
+    main()

@@ -1,1 +1,0 @@
-"""Ask a running service from Python."""

@@ -1,0 +1,11 @@
+"""Ask a running service from Python: ``Client``, and ``AsyncClient`` for asyncio programs.
+
+Needs neither torch nor bentoml. ``docs/client.md`` shows both at work.
+"""
+
+from prompt_serve.client.async_client import AsyncClient
+from prompt_serve.client.images import ImageSource
+from prompt_serve.client.scoring import ScoredImage
+from prompt_serve.client.sync_client import Client
+
+__all__ = ["AsyncClient", "Client", "ImageSource", "ScoredImage"]
