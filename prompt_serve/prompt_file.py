@@ -276,6 +276,9 @@ def _read_header(data: bytes) -> _Header:
         ) from error
     try:
         fields = json.loads(document)
+        # What cannot be written again (NaN, infinity, half a surrogate pair) is not let in: it
+        # would break whoever passes it on.
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
         version = fields.get("format_version")
         if version != FORMAT_VERSION:
             raise PromptFileInvalid(
