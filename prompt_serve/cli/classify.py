@@ -1,0 +1,49 @@
+"""``prompt-serve classify``: ask a running service about a few images."""
+
+import click
+
+from prompt_serve.cli.options import service_options, task_option
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
+@task_option
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Classes to show of each task, best first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an image.")
+@service_options
+def classify(
+    images: tuple[str, ...],
+    tasks: tuple[str, ...],
+    top_k: int,
+    as_json: bool,
+    url: str,
+    timeout_s: float,
+) -> None:
+    """Ask a running service about a few images.
+
+    A bad image is reported and the others are answered; the exit code is then 1.
+
+    \b
+    prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        results = client.classify(list(images), tasks, top_k)
+    for path, result in zip(images, results, strict=True):
+        if as_json:
+            click.echo(result.model_dump_json(exclude_none=True))
+        elif result.error is not None:
+            click.echo(f"{path}: Error: {result.error.detail}", err=True)
+        for prediction in [] if as_json else result.predictions or []:
+            click.echo(f"{path}  {prediction.task}")
+            for score in prediction.classes:
+                click.echo(f"  {score.probability:7.2%}  {score.class_name}")
+    if any(result.error for result in results):
+        raise click.exceptions.Exit(1)

@@ -1,0 +1,51 @@
+"""What a user names on the command line -> the images that are meant."""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from prompt_serve.errors import DatasetInvalid
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
+)
+LIST_SUFFIX = ".txt"
+
+
+def image_paths(inputs: Iterable[str]) -> list[str]:
+    """The images of folders (recursively, by suffix), files and text lists, each once.
+
+    A folder's come in the order of their names, its hidden files and folders are left out; a
+    text list (.txt) has a path on each line. A file that is named is taken whatever its suffix.
+
+    Raises:
+        DatasetInvalid: an input does not exist, or there is no image at all.
+    """
+    inputs = list(inputs)
+    missing = [name for name in inputs if not Path(name).exists()]
+    if missing:
+        raise DatasetInvalid("There are no such files or folders:", missing)
+    paths = list(dict.fromkeys(path for name in inputs for path in _images_of(name)))
+    if not paths:
+        raise DatasetInvalid(
+            f"No images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+        )
+    return paths
+
+
+def _images_of(name: str) -> Iterator[str]:
+    if Path(name).is_dir():
+        yield from _images_in_folder(name)
+    elif name.lower().endswith(LIST_SUFFIX):
+        text = Path(name).read_text(encoding="utf-8", errors="surrogateescape")
+        yield from (line for line in map(str.strip, text.splitlines()) if line)
+    else:
+        yield name
+
+
+def _images_in_folder(folder: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield str(Path(parent, name))
