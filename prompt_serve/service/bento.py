@@ -63,6 +63,8 @@ class PromptServe:
         ensure_bundle(Settings.from_environment())
 
     def __init__(self) -> None:
+        # BentoML's handler is on the root logger, whose level hides start-up and shutdown.
+        logging.getLogger("prompt_serve").setLevel(logging.INFO)
         self.core = Core(Settings.from_environment())
         _app.state.core = self.core
 
@@ -117,7 +119,7 @@ def ensure_bundle(settings: Settings) -> None:
     path = settings.bundle_path
     if settings.bundle is not None or (path / MANIFEST).is_file():
         return
-    _log.info("there is no bundle in %s: exporting the embedded backbone", path)
+    _log.warning("There is no bundle in %s: exporting the embedded backbone.", path)
     command = [sys.executable, "-m", "prompt_serve.cli.main", "export", _EMBEDDED, "-o", str(path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
     if done.returncode != 0:

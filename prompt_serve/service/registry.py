@@ -25,12 +25,16 @@ from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from prompt_serve.errors import NotReady
 from prompt_serve.prompt_file import Prompt, version_of
 
 BUSY_TIMEOUT_S = 5.0
+
+_FAULTS_OF_OURS = (ProgrammingError, IntegrityError)  # not of the disk or the database
+_OUTAGES = (DBAPIError, PoolTimeout)
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -230,7 +234,9 @@ class Registry:
         try:
             with self._engine.connect() as connection:
                 return read(connection)
-        except SQLAlchemyError as error:
+        except _FAULTS_OF_OURS:
+            raise
+        except _OUTAGES as error:
             raise self._unavailable("read", error) from error
 
     @contextmanager
@@ -238,9 +244,11 @@ class Registry:
         try:
             with self._writing.begin() as connection:
                 if raise_revision:
-                    connection.execute(_revision.update(), {"value": _revision.c.value + 1})
+                    connection.execute(_revision.update().values(value=_revision.c.value + 1))
                 yield connection
-        except SQLAlchemyError as error:
+        except _FAULTS_OF_OURS:
+            raise
+        except _OUTAGES as error:
             raise self._unavailable("written", error) from error
 
     def _unavailable(self, what: str, error: SQLAlchemyError) -> NotReady:

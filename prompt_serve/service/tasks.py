@@ -107,7 +107,7 @@ class TaskStore:
         check_task_name(wanted.name)
         unprobed = Prompt(
             name=wanted.name,
-            method="zero_shot",
+            method="zero-shot",
             class_names=tuple(wanted.class_names),
             templates=tuple(wanted.templates),
             backbone=self._bundle.manifest.backbone,

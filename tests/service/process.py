@@ -1,0 +1,90 @@
+"""A really started service process, for tests that speak HTTP."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT_S = 90.0
+
+
+@dataclass(frozen=True)
+class Served:
+    """Where a started service answers, and what it wrote."""
+
+    url: str
+    home: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+
+
+@contextlib.contextmanager
+def service(home: Path, bundle: Path, **settings: str) -> Iterator[Served]:
+    """Plain ``bentoml serve`` in the checkout; stopped as by Ctrl-C at the end."""
+    home.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    log = home / "service.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)],
+            cwd=ROOT,
+            env=environment(home, bundle, **settings),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    served = Served(f"http://127.0.0.1:{port}", home, log, process)
+    try:
+        wait_until_ready(served)
+        yield served
+    finally:
+        stop(process)
+
+
+def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
+    """This process's environment with the service's settings and nothing left over."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROMPT_SERVE_", "BENTOML"))}
+    return {
+        **kept,
+        "BENTOML_HOME": str(home / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "True",
+        "OMP_NUM_THREADS": "1",
+        "PROMPT_SERVE_HOME": str(home),
+        "PROMPT_SERVE_BUNDLE": str(bundle),
+        **{f"PROMPT_SERVE_{name.upper()}": value for name, value in settings.items()},
+    }
+
+
+def wait_until_ready(served: Served) -> None:
+    give_up = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < give_up and served.process.poll() is None:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{served.url}/readyz", timeout=10).status_code == 200:
+                return
+        time.sleep(0.1)
+    raise RuntimeError(f"The service did not start:\n{served.log.read_text()[-4000:]}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout=30)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,56 @@
+"""Settings from the environment: defaults, units, and every fault at once."""
+
+from pathlib import Path
+
+import pytest
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.service.settings import Settings
+
+
+def test_everything_has_a_default_under_one_home() -> None:
+    settings = Settings.from_environment({"PROMPT_SERVE_HOME": "/srv/ps"})
+
+    assert settings.bundle_path == Path("/srv/ps/bundles/embedded")
+    assert settings.database == "sqlite:////srv/ps/registry.db"
+    assert settings.device == "cpu"
+    assert settings.cuda_device is None
+
+
+def test_a_device_number_is_read() -> None:
+    assert Settings.from_environment({"PROMPT_SERVE_DEVICE": "cuda:3"}).cuda_device == 3
+    assert Settings.from_environment({"PROMPT_SERVE_DEVICE": "cuda"}).cuda_device == 0
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    environment = {
+        "PROMPT_SERVE_DEVICE": "auto",
+        "PROMPT_SERVE_MAX_BATCH": "many",
+        "PROMPT_SERVE_MAX_IMAGE": "3",
+        "PROMPT_SERVE_GPU": "1",
+    }
+    with pytest.raises(ConfigInvalid, match="not valid") as caught:
+        Settings.from_environment(environment)
+
+    text = str(caught.value)
+    assert "PROMPT_SERVE_DEVICE='auto'" in text
+    assert "PROMPT_SERVE_MAX_BATCH='many'" in text
+    assert "did you mean PROMPT_SERVE_MAX_IMAGES?" in text
+    assert "PROMPT_SERVE_GPU: there is no such setting" in text
+    assert len(caught.value.faults) == 4
+
+
+def test_a_request_that_could_never_be_admitted_is_refused_at_start() -> None:
+    with pytest.raises(ConfigInvalid, match="never be admitted"):
+        Settings.from_environment({"PROMPT_SERVE_MAX_QUEUE_IMAGES": "8"})
+
+
+def test_what_kubernetes_sets_beside_a_service_called_prompt_serve_is_no_fault() -> None:
+    Settings.from_environment(
+        {
+            "PROMPT_SERVE_SERVICE_HOST": "10.0.0.1",
+            "PROMPT_SERVE_SERVICE_PORT_HTTP": "3000",
+            "PROMPT_SERVE_PORT": "tcp://10.0.0.1:3000",
+            "PROMPT_SERVE_PORT_3000_TCP_ADDR": "10.0.0.1",
+        }
+    )
