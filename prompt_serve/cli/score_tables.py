@@ -176,7 +176,7 @@ class _Parquet:
     def flush(self) -> None:
         import pyarrow as pa
 
-        self._writer.write_table(pa.Table.from_pylist(self._rows, self._writer.schema))
+        self._writer.write_table(pa.Table.from_pylist(self._rows, _schema()))
         self._rows = []
 
 

@@ -1,0 +1,162 @@
+"""Calls are repeated where that helps, and not for ever."""
+
+import random
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+from starlette.responses import PlainTextResponse
+
+from prompt_serve.client import Client
+from prompt_serve.client.retrying import Patience, RetryPolicy, retry_after_s
+from prompt_serve.errors import (
+    DeadlineExceeded,
+    NotReady,
+    Overloaded,
+    ServiceUnreachable,
+    TaskNotFound,
+)
+from tests.client.standin import Drop, StandIn, numbered_image, problem
+
+
+def test_dropped_connections_are_asked_again(service: StandIn, client: Client) -> None:
+    service.behaviour.faults.extend([Drop(), Drop()])
+
+    assert client.info().precision == "fp32"
+    assert service.behaviour.paths == ["GET /v1/info"] * 3
+
+
+def test_refusals_are_asked_again_after_the_time_they_name(
+    service: StandIn, client: Client
+) -> None:
+    service.behaviour.faults.append(problem("overloaded", 429, retry_after_s=1))
+
+    client.info()
+
+    first, second = service.behaviour.times
+    assert 0.99 <= second - first <= 5.0
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "error"), [("overloaded", 429, Overloaded), ("not-ready", 503, NotReady)]
+)
+def test_a_service_that_goes_on_refusing_is_given_up(
+    code: str, status: int, error: type[Exception], service: StandIn
+) -> None:
+    service.behaviour.faults.extend([problem(code, status, "Not now.")] * 5)
+
+    with Client(service.url, retries=2) as client, pytest.raises(error, match="Not now"):
+        client.info()
+
+    assert len(service.behaviour.paths) == 3
+
+
+def test_drops_without_end_are_given_up(service: StandIn) -> None:
+    service.behaviour.faults.extend([Drop()] * 5)
+
+    with (
+        Client(service.url, retries=1) as client,
+        pytest.raises(ServiceUnreachable, match="tried 2 times") as caught,
+    ):
+        client.info()
+
+    assert (caught.value.facts["url"], caught.value.facts["attempts"]) == (service.url, 2)
+
+
+def test_a_wait_beyond_the_budget_is_not_even_begun(service: StandIn, client: Client) -> None:
+    service.behaviour.faults.append(problem("overloaded", 429, retry_after_s=3600))
+    started = time.monotonic()
+
+    with pytest.raises(Overloaded) as caught:
+        client.info()
+
+    assert caught.value.retry_after_s == 3600
+    assert time.monotonic() - started < 5.0
+
+
+def test_an_answer_that_does_not_come_in_time_is_told_apart_from_no_service(
+    service: StandIn,
+) -> None:
+    service.behaviour.delay_s = lambda: 5.0
+
+    with (
+        Client(service.url, retries=0, timeout_s=0.2) as client,
+        pytest.raises(DeadlineExceeded, match=r"within 0\.2 s"),
+    ):
+        client.info()
+
+
+def test_what_cannot_get_better_is_asked_once(service: StandIn, client: Client) -> None:
+    with pytest.raises(TaskNotFound):
+        client.task("pest")
+
+    assert service.behaviour.paths == ["GET /v1/tasks/pest"]
+
+
+def test_a_deletion_whose_answer_was_lost_is_no_error(service: StandIn, client: Client) -> None:
+    service.behaviour.drop_after_work.append(Drop())
+
+    client.delete("pets")
+
+    assert service.behaviour.paths == ["DELETE /v1/tasks/pets"] * 2
+    with pytest.raises(TaskNotFound):
+        client.delete("pets")
+
+
+def test_waiting_for_a_service_ends_when_it_is_ready(service: StandIn, client: Client) -> None:
+    service.behaviour.faults.extend([problem("not-ready", 503), Drop()])
+
+    client.wait_until_ready(timeout_s=30)
+
+    assert service.behaviour.paths == ["GET /readyz"] * 3
+
+
+def test_waiting_for_a_service_says_what_it_waited_for(service: StandIn, client: Client) -> None:
+    service.behaviour.faults.extend([PlainTextResponse("loading", 503)] * 100)
+    with pytest.raises(NotReady, match=r"Waited 0\.5 s\. .*loading"):
+        client.wait_until_ready(timeout_s=0.5)
+
+    service.stop()
+    with pytest.raises(ServiceUnreachable, match=r"Waited 0\.5 s\. Nothing answers"):
+        client.wait_until_ready(timeout_s=0.5)
+
+
+def test_pauses_grow_with_jitter_up_to_a_limit() -> None:
+    random.seed(0)
+    patience = Patience(RetryPolicy(retries=8, first_delay_s=1.0, max_delay_s=8.0))
+
+    delays = [patience.next_delay_s() for _ in range(9)]
+
+    for delay, longest in zip(delays, [1, 2, 4, 8, 8, 8, 8, 8], strict=False):
+        assert delay is not None
+        assert longest / 2 <= delay <= longest
+    assert delays[8] is None
+
+
+def test_a_policy_without_a_count_ends_with_its_budget() -> None:
+    patience = Patience(RetryPolicy(retries=None, budget_s=0.2, first_delay_s=0.05))
+    started = time.monotonic()
+
+    while (delay_s := patience.next_delay_s()) is not None:
+        time.sleep(delay_s)
+
+    assert 0.2 <= time.monotonic() - started < 5.0
+
+
+def test_retry_after_is_a_number_or_a_date() -> None:
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+
+    assert retry_after_s({"retry-after": "2.5"}) == 2.5
+    assert retry_after_s({"retry-after": "-3"}) == 0.0
+    assert retry_after_s({"retry-after": in_a_minute}) == pytest.approx(60, abs=5)
+    for nonsense in ("", "soon", "nan", "inf"):
+        assert retry_after_s({"retry-after": nonsense}) is None
+
+
+def test_a_name_with_a_slash_stays_one_name(service: StandIn, client: Client) -> None:
+    with pytest.raises(TaskNotFound):
+        client.task("a b?c")
+
+    client.classify(numbered_image(1), "pets")
+    assert service.behaviour.paths[0] == "GET /v1/tasks/a b?c"
