@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 
 import prompt_serve
 from prompt_serve.bundle import (
@@ -29,8 +30,11 @@ from prompt_serve.bundle import (
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.graphs import image_graph, text_graph
 from prompt_serve.export.parity import check_parity
+from prompt_serve.export.quantise import quantise, quantised_share
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.types import Precision
+
+_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def export_bundle(
@@ -56,21 +60,45 @@ def export_bundle(
     out = out.resolve()  # through a symbolic link: what it points to is replaced, not the link
     _check_target(out)
     with _temporary_sibling(out) as folder:
-        _write_files(backbone, folder, tell)
-        parity = check_parity(backbone, folder / IMAGE_ENCODER, folder / TEXT_ENCODER, report=tell)
+        _write_files(backbone, folder, precision, tell)
+        parity = check_parity(
+            backbone,
+            folder / IMAGE_ENCODER,
+            folder / TEXT_ENCODER,
+            precision=precision,
+            report=tell,
+        )
         manifest = _manifest(backbone, folder, precision, parity)
         (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
         _put_in_place(folder, out)
     return manifest
 
 
-def _write_files(backbone: Backbone, folder: Path, tell: Callable[[str], None]) -> None:
-    tell("exporting the image encoder")
-    onnx.save(image_graph(backbone), folder / IMAGE_ENCODER)
+def _write_files(
+    backbone: Backbone, folder: Path, precision: Precision, tell: Callable[[str], None]
+) -> None:
+    tell(f"exporting the image encoder ({precision})")
+    _write_image_encoder(backbone, folder / IMAGE_ENCODER, precision, tell)
     tell("exporting the text encoder")
     onnx.save(text_graph(backbone), folder / TEXT_ENCODER)
     np.save(folder / TOKEN_EMBEDDING, backbone.token_embedding.cpu().numpy().astype("<f4"))
     (folder / TOKENIZER).write_text(backbone.tokenizer.to_json(), encoding="utf-8")
+
+
+def _write_image_encoder(
+    backbone: Backbone, path: Path, precision: Precision, tell: Callable[[str], None]
+) -> None:
+    if precision != "int8":
+        onnx.save(image_graph(backbone, _DTYPES[precision]), path)
+        return
+    model = image_graph(backbone)
+    share = quantised_share(model)
+    if share < 0.5:
+        tell(
+            f"note: int8 quantises matrix products, {share:.0%} of this image tower's weights; "
+            f"its convolutions stay float32, so expect little gain over fp32"
+        )
+    quantise(model, path)
 
 
 def _manifest(

@@ -1,14 +1,10 @@
 """A backbone's two towers as ONNX graphs (see ``prompt_serve.bundle`` for inputs and outputs).
 
-Each tower is wrapped in a module that has exactly the graph's inputs and outputs, so that the same
-module is the PyTorch side of the parity check.
+The image graph of an ``int8`` bundle is the fp32 one, quantised afterwards (``quantise``); that of
+an ``fp16`` bundle is exported from a half-precision copy of the tower.
 """
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+import copy
 from typing import cast
 
 import onnx
@@ -16,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompt_serve.export.attention import with_exported_attention
+from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.text_tower import TextTower
 
@@ -23,18 +21,26 @@ OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 
 
 
 class ImageEncoder(nn.Module):
-    """Pixels (B, S, S, 3) uint8 -> image features (B, E) of unit length."""
+    """Pixels (B, S, S, 3) uint8 -> image features (B, E) float32 of unit length.
 
-    def __init__(self, backbone: Backbone) -> None:
+    With ``dtype`` float16 the tower alone is in half precision: pixels are normalised, and features
+    brought to unit length, in float32, where rounding and overflow would cost most.
+    """
+
+    def __init__(self, backbone: Backbone, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         preprocessing = backbone.preprocessing
-        self.tower = backbone.clip.visual
+        self.dtype = dtype
+        # ``to`` works in place, so half precision needs weights of its own.
+        visual = backbone.clip.visual
+        tower = visual if dtype == torch.float32 else copy.deepcopy(visual).to(dtype)
+        self.tower = with_exported_attention(tower)
         self.mean = nn.Buffer(_per_channel(preprocessing.mean, backbone.device))
         self.std = nn.Buffer(_per_channel(preprocessing.std, backbone.device))
 
     def forward(self, pixels: Tensor) -> Tensor:
         normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return F.normalize(self.tower(normalised), dim=-1)
+        return F.normalize(self.tower(normalised.to(self.dtype)).float(), dim=-1)
 
 
 class TextEncoder(nn.Module):
@@ -49,13 +55,13 @@ class TextEncoder(nn.Module):
         return features
 
 
-def image_graph(backbone: Backbone) -> onnx.ModelProto:
+def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
     """The image tower with normalisation in front, for any number of images."""
     size = backbone.preprocessing.image_size
     # Two images: a size of one would be taken for a constant.
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=backbone.device)
     return _export(
-        ImageEncoder(backbone),
+        ImageEncoder(backbone, dtype),
         {"pixels": pixels},
         axes={"pixels": {0: "B"}},
         output="image_features",
@@ -82,7 +88,7 @@ def _export(
     module: nn.Module, inputs: dict[str, Tensor], *, axes: dict[str, dict[int, str]], output: str
 ) -> onnx.ModelProto:
     dynamic = {name: dict.fromkeys(named, torch.export.Dim.DYNAMIC) for name, named in axes.items()}
-    with _quiet():
+    with quiet_libraries():
         program = torch.onnx.export(
             module.eval(),
             tuple(inputs.values()),
@@ -118,22 +124,6 @@ def _forget_origin(model: onnx.ModelProto) -> None:
     del model.graph.metadata_props[:]
     for item in (*model.graph.node, *model.graph.input, *model.graph.output):
         del item.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and its notes to developers off the user's terminal."""
-    exporter = logging.getLogger("torch.onnx")
-    level = exporter.level
-    exporter.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            # Deprecations inside torch, copyreg and onnxscript that no user can act on.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        exporter.setLevel(level)
 
 
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:

@@ -1,0 +1,66 @@
+"""Self-attention of image transformers as one ONNX operator.
+
+Exported as it stands, ``nn.MultiheadAttention`` becomes some twenty operators, a third of them
+copies. onnxruntime's ``MultiHeadAttention`` computes the same in one, without ever holding the
+whole attention matrix, on the CPU and on CUDA alike.
+"""
+
+import copy
+from typing import cast
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+
+
+class ExportedAttention(nn.Module):
+    """Stands in for a block's ``nn.MultiheadAttention`` during the export, and computes nothing."""
+
+    def __init__(self, attention: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads = attention.num_heads
+        weights = attention.in_proj_weight.chunk(3)
+        biases = attention.in_proj_bias.chunk(3)
+        self.query, self.key, self.value = map(_linear, weights, biases)
+        self.out_proj = attention.out_proj
+
+    def forward(
+        self, q_x: Tensor, k_x: Tensor, v_x: Tensor, *, need_weights: bool, attn_mask: None
+    ) -> tuple[Tensor, None]:
+        attended = torch.onnx.ops.symbolic(
+            "com.microsoft::MultiHeadAttention",
+            (self.query(q_x), self.key(k_x), self.value(v_x)),
+            {"num_heads": self.heads},
+            dtype=q_x.dtype,
+            shape=q_x.shape,
+            version=1,
+        )
+        return self.out_proj(attended), None
+
+
+def with_exported_attention(tower: nn.Module) -> nn.Module:
+    """A copy of an image tower with every plain self-attention replaced; weights are shared."""
+    shared = {id(tensor): tensor for tensor in (*tower.parameters(), *tower.buffers())}
+    copied = copy.deepcopy(tower, cast("dict[int, object]", shared))
+    for module in copied.modules():
+        if isinstance(module, ResidualAttentionBlock) and _is_plain(module.attn):
+            module.attn = ExportedAttention(module.attn)
+    return copied
+
+
+def _is_plain(attention: nn.Module) -> bool:
+    return (
+        isinstance(attention, nn.MultiheadAttention)
+        and attention.batch_first
+        and attention.in_proj_weight is not None  # one width for queries, keys and values
+        and attention.in_proj_bias is not None
+        and attention.bias_k is None
+        and not attention.add_zero_attn
+    )
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear

@@ -1,0 +1,73 @@
+"""Images and names to compare encoders on: noise, drawn shapes, and the package's sample images."""
+
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from prompt_serve.preprocess import Preprocessing, pixels_from_bytes, to_pixels
+from prompt_serve.types import IntArray, PixelArray
+
+NAMES = (
+    "cat",
+    "Yorkshire terrier",
+    "red-winged blackbird",
+    "café crème brûlée",
+    "Bücherregal",
+    "O'Neill's sofa",
+    "1984 Toyota MR2",
+    "☂ umbrella",
+    "a very long name of an unusually specific kind of thing",
+)
+TEMPLATES = ("a photo of a {}.", "{}")
+
+_CANVAS = 96  # pixels a side of a drawing, before preprocessing
+
+
+def random_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
+    """(count, S, S, 3) of noise: every channel and every place differs."""
+    size = preprocessing.image_size
+    shape = (count, size, size, 3)
+    return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
+
+
+def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
+    """Up to ``count`` of the sample images that come with the package, spread over all of them."""
+    folder = Path(str(resources.files("prompt_serve") / "assets" / "emoji"))
+    paths = sorted(folder.glob("*/*/*.png"))
+    chosen = paths[:: max(1, len(paths) // count)][:count]
+    pixels = [pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen]
+    size = preprocessing.image_size
+    return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), dtype=np.uint8)
+
+
+def drawn_pixels(
+    preprocessing: Preprocessing, *, classes: int, count: int
+) -> tuple[PixelArray, IntArray]:
+    """``count`` drawings a class: two coloured shapes on a ground, each time a little different.
+
+    Returns:
+        Pixels (classes * count, S, S, 3) and labels (classes * count,).
+    """
+    rng = np.random.default_rng(0)
+    pixels = []
+    for _ in range(classes):
+        colours, corners = rng.integers(0, 256, size=(3, 3)), rng.integers(8, 56, size=(2, 2))
+        for _ in range(count):
+            drawing = _draw(
+                np.clip(colours + rng.integers(-20, 21, size=(3, 3)), 0, 255),
+                corners + rng.integers(-6, 7, size=(2, 2)),
+            )
+            pixels.append(to_pixels(drawing, preprocessing))
+    return np.stack(pixels), np.repeat(np.arange(classes), count)
+
+
+def _draw(colours: IntArray, corners: IntArray) -> Image.Image:
+    ground, ellipse, bar = (tuple(map(int, colour)) for colour in colours)
+    image = Image.new("RGB", (_CANVAS, _CANVAS), ground)
+    (x, y), (u, v) = corners.tolist()
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((x, y, x + 40, y + 32), fill=ellipse)
+    draw.rectangle((u, v, u + 14, v + 40), fill=bar)
+    return image
