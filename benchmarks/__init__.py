@@ -1,0 +1,1 @@
+"""Measurements. Run one with: python -m benchmarks.NAME"""
