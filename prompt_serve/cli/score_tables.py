@@ -7,10 +7,10 @@ a Parquet file appears when it is complete.
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
@@ -99,32 +99,40 @@ def rows_done(path: Path) -> set[tuple[str, str]]:
     A last line that was cut short by the end of its run is removed from the file.
 
     Raises:
-        ConfigInvalid: it is no table of ours.
+        ConfigInvalid: it is no table of ours; it stays as it is.
     """
-    if not path.exists():
+    if not path.exists() or path.stat().st_size == 0:
         return set()
-    _cut_last_line(path)
-    with path.open(encoding="utf-8", errors=_ESCAPE, newline="") as file:
+    with path.open("rb+") as file:
         try:
-            return {(row["source"], row["task"]) for row in _KINDS[path.suffix].rows(file)}
+            rows = _KINDS[path.suffix].rows(_whole_lines(file))
+            done = {(row["source"], row["task"]) for row in rows}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ConfigInvalid(
                 f"{path} is not a table that this command wrote ({error!r}). Name another file."
             ) from error
+        _cut_last_line(file)
+    return done
 
 
-def _cut_last_line(path: Path) -> None:
-    with path.open("rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 65_536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                file.truncate(start + newline + 1)
-                return
-            end = start
-        file.truncate(0)
+def _whole_lines(file: BinaryIO) -> Iterator[str]:
+    for number, line in enumerate(file):
+        if line.endswith(b"\n"):
+            yield line.decode("utf-8", _ESCAPE)
+        elif number == 0:
+            raise ValueError("it has no whole line")
+
+
+def _cut_last_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65_536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            file.truncate(start + newline + 1)
+            return
+        end = start
 
 
 class _Jsonl:
@@ -135,8 +143,8 @@ class _Jsonl:
         self._file.write(json.dumps(row) + "\n")
 
     @staticmethod
-    def rows(file: IO[str]) -> Iterator[Row]:
-        return (json.loads(line) for line in file)
+    def rows(lines: Iterable[str]) -> Iterator[Row]:
+        return map(json.loads, lines)
 
 
 class _Csv:
@@ -149,9 +157,9 @@ class _Csv:
         self._writer.writerow({**row, "classes": json.dumps(row["classes"])})
 
     @staticmethod
-    def rows(file: IO[str]) -> Iterator[Row]:
-        reader = csv.DictReader(file, strict=True)
-        if reader.fieldnames not in (None, list(COLUMNS)):
+    def rows(lines: Iterable[str]) -> Iterator[Row]:
+        reader = csv.DictReader(lines, strict=True)
+        if reader.fieldnames != list(COLUMNS):
             raise ValueError(f"its columns are {reader.fieldnames}")
         return iter(reader)
 

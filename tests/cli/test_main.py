@@ -1,0 +1,133 @@
+"""The frame of the command: help for everything, one line for every error."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+
+import click
+import pytest
+
+from prompt_serve import __version__
+from prompt_serve.cli.main import COMMANDS, LazyCommand, main
+from prompt_serve.client.async_client import DEFAULT_URL
+from prompt_serve.errors import BundleInvalid
+from tests.cli.conftest import Run
+
+
+def commands(
+    group: click.Group = main, path: tuple[str, ...] = ()
+) -> Iterator[tuple[str, click.Command]]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from commands(command, (*path, name))
+        else:
+            yield " ".join((*path, name)), command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_every_command_and_option_has_help_and_an_example(
+    name: str, command: click.Command
+) -> None:
+    assert command.help
+    text = re.sub(r"\s+", " ", f"{command.help} {command.epilog}")
+    assert f"prompt-serve {name} " in f"{text} "
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.opts}"
+
+
+def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from prompt_serve.cli.main import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "print(*{'torch', 'numpy', 'httpx', 'bentoml'} & set(sys.modules), file=sys.stderr)\n"
+    )
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    for name in ("tasks", "classify", "score"):
+        assert f"\n  {name} " in done.stdout
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("module", ["prompt_serve", "prompt_serve.cli.main"])
+def test_the_modules_run_as_the_command(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+
+    assert done.stdout == f"prompt-serve, version {__version__}\n"
+
+
+def test_commands_that_are_not_there_are_not_listed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = LazyCommand("prompt_serve.cli.later_than_now", "later", "Not yet.")
+    monkeypatch.setitem(COMMANDS, "later", later)
+
+    assert "later" not in run("--help").output
+    assert run("later").exit_code == 2
+    assert "No such command 'later'" in run("later").output
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The command ``fail``, which raises ``failing.error``."""
+    state = SimpleNamespace(error=None)
+
+    @click.command()
+    def fail() -> None:
+        raise state.error
+
+    module = ModuleType("failing_command")
+    module.__spec__ = ModuleSpec("failing_command", None)
+    module.fail = fail  # type: ignore[attr-defined]  # modules take what they are given
+    monkeypatch.setitem(sys.modules, "failing_command", module)
+    monkeypatch.setitem(COMMANDS, "fail", LazyCommand("failing_command", "fail", "Fails."))
+    return state
+
+
+def test_our_own_errors_are_one_line_and_exit_1(run: Run, failing: SimpleNamespace) -> None:
+    failing.error = BundleInvalid("There is no bundle in x. Export one: prompt-serve export.")
+
+    result = run("fail")
+
+    assert result.exit_code == 1
+    assert result.stderr == "Error: There is no bundle in x. Export one: prompt-serve export.\n"
+
+
+def test_a_missing_part_says_how_to_get_it(run: Run, failing: SimpleNamespace) -> None:
+    failing.error = ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    result = run("fail")
+
+    assert result.exit_code == 1
+    assert result.stderr.endswith("need torch: pip install 'prompt-serve[train]'\n")
+
+
+def test_a_fault_of_ours_is_not_passed_off_as_a_missing_part(
+    run: Run, failing: SimpleNamespace
+) -> None:
+    failing.error = ImportError("cannot import name 'x'", name="prompt_serve.scoring")
+
+    assert isinstance(run("fail").exception, ImportError)
+
+
+def test_ctrl_c_is_exit_code_130(run: Run, failing: SimpleNamespace) -> None:
+    failing.error = KeyboardInterrupt()
+
+    result = run("fail")
+
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted.\n"
+
+
+def test_the_default_address_is_that_of_the_client(run: Run) -> None:
+    assert DEFAULT_URL in run("classify", "--help").output
