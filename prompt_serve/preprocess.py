@@ -96,6 +96,8 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     values = np.asarray(image, dtype=np.float64)
     if image.mode == "F":
         top = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
+    elif image.mode.startswith("I;16"):
+        top = 65_535.0  # also where all of it is dark
     else:
         top = 255.0 if values.max(initial=0) <= 255 else 65_535.0
     return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
