@@ -1,0 +1,136 @@
+"""Start, restart, two processes on one registry, and starts that must not succeed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.prompt_file import to_bytes
+from prompt_serve.service.engine import Engine, batch_buckets
+from prompt_serve.training.backbone import Backbone
+from tests.service.process import environment, free_port, service
+from tests.service.prompts import learned_prompt, picture
+
+PNG = {"content-type": "image/png"}
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+def test_a_restart_keeps_all_tasks_and_two_processes_share_them(
+    tiny_bundle: Path, tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    files = [to_bytes(learned_prompt(tiny_backbone, ["a", "b"], seed=seed)) for seed in range(3)]
+    with service(tmp_path, tiny_bundle) as first:
+        for seed, data in enumerate(files):
+            assert httpx.put(f"{first.url}/v1/tasks/t{seed}", content=data).status_code == 201
+        before = [_ask(first.url, f"t{seed}") for seed in range(3)]
+
+    with service(tmp_path, tiny_bundle) as one, service(tmp_path, tiny_bundle) as two:
+        assert [_ask(two.url, f"t{seed}") for seed in range(3)] == before
+        stale = 0
+        for i in range(40):
+            here, there = (one, two) if i % 2 else (two, one)
+            uploaded = httpx.put(f"{here.url}/v1/tasks/t0", content=files[i % 3])
+            assert uploaded.status_code == 200
+            answer = _ask(there.url, "t0")
+            stale += answer["version"] != uploaded.json()["version"]
+        log = one.log.read_text()
+    assert stale == 0
+    assert "Traceback" not in log
+    assert one.process.returncode == 0
+
+
+_HAS_GPU = Path("/proc/driver/nvidia/version").exists()
+
+
+@pytest.mark.skipif(_HAS_GPU, reason="CUDA may well run here")
+def test_cuda_that_cannot_run_is_no_quiet_cpu(bundle: Bundle) -> None:
+    with pytest.raises(ProviderUnavailable, match=r"CUDA device 0 was asked for.*DEVICE=cpu"):
+        Engine(bundle, cuda_device=0, threads=1, max_batch=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not _HAS_GPU, reason="needs a CUDA device")
+def test_cuda_that_was_asked_for_is_what_runs(bundle: Bundle, engine: Engine) -> None:
+    on_gpu = Engine(bundle, cuda_device=0, threads=1, max_batch=8)
+    side = bundle.manifest.preprocessing.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (5, side, side, 3), dtype=np.uint8)
+
+    assert on_gpu.provider == "CUDAExecutionProvider"
+    # Convolutions in float32 on CUDA sum in another order.
+    assert np.abs(on_gpu.encode_images(pixels) - engine.encode_images(pixels)).max() <= 1e-3
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"device": "gpu", "max_bach": "3"}, "did you mean PROMPT_SERVE_MAX_BATCH?"),
+        ({"bundle": "/nowhere"}, "There is no bundle in /nowhere"),
+    ],
+    ids=["misspelt settings", "missing bundle"],
+)
+def test_a_service_that_cannot_run_says_why_and_exits(
+    tiny_bundle: Path, tmp_path: Path, settings: dict[str, str], reason: str
+) -> None:
+    command = [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port())]
+    done = subprocess.run(
+        command,
+        cwd=Path(__file__).parents[2],
+        env=environment(tmp_path, tiny_bundle, **settings),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert reason in done.stdout + done.stderr
+
+
+def test_a_damaged_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
+    for path in tiny_bundle.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    encoder = tmp_path / "image_encoder.onnx"
+    encoder.write_bytes(encoder.read_bytes()[:-100])
+
+    with pytest.raises(BundleInvalid, match=r"image_encoder.onnx is not the file"):
+        open_bundle(tmp_path)
+
+
+def test_batches_for_cuda_are_padded_to_powers_of_two() -> None:
+    assert batch_buckets(1) == [1]
+    assert batch_buckets(8) == [1, 2, 4, 8]
+    assert batch_buckets(24) == [1, 2, 4, 8, 16, 24]
+
+
+_IMPORTS = """
+import sys
+import {module}
+print([name for name in ("torch", "open_clip", "timm", "torchvision") if name in sys.modules])
+"""
+
+
+@pytest.mark.parametrize("module", ["prompt_serve.service.bento", "prompt_serve.client"])
+def test_neither_service_nor_client_imports_torch(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _IMPORTS.format(module=module)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def _ask(url: str, task: str) -> dict[str, object]:
+    response = httpx.post(
+        f"{url}/v1/classify?task={task}", content=picture(3), headers=PNG, timeout=60
+    )
+    prediction: dict[str, object] = response.json()["results"][0]["predictions"][0]
+    return prediction
