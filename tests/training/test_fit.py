@@ -101,7 +101,7 @@ def test_the_same_seed_gives_the_same_numbers(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
     train = made_up_features(rng, 40, 3)
-    settings = {"method": "dip", "init_std": 0.3, "dropout": 0.3}
+    settings: dict[str, Any] = {"method": "dip", "init_std": 0.3, "dropout": 0.3}
     first = run(tiny_backbone, train, seed=3, **settings)
     torch.rand(10)  # the global generator plays no part
     assert bytes_of(run(tiny_backbone, train, seed=3, **settings)) == bytes_of(first)
@@ -151,8 +151,7 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(
     for rate in (1e-5, 0.5):
         (grad,) = torch.autograd.grad(same.loss(images, labels), [same.learner.vectors])
         momentum = 0.9 * momentum + grad + 0.1 * same.learner.vectors.detach()
-        with torch.no_grad():
-            same.learner.vectors -= rate * momentum
+        same.learner.vectors.data.sub_(rate * momentum)
     expected = same.learner.encoding().context.astype(np.float32)
     learned = fitted.encoding.tensors()["context"].astype(np.float32)
     # The images come in another order, so sums differ in the last bits, and float16 rounds.

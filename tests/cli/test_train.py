@@ -1,0 +1,158 @@
+"""``prompt-serve train`` and ``inspect`` as a user runs them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from prompt_serve.cli.inspect import inspect
+from prompt_serve.cli.train import SETTINGS, train
+from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
+from prompt_serve.prompt_file import read_prompt_file
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.methods import METHODS
+from tests.golden import path_of
+from tests.training.conftest import draw_dataset
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_dataset(tmp_path_factory.mktemp("photos"), train=4, test=2)
+
+
+def invoke(photos: Path, backbone: Path, out: Path, *options: str) -> Result:
+    arguments = [photos, "--backbone", backbone, "--out", out, "--cache", out.parent / "cache"]
+    return CliRunner().invoke(
+        train,
+        [*map(str, arguments), "--shots", "3", "--epochs", "3", "--views", "2", *options],
+        catch_exceptions=False,
+    )
+
+
+def test_it_prints_a_report_and_writes_file_and_log(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out" / "c.safetensors", tmp_path / "logs" / "c.jsonl"
+    result = invoke(photos, tiny_folder, out, "--class-name", "red=crimson red", "--log", str(log))
+    assert result.exit_code == 0
+    prompt = read_prompt_file(out)
+    assert prompt.name == "c"
+    assert prompt.class_names == ("blue", "green", "crimson red", "yellow")
+    assert prompt.created == ""
+    for expected in (
+        r"4 classes; images: 12 train, 4 val, 8 test",
+        r"val +\d+\.\d% +\d+\.\d%",
+        r"test +\d+\.\d% +\d+\.\d%",
+        r"crimson red +\d+\.\d% +\d+\.\d%",
+        r"learned +36 numbers \(learning rate 0.02\)",
+        r"payload +72 bytes",
+        rf"file +{out.stat().st_size:,} bytes, {out}",
+    ):
+        assert re.search(expected, result.stdout), expected
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["epoch"] for line in lines[:-1]] == [0, 1, 2]
+    assert set(lines[0]) >= {"loss", "learning_rate", "val_accuracy", "idk", "seconds"}
+    assert lines[-1]["metrics"] == prompt.metrics
+
+
+def test_two_runs_write_equal_bytes_and_a_stamp_does_not(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
+    invoke(photos, tiny_folder, first, "--quiet")
+    assert invoke(photos, tiny_folder, second, "--quiet").stdout == ""
+    assert first.read_bytes() == second.read_bytes()
+    invoke(photos, tiny_folder, second, "--stamp")
+    assert re.match(r"20\d\d-\d\d-\d\dT.*\+00:00$", read_prompt_file(second).created)
+
+
+def test_options_win_over_the_settings_file(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "c.toml"
+    settings.write_text('method = "coop"\nseed = 7\nepochs = 9\nlearning_rate = 0.5\n')
+    out = tmp_path / "x.safetensors"
+    invoke(photos, tiny_folder, out, "--config", str(settings), "--learning-rate", "0.25")
+    training = read_prompt_file(out).training
+    assert training["method"] == "coop"
+    assert training["seed"] == 7
+    assert training["learning_rate"] == 0.25
+    assert training["epochs"] == 3  # given as an option
+
+
+def test_several_templates_make_a_zero_shot_ensemble(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    templates = ["--template", "a {}.", "--template", "the {}."]
+    result = invoke(photos, tiny_folder, out, "--method", "zero-shot", *templates)
+    assert read_prompt_file(out).templates == ("a {}.", "the {}.")
+    assert "learned " not in result.stdout
+
+
+def test_faults_are_raised_for_the_command_line_to_show(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    with pytest.raises(ConfigInvalid, match="rank is 0"):
+        invoke(photos, tiny_folder, out, "--rank", "0")
+    with pytest.raises(DatasetInvalid, match="fewer than 5 shots"):
+        invoke(photos, tiny_folder, out, "--shots", "5")
+    assert "is not OLD=NEW" in invoke(photos, tiny_folder, out, "--class-name", "red").stderr
+    assert "neither a number" in invoke(photos, tiny_folder, out, "--learning-rate", "x").stderr
+    assert "is a folder" in invoke(photos, tiny_folder, tmp_path).stderr
+    assert not out.exists()
+
+
+def test_every_setting_is_an_option_and_the_help_states_its_default() -> None:
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    assert set(SETTINGS) | {"template", "templates"} == names
+    helps = {option.name: getattr(option, "help", "") for option in train.params}
+    defaults = TrainConfig()
+    for name in SETTINGS:
+        value: Any = getattr(defaults, name)
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            shown = helps[name].partition("[default: ")[2].rstrip("]")
+            assert str(value) == shown or float(shown) == value, name
+    assert all(helps[option.name] for option in train.params if option.name != "dataset")
+    for method in METHODS.values():
+        assert method.name in helps["method"]
+        if method.learner:
+            assert f"{method.learning_rate} for {method.name}" in helps["learning_rate"]
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])
+def test_inspect_shows_all_there_is(name: str) -> None:
+    path = path_of(name)
+    prompt = read_prompt_file(path)
+    text = CliRunner().invoke(inspect, [str(path)], catch_exceptions=False).stdout
+    for expected in (
+        prompt.name,
+        prompt.method,
+        prompt.backbone.fingerprint,
+        *prompt.class_names,
+        *(repr(template) for template in prompt.templates),
+        f"{prompt.payload_bytes:,} bytes",
+        f"{path.stat().st_size:,} bytes",
+        *prompt.training,
+        *prompt.metrics,
+    ):
+        assert expected in text
+    as_json = CliRunner().invoke(inspect, [str(path), "--json"], catch_exceptions=False).stdout
+    document = json.loads(as_json)
+    assert document["class_names"] == list(prompt.class_names)
+    assert document["file_bytes"] == path.stat().st_size
+    if prompt.text is not None:
+        shapes = {f"text.{key}": list(t.shape) for key, t in prompt.text.tensors().items()}
+        assert {key: t["shape"] for key, t in document["tensors"].items()} == shapes
+
+
+def test_inspect_refuses_what_is_no_prompt_file(tmp_path: Path) -> None:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(b"\xff\xd8\xff and so on, a picture")
+    with pytest.raises(PromptFileInvalid, match="Not a prompt file"):
+        CliRunner().invoke(inspect, [str(path)], catch_exceptions=False)
