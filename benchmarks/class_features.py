@@ -1,0 +1,74 @@
+"""Class features of a task: the exported text encoder against open_clip padded to 77 tokens.
+
+    python benchmarks/class_features.py --backbone ViT-B-16/random --classes 100 --rounds 5
+
+Both get the same class names in ``a photo of a {}.``; tokenizing and assembling are not timed.
+The two take turns within one run. The figures are medians over the rounds.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+from prompt_serve.assembly import assemble, plan_sequences
+from prompt_serve.export.graphs import text_graph
+from prompt_serve.export.parity import padded_ids
+from prompt_serve.export.quiet import quiet_libraries
+from prompt_serve.training.backbone import Backbone, load_backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--backbone", default="ViT-B-32/random", help="as for prompt-serve export")
+    parser.add_argument("--classes", type=int, default=100, help="how many, up to 1,000")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch and of ONNX Runtime")
+    options = parser.parse_args()
+
+    torch.set_num_threads(options.threads)
+    with quiet_libraries():
+        backbone = load_backbone(options.backbone)
+    session = text_session(backbone, options.threads)
+    length = backbone.clip.context_length
+    # Every tenth: neighbours in ImageNet's list are alike (dogs, then more dogs).
+    names = list(dict.fromkeys(IMAGENET_CLASSNAMES[::10] + IMAGENET_CLASSNAMES))[: options.classes]
+    plan = plan_sequences(backbone.tokenizer, names, "a photo of a {}.", context_length=length)
+    inputs = vars(assemble(plan, backbone.token_embedding.numpy()))
+    ids = torch.from_numpy(padded_ids(plan, length))
+
+    ours, padded = [], []
+    for _ in range(options.rounds + 1):
+        start = time.perf_counter()
+        (fast,) = session.run(None, inputs)
+        ours.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            slow = backbone.clip.encode_text(ids, normalize=True).numpy()
+        padded.append(time.perf_counter() - start)
+
+    our_s, padded_s = statistics.median(ours[1:]), statistics.median(padded[1:])
+    print(f"{options.backbone}, {len(names)} classes, {options.threads} threads")
+    print(f"padded to {length} tokens, PyTorch  {padded_s:8.3f} s")
+    print(f"exported text encoder       {our_s:8.3f} s")
+    print(f"ratio {padded_s / our_s:.1f}, largest difference {np.abs(fast - slow).max():.1e}")
+
+
+def text_session(backbone: Backbone, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text.onnx"
+        onnx.save(text_graph(backbone), path)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    main()

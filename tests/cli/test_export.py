@@ -1,0 +1,36 @@
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from prompt_serve.bundle import open_bundle
+from prompt_serve.cli.main import main
+
+
+def test_export_prints_what_it_proved_and_where_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+
+    result = CliRunner().invoke(main, ["export", str(tiny_folder), "-o", str(out)])
+
+    assert result.exit_code == 0, result.output
+    assert open_bundle(out).manifest.backbone.id == "tiny"
+    lines = result.output.splitlines()
+    assert lines[:2] == ["exporting the image encoder (fp32)", "exporting the text encoder"]
+    assert any(line.startswith("parity: text_names") for line in lines)
+    assert any(line.startswith("image_encoder.onnx") for line in lines)
+    assert lines[-1].startswith(f"tiny (fp32) is in {out}")
+
+
+def test_an_unknown_backbone_is_one_clear_message(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["export", "ViT-B-17/openai", "-o", str(tmp_path / "b")])
+
+    assert result.exit_code == 1
+    assert "Error: open_clip has no model 'ViT-B-17'." in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_has_an_example_that_names_the_options() -> None:
+    result = CliRunner().invoke(main, ["export", "--help"])
+
+    assert result.exit_code == 0
+    assert "Example: prompt-serve export embedded -o bundles/embedded" in result.output
+    assert "--precision [fp32|int8|fp16]" in result.output

@@ -1,0 +1,66 @@
+"""Backbones as people use them, at full size, with random weights."""
+
+from importlib import resources
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from prompt_serve.bundle import open_bundle
+from prompt_serve.export.build import export_bundle
+from prompt_serve.export.graphs import image_graph
+from prompt_serve.export.parity import compare_images, open_session
+from prompt_serve.export.quiet import quiet_libraries
+from prompt_serve.training.backbone import EMBEDDED, load_backbone
+
+pytestmark = pytest.mark.slow
+
+
+def test_vit_b_16_becomes_a_bundle(tmp_path: Path) -> None:
+    with quiet_libraries():
+        backbone = load_backbone("ViT-B-16/random")
+
+    manifest = export_bundle(backbone, tmp_path / "bundle")
+
+    assert max(manifest.parity.values()) <= 1e-5
+    assert manifest.backbone.text_width == manifest.backbone.embed_dim == 512
+    assert open_bundle(tmp_path / "bundle").image_encoder.stat().st_size == pytest.approx(
+        345e6, rel=0.02
+    )
+
+
+# Their text towers are ViT-B/16's; only the image towers need a check of their own.
+@pytest.mark.parametrize("spec", ["ViT-B-32/random", "RN50/random"])
+def test_other_image_towers_compute_the_same(spec: str, tmp_path: Path) -> None:
+    with quiet_libraries():
+        backbone = load_backbone(spec)
+    onnx.save(image_graph(backbone), tmp_path / "image.onnx")
+
+    session = open_session(tmp_path / "image.onnx")
+
+    for difference in compare_images(backbone, session, "fp32"):
+        assert difference.passed, difference
+
+
+def test_a_checkpoint_on_disk_is_the_same_backbone(tmp_path: Path) -> None:
+    with quiet_libraries():
+        backbone = load_backbone("ViT-B-32/random")
+        torch.save(backbone.clip.state_dict(), tmp_path / "weights.pt")
+        loaded = load_backbone(f"ViT-B-32@{tmp_path / 'weights.pt'}")
+
+    assert loaded.id == "ViT-B-32@weights.pt"
+    assert loaded.ref.fingerprint == backbone.ref.fingerprint
+
+
+@pytest.mark.skipif(
+    not (resources.files("prompt_serve") / "assets" / EMBEDDED / "config.json").is_file(),
+    reason="the embedded backbone is not in this checkout",
+)
+def test_the_embedded_backbone_is_proven_on_real_images(tmp_path: Path) -> None:
+    backbone = load_backbone(EMBEDDED)
+
+    manifest = export_bundle(backbone, tmp_path / "bundle")
+
+    assert manifest.parity["image_real"] <= 1e-5
+    assert max(manifest.parity.values()) <= 1e-5
