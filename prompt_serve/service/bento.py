@@ -7,7 +7,6 @@ BentoML's ``batchable=True`` does with a batch of several callers is no good her
 import base64
 import binascii
 import logging
-import subprocess
 import sys
 from http import HTTPStatus
 
@@ -15,15 +14,14 @@ import bentoml
 from bentoml.exceptions import BentoMLException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prompt_serve.bundle import MANIFEST
-from prompt_serve.errors import BundleInvalid, PromptServeError, RequestInvalid
+from prompt_serve.errors import PromptServeError, RequestInvalid
 from prompt_serve.schemas import DEFAULT_TOP_K
+from prompt_serve.service import preflight
 from prompt_serve.service.api import create_app
 from prompt_serve.service.body_limit import BodyLimit
 from prompt_serve.service.core import Core, ImageFile
 from prompt_serve.service.settings import Settings
 
-_EMBEDDED = "embedded"
 # Ours answer long before; an upload of 100,000 classes may take this long to encode.
 _LAST_RESORT_TIMEOUT_S = 4 * 3600
 
@@ -59,8 +57,11 @@ class PromptServe:
     @staticmethod
     @bentoml.on_deployment  # type: ignore[untyped-decorator]  # BentoML has no types
     def prepare() -> None:
-        """Once, before the workers start: check the settings, export the bundle if need be."""
-        ensure_bundle(Settings.from_environment())
+        """Once, before the workers start."""
+        try:
+            preflight.check(Settings.from_environment())
+        except PromptServeError as error:
+            sys.exit(f"prompt-serve cannot start: {error}")
 
     def __init__(self) -> None:
         # BentoML's handler is on the root logger, whose level hides start-up and shutdown.
@@ -106,31 +107,6 @@ class PromptServe:
 
 
 PromptServe.add_asgi_middleware(SettingsBodyLimit)  # type: ignore[attr-defined]  # a Service
-
-
-def ensure_bundle(settings: Settings) -> None:
-    """Export the embedded backbone where the default bundle is missing.
-
-    In a process of its own: exporting needs torch, which the service never imports.
-
-    Raises:
-        BundleInvalid: a bundle that was asked for is missing, or the export failed.
-    """
-    path = settings.bundle_path
-    if settings.bundle is not None or (path / MANIFEST).is_file():
-        return
-    _log.warning("There is no bundle in %s: exporting the embedded backbone.", path)
-    command = [sys.executable, "-m", "prompt_serve.cli.main", "export", _EMBEDDED, "-o", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own command)
-    if done.returncode != 0:
-        raise BundleInvalid(
-            f"There is no bundle in {path}, and exporting the embedded backbone failed:\n"
-            f"{done.stderr.strip()[-2000:]}\n"
-            f"Exporting needs torch: pip install 'prompt-serve[train]', then prompt-serve export "
-            f"{_EMBEDDED} -o {path}. Or export elsewhere, copy the folder here, and name it: "
-            f"PROMPT_SERVE_BUNDLE=/path/to/the/bundle",
-            path=str(path),
-        )
 
 
 def _from_base64(text: str) -> bytes:

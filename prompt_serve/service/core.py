@@ -51,9 +51,10 @@ _GRACE_S = 5.0
 _FRESH_S = 5.0
 _STALLED_S = 60.0  # one batch does not take this long, unless the device hangs
 _MAX_SCORES = 1_000_000  # entries of one answer: images x tasks x top_k
-# Scoring takes about as long as this many multiplications per millisecond; more than a
-# millisecond of it would hold up the event loop.
+# Scoring that takes more than about a millisecond leaves the event loop: so many multiplications,
+# of which sorting out the best classes of one image and task counts as some.
 _SCORED_IN_LOOP = 2_000_000
+_COST_OF_A_PREDICTION = 100_000
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Core:
         outcomes = await self._encode([image.data for image in images])
         named = list(zip(task_names, tasks, strict=True))
         score = partial(_results, images, outcomes, named, top_k, self._logit_scale)
-        work = sum(task.class_features.size for task in tasks) * len(images)
+        work = sum(t.class_features.size + _COST_OF_A_PREDICTION for t in tasks) * len(images)
         results = score() if work <= _SCORED_IN_LOOP else await self.reading(score)
         if all(result.error is not None for result in results):
             raise _all_failed(outcomes, results)

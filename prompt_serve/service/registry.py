@@ -297,9 +297,10 @@ def _switch_to_wal(connection: Any) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later fails when another writer came between;
-    # one that takes the write lock at once waits for its turn.
-    writes = connection.get_execution_options().get("prompt_serve_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    # one that takes the write lock at once waits for its turn. Reads need none: each statement
+    # sees one state of the database.
+    if connection.get_execution_options().get("prompt_serve_writes", False):
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _listing() -> sa.Select[Any]:

@@ -1,0 +1,75 @@
+"""What must hold before a worker starts. Checked once, in the parent: a worker that fails is
+started again and again, and nobody would be told why.
+"""
+
+import logging
+import subprocess
+import sys
+
+from prompt_serve.bundle import MANIFEST, open_bundle
+from prompt_serve.errors import BundleInvalid, PromptServeError, ProviderUnavailable
+from prompt_serve.service.engine import Engine
+from prompt_serve.service.settings import Settings
+
+_EMBEDDED = "embedded"
+_SELF = "prompt_serve.service.preflight"
+
+_log = logging.getLogger(__name__)
+
+
+def check(settings: Settings) -> None:
+    """Make the default bundle if need be, and see that bundle and device can be used.
+
+    Raises:
+        BundleInvalid: a bundle that was asked for is missing or incomplete, or the export failed.
+        ProviderUnavailable: CUDA was asked for and does not run.
+    """
+    ensure_bundle(settings)
+    open_bundle(settings.bundle_path, verify=False)  # the worker verifies the digests
+    if settings.cuda_device is not None:
+        _check_cuda()
+
+
+def ensure_bundle(settings: Settings) -> None:
+    """Export the embedded backbone where the default bundle is missing.
+
+    In a process of its own: exporting needs torch, which the service never imports.
+    """
+    path = settings.bundle_path
+    if settings.bundle is not None or (path / MANIFEST).is_file():
+        return
+    _log.warning("There is no bundle in %s: exporting the embedded backbone.", path)
+    done = _run("prompt_serve", "export", _EMBEDDED, "-o", str(path))
+    if done.returncode != 0:
+        raise BundleInvalid(
+            f"There is no bundle in {path}, and exporting the embedded backbone failed:\n"
+            f"{done.stderr.strip()[-2000:]}\n"
+            f"Exporting needs torch: pip install 'prompt-serve[train]', then prompt-serve export "
+            f"{_EMBEDDED} -o {path}. Or export elsewhere, copy the folder here, and name it: "
+            f"PROMPT_SERVE_BUNDLE=/path/to/the/bundle",
+            path=str(path),
+        )
+
+
+def _check_cuda() -> None:
+    """In a process of its own: a CUDA context in the parent would hold memory of the device."""
+    done = _run(_SELF)
+    if done.returncode != 0:
+        raise ProviderUnavailable(done.stderr.strip()[-4000:])
+
+
+def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
+
+
+def _open_on_device(settings: Settings) -> None:
+    bundle = open_bundle(settings.bundle_path, verify=False)
+    Engine(bundle, cuda_device=settings.cuda_device, threads=1, max_batch=1).warm_up()
+
+
+if __name__ == "__main__":
+    try:
+        _open_on_device(Settings.from_environment())
+    except PromptServeError as problem:
+        sys.exit(problem.message)
