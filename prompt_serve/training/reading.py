@@ -46,7 +46,7 @@ def read_dataset(
     _rename(listing, rename or {})
     split = listing.split()
     faults = [*listing.faults, *_class_faults(split)]
-    for check in checks:
+    for check in checks if split.class_names else ():
         faults += limited(check(split))
     if faults:
         raise DatasetInvalid(f"{source} cannot be learned from:", faults, source=str(source))

@@ -202,9 +202,9 @@ def test_a_file_that_describes_no_dataset_is_refused(
         read_dataset(tmp_path / name)
 
 
-def test_one_class_nothing_and_nowhere_are_refused(tmp_path: Path) -> None:
+def test_one_class_nothing_and_nowhere_are_refused(tmp_path: Path, tiny_backbone: Backbone) -> None:
     with pytest.raises(DatasetInvalid, match="no class with an image"):
-        read_dataset(tmp_path)
+        open_dataset(tmp_path, tiny_backbone, TrainConfig())
     draw_image(tmp_path / "only" / "1.png", (1, 2, 3), 0)
     with pytest.raises(DatasetInvalid, match="there is one class only, 'only'"):
         read_dataset(tmp_path)
