@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 
 .PHONY: help install check fix test demo serve bench clean
@@ -31,10 +32,10 @@ test: $(INSTALLED) ## all tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest
 
 demo: $(INSTALLED) ## learn a prompt, serve it, ask it
-	$(BIN)/python examples/demo.py
+	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/python examples/demo.py
 
 serve: $(INSTALLED) ## serve the embedded backbone on http://localhost:3000
-	$(BIN)/bentoml serve
+	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/bentoml serve
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
