@@ -27,7 +27,13 @@ from prompt_serve.client.scoring import (
     rows_of,
 )
 from prompt_serve.client.uploads import PromptSource, prompt_to_upload
-from prompt_serve.errors import ConfigInvalid, NotReady, ServiceUnreachable, TaskNotFound
+from prompt_serve.errors import (
+    ConfigInvalid,
+    NotReady,
+    ServiceUnreachable,
+    TaskNameInvalid,
+    TaskNotFound,
+)
 from prompt_serve.schemas import (
     DEFAULT_TEMPLATE,
     DEFAULT_TOP_K,
@@ -300,4 +306,10 @@ class Scorer:
 
 
 def _task_path(name: str) -> str:
+    # Servers take an escaped slash for a slash; such a name would be another address.
+    if name in ("", ".", "..") or "/" in name:
+        raise TaskNameInvalid(
+            f"{name!r} cannot be the name of a task. Use letters, digits, '.', '_' and '-'.",
+            name=name,
+        )
     return f"/v1/tasks/{quote(name, safe='')}"

@@ -5,17 +5,13 @@ from collections.abc import Iterator
 import pytest
 
 from prompt_serve.client import Client
-from tests.client.standin import StandIn
+from tests.client.standin import StandIn, running_standin
 
 
 @pytest.fixture
 def service() -> Iterator[StandIn]:
-    """A running stand-in that serves the task "pets"."""
-    service = StandIn()
-    service.behaviour.tasks["pets"] = b""
-    service.start()
-    yield service
-    service.stop()
+    with running_standin() as service:
+        yield service
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +110,18 @@ class StandIn:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
         self._server = None
+
+
+@contextmanager
+def running_standin() -> Iterator[StandIn]:
+    """A stand-in that serves the task "pets"."""
+    service = StandIn()
+    service.behaviour.tasks["pets"] = b""
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
 
 
 def _faulty(app: ASGIApp, behaviour: Behaviour) -> ASGIApp:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_serve.client import AsyncClient, Client
-from prompt_serve.errors import PromptFileInvalid, RequestInvalid
+from prompt_serve.errors import PromptFileInvalid, RequestInvalid, TaskNameInvalid, TaskNotFound
 from prompt_serve.prompt_file import BackboneRef, Prompt, to_bytes
 from tests.client.standin import StandIn, numbered_image
 
@@ -71,6 +71,23 @@ def test_uploads_that_cannot_be_are_told_at_once(client: Client, tmp_path: Path)
         client.upload(tmp_path / "missing.safetensors")
     with pytest.raises(PromptFileInvalid, match="Not a prompt file"):
         client.upload(b"nonsense")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../info"])
+def test_a_name_that_is_another_address_is_refused(
+    name: str, service: StandIn, client: Client
+) -> None:
+    with pytest.raises(TaskNameInvalid, match="cannot be the name of a task"):
+        client.delete(name)
+
+    assert service.behaviour.paths == []
+
+
+def test_an_odd_name_is_asked_for_as_it_is(service: StandIn, client: Client) -> None:
+    with pytest.raises(TaskNotFound):
+        client.task("a b?c#d")
+
+    assert service.behaviour.paths == ["GET /v1/tasks/a b?c#d"]
 
 
 def test_many_threads_share_a_client(client: Client) -> None:

@@ -17,7 +17,7 @@ from prompt_serve.errors import (
     ServiceUnreachable,
     TaskNotFound,
 )
-from tests.client.standin import Drop, StandIn, numbered_image, problem
+from tests.client.standin import Drop, StandIn, problem
 
 
 def test_dropped_connections_are_asked_again(service: StandIn, client: Client) -> None:
@@ -152,11 +152,3 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert retry_after_s({"retry-after": in_a_minute}) == pytest.approx(60, abs=5)
     for nonsense in ("", "soon", "nan", "inf"):
         assert retry_after_s({"retry-after": nonsense}) is None
-
-
-def test_a_name_with_a_slash_stays_one_name(service: StandIn, client: Client) -> None:
-    with pytest.raises(TaskNotFound):
-        client.task("a b?c")
-
-    client.classify(numbered_image(1), "pets")
-    assert service.behaviour.paths[0] == "GET /v1/tasks/a b?c"
