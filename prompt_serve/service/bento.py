@@ -54,8 +54,8 @@ class SettingsBodyLimit(BodyLimit):
 class PromptServe:
     """Classifies images by many learned tasks over one frozen CLIP. The API is under /v1/docs."""
 
-    @staticmethod
     @bentoml.on_deployment  # type: ignore[untyped-decorator]  # BentoML has no types
+    @staticmethod
     def prepare() -> None:
         """Once, before the workers start."""
         try:

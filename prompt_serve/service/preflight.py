@@ -3,6 +3,7 @@ started again and again, and nobody would be told why.
 """
 
 import logging
+import re
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from prompt_serve.service.engine import Engine
 from prompt_serve.service.settings import Settings
 
 _EMBEDDED = "embedded"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # ONNX Runtime's log has them, and the missing library
 _SELF = "prompt_serve.service.preflight"
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,7 @@ def _check_cuda() -> None:
     """In a process of its own: a CUDA context in the parent would hold memory of the device."""
     done = _run(_SELF)
     if done.returncode != 0:
-        raise ProviderUnavailable(done.stderr.strip()[-4000:])
+        raise ProviderUnavailable(_COLOURS.sub("", done.stderr).strip()[-4000:])
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

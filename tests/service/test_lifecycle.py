@@ -13,7 +13,7 @@ from prompt_serve.errors import BundleInvalid, ProviderUnavailable
 from prompt_serve.prompt_file import to_bytes
 from prompt_serve.service.engine import Engine, batch_buckets
 from prompt_serve.training.backbone import Backbone
-from tests.service.process import environment, free_port, service
+from tests.service.process import ROOT, environment, free_port, service, stop
 from tests.service.prompts import learned_prompt, picture
 
 PNG = {"content-type": "image/png"}
@@ -71,26 +71,39 @@ def test_cuda_that_was_asked_for_is_what_runs(bundle: Bundle, engine: Engine) ->
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"device": "gpu", "max_bach": "3"}, "did you mean PROMPT_SERVE_MAX_BATCH?"),
-        ({"bundle": "/nowhere"}, "There is no bundle in /nowhere"),
+        (
+            {"PROMPT_SERVE_DEVICE": "gpu", "PROMPT_SERVE_MAX_BACH": "3"},
+            "did you mean PROMPT_SERVE_MAX_BATCH?",
+        ),
+        ({"PROMPT_SERVE_BUNDLE": "/nowhere"}, "There is no bundle in /nowhere"),
+        pytest.param(
+            {"PROMPT_SERVE_DEVICE": "cuda"},
+            "CUDA device 0 was asked for",
+            marks=pytest.mark.skipif(_HAS_GPU, reason="CUDA may well run here"),
+        ),
     ],
-    ids=["misspelt settings", "missing bundle"],
+    ids=["misspelt settings", "missing bundle", "no CUDA"],
 )
 def test_a_service_that_cannot_run_says_why_and_exits(
     tiny_bundle: Path, tmp_path: Path, settings: dict[str, str], reason: str
 ) -> None:
     command = [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port())]
-    done = subprocess.run(
+    process = subprocess.Popen(
         command,
-        cwd=Path(__file__).parents[2],
-        env=environment(tmp_path, tiny_bundle, **settings),
-        capture_output=True,
+        cwd=ROOT,
+        env=environment(tmp_path, tiny_bundle) | settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
-        check=False,
+        start_new_session=True,
     )
-    assert done.returncode != 0
-    assert reason in done.stdout + done.stderr
+    try:
+        output, _ = process.communicate(timeout=90)
+    finally:
+        stop(process)
+    assert process.returncode == 1
+    assert reason in output
+    assert "Traceback" not in output
 
 
 def test_a_damaged_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
