@@ -100,7 +100,7 @@ def write_images(folder: Path, size: tuple[int, int]) -> Path:
     rng = np.random.default_rng(0)
     for n in range(N_IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        photo = np.asarray(coarse.resize(tuple(size), Image.Resampling.BICUBIC), dtype=np.float32)
+        photo = np.asarray(coarse.resize(size, Image.Resampling.BICUBIC), dtype=np.float32)
         photo = np.clip(photo + rng.normal(0, 8, photo.shape), 0, 255)
         file = io.BytesIO()
         Image.fromarray(photo.astype(np.uint8)).save(file, "JPEG", quality=90)
