@@ -1,0 +1,160 @@
+"""The emoji that ship with the package: 64 x 64 drawings sorted into everyday classes.
+
+Training images come from four styles the backbone was trained on, test images from one it never
+saw. The classes are Unicode's sub-groups, under names a user would write: the backbone knows a
+"crab", but only half of what makes a "sea animal", so there is something to learn.
+"""
+
+import csv
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pretraining.icons import Icon, draw, list_sets, on_background, read_set
+from pretraining.workdir import EMOJI_SAMPLE, WorkDir
+
+TRAIN_STYLES = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
+TEST_STYLE = "emojione"
+TRAIN_IMAGES_PER_CLASS = 36
+SIZE_LIMIT_BYTES = 2_000_000
+# Unicode sub-group -> class name.
+CLASSES = {
+    "animal-mammal": "mammal",
+    "animal-bird": "bird",
+    "animal-marine": "sea animal",
+    "animal-bug": "bug",
+    "plant-other": "plant",
+    "food-fruit": "fruit",
+    "food-vegetable": "vegetable",
+    "food-prepared": "meal",
+    "food-sweet": "dessert",
+    "drink": "drink",
+    "transport-ground": "land vehicle",
+    "place-building": "building",
+    "clothing": "clothing",
+    "musical-instrument": "musical instrument",
+    "tool": "tool",
+    "sport": "sport equipment",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the manifest."""
+
+    path: str
+    label: str
+    style: str
+    split: str
+
+
+def slug(label: str) -> str:
+    """emojibase's label as iconify spells its key: `hot dog` -> `hot-dog`."""
+    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("’", "")).strip("-")
+
+
+def class_of_emoji(work: WorkDir) -> dict[str, str]:
+    """Key -> class name, for all emoji of the chosen sub-groups."""
+    groups = json.loads((work.emojibase / "meta" / "groups.json").read_text())["subgroups"]
+    emoji = json.loads((work.emojibase / "en" / "data.json").read_text())
+    found = {
+        slug(entry["label"]): CLASSES.get(groups[str(entry["subgroup"])])
+        for entry in emoji
+        if "subgroup" in entry
+    }
+    return {key: name for key, name in found.items() if name}
+
+
+def drawings(work: WorkDir, style: str) -> dict[str, list[Icon]]:
+    """Class name -> the style's icons of that class."""
+    classes = class_of_emoji(work)
+    sorted_icons: dict[str, list[Icon]] = {name: [] for name in CLASSES.values()}
+    for icon in read_set(work.iconify, style):
+        if icon.key in classes:
+            sorted_icons[classes[icon.key]].append(icon)
+    return sorted_icons
+
+
+def choose(work: WorkDir, seed: int = 0) -> list[tuple[str, str, Icon]]:
+    """(split, class name, icon) of every image to ship: the styles share each class evenly."""
+    rng = np.random.default_rng(seed)
+    by_style = {style: drawings(work, style) for style in (*TRAIN_STYLES, TEST_STYLE)}
+    chosen: list[tuple[str, str, Icon]] = []
+    for name in CLASSES.values():
+        share = TRAIN_IMAGES_PER_CLASS // len(TRAIN_STYLES)
+        for style in TRAIN_STYLES:
+            icons = by_style[style][name]
+            some = rng.permutation(len(icons))[:share]
+            chosen += [("train", name, icons[i]) for i in sorted(some)]
+        chosen += [("test", name, icon) for icon in by_style[TEST_STYLE][name]]
+    return chosen
+
+
+def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
+    """Draw the sample anew, with its manifest and licences."""
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split, ignore_errors=True)
+    entries = []
+    for split, name, icon in choose(work):
+        path = folder / split / name / f"{icon.prefix}__{icon.key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_small(on_background(draw(icon.svg)), path)
+        entries.append(
+            Entry(
+                path=path.relative_to(folder).as_posix(), label=name, style=icon.prefix, split=split
+            )
+        )
+    with (folder / "manifest.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "style", "split"])
+        writer.writerows([e.path, e.label, e.style, e.split] for e in entries)
+    (folder / "LICENSES.md").write_text(licences(work, entries))
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"emoji sample: {len(entries)} images, {size} bytes with manifest and licences")
+    if size > SIZE_LIMIT_BYTES:
+        raise ValueError(f"The sample takes {size} bytes; at most {SIZE_LIMIT_BYTES} may ship.")
+
+
+def save_small(image: Image.Image, path: Path) -> None:
+    """A palette of 64 colours: about 1.5 KB, and hardly to be told from the original."""
+    image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
+        path, optimize=True
+    )
+
+
+def licences(work: WorkDir, entries: list[Entry]) -> str:
+    """LICENSES.md: whose drawings these are, and what was changed."""
+    sets = {icon_set.prefix: icon_set for icon_set in list_sets(work.iconify)}
+    lines = [
+        "# Licences of the emoji sample",
+        "",
+        "The drawings belong to the projects below and stay under their licences. Modification:",
+        "rendered to PNG at 64x64 on white, with a palette of at most 64 colours. Source of the",
+        "SVG files: npm `@iconify/json` 2.2.535. The file name says the style: `noto__crab.png`.",
+        "",
+        "| style | set | author | licence | source | images |",
+        "|---|---|---|---|---|---|",
+    ]
+    for style in dict.fromkeys(entry.style for entry in entries):
+        found, count = sets[style], sum(entry.style == style for entry in entries)
+        lines.append(
+            f"| `{style}` | {found.title} | {found.author} | {found.licence} | "
+            f"{found.url} | {count} |"
+        )
+    lines += [
+        "",
+        "The `emojione` drawings are in `test/` only: the embedded backbone never saw",
+        "that style.",
+        "",
+        "Licence texts: Apache-2.0 https://www.apache.org/licenses/LICENSE-2.0,",
+        "CC-BY-4.0 https://creativecommons.org/licenses/by/4.0/,",
+        "CC-BY-SA-4.0 https://creativecommons.org/licenses/by-sa/4.0/,",
+        "MIT https://opensource.org/license/mit.",
+        "",
+    ]
+    return "\n".join(lines)
