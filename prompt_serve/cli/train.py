@@ -70,7 +70,7 @@ def _renames(
 )  # fmt: skip
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), default=None,
-    help="TOML file with settings by their long names (learning_rate = 0.02); options win over it.",
+    help="TOML file with settings by their long names (learning_rate = 0.2); options win over it.",
 )  # fmt: skip
 @click.option(
     "--method", help="What is learned: dip, coop, or zero-shot for nothing. [default: dip]"
@@ -100,7 +100,7 @@ def _renames(
 @click.option("--batch-size", type=int, help="Images a step. [default: 32]")
 @click.option(
     "--learning-rate", callback=_learning_rate,
-    help="Of SGD, or auto to choose by validation. [default: 0.02 for dip, 0.002 for coop]",
+    help="Of SGD, or auto to choose by validation. [default: 0.2 for dip, 0.002 for coop]",
 )  # fmt: skip
 @click.option("--momentum", type=float, help="Of SGD, 0 to 1. [default: 0.9]")
 @click.option("--weight-decay", type=float, help="Of SGD. [default: 0.0005]")

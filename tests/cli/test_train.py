@@ -48,7 +48,7 @@ def test_it_prints_a_report_and_writes_file_and_log(
         r"val +\d+\.\d% +\d+\.\d%",
         r"test +\d+\.\d% +\d+\.\d%",
         r"crimson red +\d+\.\d% +\d+\.\d%",
-        r"learned +36 numbers \(learning rate 0.02\)",
+        r"learned +36 numbers \(learning rate 0.2\)",
         r"payload +72 bytes",
         rf"file +{out.stat().st_size:,} bytes, {out}",
     ):
