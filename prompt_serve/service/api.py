@@ -52,7 +52,8 @@ def create_app(core: Core | None = None) -> FastAPI:
     return app
 
 
-def _core(request: Request) -> Core:
+async def _core(request: Request) -> Core:
+    # Async although it waits for nothing: FastAPI sends plain functions through a thread pool.
     core: Core | None = request.app.state.core
     if core is None:
         raise NotReady("The service is starting.", retry_after_s=1.0)
