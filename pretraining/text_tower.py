@@ -160,7 +160,7 @@ def distillation_loss(
 
 
 def train_text_tower(
-    work: WorkDir, steps: int = 4000, size: int = 512, peak: float = 2e-3, seed: int = 0
+    work: WorkDir, steps: int = 2000, size: int = 512, peak: float = 2e-3, seed: int = 0
 ) -> None:
     """Train the tower; every 250 steps a checkpoint, from which a killed run goes on."""
     if work.text_tower.exists():
