@@ -2,7 +2,7 @@
 
 Training images come from four styles the backbone was trained on, test images from one it never
 saw. The classes are Unicode's sub-groups, under names a user would write: the backbone knows a
-"crab", but only half of what makes a "sea animal", so there is something to learn.
+"crab", but only half of what makes a "sea animal".
 """
 
 import csv
