@@ -210,7 +210,8 @@ def _live_rows(
     shown = labels.unique()[: LIVE_NAMES // 2]
     photos = torch.from_numpy(rng.integers(icons, total, LIVE_NAMES // 4))
     others = torch.from_numpy(rng.integers(0, icons, LIVE_NAMES // 4))
-    return torch.cat([shown, photos, others]).unique()
+    rows: torch.Tensor = torch.cat([shown, photos, others]).unique()
+    return rows
 
 
 FINAL_PROJECTION = ProjectionConfig(steps=800)

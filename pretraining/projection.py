@@ -150,7 +150,9 @@ class Teaching:
         names = F.cross_entropy(scale * on_icons @ name_features.T, labels)
         classes = self._soft(on_photos, photos, scale, class_features)
         kept = ((on_photos @ on_photos.T - geometry) ** 2).mean()
-        return names + self.config.photo_weight * classes + self.config.geometry_weight * kept
+        weighed = self.config.photo_weight * classes + self.config.geometry_weight * kept
+        total: torch.Tensor = names + weighed
+        return total
 
     def _soft(
         self,
