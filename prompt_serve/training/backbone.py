@@ -93,7 +93,9 @@ class Backbone:
         """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, as the image tower wants them."""
         mean = torch.tensor(self.preprocessing.mean, device=pixels.device) * 255
         std = torch.tensor(self.preprocessing.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2).contiguous()
+        # Seen as (B, 3, S, S), the pixels stay where they are: convolutions on a CPU are up to
+        # twice as fast with channels last in memory, and so are the tower's weights (_backbone).
+        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -229,6 +231,7 @@ def _backbone(
     backbone_id: str, clip: open_clip.CLIP, tokenizer: Tokenizer, config: dict[str, Any]
 ) -> Backbone:
     clip.float().eval().requires_grad_(False)
+    clip.visual.to(memory_format=torch.channels_last)
     size = config["size"]
     width = size if isinstance(size, int) else size[0]
     if not isinstance(size, int) and size[0] != size[1]:

@@ -26,7 +26,11 @@ from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.training.views import make_views
 from prompt_serve.types import FloatArray, HalfArray, IntArray, PixelArray
 
-ENCODE_BATCH = 64  # views a batch of the image tower
+# Views a batch of the image tower. On a CPU the activations of a large batch are fetched from the
+# system and given back at every layer: 4 at a time are more than twice as fast as 64.
+CPU_BATCH = 4
+CUDA_BATCH = 64
+DECODE_CHUNK = 64  # views decoded ahead while the ones before are encoded
 CACHE_VERSION = 1  # of the views and of the layout; a new number forgets what was kept
 
 
@@ -141,14 +145,16 @@ def extract_features(
 ) -> HalfArray:
     """Decode and encode; nothing is remembered. Returns (N, max(K, 1), E) float16."""
     features = np.empty((len(paths), max(views, 1), backbone.embed_dim), dtype=np.float16)
-    per_batch = max(1, ENCODE_BATCH // max(views, 1))
+    batch = CPU_BATCH if backbone.device.type == "cpu" else CUDA_BATCH
+    per_chunk = max(1, DECODE_CHUNK // max(views, 1))
     done = 0
     sources = list(zip(paths, digests, strict=True))
-    chunks = [sources[start : start + per_batch] for start in range(0, len(sources), per_batch)]
+    chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     with ThreadPoolExecutor(workers) as pool:
         for pixels in _decoded(pool, chunks, backbone.preprocessing, views, seed):
             n, k, *square = pixels.shape
-            encoded = backbone.encode_images(torch.from_numpy(pixels.reshape(n * k, *square)))
+            flat = torch.from_numpy(pixels.reshape(n * k, *square))
+            encoded = torch.cat([backbone.encode_images(part) for part in torch.split(flat, batch)])
             features[done : done + n] = encoded.cpu().numpy().reshape(n, k, -1)
             done += n
             advance(n)
