@@ -9,6 +9,8 @@ not run.
 """
 
 import logging
+import os
+import sys
 import threading
 import time
 from collections import deque
@@ -28,6 +30,8 @@ from prompt_serve.errors import (
 from prompt_serve.types import FloatArray, PixelArray
 
 Outcome = FloatArray | PromptServeError
+
+_DECODE_NICENESS = 5
 
 _log = logging.getLogger(__name__)
 
@@ -105,7 +109,9 @@ class Batcher:
         self._max_batch = max_batch
         self._max_queue_images = max_queue_images
         self._max_queue_delay_s = max_queue_delay_ms / 1000
-        self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(
+            decode_threads, thread_name_prefix="decode", initializer=_yield_to_inference
+        )
         self._changed = threading.Condition()  # guards everything below
         self._ready: deque[_Image] = deque()
         self._admitted: set[_Image] = set()
@@ -284,6 +290,13 @@ class Batcher:
             left = list(self._admitted)
         for image in left:
             self._settle(image, NotReady(why, retry_after_s=1.0))
+
+
+def _yield_to_inference() -> None:
+    """Give way to the encoder where both want the same core: it is what all wait for, and the
+    images of its next batch are not needed before this one is done."""
+    if sys.platform == "linux":  # elsewhere priorities belong to processes, not to threads
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
 
 
 def _failed(doing: str, error: BaseException) -> ServiceError:

@@ -90,8 +90,12 @@ def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Threads that spin between two operators take the cores from the threads that decode images.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Between two operators the threads spin, which is fast; between two batches they must not, or
+    # they would take the cores from the threads that decode the next images.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Work in small blocks: a thread that lost its core for a moment to a decoding one does not
+    # keep all others waiting with a large block of its own.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
     options.log_severity_level = 3
     wanted = _CPU if cuda_device is None else _CUDA
     providers = [(_CPU, {})] if cuda_device is None else _cuda_providers(cuda_device)
