@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check fix test demo serve bench clean
+.PHONY: help install check fix test demo serve pretrain clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -36,6 +36,10 @@ demo: $(INSTALLED) ## learn a prompt, serve it, ask it
 
 serve: $(INSTALLED) ## serve the embedded backbone on http://localhost:3000
 	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/bentoml serve
+
+pretrain: $(INSTALLED) ## make the embedded backbone anew (npm; about two hours on two cores)
+	$(BIN)/python -m pip install --quiet --requirement pretraining/requirements.txt
+	$(BIN)/python -m pretraining --work build/pretraining
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from prompt_serve.prompt_file import to_bytes
 from prompt_serve.training.backbone import Backbone, load_backbone
@@ -21,6 +22,8 @@ from prompt_serve.training.data import Split
 from prompt_serve.training.features import FeatureCache
 from prompt_serve.training.progress import Progress
 from prompt_serve.training.run import TrainingResult, open_dataset, train_prompt
+
+LearningRate = float | Literal["auto"] | None
 
 # The folders have the plural; "a photo of a roses" is no English.
 FLOWERS = {"roses": "rose", "sunflowers": "sunflower", "tulips": "tulip"}
@@ -78,11 +81,15 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=50)
-    parser.add_argument("--learning-rate", default=None, help="a number, or auto by validation")
+    parser.add_argument(
+        "--learning-rate",
+        default=None,
+        help="for every method: a number, or auto (chosen by validation)",
+    )
     arguments = parser.parse_args()
 
-    rate = arguments.learning_rate
-    rate = rate if rate in (None, AUTO) else float(rate)
+    given: str | None = arguments.learning_rate
+    rate: LearningRate = AUTO if given == AUTO else None if given is None else float(given)
     backbone = load_backbone(arguments.backbone)
     print(f"{backbone.id} {backbone.ref.fingerprint[:12]}, {arguments.shots} shots, ", end="")
     print(f"{arguments.epochs} epochs, {arguments.seeds} seeds: mean and standard deviation")
@@ -99,12 +106,16 @@ def main() -> None:
             "fewer_shots_ok": True,
         }
         configs = {"zero-shot": TrainConfig(method="zero-shot", **settings)}
-        for name, method, rank in (
-            ("dip r=1", "dip", 1),
-            ("dip r=4", "dip", 4),
-            ("coop", "coop", 1),
-        ):
-            configs[name] = TrainConfig(method=method, rank=rank, learning_rate=rate, **settings)
+        # CoOp's own rate does not move the small backbone; it gets one chosen by validation.
+        methods: list[tuple[str, str, int, LearningRate]] = [
+            ("dip r=1", "dip", 1, None),
+            ("dip r=4", "dip", 4, None),
+            ("coop", "coop", 1, AUTO),
+        ]
+        for name, method, rank, own_rate in methods:
+            configs[name] = TrainConfig(
+                method=method, rank=rank, learning_rate=rate or own_rate, **settings
+            )
         table(backbone, title, folder, rename, configs, arguments.seeds)
 
 

@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid
 from prompt_serve.prompt_file import check_templates
@@ -14,7 +14,7 @@ from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.types import ClassPosition
 
 Init = Literal["template", "random"]
-AUTO = "auto"
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
