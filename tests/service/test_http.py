@@ -1,7 +1,10 @@
 """The service over HTTP, against a started ``bentoml serve``."""
 
 import base64
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -107,6 +110,26 @@ def test_an_image_as_the_body_gives_what_multipart_gives(http: httpx.Client) -> 
 
     del multipart["results"][0]["filename"]
     assert raw == multipart
+
+
+def test_bentos_own_client_gets_the_same_answer(served: Served, http: httpx.Client) -> None:
+    ours = classify(http, [picture(2)], ["pets"]).json()
+    # In a process of its own: bentoml's client warns of what pydantic and pathspec deprecated.
+    script = """
+import bentoml, json, sys
+url, image = sys.argv[1:]
+with bentoml.SyncHTTPClient(url, token="none") as client:
+    print(json.dumps(client.classify(images=[image], tasks=["pets"], top_k=5)))
+"""
+    image = base64.b64encode(picture(2)).decode()
+    ran = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, served.url, image],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+
+    assert json.loads(ran.stdout)["results"][0]["predictions"] == ours["results"][0]["predictions"]
 
 
 def test_bentos_own_endpoint_answers_alike_and_names_errors(http: httpx.Client) -> None:
