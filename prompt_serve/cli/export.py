@@ -27,7 +27,7 @@ from prompt_serve.types import Precision
     type=click.Choice(["fp32", "int8", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Of the image encoder: int8 is about three times faster on CPUs (vision transformers), "
+    help="Of the image encoder: int8 is about twice as fast on CPUs (vision transformers), "
     "fp16 is for CUDA. The text encoder is always fp32.",
 )
 def export(backbone: str, out: Path, precision: str) -> None:
