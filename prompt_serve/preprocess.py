@@ -25,7 +25,7 @@ MAX_ASPECT = 16
 # Pillow knows dozens of formats, some of which start other programs or decode slowly (EPS, FPX...).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
 
-_RESAMPLING = {
+RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
 }
@@ -114,7 +114,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
         (S, S, 3) uint8.
     """
     size = preprocessing.image_size
-    resample = _RESAMPLING[preprocessing.interpolation]
+    resample = RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize_mode == "squash":
         return np.asarray(image.resize((size, size), resample), dtype=np.uint8)
     image = _cut_long_side(image)

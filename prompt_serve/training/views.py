@@ -11,14 +11,12 @@ import math
 import numpy as np
 from PIL import Image
 
-from prompt_serve.preprocess import Preprocessing, to_pixels
+from prompt_serve.preprocess import RESAMPLING, Preprocessing, to_pixels
 from prompt_serve.types import PixelArray
 
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width to height
 _ATTEMPTS = 10  # as in torchvision; then the middle is taken
-
-_RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def make_views(
@@ -56,7 +54,7 @@ def augmented_view(
     """One random crop, resized to (S, S, 3) uint8 and perhaps flipped."""
     size = preprocessing.image_size
     box = _random_box(image.width, image.height, rng)
-    view = image.crop(box).resize((size, size), _RESAMPLING[preprocessing.interpolation])
+    view = image.crop(box).resize((size, size), RESAMPLING[preprocessing.interpolation])
     pixels = np.asarray(view, dtype=np.uint8)
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
