@@ -40,6 +40,10 @@ class Sequences:
     prefix: FloatArray  # (P, D)
     suffix: FloatArray  # (C, S, D)
     eot: IntArray  # (C,)
+    # Of prompts that reach into deeper blocks; see ``contexts.BranchContext``. The M vectors of
+    # ``deeper`` replace places 1 to M, which lie in the prefix.
+    deeper: tuple[FloatArray, ...] = ()
+    keys_values: tuple[FloatArray, ...] = ()
 
 
 def template_ids(tokenizer: Tokenizer, template: str) -> list[int]:
@@ -65,18 +69,21 @@ def plan_sequences(
         class_names: C names; underscores become spaces, as in CoOp.
         template: with ``{}`` for the class name.
         context_length: the longest sequence the text tower takes, in tokens.
-        n_ctx: M, the number of learned vectors, which stand in place of the template's tokens
-            before the class name; None keeps those tokens.
+        n_ctx: M, the number of learned vectors, which stand in place of the first M tokens of
+            the template; None keeps those tokens. With the class name at the end, words of the
+            template behind the M vectors stay (MaPLe: two vectors, then "of a").
         class_position: where the class name stands among the learned vectors.
         class_specific: each class has its own context, so it cannot be shared.
         causal: False pads every sequence to ``context_length``, as such towers read all of it.
 
     Raises:
-        PromptFileInvalid: the template does not have ``n_ctx`` tokens before the class name.
+        PromptFileInvalid: the template has fewer than ``n_ctx`` tokens before the class name, or
+            more where the class name does not stand at the end.
         PromptTooLong: some names do not fit; the message lists them.
     """
     words = template_ids(tokenizer, template)
-    if n_ctx is not None and len(words) != n_ctx:
+    m = len(words)
+    if n_ctx is not None and (n_ctx > m or (n_ctx < m and class_position != "end")):
         raise PromptFileInvalid(
             f"Template {template!r} has {len(words)} tokens before the class name, but the "
             f"context has {n_ctx}. Use {' '.join(['X'] * n_ctx)!r} where no words are meant."
@@ -85,10 +92,9 @@ def plan_sequences(
     sentences = tokenizer.encode_many([template.replace("{}", name) for name in names])
     _check_lengths(class_names, sentences, context_length)
     _check_words(class_names, sentences, words, template, strict=n_ctx is not None)
-    m = len(words)
     bodies = sentences
     if n_ctx is not None:
-        context = [~index for index in range(n_ctx)]
+        context = [*(~index for index in range(n_ctx)), *words[n_ctx:]]
         lengths = [len(ids) for ids in tokenizer.encode_many(names)]
         bodies = [
             _place(ids[m : m + length], context, ids[m + length :], class_position)
@@ -100,7 +106,12 @@ def plan_sequences(
 
 
 def assemble(
-    plan: SequencePlan, token_embedding: FloatArray, context: FloatArray | None = None
+    plan: SequencePlan,
+    token_embedding: FloatArray,
+    context: FloatArray | None = None,
+    *,
+    deeper: tuple[FloatArray, ...] = (),
+    keys_values: tuple[FloatArray, ...] = (),
 ) -> Sequences:
     """Put vectors in the places of a plan.
 
@@ -108,11 +119,14 @@ def assemble(
         plan: from ``plan_sequences``.
         token_embedding: (V, D), may be memory-mapped; only the rows needed are read.
         context: (M, D), or (C, M, D) for the C classes of the plan; None where nothing is learned.
+        deeper, keys_values: handed on as they are.
     """
     return Sequences(
         prefix=_vectors(plan.prefix, token_embedding, context),
         suffix=_vectors(plan.suffix, token_embedding, context),
         eot=plan.eot,
+        deeper=deeper,
+        keys_values=keys_values,
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prompt_serve.class_features import TextSide
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompt_file import BackboneRef
@@ -74,6 +75,17 @@ class Bundle:
         """(V, D) float32, memory-mapped: only the rows that are used are read."""
         embedding: FloatArray = np.load(self.path / TOKEN_EMBEDDING, mmap_mode="r")
         return embedding
+
+    @cached_property
+    def text_side(self) -> TextSide:
+        """What class features need beside the text graph."""
+        return TextSide(
+            tokenizer=self.tokenizer,
+            token_embedding=self.token_embedding,
+            context_length=self.manifest.backbone.context_length,
+            embed_dim=self.manifest.backbone.embed_dim,
+            causal=self.manifest.causal_text,
+        )
 
     @property
     def image_encoder(self) -> Path:

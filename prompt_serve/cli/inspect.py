@@ -34,7 +34,8 @@ def inspect(file: Path, as_json: bool) -> None:
 
 def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
     """Everything in a prompt file but the numbers themselves, as JSON types."""
-    tensors = prompt.text.tensors() if prompt.text else {}
+    from prompt_serve.encodings import describe as describe_encoding
+
     return {
         "name": prompt.name,
         "version": version,
@@ -43,12 +44,13 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "class_names": list(prompt.class_names),
         "templates": list(prompt.templates),
         "class_position": prompt.class_position,
-        "encoding": prompt.text.kind if prompt.text else None,
-        "encoding_options": prompt.text.options() if prompt.text else {},
-        "tensors": {
-            f"text.{key}": {"dtype": str(t.dtype), "shape": list(t.shape), "bytes": t.nbytes}
-            for key, t in tensors.items()
+        "encodings": {
+            branch: {"kind": describe_encoding(encoding), "options": encoding.options()}
+            for branch, encoding in prompt.encodings.items()
         },
+        "tensors": {name: _tensor(tensor) for name, tensor in prompt.tensors.items()},
+        "temperature": prompt.temperature,
+        "unknown_below": prompt.unknown_below,
         "learned_numbers": prompt.learned_numbers,
         "payload_bytes": prompt.payload_bytes,
         "file_bytes": file_bytes,
@@ -57,6 +59,13 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "created": prompt.created,
         "tool_version": prompt.tool_version,
     }
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    from prompt_serve.coding import Coded
+
+    kind = f"{tensor.bits}-bit codes" if isinstance(tensor, Coded) else str(tensor.dtype)
+    return {"dtype": kind, "shape": list(tensor.shape), "bytes": tensor.nbytes}
 
 
 def _lines(description: Mapping[str, Any]) -> Iterable[str]:
@@ -73,12 +82,18 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield f"{'classes':<16} {_shortened(description['class_names'])}"
     for template in description["templates"]:
         yield f"{'template':<16} {template!r}, class name at the {description['class_position']}"
-    options = "".join(f", {key} {value}" for key, value in description["encoding_options"].items())
-    yield f"{'encoding':<16} {description['encoding'] or 'none: nothing is learned'}{options}"
+    for branch, encoding in description["encodings"].items():
+        base = encoding["options"].get("base")
+        yield f"{f'{branch} branch':<16} {encoding['kind']}" + (f", base {base}" if base else "")
+    if not description["encodings"]:
+        yield f"{'learned':<16} nothing"
     for name, tensor in description["tensors"].items():
         shape = " x ".join(map(str, tensor["shape"]))
         yield f"{'  ' + name:<16} {shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
     yield f"{'learned numbers':<16} {description['learned_numbers']:,}"
+    yield f"{'temperature':<16} {description['temperature']:.4g}"
+    if description["unknown_below"]:
+        yield f"{'unknown below':<16} {description['unknown_below']:.4g}"
     yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
     yield f"{'file':<16} {description['file_bytes']:,} bytes"
     yield from _table("training", description["training"])

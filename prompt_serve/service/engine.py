@@ -10,7 +10,7 @@ import onnxruntime as ort
 
 from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.errors import BundleInvalid, PromptUnsupported, ProviderUnavailable
 from prompt_serve.types import FloatArray, PixelArray
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -56,6 +56,11 @@ class Engine:
 
     def encode_text(self, sequences: Sequences) -> FloatArray:
         """Assembled sequences of C classes -> (C, E) features of unit length."""
+        if sequences.deeper or sequences.keys_values:
+            raise PromptUnsupported(
+                "This prompt has learned vectors for deeper blocks of the text tower, which the "
+                "bundle's text encoder does not take. Train it with depth 1."
+            )
         (features,) = self._text_session.run(
             ["class_features"],
             {"prefix": sequences.prefix, "suffix": sequences.suffix, "eot": sequences.eot},

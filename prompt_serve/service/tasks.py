@@ -17,16 +17,12 @@ import numpy as np
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle
+from prompt_serve.class_features import EncodeText, class_features
 from prompt_serve.errors import TaskNameInvalid, TaskNotFound
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes, version_of
 from prompt_serve.schemas import TASK_NAME_PATTERN, TaskInfo, TaskList, TaskSummary, ZeroShotTask
-from prompt_serve.service.class_features import (
-    EncodeText,
-    check_backbone,
-    class_features,
-    verified_class_features,
-)
+from prompt_serve.service.class_features import check_backbone, verified_class_features
 from prompt_serve.service.registry import Registry, StoredTask
 from prompt_serve.types import FloatArray
 
@@ -114,7 +110,7 @@ class TaskStore:
             probe=np.zeros(len(wanted.class_names), dtype=np.float16),
             tool_version=__version__,
         )
-        features = class_features(unprobed, self._bundle, self._encode_text)
+        features = class_features(unprobed, self._bundle.text_side, self._encode_text)
         prompt = _with_probe(unprobed, features)
         return self._put(wanted.name, to_bytes(prompt), prompt, features)
 

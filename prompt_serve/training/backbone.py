@@ -3,6 +3,7 @@
 How a backbone is named (``--backbone``, ``prompt-serve export``):
 
     embedded                        the small CLIP that ships with prompt-serve
+    embedded-vit                    the same with a small ViT, for prompts in the image branch
     ViT-B-16/openai                 an open_clip model and pretrained tag; downloaded once
     ViT-B-16@/path/to/weights.pt    an open_clip model with a checkpoint from disk
     ViT-B-16/random                 random weights (seeded), for measuring speed and for tests
@@ -18,6 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import open_clip
 import torch
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
@@ -25,15 +27,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompt_serve.assembly import Sequences
+from prompt_serve.class_features import TextSide
 from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompt_file import BackboneRef
 from prompt_serve.tokenizer import Tokenizer
+from prompt_serve.training.image_tower import ImageTower
 from prompt_serve.training.text_tower import TextTower
+from prompt_serve.types import FloatArray
 
 EMBEDDED = "embedded"
+EMBEDDED_VIT = "embedded-vit"
 RANDOM_SEED = 0
 _CONFIG = "config.json"
+_WEIGHTS = "model.safetensors"
 
 _log = logging.getLogger(__name__)
 
@@ -61,6 +69,42 @@ class Backbone:
     @cached_property
     def text_tower(self) -> TextTower:
         return TextTower(self.clip)
+
+    @cached_property
+    def image_tower(self) -> ImageTower:
+        """Raises BackboneUnsupported where the image tower is no plain vision transformer."""
+        return ImageTower(self.clip)
+
+    @cached_property
+    def text_side(self) -> TextSide:
+        """What class features need beside the text tower."""
+        return TextSide(
+            tokenizer=self.tokenizer,
+            token_embedding=self.token_embedding.cpu().numpy(),
+            context_length=self.ref.context_length,
+            embed_dim=self.embed_dim,
+            causal=self.text_tower.causal,
+        )
+
+    @torch.inference_mode()
+    def encode_text(self, sequences: Sequences) -> FloatArray:
+        """Assembled sequences of C classes -> (C, E) features of unit length."""
+
+        def tensor(array: np.ndarray) -> Tensor:
+            return torch.from_numpy(array).to(self.device)
+
+        features: FloatArray = (
+            self.text_tower(
+                tensor(sequences.prefix),
+                tensor(sequences.suffix),
+                tensor(sequences.eot),
+                tuple(map(tensor, sequences.deeper)),
+                tuple(map(tensor, sequences.keys_values)),
+            )
+            .cpu()
+            .numpy()
+        )
+        return features
 
     @property
     def token_embedding(self) -> Tensor:
@@ -111,8 +155,8 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
         BackboneUnavailable: no such model, or its weights cannot be had.
         BackboneUnsupported: the model is no open_clip ``CLIP`` with a BPE tokenizer.
     """
-    if spec == EMBEDDED:
-        return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / EMBEDDED)))
+    if spec in (EMBEDDED, EMBEDDED_VIT):
+        return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / spec)))
     if (Path(spec) / _CONFIG).is_file():
         return _load_folder(Path(spec))
     if "@" in spec:
@@ -137,22 +181,41 @@ def fingerprint(clip: torch.nn.Module) -> str:
 
 
 def _load_folder(folder: Path) -> Backbone:
-    config_path = folder / _CONFIG
-    if not config_path.is_file():
-        raise BackboneUnavailable(
-            f"There is no backbone in {folder} (no {_CONFIG}). "
-            f"If this is the embedded one, the installation is incomplete: install it again."
-        )
-    config = json.loads(config_path.read_text())
+    """A backbone from its files.
+
+    A config with ``"text_from": NAME`` has no text tower of its own: all tensors outside
+    ``visual.`` and the tokenizer are those of the folder NAME beside it.
+    """
+    config = json.loads(_required(folder, _CONFIG).read_text())
+    weights = load_file(_required(folder, _WEIGHTS))
+    text_folder, text_config = folder, config
+    if "text_from" in config:
+        text_folder = folder.parent / config["text_from"]
+        text_config = json.loads(_required(text_folder, _CONFIG).read_text())
+        text_weights = load_file(_required(text_folder, _WEIGHTS))
+        weights |= {k: v for k, v in text_weights.items() if not k.startswith("visual.")}
+    tokenizer = Tokenizer.from_merges(_required(text_folder, text_config["tokenizer"]["bpe"]))
     clip = open_clip.CLIP(**config["model_cfg"])
-    clip.load_state_dict(
-        {
-            name: value.float() if value.is_floating_point() else value
-            for name, value in load_file(folder / "model.safetensors").items()
-        }
-    )
-    tokenizer = Tokenizer.from_merges(folder / config["tokenizer"]["bpe"])
+    try:
+        clip.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
+        )
+    except RuntimeError as error:
+        raise BackboneUnavailable(
+            f"The weights in {folder} do not fit its {_CONFIG}: {error}\n"
+            f"Take both files from one release."
+        ) from error
     return _backbone(config["id"], clip, tokenizer, config["preprocess_cfg"])
+
+
+def _required(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise BackboneUnavailable(
+            f"The backbone in {folder} is incomplete: there is no {name}. "
+            f"If it came with prompt-serve, the installation is damaged: install it again."
+        )
+    return path
 
 
 def _load_random(name: str) -> Backbone:
@@ -209,7 +272,7 @@ def _check_name(name: str) -> None:
         raise BackboneUnavailable(
             f"open_clip has no model {name!r}. "
             + (f"Did you mean {', '.join(close)}? " if close else "")
-            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random or embedded."
+            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random, embedded or embedded-vit."
         )
 
 

@@ -1,7 +1,7 @@
 """Class features of a prompt and its accuracy: always from what the prompt file holds.
 
-Nothing here sees a learner. What is evaluated went through float16, ``fold`` and ``assemble``, the
-same code that serving runs.
+Nothing here sees a learner. What is evaluated went through float16, ``folding`` and ``assembly``,
+the same code that serving runs.
 """
 
 from dataclasses import dataclass
@@ -9,34 +9,49 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
-from prompt_serve.assembly import SequencePlan, assemble, plan_sequences, template_ids
+from prompt_serve.class_features import class_features, folded_image, template_features
+from prompt_serve.coding import Stored, numbers
+from prompt_serve.contexts import BranchContext
+from prompt_serve.encodings import Conditional
 from prompt_serve.errors import BackboneMismatch
-from prompt_serve.folding import fold
 from prompt_serve.prompt_file import Prompt
-from prompt_serve.scoring import class_logits, unit
+from prompt_serve.scoring import class_logits, softmax
 from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.features import FeatureSet
-from prompt_serve.types import FloatArray
+from prompt_serve.training.image_source import ImageData
+from prompt_serve.training.pixels import PixelSet
+from prompt_serve.types import FloatArray, IntArray
 
-CLASSES_AT_ONCE = 1024  # bounds the memory that the text tower takes
+IMAGES_AT_ONCE = 32  # through the prompted image tower
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Plain top-1 accuracy."""
+    """Plain top-1 accuracy, and how well the probabilities fit it."""
 
     images: int
     accuracy: float  # 0..1, over all images
     per_class: tuple[float | None, ...]  # of each label; None where it has no image
+    calibration_error: float  # expected calibration error, 0..1
+    unknown: float = 0.0  # share of images answered with "unknown"
+    known_accuracy: float | None = None  # of the others; None where all are unknown
 
     def to_dict(self) -> dict[str, Any]:
         """For a prompt file; four digits, since more would say nothing about a few images."""
-        return {
+        rounded = {
             "images": self.images,
             "accuracy": round(self.accuracy, 4),
             "per_class": [None if a is None else round(a, 4) for a in self.per_class],
+            "calibration_error": round(self.calibration_error, 4),
         }
+        if self.unknown:
+            known = self.known_accuracy
+            rounded["unknown"] = round(self.unknown, 4)
+            rounded["known_accuracy"] = None if known is None else round(known, 4)
+        return rounded
 
 
 def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
@@ -46,70 +61,127 @@ def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
 
     Raises:
         BackboneMismatch: it was learned on another backbone.
-        PromptFileInvalid: it contradicts the backbone's tokenizer.
+        PromptUnsupported: its class features depend on the image.
+        PromptFileInvalid: it contradicts the backbone's tokenizer or towers.
         PromptTooLong: a class name does not fit.
     """
+    check_backbone(prompt, backbone)
+    return class_features(prompt, backbone.text_side, backbone.encode_text)
+
+
+def probed_features(prompt: Prompt, backbone: Backbone) -> FloatArray:
+    """The class features (C, E) that a prompt's probe is made of.
+
+    Those of ``class_features_of``; of a conditional prompt, those without its network.
+    """
+    check_backbone(prompt, backbone)
+    if isinstance(prompt.text, Conditional):
+        return template_features(
+            prompt, prompt.templates[0], backbone.text_side, backbone.encode_text
+        )
+    return class_features(prompt, backbone.text_side, backbone.encode_text)
+
+
+def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> FloatArray:
+    """Scores (N, C) of plain views, before the temperature.
+
+    Args:
+        prompt: as read from a file.
+        backbone: it was learned on.
+        images: features; pixels where the prompt has an image branch.
+
+    Raises:
+        BackboneMismatch, PromptFileInvalid, PromptTooLong: see ``class_features_of``.
+        BackboneUnsupported: an image branch, and an image tower that cannot be prompted.
+    """
+    features = _image_features(prompt, backbone, images)
+    if isinstance(prompt.text, Conditional):
+        return _conditional_logits(prompt, prompt.text, backbone, features)
+    classes = class_features_of(prompt, backbone)
+    return class_logits(features, classes, backbone.logit_scale)
+
+
+def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Evaluation:
+    """Accuracy of a prompt on plain views; see ``prompt_logits``."""
+    return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt)
+
+
+def evaluate(logits: FloatArray, labels: IntArray, prompt: Prompt | None = None) -> Evaluation:
+    """Accuracy of scores (N, C); equal scores: the first class.
+
+    Args:
+        logits: before the temperature.
+        labels: (N,).
+        prompt: whose temperature and threshold count; None has neither.
+    """
+    temperature = prompt.temperature if prompt else 1.0
+    probabilities = softmax(logits / np.float32(temperature))
+    right = logits.argmax(axis=1) == labels
+    known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
+    return Evaluation(
+        images=len(labels),
+        accuracy=float(right.mean()),
+        per_class=tuple(
+            float(right[of_class].mean()) if (of_class := labels == label).any() else None
+            for label in range(logits.shape[1])
+        ),
+        calibration_error=expected_calibration_error(probabilities, labels),
+        unknown=float(1.0 - known.mean()),
+        known_accuracy=float(right[known].mean()) if known.any() else None,
+    )
+
+
+def check_backbone(prompt: Prompt, backbone: Backbone) -> None:
+    """Raise BackboneMismatch unless the prompt was learned on this backbone."""
     if prompt.backbone.fingerprint != backbone.ref.fingerprint:
         raise BackboneMismatch(
             f"Prompt {prompt.name!r} was learned on {prompt.backbone.id!r} "
             f"({prompt.backbone.fingerprint[:12]}), this is {backbone.id!r} "
             f"({backbone.ref.fingerprint[:12]}). Train it again on this backbone."
         )
-    embedding = backbone.token_embedding.cpu().numpy()
-    if prompt.text is None:
-        per_template = [
-            _encode(backbone, _plan(prompt, template, backbone, None), embedding, None)
-            for template in prompt.templates
-        ]
-        mean: FloatArray = np.mean(per_template, axis=0, dtype=np.float32)
-        return unit(mean) if len(per_template) > 1 else per_template[0]
-    words = embedding[template_ids(backbone.tokenizer, prompt.templates[0])]
-    context = fold(prompt.text, words)
-    plan = _plan(prompt, prompt.templates[0], backbone, context)
-    return _encode(backbone, plan, embedding, context)
-
-
-def evaluate(class_features: FloatArray, images: FeatureSet) -> Evaluation:
-    """Accuracy of class features (C, E) on plain views (N, 1, E); equal scores: the first class."""
-    predicted = class_logits(images.plain, class_features, 1.0).argmax(axis=1)
-    right = predicted == images.labels
-    return Evaluation(
-        images=len(images),
-        accuracy=float(right.mean()),
-        per_class=tuple(
-            float(right[of_class].mean()) if (of_class := images.labels == label).any() else None
-            for label in range(len(class_features))
-        ),
-    )
-
-
-def _plan(
-    prompt: Prompt, template: str, backbone: Backbone, context: FloatArray | None
-) -> SequencePlan:
-    return plan_sequences(
-        backbone.tokenizer,
-        prompt.class_names,
-        template,
-        context_length=backbone.ref.context_length,
-        n_ctx=None if context is None else context.shape[-2],
-        class_position=prompt.class_position,
-        class_specific=context is not None and context.ndim == 3,
-        causal=backbone.text_tower.causal,
-    )
 
 
 @torch.inference_mode()
-def _encode(
-    backbone: Backbone, plan: SequencePlan, embedding: FloatArray, context: FloatArray | None
-) -> FloatArray:
-    sequences = assemble(plan, embedding, context)
+def _image_features(prompt: Prompt, backbone: Backbone, images: ImageData) -> FloatArray:
+    if isinstance(images, FeatureSet):
+        if prompt.image is not None:
+            raise TypeError("A prompt with an image branch is evaluated on pixels, not features.")
+        return images.plain
+    return _prompted_features(prompt, backbone, images)
+
+
+def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> FloatArray:
+    branch = folded_image(prompt, backbone.text_side)
     device = backbone.device
-    prefix = torch.from_numpy(sequences.prefix).to(device)
+    vectors = BranchContext(
+        context=None if branch.context is None else torch.from_numpy(branch.context).to(device),
+        deeper=tuple(torch.from_numpy(v).to(device) for v in branch.deeper),
+        keys_values=tuple(torch.from_numpy(v).to(device) for v in branch.keys_values),
+    )
     features = []
-    for first in range(0, len(sequences.eot), CLASSES_AT_ONCE):
-        some = slice(first, first + CLASSES_AT_ONCE)
-        suffix = torch.from_numpy(sequences.suffix[some]).to(device)
-        eot = torch.from_numpy(sequences.eot[some]).to(device)
-        features.append(backbone.text_tower(prefix, suffix, eot))
-    encoded: FloatArray = torch.cat(features).cpu().numpy()
-    return encoded
+    for first in range(0, len(images), IMAGES_AT_ONCE):
+        pixels = torch.from_numpy(np.array(images.pixels[first : first + IMAGES_AT_ONCE, 0]))
+        normalised = backbone.normalise(pixels.to(device))
+        features.append(backbone.image_tower(normalised, vectors).cpu().numpy())
+    return np.concatenate(features)
+
+
+@torch.inference_mode()
+def _conditional_logits(
+    prompt: Prompt, text: Conditional, backbone: Backbone, images: FloatArray
+) -> FloatArray:
+    """CoCoOp: the text tower runs for every image."""
+
+    def tensor(stored: Stored) -> torch.Tensor:
+        return torch.from_numpy(numbers(stored).astype(np.float32))
+
+    hidden = F.relu(F.linear(torch.from_numpy(images), tensor(text.w_1), tensor(text.b_1)))
+    shifts = F.linear(hidden, tensor(text.w_2), tensor(text.b_2)).numpy()
+    context = numbers(text.context).astype(np.float32)
+    side, template = backbone.text_side, prompt.templates[0]
+    rows = []
+    for image, shift in zip(images, shifts, strict=True):
+        branch = BranchContext(context=context + shift)
+        classes = template_features(prompt, template, side, backbone.encode_text, branch)
+        rows.append(class_logits(image[np.newaxis], classes, backbone.logit_scale))
+    return np.concatenate(rows)

@@ -151,7 +151,7 @@ def extract_features(
     sources = list(zip(paths, digests, strict=True))
     chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        for pixels in _decoded(pool, chunks, backbone.preprocessing, views, seed):
+        for pixels in decoded_views(pool, chunks, backbone.preprocessing, views, seed):
             n, k, *square = pixels.shape
             flat = torch.from_numpy(pixels.reshape(n * k, *square))
             encoded = torch.cat([backbone.encode_images(part) for part in torch.split(flat, batch)])
@@ -180,7 +180,7 @@ def file_digests(paths: Sequence[Path], *, workers: int = 4) -> list[str]:
         return list(pool.map(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), paths))
 
 
-def _decoded(
+def decoded_views(
     pool: ThreadPoolExecutor,
     chunks: Sequence[Sequence[tuple[Path, str]]],
     preprocessing: Preprocessing,

@@ -1,11 +1,14 @@
-"""The training loop: from image features and class names to a learned context.
+"""The training loop: from images and class names to learned contexts.
 
-It sees training features, and validation features to report on; never a test image.
+It sees training images, and validation images to report on; never a test image. Image features are
+looked up where the image tower is not prompted, and computed at every step where it is.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +16,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompt_serve.assembly import plan_sequences, template_ids
-from prompt_serve.encodings import Encoding
-from prompt_serve.errors import ConfigInvalid, PromptError
+from prompt_serve.contexts import BranchContext
+from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptError
+from prompt_serve.folding import fold_image, fold_text
 from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.checkpoints import Checkpoint
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.features import FeatureSet
+from prompt_serve.training.image_source import ImageData, ImageSource, image_source
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import PromptLearner, Start
+from prompt_serve.training.methods.base import (
+    Contexts,
+    Encodings,
+    Moment,
+    PromptLearner,
+    Start,
+    Step,
+)
 from prompt_serve.training.schedule import learning_rate_at
 from prompt_serve.training.text_tower import PlanVectors
+from prompt_serve.training.towers import FrozenTowers
+from prompt_serve.types import FloatArray
+
+VALIDATION_CHUNK = 64  # images at a time through a prompted image tower
+VALIDATE_EVERY = 10  # epochs, where the image tower is prompted; and always after the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +50,13 @@ class EpochRecord:
     loss: float  # mean over the steps of the epoch
     val_accuracy: float | None  # after the epoch; None without validation images
     val_loss: float | None
-    # ID_k of the context for k = 1..M: the share of its k largest singular values in their sum
-    # (DIP, section 3); the flatter, the denser the information.
+    # ID_k for k = 1, 2, ...: the share of the k largest singular values of the vectors in their
+    # sum (DIP, section 3); the flatter, the denser the information. Mean over the blocks.
     idk: tuple[float, ...]
     seconds: float
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of the method, such as tokens left
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -46,8 +64,8 @@ class EpochRecord:
 class Fitted:
     """What came of a run."""
 
-    encoding: Encoding
-    template: str  # as the prompt file wants it: one token for each context vector
+    encodings: Encodings
+    template: str  # as the prompt file wants it: one token or more for each context vector
     learning_rate: float
     history: tuple[EpochRecord, ...]
 
@@ -58,136 +76,253 @@ OnEpoch = Callable[[EpochRecord], object]
 def fit(
     backbone: Backbone,
     class_names: Sequence[str],
-    train: FeatureSet,
-    val: FeatureSet | None,
+    train: ImageData,
+    val: ImageData | None,
     config: TrainConfig,
     *,
     learning_rate: float,
     on_epoch: OnEpoch = lambda record: None,
+    checkpoint: Path | None = None,
 ) -> Fitted:
-    """Learn one context by SGD with momentum on the cross-entropy.
+    """Learn contexts by SGD with momentum.
 
     The last epoch's numbers are kept, as CoOp does; validation chooses nothing here.
 
     Args:
         backbone: frozen.
         class_names: C names.
-        train: (N, K, E) features; a step draws one of the K views of each of its images.
-        val: (N', 1, E) features, only reported on.
+        train: features (N, K, E), or pixels where the method prompts the image tower; a step draws
+            one of the K views of each of its images.
+        val: plain views, only reported on.
         config: its ``learning_rate`` is not looked at.
         learning_rate: at the start of the cosine.
-        on_epoch: called after every epoch.
+        on_epoch: called after every epoch that is learned here.
+        checkpoint: written after every epoch; a run that finds its own there goes on from it and
+            ends with the same bytes as one that was never stopped.
 
     Raises:
-        ConfigInvalid: the method cannot be learned with these settings.
+        ConfigInvalid: the method cannot be learned with these settings, or the checkpoint is of
+            another run.
         PromptTooLong: some class names do not fit.
     """
-    run = _Run(backbone, class_names, config)
-    learner = run.learner
-    optimiser = torch.optim.SGD(
-        learner.parameters(),
-        lr=learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    device = backbone.device
-    features, labels = (torch.from_numpy(a).to(device) for a in (train.features, train.labels))
-    history = []
-    step = 0
-    for epoch in range(config.epochs):
-        start = time.perf_counter()
-        rate = learning_rate_at(epoch, base=learning_rate, epochs=config.epochs)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-        learner.train()
-        losses = []
-        for images, views in run.batches(len(train), train.features.shape[1]):
-            optimiser.zero_grad(set_to_none=True)
-            loss = run.loss(features[images, views], labels[images])
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimiser.step()
-            losses.append(loss.detach())
-            step += 1
-            learner.after_step(step)
-        val_accuracy, val_loss = run.validate(val)
-        record = EpochRecord(
-            epoch=epoch,
-            learning_rate=rate,
-            loss=float(torch.stack(losses).mean()),
-            val_accuracy=val_accuracy,
-            val_loss=val_loss,
-            idk=run.idk(),
-            seconds=time.perf_counter() - start,
-        )
+    run = Run(backbone, class_names, config, learning_rate=learning_rate)
+    images = image_source(train, run.towers)
+    kept = Checkpoint(checkpoint, run.identity()) if checkpoint else None
+    history = [EpochRecord(**record) for record in kept.load(run)] if kept else []
+    for epoch in range(len(history), config.epochs):
+        record = run.epoch(epoch, images, val)
         history.append(record)
+        if kept:
+            kept.save(run, [record.to_dict() for record in history])
         on_epoch(record)
     return Fitted(
-        encoding=learner.encoding(),
+        encodings=run.learner.encodings(),
         template=run.template,
         learning_rate=learning_rate,
         history=tuple(history),
     )
 
 
-def learned_template(template: str, words: int, n_ctx: int) -> str:
-    """The template of a learned prompt: one token for each of the ``n_ctx`` vectors.
+def learned_template(template: str, words: int, config: TrainConfig) -> str:
+    """The template of a learned prompt: one token for each vector.
 
-    The words stay where they are as many; else placeholders stand in for them ("X X X X {}.").
+    Words that learning starts from stay, also those behind the vectors ("a photo of a" with two);
+    else placeholders stand in for them ("X X X X {}.").
     """
-    if words == n_ctx:
+    n_ctx = config.n_ctx or words
+    starts_from_words = config.init == "template" and config.frozen_init
+    if words == n_ctx or (n_ctx < words and starts_from_words):
         return template
     return f"{' '.join(['X'] * n_ctx)} {{}}{template.split('{}')[1]}"
 
 
-def information_density(context: Tensor) -> tuple[float, ...]:
-    """ID_k for k = 1..min(M, D) of a context (M, D); the mean over C of one (C, M, D)."""
-    singular = torch.linalg.svdvals(context.detach().float().cpu())
+def information_density(vectors: Tensor) -> tuple[float, ...]:
+    """ID_k for k = 1..min(M, D) of vectors (M, D); the mean over C of (C, M, D)."""
+    singular = torch.linalg.svdvals(vectors.detach().float().cpu())
     shares = singular.cumsum(-1) / singular.sum(-1, keepdim=True).clamp(min=1e-12)
     return tuple(round(float(s), 6) for s in shares.reshape(-1, shares.shape[-1]).mean(0))
 
 
-class _Run:
-    """What stays the same over the steps of one run."""
+def mean_information_density(contexts: Contexts) -> tuple[float, ...]:
+    """ID_k of each block's vectors, averaged; of the text branch where it has any."""
+    for branch in (contexts.text, contexts.image):
+        blocks = [] if branch.context is None else [branch.context, *branch.deeper]
+        blocks += [rows for rows in branch.keys_values if len(rows)]
+        if blocks:
+            rows = [information_density(block) for block in blocks]
+            longest = max(map(len, rows))
+            padded = np.array([[*row, *[1.0] * (longest - len(row))] for row in rows])
+            return tuple(round(float(share), 6) for share in padded.mean(axis=0))
+    return ()
 
-    def __init__(self, backbone: Backbone, class_names: Sequence[str], config: TrainConfig) -> None:
+
+class Run:
+    """One run: a learner, its optimiser and its random numbers."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        class_names: Sequence[str],
+        config: TrainConfig,
+        *,
+        learning_rate: float,
+    ) -> None:
         self.backbone = backbone
-        self.config = config
+        self.class_names = tuple(class_names)
+        self.config = config = config.resolved()
+        self.learning_rate = learning_rate
+        self.towers = FrozenTowers(backbone, config.precision)
         # Two streams: drawing more numbers for dropout leaves the batches as they were.
         self.rng = np.random.default_rng(config.seed)
-        start = self._start(len(class_names))
-        make = METHODS[config.method].learner
-        if make is None:
-            raise ConfigInvalid(
-                f"Method {config.method!r} learns nothing; there is nothing to fit."
-            )
-        self.learner: PromptLearner = make(start).to(backbone.device)
-        self.template = learned_template(config.template, start.words.shape[0], start.n_ctx)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        ids = template_ids(backbone.tokenizer, config.template)
+        self.words = backbone.token_embedding[ids].cpu()
+        self.learner = self._make_learner().to(backbone.device)
+        self.optimiser = torch.optim.SGD(
+            self.learner.parameters(),
+            lr=learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+        )
+        text = self.folded().text
+        template = learned_template(config.template, len(ids), config)
+        self.template = config.template if text.context is None else template
         plan = plan_sequences(
             backbone.tokenizer,
             class_names,
             self.template,
             context_length=backbone.ref.context_length,
-            n_ctx=start.n_ctx,
+            n_ctx=None if text.context is None else text.context.shape[-2],
             class_position=config.class_position,
             class_specific=config.class_specific,
             causal=backbone.text_tower.causal,
         )
         self.vectors = PlanVectors(plan, backbone.token_embedding)
 
-    def _start(self, n_classes: int) -> Start:
-        ids = template_ids(self.backbone.tokenizer, self.config.template)
-        start = Start(
-            config=self.config,
-            words=self.backbone.token_embedding[ids].cpu(),
-            n_classes=n_classes,
-            generator=torch.Generator().manual_seed(self.config.seed),
-        )
-        if not start.n_ctx:
+    def _make_learner(self) -> PromptLearner:
+        config, backbone = self.config, self.backbone
+        make = METHODS[config.method].learner
+        if make is None:
             raise ConfigInvalid(
-                f"Template {self.config.template!r} has no words before the class name to start "
+                f"Method {config.method!r} learns nothing; there is nothing to fit."
+            )
+        if not config.n_ctx and not len(self.words):
+            raise ConfigInvalid(
+                f"Template {config.template!r} has no words before the class name to start "
                 f"from. Give one that has, or a number of vectors (n_ctx)."
             )
-        return start
+        try:
+            image_tower = backbone.image_tower
+        except BackboneUnsupported:
+            image_tower = None
+        return make(
+            Start(
+                config=config,
+                words=self.words,
+                n_classes=len(self.class_names),
+                generator=self.generator,
+                text_layers=backbone.text_tower.layers,
+                embed_dim=backbone.embed_dim,
+                image_width=image_tower.width if image_tower else None,
+                image_layers=image_tower.layers if image_tower else 0,
+                frozen_features=self._frozen_features,
+            )
+        )
+
+    @torch.no_grad()
+    def _frozen_features(self, templates: Sequence[str]) -> Tensor:
+        """(C, E) class features of hand-written templates, averaged, by the float32 tower."""
+        per_template = []
+        for template in templates:
+            plan = plan_sequences(
+                self.backbone.tokenizer,
+                self.class_names,
+                template,
+                context_length=self.backbone.ref.context_length,
+                causal=self.backbone.text_tower.causal,
+            )
+            sequences = PlanVectors(plan, self.backbone.token_embedding)(None)
+            per_template.append(self.backbone.text_tower(*sequences))
+        return F.normalize(torch.stack(per_template).mean(0), dim=-1)
+
+    def identity(self) -> dict[str, Any]:
+        """What makes two runs the same one."""
+        return {
+            "config": self.config.to_dict(),
+            "learning_rate": self.learning_rate,
+            "class_names": list(self.class_names),
+            "fingerprint": self.backbone.ref.fingerprint,
+        }
+
+    def epoch(self, epoch: int, images: ImageSource, val: ImageData | None) -> EpochRecord:
+        """Go through the images once."""
+        start = time.perf_counter()
+        epochs = self.config.epochs
+        rate = learning_rate_at(epoch, base=self.learning_rate, epochs=epochs)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.learner.train()
+        batches = list(self.batches(len(images.labels), images.n_views))
+        losses = []
+        moment = Moment(
+            step=epoch * len(batches), steps=epochs * len(batches), epoch=epoch, epochs=epochs
+        )
+        for index, (chosen, views) in enumerate(batches):
+            moment = Moment(
+                step=epoch * len(batches) + index,
+                steps=epochs * len(batches),
+                epoch=epoch,
+                epochs=epochs,
+            )
+            losses.append(self.step(images, chosen, views, moment))
+        self.learner.after_epoch(moment)
+        val_accuracy, val_loss = self.validate(val, epoch)
+        return EpochRecord(
+            epoch=epoch,
+            learning_rate=rate,
+            loss=float(torch.stack(losses).mean()),
+            val_accuracy=val_accuracy,
+            val_loss=val_loss,
+            idk=mean_information_density(self.folded()),
+            seconds=time.perf_counter() - start,
+            facts=dict(self.learner.facts()),
+        )
+
+    def step(self, images: ImageSource, chosen: Tensor, views: Tensor, moment: Moment) -> Tensor:
+        """One update; returns the loss."""
+        self.optimiser.zero_grad(set_to_none=True)
+        contexts = self.learner.contexts()
+        image_features = images.features(chosen, views, contexts.image)
+        class_features, logits = self.scores(image_features, contexts.text)
+        loss = self.learner.backward(
+            Step(
+                logits=logits,
+                labels=images.labels[chosen],
+                class_features=class_features,
+                image_features=image_features,
+                logit_scale=self.backbone.logit_scale,
+            )
+        )
+        self.learner.before_update(moment)
+        self.optimiser.step()
+        self.learner.after_update(moment)
+        return loss
+
+    def scores(self, image_features: Tensor, text: BranchContext[Tensor]) -> tuple[Tensor, Tensor]:
+        """Class features (C, E) and logits (B, C); class features (B, C, E) where they depend on
+        the image."""
+        own = self.learner.contexts_of_images(image_features)
+        if own is None:
+            class_features = self.class_features(text)
+            return class_features, self.backbone.logit_scale * image_features @ class_features.T
+        each = [self.class_features(BranchContext(context=context)) for context in own]
+        class_features = torch.stack(each)
+        cosines = torch.einsum("be,bce->bc", image_features, class_features)
+        return class_features, self.backbone.logit_scale * cosines
+
+    def class_features(self, text: BranchContext[Tensor]) -> Tensor:
+        """(C, E) of the text branch's vectors."""
+        return self.towers.class_features(self.vectors(text.context), text)
 
     def batches(self, n_images: int, n_views: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Image and view indices of each step; what does not fill a batch is left out, unless it
@@ -199,41 +334,49 @@ class _Run:
             chosen = slice(first, first + size)
             yield torch.from_numpy(order[chosen]), torch.from_numpy(views[chosen])
 
-    def class_features(self) -> Tensor:
-        features: Tensor = self.backbone.text_tower(*self.vectors(self.learner.context()))
-        return features
-
-    def loss(self, image_features: Tensor, labels: Tensor) -> Tensor:
-        class_features = self.class_features()
-        logits = self.backbone.logit_scale * image_features @ class_features.T
-        loss = F.cross_entropy(logits, labels)
-        extra = self.learner.extra_loss(class_features)
-        return loss if extra is None else loss + extra
+    def folded(self) -> Contexts:
+        """What the prompt file would fold to, as it stands."""
+        encodings = self.learner.encodings()
+        text = fold_text(encodings.text, self.words.numpy())
+        image = fold_image(encodings.image, text)
+        return Contexts(text=_tensors(text, self.backbone), image=_tensors(image, self.backbone))
 
     @torch.no_grad()
-    def validate(self, val: FeatureSet | None) -> tuple[float | None, float | None]:
-        """Accuracy and cross-entropy of the numbers as they stand."""
+    def validate(self, val: ImageData | None, epoch: int) -> tuple[float | None, float | None]:
+        """Accuracy and cross-entropy of what the prompt file would hold."""
         if val is None:
             return None, None
+        images = image_source(val, self.towers)
+        looked_up = METHODS[self.config.method].prompts_images(self.config) is False
+        if not looked_up and (epoch + 1) % VALIDATE_EVERY and epoch + 1 < self.config.epochs:
+            return None, None
         self.learner.eval()
-        images = torch.from_numpy(val.plain).to(self.backbone.device)
-        labels = torch.from_numpy(val.labels).to(self.backbone.device)
-        logits = self.backbone.logit_scale * images @ self.class_features().T
-        accuracy = (logits.argmax(-1) == labels).float().mean()
-        return float(accuracy), float(F.cross_entropy(logits, labels))
+        contexts = self.folded()
+        logits = []
+        for some in torch.split(torch.arange(len(val)), VALIDATION_CHUNK):
+            features = images.features(some, torch.zeros_like(some), contexts.image)
+            logits.append(self.scores(features, contexts.text)[1])
+        scores = torch.cat(logits)
+        accuracy = (scores.argmax(-1) == images.labels).float().mean()
+        return float(accuracy), float(F.cross_entropy(scores, images.labels))
 
-    @torch.no_grad()
-    def idk(self) -> tuple[float, ...]:
-        self.learner.eval()
-        return information_density(self.learner.context())
+
+def _tensors(branch: BranchContext[FloatArray], backbone: Backbone) -> BranchContext[Tensor]:
+    def tensor(array: FloatArray) -> Tensor:
+        return torch.from_numpy(array).to(backbone.device)
+
+    return BranchContext(
+        context=None if branch.context is None else tensor(branch.context),
+        deeper=tuple(map(tensor, branch.deeper)),
+        keys_values=tuple(map(tensor, branch.keys_values)),
+    )
 
 
 def check_names(backbone: Backbone, class_names: Sequence[str], config: TrainConfig) -> list[str]:
     """Faults of class names that do not fit beside the template or the context; one line each."""
     words = len(template_ids(backbone.tokenizer, config.template))
-    n_ctx = config.n_ctx or words or 1
     faults: list[str] = []
-    for template in config.templates or (learned_template(config.template, words, n_ctx),):
+    for template in config.templates or (learned_template(config.template, words, config),):
         try:
             plan_sequences(
                 backbone.tokenizer,

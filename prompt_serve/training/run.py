@@ -10,21 +10,27 @@ from typing import Any
 import numpy as np
 
 from prompt_serve import __version__
-from prompt_serve.encodings import Encoding
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.calibration import calibrate
 from prompt_serve.training.config import AUTO, TrainConfig
 from prompt_serve.training.data import ImageSet, Split
-from prompt_serve.training.evaluate import Evaluation, class_features_of, evaluate
-from prompt_serve.training.features import FeatureCache, FeatureSet, image_features
+from prompt_serve.training.evaluate import (
+    Evaluation,
+    evaluate_prompt,
+    probed_features,
+    prompt_logits,
+)
+from prompt_serve.training.features import FeatureCache, image_features
 from prompt_serve.training.few_shot import few_shot, shot_faults
 from prompt_serve.training.fit import EpochRecord, Fitted, check_names, fit
+from prompt_serve.training.image_source import ImageData
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.progress import SILENT, Progress
+from prompt_serve.training.pixels import image_pixels
+from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
 from prompt_serve.training.reading import image_faults, read_dataset
-from prompt_serve.types import FloatArray
 
 PLAIN_VIEW = 0
 
@@ -84,6 +90,33 @@ def open_dataset(
     )
 
 
+def image_data(
+    images: ImageSet,
+    backbone: Backbone,
+    *,
+    as_pixels: bool = False,
+    views: int = PLAIN_VIEW,
+    seed: int = 0,
+    cache: FeatureCache | None = None,
+    workers: int = 4,
+    advance: Advance = no_advance,
+) -> ImageData:
+    """Images as learning and evaluation take them: features, or pixels where the image tower is
+    prompted."""
+    if as_pixels:
+        return image_pixels(
+            images,
+            backbone.preprocessing,
+            views=views,
+            seed=seed,
+            workers=workers,
+            advance=advance,
+        )
+    return image_features(
+        images, backbone, views=views, seed=seed, cache=cache, workers=workers, advance=advance
+    )
+
+
 def train_prompt(
     backbone: Backbone,
     dataset: Split,
@@ -94,6 +127,7 @@ def train_prompt(
     workers: int = 4,
     progress: Progress = SILENT,
     on_epoch: OnEpoch = lambda record: None,
+    checkpoint: Path | None = None,
 ) -> TrainingResult:
     """Learn a prompt for ``dataset``.
 
@@ -110,15 +144,21 @@ def train_prompt(
         workers: threads that decode images.
         progress: where bars are shown.
         on_epoch: called after every epoch of every fit.
+        checkpoint: written after every epoch; a run that is stopped goes on from it. Where several
+            learning rates are tried, each has its own beside it.
     """
     clock = _Clock()
+    config = config.resolved()
     drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
+    as_pixels = METHODS[config.method].prompts_images(config)
 
-    def encode(part: str, images: ImageSet, views: int = PLAIN_VIEW) -> FeatureSet:
-        with clock("features"), progress.bar(f"encoding {part}", len(images), "img") as advance:
-            return image_features(
+    def prepare(part: str, images: ImageSet, views: int = PLAIN_VIEW) -> ImageData:
+        doing = "decoding" if as_pixels else "encoding"
+        with clock("features"), progress.bar(f"{doing} {part}", len(images), "img") as advance:
+            return image_data(
                 images,
                 backbone,
+                as_pixels=as_pixels,
                 views=views,
                 seed=config.seed,
                 cache=cache,
@@ -127,22 +167,27 @@ def train_prompt(
             )
 
     held_out = {
-        part: encode(part, images) for part, images in drawn.parts.items() if part != "train"
+        part: prepare(part, images) for part, images in drawn.parts.items() if part != "train"
     }
     fitted: Fitted | None = None
     if METHODS[config.method].learner is not None:
-        train, val = encode("train", drawn.train, config.views), held_out.get("val")
+        train, val = prepare("train", drawn.train, config.views), held_out.get("val")
         with clock("learning"):
-            fitted = _learn(backbone, dataset.class_names, train, val, config, progress, on_epoch)
+            fitted = _learn(
+                backbone, dataset.class_names, train, val, config, progress, on_epoch, checkpoint
+            )
     with clock("evaluation"):
         draft = _draft(backbone, dataset.class_names, config, fitted, name)
         # Through the file's bytes on purpose: what is measured is what will be served.
-        stored = from_bytes(to_bytes(draft))
-        features = class_features_of(stored, backbone)
-        comparisons = _compare(backbone, stored, features, held_out)
+        stored = _calibrated(from_bytes(to_bytes(draft)), backbone, config, held_out.get("val"))
+        comparisons = _compare(backbone, stored, held_out)
     images = {part: len(images) for part, images in drawn.parts.items()}
     return TrainingResult(
-        prompt=replace(stored, probe=probe(features), metrics=_metrics(comparisons, images)),
+        prompt=replace(
+            stored,
+            probe=probe(probed_features(stored, backbone)),
+            metrics=_metrics(comparisons, images),
+        ),
         comparisons=comparisons,
         history=fitted.history if fitted else (),
         images=images,
@@ -154,11 +199,12 @@ def train_prompt(
 def _learn(
     backbone: Backbone,
     class_names: tuple[str, ...],
-    train: FeatureSet,
-    val: FeatureSet | None,
+    train: ImageData,
+    val: ImageData | None,
     config: TrainConfig,
     progress: Progress,
     on_epoch: OnEpoch,
+    checkpoint: Path | None,
 ) -> Fitted:
     rates = _learning_rates(config, val)
     fits = []
@@ -169,13 +215,25 @@ def _learn(
             on_epoch(record)
 
         for rate in rates:
+            own = checkpoint
+            if checkpoint and len(rates) > 1:
+                own = checkpoint.with_name(f"{checkpoint.name}.{rate:g}")
             fits.append(
-                fit(backbone, class_names, train, val, config, learning_rate=rate, on_epoch=after)
+                fit(
+                    backbone,
+                    class_names,
+                    train,
+                    val,
+                    config,
+                    learning_rate=rate,
+                    on_epoch=after,
+                    checkpoint=own,
+                )
             )
     return min(fits, key=_badness)
 
 
-def _learning_rates(config: TrainConfig, val: FeatureSet | None) -> tuple[float, ...]:
+def _learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, ...]:
     method = METHODS[config.method]
     if config.learning_rate is None:
         return (method.learning_rate,)
@@ -202,7 +260,6 @@ def _draft(
     fitted: Fitted | None,
     name: str,
 ) -> Prompt:
-    encoding: Encoding | None = fitted.encoding if fitted else None
     templates = (fitted.template,) if fitted else config.templates or (config.template,)
     training = config.to_dict()
     if fitted:
@@ -215,19 +272,33 @@ def _draft(
         backbone=backbone.ref,
         probe=np.zeros(len(class_names), dtype=np.float16),  # filled in once it can be computed
         class_position=config.class_position if fitted else "end",
-        text=encoding,
+        text=fitted.encodings.text if fitted else None,
+        image=fitted.encodings.image if fitted else None,
         training=training,
         tool_version=__version__,
     )
 
 
+def _calibrated(
+    prompt: Prompt, backbone: Backbone, config: TrainConfig, val: ImageData | None
+) -> Prompt:
+    if val is None or not (config.calibrate or config.unknown_share):
+        return prompt
+    found = calibrate(
+        prompt_logits(prompt, backbone, val), val.labels, unknown_share=config.unknown_share
+    )
+    temperature = found.temperature if config.calibrate else 1.0
+    return replace(prompt, temperature=temperature, unknown_below=found.unknown_below)
+
+
 def _compare(
-    backbone: Backbone, prompt: Prompt, features: FloatArray, held_out: Mapping[str, FeatureSet]
+    backbone: Backbone, prompt: Prompt, held_out: Mapping[str, ImageData]
 ) -> dict[str, Comparison]:
-    template_features = class_features_of(_zero_shot(prompt), backbone)
+    zero_shot = _zero_shot(prompt)
     return {
         part: Comparison(
-            zero_shot=evaluate(template_features, images), prompt=evaluate(features, images)
+            zero_shot=evaluate_prompt(zero_shot, backbone, images),
+            prompt=evaluate_prompt(prompt, backbone, images),
         )
         for part, images in held_out.items()
     }
@@ -247,10 +318,18 @@ def _metrics(comparisons: Mapping[str, Comparison], images: Mapping[str, int]) -
 
 def _zero_shot(prompt: Prompt) -> Prompt:
     """What the user would have without learning: the template that learning started from."""
-    if prompt.text is None:
+    if not prompt.encodings:
         return prompt
     template = prompt.training["template"]
-    return replace(prompt, text=None, templates=(template,), class_position="end")
+    return replace(
+        prompt,
+        text=None,
+        image=None,
+        templates=(template,),
+        class_position="end",
+        temperature=1.0,
+        unknown_below=0.0,
+    )
 
 
 def _notes(drawn: Split, config: TrainConfig) -> tuple[str, ...]:

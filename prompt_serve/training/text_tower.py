@@ -7,6 +7,7 @@ float32 rounding; the work for 100 classes is about a tenth. The backward pass s
 classes into the prefix by itself.
 """
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prompt_serve.assembly import SequencePlan
-from prompt_serve.errors import BackboneUnsupported
+from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
+from prompt_serve.training.attention import after_attention, heads_of, keys_values_of
 
 
 class TextTower(nn.Module):
@@ -50,50 +52,101 @@ class TextTower(nn.Module):
         self.projection = clip.text_projection
         self.causal = clip.attn_mask is not None
 
-    def forward(self, prefix: Tensor, suffix: Tensor, eot: Tensor) -> Tensor:
+    @property
+    def layers(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+    def forward(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        eot: Tensor,
+        deeper: Sequence[Tensor] = (),
+        keys_values: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Features of C sequences.
 
         Args:
             prefix: (P, D) vectors that all sequences start with, P >= 1.
             suffix: (C, S, D) what follows in each.
             eot: (C,) int64, position of end-of-text within the suffix.
+            deeper: J - 1 tensors (M, D); number j replaces places 1 to M, which must lie in the
+                prefix, at the input of block j + 1.
+            keys_values: one tensor (n, D) for each block or none at all; they go through the
+                block's layer norm and are seen by every position (ADAPT, equation 7).
 
         Returns:
             (C, E) class features of unit length.
+
+        Raises:
+            PromptFileInvalid: there are vectors for more blocks than the tower has.
         """
+        self._check(deeper, keys_values)
         p, s = prefix.shape[0], suffix.shape[1]
         head = (prefix + self.positional_embedding[:p]).unsqueeze(0)
         tail = suffix + self.positional_embedding[p : p + s]
         if self.causal:
-            tail = self._causal(head, tail)
+            tail = self._causal(head, tail, deeper, keys_values)
         else:
-            tail = self._full(head, tail)
+            tail = self._full(head, tail, deeper, keys_values)
         # One row a class is all that is needed from here on.
         last = tail[torch.arange(tail.shape[0], device=tail.device), eot]
-        return F.normalize(self._project(self.ln_final(last)), dim=-1)
+        return F.normalize(self._project(self.ln_final(last)).float(), dim=-1)
 
-    def _causal(self, head: Tensor, tail: Tensor) -> Tensor:
+    def _check(self, deeper: Sequence[Tensor], keys_values: Sequence[Tensor]) -> None:
+        if len(deeper) >= self.layers or len(keys_values) not in (0, self.layers):
+            raise PromptFileInvalid(
+                f"The prompt has vectors for {1 + len(deeper)} blocks and keys and values for "
+                f"{len(keys_values)}; the text tower has {self.layers} blocks."
+            )
+
+    def _causal(
+        self,
+        head: Tensor,
+        tail: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
         p, s = head.shape[1], tail.shape[1]
         steps = torch.arange(p + s, device=tail.device)
         visible = steps.unsqueeze(0) <= steps.unsqueeze(1)  # (P+S, P+S), row attends to column
-        for module in self.blocks:
+        for index, module in enumerate(self.blocks):
             block = cast(ResidualAttentionBlock, module)
-            head_q, head_k, head_v = _heads(block, head)
-            tail_q, tail_k, tail_v = _heads(block, tail)
+            head = _with_context(head, deeper, index)
+            head_q, head_k, head_v = heads_of(block, head)
+            tail_q, tail_k, tail_v = heads_of(block, tail)
+            seen = visible
+            if keys_values and len(keys_values[index]):
+                own_k, own_v = keys_values_of(block, keys_values[index])
+                head_k, head_v = torch.cat([own_k, head_k], 2), torch.cat([own_v, head_v], 2)
+                seen = F.pad(visible, (len(keys_values[index]), 0), value=True)
             c = tail.shape[0]
             keys = torch.cat([head_k.expand(c, -1, -1, -1), tail_k], dim=2)
             values = torch.cat([head_v.expand(c, -1, -1, -1), tail_v], dim=2)
-            head = _after_attention(block, head, head_q, head_k, head_v, visible[:p, :p])
-            tail = _after_attention(block, tail, tail_q, keys, values, visible[p:])
+            columns = head_k.shape[2]
+            head = after_attention(block, head, head_q, head_k, head_v, seen[:p, :columns])
+            tail = after_attention(block, tail, tail_q, keys, values, seen[p:])
         return tail
 
-    def _full(self, head: Tensor, tail: Tensor) -> Tensor:
+    def _full(
+        self,
+        head: Tensor,
+        tail: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
         """For towers without a causal mask: every position sees all, so nothing can be shared."""
         x = torch.cat([head.expand(tail.shape[0], -1, -1), tail], dim=1)
-        for module in self.blocks:
+        for index, module in enumerate(self.blocks):
             block = cast(ResidualAttentionBlock, module)
-            q, k, v = _heads(block, x)
-            x = _after_attention(block, x, q, k, v, None)
+            x = _with_context(x, deeper, index)
+            q, k, v = heads_of(block, x)
+            if keys_values and len(keys_values[index]):
+                own_k, own_v = keys_values_of(block, keys_values[index])
+                k = torch.cat([own_k.expand(x.shape[0], -1, -1, -1), k], dim=2)
+                v = torch.cat([own_v.expand(x.shape[0], -1, -1, -1), v], dim=2)
+            x = after_attention(block, x, q, k, v, None)
         return x[:, head.shape[1] :]
 
     def _project(self, x: Tensor) -> Tensor:
@@ -102,6 +155,15 @@ class TextTower(nn.Module):
         if isinstance(self.projection, nn.Linear):
             return cast(Tensor, self.projection(x))
         return x @ cast(Tensor, self.projection)
+
+
+def _with_context(x: Tensor, deeper: Sequence[Tensor], index: int) -> Tensor:
+    """``x`` (N, T, D) at the input of block ``index``, its places 1 to M replaced."""
+    if not 1 <= index <= len(deeper):
+        return x
+    context = deeper[index - 1]
+    m = context.shape[0]
+    return torch.cat([x[:, :1], context.expand(x.shape[0], -1, -1), x[:, 1 + m :]], dim=1)
 
 
 def fill_plan(
@@ -149,29 +211,3 @@ class _Places:
         else:
             vectors = context[self.index]
         return torch.where(self.learned, vectors, self.words)
-
-
-def _heads(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values (N, heads, T, D / heads) of x (N, T, D), layer norm applied."""
-    attention = block.attn
-    projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    n, t, _ = x.shape
-    split = projected.view(n, t, 3, attention.num_heads, attention.head_dim)
-    q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
-
-
-def _after_attention(
-    block: ResidualAttentionBlock,
-    x: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    visible: Tensor | None,
-) -> Tensor:
-    """The rest of a block: attention over (k, v), output projection, residual, MLP, residual."""
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    n, heads, t, width = attended.shape
-    joined = attended.transpose(1, 2).reshape(n, t, heads * width)
-    x = x + block.ls_1(block.attn.out_proj(joined))
-    return cast(Tensor, x + block.ls_2(block.mlp(block.ln_2(x))))

@@ -1,7 +1,9 @@
 """CoOp: learn the context vectors themselves (Zhou et al., IJCV 2022, arXiv 2109.01134).
 
 Equation 2: the prompt of class i is ``[V]_1 ... [V]_M [CLASS_i]``; equation 4 puts the class name
-in the middle; section 3.2 has class-specific contexts, where every class learns V of its own.
+in the middle; section 3.2 has class-specific contexts, where every class learns V of its own. With
+a depth J, blocks 2 to J of the text tower get M vectors of their own in the same places ("deep
+language prompting", MaPLe, section 3.2.1).
 
 Traps: the number of vectors is that of the template's tokens where they are the start ("a photo
 of a": 4); random vectors are drawn with a standard deviation of 0.02; the context replaces token
@@ -11,38 +13,91 @@ embeddings *before* positions are added.
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.encodings import Dense
+from prompt_serve.contexts import BranchContext
+from prompt_serve.encodings import Deep, TextEncoding
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.methods.base import Method, PromptLearner, Start, half
+from prompt_serve.training.methods.base import (
+    Contexts,
+    Encodings,
+    Method,
+    Moment,
+    PromptLearner,
+    Start,
+)
+from prompt_serve.training.methods.vectors import (
+    CODEBOOK_SETTINGS,
+    Vectors,
+    WholeVectors,
+    initial_text_vectors,
+    observe,
+    reclusterings,
+    whole_text_vectors,
+)
+
+SETTINGS = CODEBOOK_SETTINGS | {
+    "init",
+    "class_position",
+    "class_specific",
+    "depth",
+    "noise_std",
+}
 
 
-class Coop(PromptLearner):
-    """M x D numbers: 2,048 on ViT-B/16 with 4 vectors; times C where class-specific."""
+class TextVectors(PromptLearner):
+    """Vectors of the text tower, one ``Vectors`` for each prompted block."""
+
+    def __init__(self, blocks: list[Vectors]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def contexts(self) -> Contexts:
+        return Contexts(text=branch_of(self.blocks))
+
+    def encodings(self) -> Encodings:
+        return Encodings(text=encoding_of(self.blocks))
+
+    def after_update(self, moment: Moment) -> None:
+        observe(self, moment)
+
+    def facts(self) -> dict[str, int]:
+        count = reclusterings(self)
+        return {"reclusterings": count} if count else {}
+
+
+class Coop(TextVectors):
+    """J x M x D numbers: 2,048 on ViT-B/16 with 4 vectors; times C where class-specific."""
 
     def __init__(self, start: Start) -> None:
-        super().__init__()
-        vectors = _initial(start)
+        check_placing(start)
+        depth = start.depth(start.text_layers)
         if start.config.class_specific:
-            vectors = _for_each_class(vectors, start)
-        self.vectors = nn.Parameter(vectors)
-
-    def context(self) -> Tensor:
-        return self.vectors
-
-    def encoding(self) -> Dense:
-        return Dense(context=half(self.vectors))
+            first = _for_each_class(initial_text_vectors(start), start)
+            super().__init__([WholeVectors(first, start)])
+        else:
+            super().__init__(whole_text_vectors(start, depth))
 
 
-def _initial(start: Start) -> Tensor:
-    if start.config.init == "random":
-        return start.normal(start.n_ctx, start.width)
-    if start.n_ctx != start.words.shape[0]:
+def branch_of(blocks: nn.ModuleList) -> BranchContext[Tensor]:
+    """The vectors of this step, block by block."""
+    first, *deeper = (block() for block in blocks)
+    return BranchContext(context=first, deeper=tuple(deeper))
+
+
+def encoding_of(blocks: nn.ModuleList) -> TextEncoding:
+    """What the prompt file stores of some blocks' ``Vectors``."""
+    layers = tuple(block.layer() for block in blocks)  # type: ignore[operator]  # they are Vectors
+    return layers[0] if len(layers) == 1 else Deep(layers=layers)
+
+
+def check_placing(start: Start) -> None:
+    """Raise ConfigInvalid where deep vectors would not stand in front of every class name."""
+    config = start.config
+    shared = config.class_position == "end" and not config.class_specific
+    if (config.depth or 1) > 1 and not shared:
         raise ConfigInvalid(
-            f"n_ctx is {start.n_ctx}, but the template {start.config.template!r} has "
-            f"{start.words.shape[0]} tokens before the class name. "
-            f"Leave n_ctx out, or start from random numbers (init = 'random')."
+            "Vectors of deeper blocks (depth > 1) want one context for all classes with the class "
+            "name at the end; leave class_specific and class_position out."
         )
-    return start.words.clone()
 
 
 def _for_each_class(vectors: Tensor, start: Start) -> Tensor:
@@ -55,7 +110,9 @@ def _for_each_class(vectors: Tensor, start: Start) -> Tensor:
 METHOD = Method(
     name="coop",
     summary="The context vectors themselves (CoOp).",
+    paper="CoOp, arXiv 2109.01134, eq. 2",
     learner=Coop,
     learning_rate=0.002,  # the paper's
     learning_rates=(0.002, 0.01, 0.05),
+    settings=SETTINGS,
 )

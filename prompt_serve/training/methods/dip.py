@@ -13,63 +13,60 @@ Traps:
   of the factors, so CoOp's 0.002 is far too small here: up to 0.02 the factors never leave the
   saddle at zero within 50 epochs (flowers, embedded backbone). The paper does not state its own.
 * Weight decay pulls the product to zero, that is the context to the template.
+
+With a depth J every prompted block has factors of its own, 516 J numbers (appendix F); only the
+first adds to the template's words. In the image branch (``branch = "image"``) there are no words,
+so the product stands alone: 772 numbers on ViT-B/16.
 """
 
-import torch
-from torch import Tensor, nn
-
-from prompt_serve.encodings import Base, LowRank
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.methods.base import Method, PromptLearner, Start, half
+from prompt_serve.training.methods.base import Contexts, Encodings, Method, PromptLearner, Start
+from prompt_serve.training.methods.coop import TextVectors, branch_of, check_placing, encoding_of
+from prompt_serve.training.methods.vectors import (
+    CODEBOOK_SETTINGS,
+    LowRankVectors,
+    low_rank_text_vectors,
+)
 
 
-class Dip(PromptLearner):
-    """R (M + D) numbers."""
-
-    p_init: Tensor
+class Dip(TextVectors):
+    """J R (M + D) numbers of the text branch."""
 
     def __init__(self, start: Start) -> None:
-        super().__init__()
-        _check(start)
-        config = start.config
-        self.p_a = nn.Parameter(start.normal(start.n_ctx, config.rank))
-        self.p_b = nn.Parameter(start.normal(config.rank, start.width))
-        words = start.words if config.frozen_init else torch.zeros(start.n_ctx, start.width)
-        self.register_buffer("p_init", words.clone(), persistent=False)
-        self._frozen_init = config.frozen_init
-        self._dropout = config.dropout
-        self._generator = start.generator
-
-    def context(self) -> Tensor:
-        return self.p_init + self._drop(self.p_a @ self.p_b)
-
-    def encoding(self) -> LowRank:
-        base: Base = "template" if self._frozen_init else "none"
-        return LowRank(p_a=half(self.p_a), p_b=half(self.p_b), base=base)
-
-    def _drop(self, product: Tensor) -> Tensor:
-        if not self.training or self._dropout == 0.0:
-            return product
-        # Drawn on the CPU whatever the device, so that a seed means the same everywhere.
-        kept = torch.rand(product.shape, generator=self._generator) >= self._dropout
-        return product * kept.to(product.device) / (1.0 - self._dropout)
+        check_low_rank(start, start.width)
+        check_placing(start)
+        super().__init__(low_rank_text_vectors(start, start.depth(start.text_layers)))
 
 
-def _check(start: Start) -> None:
+class ImageDip(TextVectors):
+    """J R (M + D) numbers of the image branch."""
+
+    def __init__(self, start: Start) -> None:
+        width = start.prompted_image_width()
+        check_low_rank(start, width)
+        shape, depth = (start.n_ctx, width), start.depth(start.image_layers)
+        super().__init__([LowRankVectors(None, shape, start) for _ in range(depth)])
+
+    def contexts(self) -> Contexts:
+        return Contexts(image=branch_of(self.blocks))
+
+    def encodings(self) -> Encodings:
+        return Encodings(image=encoding_of(self.blocks))  # type: ignore[arg-type]  # low rank fits both
+
+
+def make(start: Start) -> PromptLearner:
+    """The learner of the branch asked for."""
+    return ImageDip(start) if start.config.branch == "image" else Dip(start)
+
+
+def check_low_rank(start: Start, width: int) -> None:
+    """Raise ConfigInvalid unless factors of this rank can be learned."""
     config = start.config
     faults = []
-    if config.class_specific:
-        faults.append("class_specific is for method 'coop'; DIP shares one context")
     if config.init_std == 0.0:
         faults.append("init_std is 0: both factors would stay zero for ever")
-    if config.rank > min(start.n_ctx, start.width):
+    if config.rank > min(start.n_ctx, width):
         faults.append(f"rank is {config.rank}; it may not exceed the {start.n_ctx} context vectors")
-    if config.frozen_init and start.n_ctx != start.words.shape[0]:
-        faults.append(
-            f"n_ctx is {start.n_ctx}, but the template {config.template!r} has "
-            f"{start.words.shape[0]} tokens before the class name; leave n_ctx out, "
-            f"or learn without the template's words (frozen_init = false)"
-        )
     if faults:
         raise ConfigInvalid("DIP cannot be learned with these settings:", faults)
 
@@ -77,7 +74,11 @@ def _check(start: Start) -> None:
 METHOD = Method(
     name="dip",
     summary="A low-rank change of the template's words (DIP).",
-    learner=Dip,
+    paper="DIP, arXiv 2312.10813, Alg. 3",
+    learner=make,
     learning_rate=0.2,
     learning_rates=(0.1, 0.2, 0.5),
+    settings=CODEBOOK_SETTINGS
+    | {"rank", "dropout", "frozen_init", "depth", "branch", "class_position"},
+    prompts_images=lambda config: config.branch == "image",
 )

@@ -1,0 +1,88 @@
+"""Checkpoints of a run, from which it goes on exactly: same bytes as if it had never stopped."""
+
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from prompt_serve.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from prompt_serve.training.fit import Run
+
+
+class Checkpoint:
+    """One file, replaced whole after every epoch.
+
+    It holds the learner with its buffers (codebooks, masks), the optimiser's momentum, the state
+    of both random generators and the history.
+
+    Args:
+        path: of the file.
+        identity: of the run (JSON types); a checkpoint of another run is refused.
+    """
+
+    def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
+        self._path = path
+        self._identity = json.dumps(identity, sort_keys=True)
+
+    def save(self, run: "Run", history: Sequence[Mapping[str, Any]]) -> None:
+        """Write atomically: the path holds the old checkpoint or the whole new one."""
+        state = {
+            "identity": self._identity,
+            "history": json.dumps(list(history)),
+            "learner": run.learner.state_dict(),
+            "optimiser": run.optimiser.state_dict(),
+            "generator": run.generator.get_state(),
+            "rng": json.dumps(run.rng.bit_generator.state),
+        }
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                torch.save(state, file)
+            Path(name).replace(self._path)
+        except BaseException:
+            Path(name).unlink()
+            raise
+
+    def load(self, run: "Run") -> list[dict[str, Any]]:
+        """Put a run where its checkpoint left it; returns the history, empty without a file.
+
+        Raises:
+            ConfigInvalid: the file is of another run, or cannot be read.
+        """
+        if not self._path.exists():
+            return []
+        try:
+            state = torch.load(self._path, weights_only=True, map_location="cpu")
+            identity = state["identity"]
+        except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as e:
+            raise ConfigInvalid(
+                f"{self._path} cannot be read as a checkpoint: {e}. Delete it to start anew."
+            ) from e
+        if identity != self._identity:
+            raise ConfigInvalid(
+                f"{self._path} is the checkpoint of another run (settings, classes or backbone):",
+                _differences(json.loads(identity), json.loads(self._identity)),
+            )
+        run.learner.load_state_dict(state["learner"])
+        run.optimiser.load_state_dict(state["optimiser"])
+        run.generator.set_state(state["generator"])
+        run.rng.bit_generator.state = json.loads(state["rng"])
+        history: list[dict[str, Any]] = json.loads(state["history"])
+        return [{**record, "idk": tuple(record["idk"])} for record in history]
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    flat = [{**side, **side.get("config", {}), "config": None} for side in (theirs, ours)]
+    return [
+        f"{name}: {flat[0].get(name)!r} there, {flat[1].get(name)!r} here"
+        for name in sorted({*flat[0], *flat[1]})
+        if flat[0].get(name) != flat[1].get(name)
+    ]
