@@ -11,26 +11,14 @@ embeddings *before* positions are added.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import Deep, TextEncoding
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.methods.base import (
-    Contexts,
-    Encodings,
-    Method,
-    Moment,
-    PromptLearner,
-    Start,
-)
+from prompt_serve.training.methods.base import Method, Start
+from prompt_serve.training.methods.branches import TextVectors, check_placing
 from prompt_serve.training.methods.vectors import (
     CODEBOOK_SETTINGS,
-    Vectors,
     WholeVectors,
     initial_text_vectors,
-    observe,
-    reclusterings,
     whole_text_vectors,
 )
 
@@ -41,27 +29,6 @@ SETTINGS = CODEBOOK_SETTINGS | {
     "depth",
     "noise_std",
 }
-
-
-class TextVectors(PromptLearner):
-    """Vectors of the text tower, one ``Vectors`` for each prompted block."""
-
-    def __init__(self, blocks: list[Vectors]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def contexts(self) -> Contexts:
-        return Contexts(text=branch_of(self.blocks))
-
-    def encodings(self) -> Encodings:
-        return Encodings(text=encoding_of(self.blocks))
-
-    def after_update(self, moment: Moment) -> None:
-        observe(self, moment)
-
-    def facts(self) -> dict[str, int]:
-        count = reclusterings(self)
-        return {"reclusterings": count} if count else {}
 
 
 class Coop(TextVectors):
@@ -75,29 +42,6 @@ class Coop(TextVectors):
             super().__init__([WholeVectors(first, start)])
         else:
             super().__init__(whole_text_vectors(start, depth))
-
-
-def branch_of(blocks: nn.ModuleList) -> BranchContext[Tensor]:
-    """The vectors of this step, block by block."""
-    first, *deeper = (block() for block in blocks)
-    return BranchContext(context=first, deeper=tuple(deeper))
-
-
-def encoding_of(blocks: nn.ModuleList) -> TextEncoding:
-    """What the prompt file stores of some blocks' ``Vectors``."""
-    layers = tuple(block.layer() for block in blocks)  # type: ignore[operator]  # they are Vectors
-    return layers[0] if len(layers) == 1 else Deep(layers=layers)
-
-
-def check_placing(start: Start) -> None:
-    """Raise ConfigInvalid where deep vectors would not stand in front of every class name."""
-    config = start.config
-    shared = config.class_position == "end" and not config.class_specific
-    if (config.depth or 1) > 1 and not shared:
-        raise ConfigInvalid(
-            "Vectors of deeper blocks (depth > 1) want one context for all classes with the class "
-            "name at the end; leave class_specific and class_position out."
-        )
 
 
 def _for_each_class(vectors: Tensor, start: Start) -> Tensor:

@@ -20,8 +20,8 @@ so the product stands alone: 772 numbers on ViT-B/16.
 """
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.methods.base import Contexts, Encodings, Method, PromptLearner, Start
-from prompt_serve.training.methods.coop import TextVectors, branch_of, check_placing, encoding_of
+from prompt_serve.training.methods.base import Method, PromptLearner, Start
+from prompt_serve.training.methods.branches import ImageVectors, TextVectors, check_placing
 from prompt_serve.training.methods.vectors import (
     CODEBOOK_SETTINGS,
     LowRankVectors,
@@ -38,7 +38,7 @@ class Dip(TextVectors):
         super().__init__(low_rank_text_vectors(start, start.depth(start.text_layers)))
 
 
-class ImageDip(TextVectors):
+class ImageDip(ImageVectors):
     """J R (M + D) numbers of the image branch."""
 
     def __init__(self, start: Start) -> None:
@@ -46,12 +46,6 @@ class ImageDip(TextVectors):
         check_low_rank(start, width)
         shape, depth = (start.n_ctx, width), start.depth(start.image_layers)
         super().__init__([LowRankVectors(None, shape, start) for _ in range(depth)])
-
-    def contexts(self) -> Contexts:
-        return Contexts(image=branch_of(self.blocks))
-
-    def encodings(self) -> Encodings:
-        return Encodings(image=encoding_of(self.blocks))  # type: ignore[arg-type]  # low rank fits both
 
 
 def make(start: Start) -> PromptLearner:
