@@ -55,7 +55,12 @@ class Setting:
                 return None
         kind = "a whole number" if self.whole else "a number"
         also = "".join(f", or {other!r}" for other in self.also if other is not None)
-        return f"{name} is {value!r}; wanted {kind} from {self.low:,} to {self.high:,}{also}"
+        bounds = f"{_shown(self.low)} to {_shown(self.high)}"
+        return f"{name} is {value!r}; wanted {kind} from {bounds}{also}"
+
+
+def _shown(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:,g}"
 
 
 def _number(default: Any, low: float, high: float, help_: str, **more: Any) -> Any:
@@ -126,13 +131,15 @@ class TrainConfig:
     frozen_init: bool = _switch(
         True, "Add the change to the template's words, or to nothing.", own=True
     )
-    id_weight: float = _number(
-        0.0, 0.0, 1e4, "Weight of the reward for dense information (DIP, Alg. 1).", own=True
-    )
+    id_weight: float | None = _number(
+        None, 0.0, 1e4, "Weight of the reward for dense information (DIP, Alg. 1).",
+        also=(None,), own=True,
+    )  # fmt: skip
     id_k: int = _count(1, 1, 1_000, "Singular values counted by that reward.", own=True)
-    tail_weight: float = _number(
-        0.0, 0.0, 1e4, "Weight of the penalty on small singular values (DIP, Alg. 2).", own=True
-    )
+    tail_weight: float | None = _number(
+        None, 0.0, 1e4, "Weight of the penalty on small singular values (DIP, Alg. 2).",
+        also=(None,), own=True,
+    )  # fmt: skip
     tail_k: int | None = _count(
         None, 1, 1_000, "How many of the smallest it counts. [default: all but the largest]",
         also=(None,), own=True,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prompt_serve.coding import Stored
 from prompt_serve.encodings import Base, Dense, Layer, LowRank
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.codebook import AdaptiveCodebook, quantised
+from prompt_serve.training.codebook import AdaptiveCodebook, quantised, saves_bytes
 from prompt_serve.training.methods.base import Moment, Start, half
 
 CODEBOOK_SETTINGS = frozenset(
@@ -22,14 +22,18 @@ CODEBOOK_SETTINGS = frozenset(
 
 
 class Leaf(nn.Module):
-    """One trainable tensor, learned as it is or through a codebook."""
+    """One trainable tensor, learned as it is or through a codebook.
+
+    A tensor so small that its codebook would take more bytes than it saves stays as it is.
+    """
 
     def __init__(self, initial: Tensor, start: Start) -> None:
         super().__init__()
         config = start.config
         self.values = nn.Parameter(initial.clone())
-        self._bits = config.bits
-        while_learning = config.bits is not None and config.quantisation == "qat"
+        worthwhile = config.bits is not None and saves_bytes(initial.numel(), config.bits)
+        self._bits = config.bits if worthwhile else None
+        while_learning = worthwhile and config.quantisation == "qat"
         self.codebook = AdaptiveCodebook(initial, config) if while_learning else None
 
     def forward(self) -> Tensor:
@@ -169,3 +173,15 @@ def reclusterings(module: nn.Module) -> int:
         for part in module.modules()
         if isinstance(part, Leaf) and part.codebook is not None
     )
+
+
+def codebook_facts(module: nn.Module) -> dict[str, int | float]:
+    """What to log of the codebooks in ``module``: how often they were made anew, and the largest
+    KL divergence at the last look; nothing where there are none."""
+    codebooks = [part for part in module.modules() if isinstance(part, AdaptiveCodebook)]
+    if not codebooks:
+        return {}
+    return {
+        "reclusterings": reclusterings(module),
+        "code_divergence": round(max(float(codebook.divergence) for codebook in codebooks), 6),
+    }

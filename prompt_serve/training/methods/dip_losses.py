@@ -1,0 +1,90 @@
+"""DIP's first two algorithms: CoOp with a loss that asks for dense information (Dense Information
+Prompt, arXiv 2312.10813, section 4.1). Its third, low rank, is ``dip``.
+
+With the singular values s_1 >= ... >= s_n of the vectors (M, D), n = min(M, D):
+
+    Alg. 1   CE - id_weight * (s_1 + ... + s_k) / (s_1 + ... + s_n)          k = id_k
+    Alg. 2   CE + tail_weight * sum over the last k of i * |s_i|             k = tail_k, i <= n
+
+Of the blocks of a deep prompt, and of class-specific contexts, the mean counts. Noise is left out.
+
+Trap: "a photo of a" has one word twice, so the smallest singular value starts at zero, where it has
+no derivative. What is zero but for rounding gets no gradient, as if by sign(0) = 0 of Alg. 2's |s|;
+the others have one even where they are equal, since only their sums and not their order count.
+"""
+
+import torch
+from torch import Tensor
+
+from prompt_serve.training.methods.base import Method, Start, Step
+from prompt_serve.training.methods.coop import SETTINGS, Coop
+
+
+class Alg1(Coop):
+    """Rewards the share of the largest singular values, ID_k."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
+        self._weight, self._k = start.config.id_weight or 0.0, start.config.id_k
+
+    def loss(self, step: Step) -> Tensor:
+        shares = [density(block.leaf(), self._k) for block in self.blocks]
+        return step.cross_entropy - self._weight * torch.stack(shares).mean()
+
+
+class Alg2(Coop):
+    """Punishes the smallest singular values, the smaller the more."""
+
+    def __init__(self, start: Start) -> None:
+        super().__init__(start)
+        self._weight, self._k = start.config.tail_weight or 0.0, start.config.tail_k
+
+    def loss(self, step: Step) -> Tensor:
+        tails = [tail(block.leaf(), self._k) for block in self.blocks]
+        return step.cross_entropy + self._weight * torch.stack(tails).mean()
+
+
+def density(vectors: Tensor, k: int) -> Tensor:
+    """ID_k of vectors (M, D), or its mean over (C, M, D): a number from 0 to 1."""
+    singular = _singular_values(vectors)
+    return (singular[..., :k].sum(-1) / singular.sum(-1).clamp(min=1e-12)).mean()
+
+
+def tail(vectors: Tensor, k: int | None = None) -> Tensor:
+    """The last k singular values of vectors (M, D), each times its number i (the largest has 1),
+    summed; the mean over (C, M, D). None: all but the largest."""
+    singular = _singular_values(vectors)
+    n = singular.shape[-1]
+    numbers = torch.arange(1, n + 1, device=singular.device, dtype=singular.dtype)
+    kept = numbers > n - (n - 1 if k is None else k)
+    return (numbers * kept * singular).sum(-1).mean()
+
+
+def _singular_values(vectors: Tensor) -> Tensor:
+    """(..., n), largest first; those that are zero but for rounding are zero, without gradient."""
+    singular = torch.linalg.svdvals(vectors)
+    rounding = singular[..., :1] * max(vectors.shape[-2:]) * torch.finfo(singular.dtype).eps
+    return torch.where(singular > rounding, singular, torch.zeros_like(singular))
+
+
+ALG1 = Method(
+    name="dip-alg1",
+    summary="CoOp with a reward for dense information (DIP, Alg. 1).",
+    paper="DIP, arXiv 2312.10813, Alg. 1",
+    learner=Alg1,
+    learning_rate=0.002,
+    learning_rates=(0.002, 0.01, 0.05),
+    settings=SETTINGS | {"id_weight", "id_k"},
+    defaults={"id_weight": 1.0},
+)
+
+ALG2 = Method(
+    name="dip-alg2",
+    summary="CoOp with a penalty on small singular values (DIP, Alg. 2).",
+    paper="DIP, arXiv 2312.10813, Alg. 2",
+    learner=Alg2,
+    learning_rate=0.002,
+    learning_rates=(0.002, 0.01, 0.05),
+    settings=SETTINGS | {"tail_weight", "tail_k"},
+    defaults={"tail_weight": 0.01},
+)

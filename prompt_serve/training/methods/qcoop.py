@@ -1,0 +1,23 @@
+"""QCoOp: CoOp seen through a codebook (Quantized Prompt, ECCV 2024, section 4).
+
+CoOp's vectors, each number one of ``2**b`` (``training.codebook``): on ViT-B/16 with 4 vectors 260
+bytes at one bit, 520 at two, 1,056 at four, 2,560 at eight, where CoOp has 4,096. The whole vectors
+are quantised, not their change: at one bit, learning starts from two numbers in place of the
+template's words.
+
+``quantisation = "ptq"`` learns plain CoOp and quantises what came out: the paper's own comparison.
+"""
+
+from prompt_serve.training.methods.base import Method
+from prompt_serve.training.methods.coop import SETTINGS, Coop
+
+METHOD = Method(
+    name="qcoop",
+    summary="CoOp with numbers of one bit, or of a few (Quantized Prompt).",
+    paper="Quantized Prompt, ECCV 2024, sections 4.2 and 4.3",
+    learner=Coop,
+    learning_rate=0.002,
+    learning_rates=(0.002, 0.01, 0.05),
+    settings=SETTINGS,
+    defaults={"bits": 1},
+)
