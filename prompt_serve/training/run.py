@@ -15,6 +15,7 @@ from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.calibration import calibrate
+from prompt_serve.training.choosing import choose_tokens
 from prompt_serve.training.config import AUTO, TrainConfig
 from prompt_serve.training.data import ImageSet, Split
 from prompt_serve.training.evaluate import (
@@ -151,6 +152,8 @@ def train_prompt(
     config = config.resolved()
     drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
     as_pixels = METHODS[config.method].prompts_images(config)
+    if as_pixels:
+        _ = backbone.image_tower  # one that cannot be prompted is refused before images are decoded
 
     def prepare(part: str, images: ImageSet, views: int = PLAIN_VIEW) -> ImageData:
         doing = "decoding" if as_pixels else "encoding"
@@ -170,12 +173,22 @@ def train_prompt(
         part: prepare(part, images) for part, images in drawn.parts.items() if part != "train"
     }
     fitted: Fitted | None = None
+    notes = _notes(drawn, config)
     if METHODS[config.method].learner is not None:
         train, val = prepare("train", drawn.train, config.views), held_out.get("val")
-        with clock("learning"):
-            fitted = _learn(
-                backbone, dataset.class_names, train, val, config, progress, on_epoch, checkpoint
+
+        def learn(config: TrainConfig, own: Path | None) -> Fitted:
+            return _learn(
+                backbone, dataset.class_names, train, val, config, progress, on_epoch, own
             )
+
+        with clock("learning"):
+            if config.tokens == AUTO:
+                choice = choose_tokens(config, backbone, val, learn, checkpoint)
+                fitted, notes = choice.chosen.fitted, (*notes, choice.note)
+                config = config.replace(tokens=choice.chosen.tokens)
+            else:
+                fitted = learn(config, checkpoint)
     with clock("evaluation"):
         draft = _draft(backbone, dataset.class_names, config, fitted, name)
         # Through the file's bytes on purpose: what is measured is what will be served.
@@ -191,7 +204,7 @@ def train_prompt(
         comparisons=comparisons,
         history=fitted.history if fitted else (),
         images=images,
-        notes=_notes(drawn, config),
+        notes=notes,
         seconds=clock.seconds,
     )
 
