@@ -16,16 +16,17 @@ def test_all_faults_come_at_once() -> None:
     with pytest.raises(ConfigInvalid) as caught:
         make_config(
             {
-                "method": "magic",
                 "shots": -1,
                 "epochs": 0,
                 "batch_size": "many",
                 "learning_rate": "fast",
-                "dropout": 1.0,
+                "weight_decay": 11,
                 "momentum": float("nan"),
                 "seed": True,
+                "method": "coop",
                 "init": "zeros",
                 "class_position": "nowhere",
+                "rank": 2,
                 "template": "no place",
                 "colour": "red",
             }
@@ -33,12 +34,12 @@ def test_all_faults_come_at_once() -> None:
     text = str(caught.value)
     for expected in (
         "colour is no setting",
-        "method is 'magic'; wanted one of 'zero-shot', 'coop', 'dip'",
+        "rank is no setting of method 'coop', but of dip",
         "shots is -1; wanted a whole number from 0",
         "epochs is 0",
         "batch_size is 'many'",
-        "learning_rate is 'fast'; wanted a number from 1e-9 to 10,000, or 'auto'",
-        "dropout is 1.0",
+        "learning_rate is 'fast'; wanted a number from 1e-09 to 10,000, or 'auto'",
+        "weight_decay is 11; wanted a number from 0 to 10",
         "momentum is nan",
         "seed is True",
         "init is 'zeros'",
@@ -47,6 +48,27 @@ def test_all_faults_come_at_once() -> None:
     ):
         assert expected in text
     assert len(caught.value.faults) == 12
+
+
+def test_an_unknown_method_is_named_beside_the_known_ones() -> None:
+    with pytest.raises(ConfigInvalid, match="method is 'magic'; wanted one of 'zero-shot', 'coop'"):
+        TrainConfig(method="magic")
+
+
+def test_what_the_user_leaves_open_the_method_decides() -> None:
+    assert TrainConfig(method="coop").resolved() == TrainConfig(method="coop")
+    for name, method in METHODS.items():
+        resolved = TrainConfig(method=name).resolved()
+        assert all(getattr(resolved, key) == value for key, value in method.defaults.items())
+        assert resolved.resolved() == resolved
+
+
+def test_only_settings_of_the_method_are_saved() -> None:
+    saved = TrainConfig(method="dip", rank=2).to_dict()
+    assert saved["rank"] == 2
+    assert "class_specific" not in saved
+    assert "tokens" not in saved
+    assert make_config(saved) == TrainConfig(method="dip", rank=2)
 
 
 def test_a_toml_file_sets_what_python_sets(tmp_path: Path) -> None:

@@ -7,14 +7,13 @@ import open_clip
 import pytest
 import torch
 
-from prompt_serve.encodings import Dense, Encoding, LowRank
+from prompt_serve import class_features as class_features_module
+from prompt_serve.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
-from prompt_serve.training import evaluate as evaluate_module
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of, evaluate
-from prompt_serve.training.features import FeatureSet
 from prompt_serve.types import FloatArray
 from tests.golden import half
 
@@ -23,7 +22,7 @@ NAMES = ("cat", "guinea_pig", "a rather long name of an animal")
 
 def prompt(
     backbone: Backbone,
-    text: Encoding | None = None,
+    text: TextEncoding | None = None,
     templates: tuple[str, ...] = ("a photo of {}.",),
 ) -> Prompt:
     return Prompt(
@@ -95,7 +94,7 @@ def test_many_classes_are_encoded_in_parts(
     tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = class_features_of(prompt(tiny_backbone), tiny_backbone)
-    monkeypatch.setattr(evaluate_module, "CLASSES_AT_ONCE", 2)
+    monkeypatch.setattr(class_features_module, "CHUNK_CLASSES", 2)
     assert np.abs(class_features_of(prompt(tiny_backbone), tiny_backbone) - whole).max() < 1e-6
 
 
@@ -105,12 +104,31 @@ def test_another_backbone_is_refused(tiny_backbone: Backbone) -> None:
         class_features_of(replace(prompt(tiny_backbone), backbone=other), tiny_backbone)
 
 
+LOGITS = np.array([[3, 1, 0], [1, 3, 0], [0, 3, 1], [2, 1, 0]], dtype=np.float32)
+LABELS = np.array([0, 1, 1, 1])
+
+
 def test_accuracy_is_counted_as_by_hand() -> None:
-    classes = np.eye(3, dtype=np.float32)
-    images = unit(np.array([[3, 1, 0], [1, 3, 0], [0, 3, 1], [2, 1, 0]], dtype=np.float32))
-    labels = np.array([0, 1, 1, 1])
-    found = evaluate(classes, FeatureSet(features=images[:, np.newaxis], labels=labels))
+    found = evaluate(LOGITS, LABELS)
     assert found.images == 4
     assert found.accuracy == 0.75
     assert found.per_class == (1.0, 2 / 3, None)
-    assert found.to_dict() == {"images": 4, "accuracy": 0.75, "per_class": [1.0, 0.6667, None]}
+    assert found.unknown == 0.0
+    shown = found.to_dict()
+    assert shown.pop("calibration_error") == round(found.calibration_error, 4)
+    assert shown == {"images": 4, "accuracy": 0.75, "per_class": [1.0, 0.6667, None]}
+
+
+def test_temperature_and_threshold_of_the_prompt_count(tiny_backbone: Backbone) -> None:
+    """Probabilities at T = 2 by hand: the last image is the least sure, and it is wrong."""
+    confidence = np.exp(LOGITS / 2).max(axis=1) / np.exp(LOGITS / 2).sum(axis=1)
+    order = np.sort(confidence)
+    between = float((order[0] + order[1]) / 2)
+    made = replace(prompt(tiny_backbone), temperature=2.0, unknown_below=between)
+    found = evaluate(LOGITS, LABELS, made)
+    assert found.accuracy == 0.75  # of all images, as ever
+    assert found.unknown == 0.25
+    assert found.known_accuracy == 1.0
+    assert found.to_dict()["known_accuracy"] == 1.0
+    sharp, soft = evaluate(LOGITS, LABELS), evaluate(LOGITS, LABELS, made)
+    assert sharp.calibration_error != soft.calibration_error

@@ -9,15 +9,16 @@ import open_clip
 import pytest
 import torch
 
+from prompt_serve.coding import numbers
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
-from prompt_serve.folding import fold
+from prompt_serve.folding import fold_text
 from prompt_serve.probe import TOLERANCE, probe_difference
 from prompt_serve.prompt_file import from_bytes, read_prompt_file, to_bytes, write_prompt_file
 from prompt_serve.scoring import unit
 from prompt_serve.training.backbone import Backbone, _from_open_clip
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data import Split
-from prompt_serve.training.evaluate import class_features_of, evaluate
+from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.features import FeatureCache, FeatureSet, image_features
 from prompt_serve.training.fit import EpochRecord, fit
 from prompt_serve.training.reading import read_dataset
@@ -88,7 +89,7 @@ def test_what_was_measured_is_what_the_file_unpacks_to(
     features = class_features_of(stored, tiny_backbone)
     test = read_dataset(colours).test
     assert test is not None
-    measured = evaluate(features, image_features(test, tiny_backbone))
+    measured = evaluate_prompt(stored, tiny_backbone, image_features(test, tiny_backbone))
     assert measured == result.comparisons["test"].prompt
     assert stored.metrics["test"]["accuracy"] == round(measured.accuracy, 4)
     assert probe_difference(stored.probe, features) < TOLERANCE
@@ -105,10 +106,10 @@ def test_test_images_change_nothing_that_is_learned(
     config = TrainConfig(**{**DIP, "epochs": 3, "learning_rate": "auto"})
     first = train_prompt(tiny_backbone, split, config, cache=kept_features).prompt
     second = train_prompt(tiny_backbone, fewer, config, cache=kept_features).prompt
-    assert first.text is not None
-    assert second.text is not None
-    for key, tensor in first.text.tensors().items():
-        assert tensor.tobytes() == second.text.tensors()[key].tobytes()
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert numbers(tensor).tobytes() == numbers(second.tensors[name]).tobytes()  # type: ignore[arg-type]  # no bytes among them
+    assert first.temperature == second.temperature
 
 
 def test_auto_chooses_the_learning_rate_that_validates_best(
@@ -188,13 +189,13 @@ def test_dip_on_the_geometry_of_vit_b_16_stores_516_numbers_in_1032_bytes(
     features = unit(rng.normal(size=(8, 1, 512)).astype(np.float32))
     train = FeatureSet(features=features, labels=np.arange(8) % 2)
     fitted = fit(backbone, ("cat", "dog"), train, None, TrainConfig(epochs=2), learning_rate=0.02)
+    assert fitted.encodings.text is not None
     split = Split(train=read_dataset(draw_dataset(tmp_path, all=1)).train)
     prompt = train_prompt(backbone, split, TrainConfig(shots=1, epochs=1, views=1)).prompt
     data = write_prompt_file(prompt, tmp_path / "dip.safetensors")
     header = int.from_bytes(data[:8], "little")
     assert prompt.learned_numbers == 516
     assert len(data) - 8 - header == prompt.payload_bytes == 1_032
-    assert fold(from_bytes(data).text or fitted.encoding, np.zeros((4, 512), np.float32)).shape == (
-        4,
-        512,
-    )
+    folded = fold_text(from_bytes(data).text, np.zeros((4, 512), np.float32)).context
+    assert folded is not None
+    assert folded.shape == (4, 512)
