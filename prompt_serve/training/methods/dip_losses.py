@@ -14,7 +14,7 @@ the others have one even where they are equal, since only their sums and not the
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prompt_serve.training.methods.base import Method, Start, Step
 from prompt_serve.training.methods.coop import SETTINGS, Coop
@@ -28,7 +28,7 @@ class Alg1(Coop):
         self._weight, self._k = start.config.id_weight or 0.0, start.config.id_k
 
     def loss(self, step: Step) -> Tensor:
-        shares = [density(block.leaf(), self._k) for block in self.blocks]
+        shares = [density(vectors, self._k) for vectors in _learned(self.blocks)]
         return step.cross_entropy - self._weight * torch.stack(shares).mean()
 
 
@@ -40,7 +40,7 @@ class Alg2(Coop):
         self._weight, self._k = start.config.tail_weight or 0.0, start.config.tail_k
 
     def loss(self, step: Step) -> Tensor:
-        tails = [tail(block.leaf(), self._k) for block in self.blocks]
+        tails = [tail(vectors, self._k) for vectors in _learned(self.blocks)]
         return step.cross_entropy + self._weight * torch.stack(tails).mean()
 
 
@@ -58,6 +58,11 @@ def tail(vectors: Tensor, k: int | None = None) -> Tensor:
     numbers = torch.arange(1, n + 1, device=singular.device, dtype=singular.dtype)
     kept = numbers > n - (n - 1 if k is None else k)
     return (numbers * kept * singular).sum(-1).mean()
+
+
+def _learned(blocks: nn.ModuleList) -> list[Tensor]:
+    """The vectors of each block, without noise."""
+    return [block.leaf() for block in blocks]  # type: ignore[operator]  # WholeVectors
 
 
 def _singular_values(vectors: Tensor) -> Tensor:
