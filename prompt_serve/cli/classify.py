@@ -27,7 +27,8 @@ def classify(
 ) -> None:
     """Ask a running service about a few images.
 
-    A bad image is reported and the others are answered; the exit code is then 1.
+    A bad image is reported and the others are answered; the exit code is then 1. Where a task
+    knows which images show none of its classes, those are marked "unknown".
 
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
@@ -42,7 +43,8 @@ def classify(
         elif result.error is not None:
             click.echo(f"{path}: Error: {result.error.detail}", err=True)
         for prediction in [] if as_json else result.predictions or []:
-            click.echo(f"{path}  {prediction.task}")
+            verdict = "  unknown: none of its classes" if prediction.unknown else ""
+            click.echo(f"{path}  {prediction.task}{verdict}")
             for score in prediction.classes:
                 click.echo(f"  {score.probability:7.2%}  {score.class_name}")
     if any(result.error for result in results):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from prompt_serve.encodings import Encoding
     from prompt_serve.prompt_file import Prompt
 
 NAMES_SHOWN = 12
@@ -34,8 +35,6 @@ def inspect(file: Path, as_json: bool) -> None:
 
 def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
     """Everything in a prompt file but the numbers themselves, as JSON types."""
-    from prompt_serve.encodings import describe as describe_encoding
-
     return {
         "name": prompt.name,
         "version": version,
@@ -45,8 +44,7 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "templates": list(prompt.templates),
         "class_position": prompt.class_position,
         "encodings": {
-            branch: {"kind": describe_encoding(encoding), "options": encoding.options()}
-            for branch, encoding in prompt.encodings.items()
+            branch: _encoding(encoding) for branch, encoding in prompt.encodings.items()
         },
         "tensors": {name: _tensor(tensor) for name, tensor in prompt.tensors.items()},
         "temperature": prompt.temperature,
@@ -59,6 +57,18 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "created": prompt.created,
         "tool_version": prompt.tool_version,
     }
+
+
+def _encoding(encoding: "Encoding") -> dict[str, Any]:
+    from prompt_serve.encodings import Deep, Projected, Ragged
+    from prompt_serve.encodings import describe as kind_of
+
+    found: dict[str, Any] = {"kind": kind_of(encoding), "options": encoding.options()}
+    if isinstance(encoding, Deep | Projected):
+        found["blocks"] = len(encoding.layers)
+    if isinstance(encoding, Ragged):
+        found["rows_by_block"] = encoding.lengths.tolist()
+    return found
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
@@ -83,13 +93,10 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     for template in description["templates"]:
         yield f"{'template':<16} {template!r}, class name at the {description['class_position']}"
     for branch, encoding in description["encodings"].items():
-        base = encoding["options"].get("base")
-        yield f"{f'{branch} branch':<16} {encoding['kind']}" + (f", base {base}" if base else "")
+        yield f"{f'{branch} branch':<16} {', '.join(_facts_of(encoding))}"
     if not description["encodings"]:
         yield f"{'learned':<16} nothing"
-    for name, tensor in description["tensors"].items():
-        shape = " x ".join(map(str, tensor["shape"]))
-        yield f"{'  ' + name:<16} {shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+    yield from _tensor_lines(description["tensors"])
     yield f"{'learned numbers':<16} {description['learned_numbers']:,}"
     yield f"{'temperature':<16} {description['temperature']:.4g}"
     if description["unknown_below"]:
@@ -100,6 +107,36 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield from _table("metrics", description["metrics"])
     yield f"{'created':<16} {description['created'] or 'not stamped'}"
     yield f"{'written by':<16} prompt-serve {description['tool_version'] or 'of unknown version'}"
+
+
+def _facts_of(encoding: Mapping[str, Any]) -> Iterable[str]:
+    yield encoding["kind"]
+    if "blocks" in encoding:
+        yield f"{encoding['blocks']} block{'s' if encoding['blocks'] > 1 else ''}"
+    layers = encoding["options"].get("layers")
+    # Of a deep context only the first block can build on words.
+    first = layers[0]["options"] if isinstance(layers, list) else encoding["options"]
+    if "base" in first:
+        yield f"base {first['base']}"
+    if "rows_by_block" in encoding:
+        yield f"rows of each block {' '.join(map(str, encoding['rows_by_block']))}"
+
+
+def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """A line for each tensor; tensors that differ in nothing but their block share one."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        branch, block, own = name.split(".") if name.count(".") == 2 else (name, "", "")
+        shape = " x ".join(map(str, tensor["shape"]))
+        what = f"{shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+        alike.setdefault((branch, own, what), []).append(block)
+    for (branch, own, what), blocks in alike.items():
+        if blocks == [""]:
+            yield f"{'  ' + branch:<16} {what}"
+            continue
+        several = f"{blocks[0]}-{blocks[-1]}" if len(blocks) > 1 else blocks[0]
+        each = f" each, {len(blocks)} of them" if len(blocks) > 1 else ""
+        yield f"{f'  {branch}.{several}.{own}':<16} {what}{each}"
 
 
 def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:

@@ -89,7 +89,7 @@ def score(
     left = [path for path in paths if not all((path, task) in done for task in tasks)]
     if len(left) < len(paths):
         click.echo(f"{len(paths) - len(left):,} of {len(paths):,} images are in {out} already.")
-    counts = Counter[bool]()
+    counts = Counter[str]()
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
         for task in tasks:
@@ -106,16 +106,17 @@ def score(
             for row in rows:
                 if (row.source, row.task) not in done:
                     table.write(row_of(row))
-                counts[row.error is not None] += 1
+                counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
     _summarise(counts, len(left), time.monotonic() - started, out)
 
 
-def _summarise(counts: Counter[bool], n_images: int, elapsed_s: float, out: Path) -> None:
-    failed, n_rows = counts[True], counts.total()
+def _summarise(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
+    failed, n_rows = counts["failed"], counts.total()
     speed = n_images / elapsed_s if elapsed_s > 0 else 0.0
     click.echo(
         f"{out}: {n_images:,} images, {n_rows:,} rows in {elapsed_s:.1f} s "
-        f"({speed:.1f} images/s), {failed:,} errors."
+        f"({speed:.1f} images/s), {failed:,} errors"
+        + (f", {counts['unknown']:,} unknown." if counts["unknown"] else ".")
     )
     if n_rows and failed == n_rows:
         click.echo("Error: no image could be scored; the column 'error' says why.", err=True)

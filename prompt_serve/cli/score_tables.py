@@ -25,6 +25,7 @@ COLUMNS = (
     "version",
     "class_name",
     "probability",
+    "unknown",
     "classes",
     "error_code",
     "error",
@@ -42,7 +43,10 @@ class Table(Protocol):
 
 
 def row_of(scored: ScoredImage) -> Row:
-    """The columns of a row; ``classes`` are all that were asked for, best first."""
+    """The columns of a row; ``classes`` are all that were asked for, best first.
+
+    An image that is ``unknown`` to its task keeps its best class and probability.
+    """
     error = scored.error
     return {
         "source": scored.source,
@@ -50,6 +54,7 @@ def row_of(scored: ScoredImage) -> Row:
         "version": scored.version,
         "class_name": scored.class_name,
         "probability": scored.probability,
+        "unknown": None if error else scored.unknown,
         "classes": [
             {"class_name": c.class_name, "probability": c.probability} for c in scored.classes
         ],
@@ -192,7 +197,11 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     score = pa.struct([("class_name", pa.string()), ("probability", pa.float64())])
-    kinds = {"probability": pa.float64(), "classes": pa.list_(score)}
+    kinds = {
+        "probability": pa.float64(),
+        "unknown": pa.bool_(),
+        "classes": pa.list_(score),
+    }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
 
 

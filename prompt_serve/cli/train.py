@@ -7,43 +7,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from prompt_serve.cli.train_options import SectionedCommand, setting_options
+
 if TYPE_CHECKING:
     from prompt_serve.training.config import TrainConfig
     from prompt_serve.training.run import Comparison, TrainingResult
 
 CLASSES_SHOWN = 40
-# Options that are settings of the same name in TrainConfig.
-SETTINGS = (
-    "method",
-    "shots",
-    "seed",
-    "fewer_shots_ok",
-    "n_ctx",
-    "init",
-    "init_std",
-    "class_position",
-    "class_specific",
-    "rank",
-    "dropout",
-    "frozen_init",
-    "epochs",
-    "batch_size",
-    "learning_rate",
-    "momentum",
-    "weight_decay",
-    "views",
-)
-
-
-def _learning_rate(
-    context: click.Context, option: click.Parameter, value: str | None
-) -> float | str | None:
-    if value is None or value == "auto":
-        return value
-    try:
-        return float(value)
-    except ValueError as error:
-        raise click.BadParameter(f"{value!r} is neither a number nor 'auto'.") from error
 
 
 def _renames(
@@ -58,7 +28,7 @@ def _renames(
     return renames
 
 
-@click.command()
+@click.command(cls=SectionedCommand)
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True,
@@ -73,16 +43,10 @@ def _renames(
     help="TOML file with settings by their long names (learning_rate = 0.2); options win over it.",
 )  # fmt: skip
 @click.option(
-    "--method", help="What is learned: dip, coop, or zero-shot for nothing. [default: dip]"
+    "--method",
+    help="What is learned, such as dip, coop or zero-shot; prompt-serve methods lists all. "
+    "auto chooses by validation under --max-bytes. [default: dip]",
 )
-@click.option("--shots", type=int, help="Training images a class, 0 for all. [default: 16]")
-@click.option(
-    "--seed", type=int, help="Of the draw of images, their views and all numbers. [default: 1]"
-)
-@click.option(
-    "--fewer-shots-ok/--no-fewer-shots-ok", default=None,
-    help="Where a class has fewer images than --shots, take all it has. [default: an error]",
-)  # fmt: skip
 @click.option(
     "--template", "templates", multiple=True,
     help="Sentence with {} for the class name; for zero-shot several, whose features are "
@@ -96,41 +60,7 @@ def _renames(
     "--images", type=click.Path(path_type=Path),
     help="Folder that the paths in a split_zhou_*.json start from. [default: found beside it]",
 )  # fmt: skip
-@click.option("--epochs", type=int, help="Times the images are gone through. [default: 50]")
-@click.option("--batch-size", type=int, help="Images a step. [default: 32]")
-@click.option(
-    "--learning-rate", callback=_learning_rate,
-    help="Of SGD, or auto to choose by validation. [default: 0.2 for dip, 0.002 for coop]",
-)  # fmt: skip
-@click.option("--momentum", type=float, help="Of SGD, 0 to 1. [default: 0.9]")
-@click.option("--weight-decay", type=float, help="Of SGD. [default: 0.0005]")
-@click.option(
-    "--views", type=int,
-    help="Augmented views an image to learn from; 0 for the plain image only. [default: 16]",
-)  # fmt: skip
-@click.option(
-    "--n-ctx", type=int, help="Learned vectors. [default: as many as the template has tokens]"
-)
-@click.option(
-    "--init", help="What CoOp starts from: template (its words) or random. [default: template]"
-)
-@click.option("--init-std", type=float, help="Spread of random initial numbers. [default: 0.02]")
-@click.option(
-    "--class-position",
-    help="Of the class name among the learned vectors: end, middle or front. [default: end]",
-)
-@click.option(
-    "--class-specific/--no-class-specific", default=None,
-    help="CoOp: a context for every class. [default: one for all]",
-)  # fmt: skip
-@click.option("--rank", type=int, help="DIP: rank of the learned change. [default: 1]")
-@click.option(
-    "--dropout", type=float, help="DIP: share of the change left out a step. [default: 0]"
-)
-@click.option(
-    "--frozen-init/--no-frozen-init", default=None,
-    help="DIP: add the change to the template's words, or to nothing. [default: the words]",
-)  # fmt: skip
+@setting_options
 @click.option("--name", help="Name kept in the file. [default: the file's own]")
 @click.option(
     "--stamp/--no-stamp", default=False, show_default=True,
@@ -139,6 +69,10 @@ def _renames(
 @click.option(
     "--log", "log_file", type=click.Path(path_type=Path),
     help="JSON lines to write: one an epoch, then one with the result.",
+)  # fmt: skip
+@click.option(
+    "--checkpoint", type=click.Path(path_type=Path),
+    help="File written after every epoch; a run that was stopped goes on from it, exactly.",
 )  # fmt: skip
 @click.option(
     "--cache", "cache_folder", type=click.Path(path_type=Path),
@@ -196,6 +130,7 @@ def train(**options: Any) -> None:
             workers=options["workers"],
             progress=progress,
             on_epoch=lambda record: log.write(record.to_dict()),
+            checkpoint=options["checkpoint"],
         )
         log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
     data = write_prompt_file(_stamped(result, stamp=options["stamp"]), out)
@@ -204,16 +139,17 @@ def train(**options: Any) -> None:
 
 
 def _config(options: Mapping[str, Any]) -> "TrainConfig":
-    from prompt_serve.training.config import make_config, read_config_file
+    from prompt_serve.training.config import make_config, read_config_file, settings
 
-    settings = read_config_file(options["config_file"]) if options["config_file"] else {}
-    settings |= {key: options[key] for key in SETTINGS if options[key] is not None}
+    values = read_config_file(options["config_file"]) if options["config_file"] else {}
+    named = ("method", *settings())
+    values |= {key: options[key] for key in named if options[key] is not None}
     match options["templates"]:
         case (template,):
-            settings |= {"template": template, "templates": ()}
+            values |= {"template": template, "templates": ()}
         case (template, *_) as several:
-            settings |= {"template": template, "templates": several}
-    return make_config(settings)
+            values |= {"template": template, "templates": several}
+    return make_config(values)
 
 
 def _device(name: str) -> str:
@@ -269,21 +205,28 @@ def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[st
     yield from (f"Note: {note}" for note in result.notes)
     if result.comparisons:
         yield ""
-        yield f"{'accuracy':<12} {'zero-shot':>9} {prompt.method:>9}"
+        yield f"{'accuracy':<12} {'zero-shot':>9} {prompt.method:>9} {'ECE':>7}"
         for part, comparison in result.comparisons.items():
-            zero_shot, learned = comparison.zero_shot.accuracy, comparison.prompt.accuracy
-            yield f"{part:<12} {zero_shot:>9.1%} {learned:>9.1%}"
+            zero_shot, learned = comparison.zero_shot.accuracy, comparison.prompt
+            error = learned.calibration_error
+            yield f"{part:<12} {zero_shot:>9.1%} {learned.accuracy:>9.1%} {error:>7.1%}"
         part, comparison = list(result.comparisons.items())[-1]
         yield ""
         yield from _per_class(part, comparison, prompt.class_names, prompt.method)
     yield ""
-    if prompt.text is not None:
+    if prompt.encodings:
         rate = prompt.training["learning_rate"]
         yield f"learned      {prompt.learned_numbers:,} numbers (learning rate {rate:g})"
     yield f"payload      {prompt.payload_bytes:,} bytes"
+    if (prompt.temperature, prompt.unknown_below) != (1.0, 0.0):
+        yield f"calibration  temperature {prompt.temperature:.3g}{_threshold(prompt.unknown_below)}"
     yield f"file         {file_bytes:,} bytes, {out}"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
     yield f"seconds      {seconds}"
+
+
+def _threshold(unknown_below: float) -> str:
+    return f", unknown below {unknown_below:.3g}" if unknown_below else ""
 
 
 def _per_class(

@@ -10,7 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from prompt_serve.cli.inspect import inspect
-from prompt_serve.cli.train import SETTINGS, train
+from prompt_serve.cli.methods import methods
+from prompt_serve.cli.train import train
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
 from prompt_serve.prompt_file import read_prompt_file
 from prompt_serve.training.config import TrainConfig
@@ -103,26 +104,70 @@ def test_faults_are_raised_for_the_command_line_to_show(
     with pytest.raises(DatasetInvalid, match="fewer than 5 shots"):
         invoke(photos, tiny_folder, out, "--shots", "5")
     assert "is not OLD=NEW" in invoke(photos, tiny_folder, out, "--class-name", "red").stderr
-    assert "neither a number" in invoke(photos, tiny_folder, out, "--learning-rate", "x").stderr
+    assert (
+        "is not a number or 'auto'"
+        in invoke(photos, tiny_folder, out, "--learning-rate", "x").stderr
+    )
     assert "is a folder" in invoke(photos, tiny_folder, tmp_path).stderr
     assert not out.exists()
 
 
 def test_every_setting_is_an_option_and_the_help_states_its_default() -> None:
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    assert set(SETTINGS) | {"template", "templates"} == names
-    helps = {option.name: getattr(option, "help", "") for option in train.params}
+    options = {option.name: option for option in train.params}
+    assert names <= {*options, "template"}
     defaults = TrainConfig()
-    for name in SETTINGS:
+    for name in names & options.keys() - {"method", "templates"}:
         value: Any = getattr(defaults, name)
+        help_ = getattr(options[name], "help", "")
         if isinstance(value, int | float | str) and not isinstance(value, bool):
-            shown = helps[name].partition("[default: ")[2].rstrip("]")
+            shown = help_.partition("[default: ")[2].rstrip("]")
             assert str(value) == shown or float(shown) == value, name
-    assert all(helps[option.name] for option in train.params if option.name != "dataset")
-    for method in METHODS.values():
-        assert method.name in helps["method"]
-        if method.learner:
-            assert f"{method.learning_rate} for {method.name}" in helps["learning_rate"]
+    assert all(getattr(o, "help", "") for o in train.params if o.name != "dataset")
+
+
+def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
+    def shown(*arguments: str) -> str:
+        return CliRunner().invoke(methods, arguments, catch_exceptions=False).output
+
+    listed = shown()
+    for name, method in METHODS.items():
+        assert re.search(rf"^{name} +{re.escape(method.summary)}$", listed, re.MULTILINE)
+        own = shown(name)
+        assert set(re.findall(r"^  --([a-z-]+)", own, re.MULTILINE)) == {
+            setting.replace("_", "-") for setting in method.settings
+        }
+        assert f"Learning rate: {method.learning_rate:g};" in own or not method.learner
+    assert "is none of zero-shot, coop" in shown("magic")
+
+
+def test_settings_of_methods_are_read_as_what_they_are(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    given = ["--method", "coop", "--depth", "2", "--noise-std", "0.01", "--no-calibrate"]
+    assert invoke(photos, tiny_folder, out, *given, "--precision", "bf16").exit_code == 0
+    training = read_prompt_file(out).training
+    assert (training["depth"], training["noise_std"], training["precision"]) == (2, 0.01, "bf16")
+    assert read_prompt_file(out).temperature == 1.0
+    assert "is not a number or 'auto'" in invoke(photos, tiny_folder, out, "--tokens", "x").stderr
+    with pytest.raises(ConfigInvalid, match="rank is no setting of method 'coop', but of dip"):
+        invoke(photos, tiny_folder, out, "--method", "coop", "--rank", "2")
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
+    kept = tmp_path / "run.pt"
+    invoke(photos, tiny_folder, whole)
+    result = invoke(photos, tiny_folder, out, "--checkpoint", str(kept))
+    assert kept.exists()
+    log = tmp_path / "log.jsonl"
+    again = invoke(photos, tiny_folder, out, "--checkpoint", str(kept), "--log", str(log))
+    assert len(log.read_text().splitlines()) == 1  # no epoch was left to learn
+    assert out.read_bytes() == whole.read_bytes()
+    assert (result.exit_code, again.exit_code) == (0, 0)
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])
