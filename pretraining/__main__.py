@@ -1,6 +1,6 @@
-"""Make the embedded backbone from nothing: `python -m pretraining --work DIR`.
+"""Make the embedded backbones from nothing: `python -m pretraining --work DIR`.
 
-About two hours on two CPU cores. Each stage skips itself when its output is in DIR.
+About three hours on two CPU cores. Each stage skips itself when its output is in DIR.
 """
 
 import argparse
@@ -9,15 +9,20 @@ from pathlib import Path
 import torch
 
 from pretraining.assemble import assemble
+from pretraining.drawings import draw_sets
 from pretraining.evaluate import evaluate
 from pretraining.image_features import convert_trunk, encode_icons, export_trunk
 from pretraining.joint import train_joint
 from pretraining.model_card import write_model_card
 from pretraining.names import embed_names
 from pretraining.sample import write_sample
+from pretraining.small_vit import train_small_vit
 from pretraining.sources import fetch_sources
 from pretraining.text_tower import train_text_tower
 from pretraining.tokens import cut_bpe
+from pretraining.vit_card import write_vit_card
+from pretraining.vit_evaluate import evaluate_vit
+from pretraining.vit_shipped import write_vit
 from pretraining.workdir import WorkDir
 
 STAGES = (
@@ -33,6 +38,11 @@ STAGES = (
     write_sample,
     evaluate,
     write_model_card,
+    draw_sets,
+    train_small_vit,
+    write_vit,
+    evaluate_vit,
+    write_vit_card,
 )
 
 

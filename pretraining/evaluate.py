@@ -92,6 +92,17 @@ def group_accuracy(
 ) -> dict[str, tuple[float, int]]:
     """Group -> top-1 over all its names that the style draws, and how many they are."""
     features, names = plain_views(work, style)
+    return score_groups(shipped, shipped.project(features), names, work, template)
+
+
+def score_groups(
+    shipped: Shipped,
+    images: torch.Tensor,
+    names: list[str],
+    work: WorkDir,
+    template: str = PRODUCT_TEMPLATE,
+) -> dict[str, tuple[float, int]]:
+    """The same for image features (N, E) of any image tower of this embedding space."""
     groups = noto_groups(work)
     found = {}
     for group in GROUPS:
@@ -100,7 +111,7 @@ def group_accuracy(
         classes = list(dict.fromkeys(labels))
         found[group] = (
             accuracy(
-                shipped.project(features[rows]),
+                images[rows],
                 shipped.class_features(classes, template),
                 [classes.index(label) for label in labels],
             ),

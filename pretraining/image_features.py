@@ -178,7 +178,8 @@ def augment(svg: str, rng: np.random.Generator, may_mirror: bool) -> Image.Image
     return ImageEnhance.Brightness(flat).enhance(rng.uniform(0.8, 1.15))
 
 
-def _views(icon: Icon, views: int) -> Iterator[Image.Image]:
+def draw_views(icon: Icon, views: int) -> Iterator[Image.Image]:
+    """The drawing on white, then `views - 1` augmented ones, always the same."""
     yield on_background(draw(icon.svg))
     rng = np.random.default_rng(crc32(f"{icon.prefix}/{icon.key}".encode()))
     sided = {"left", "right", "leftwards", "rightwards", "east", "west", "clockwise"}
@@ -200,7 +201,7 @@ def _encode_set(work: WorkDir, icon_set: IconSet, names: frozenset[str]) -> tupl
     images: list[Image.Image] = []
     for icon in icons:
         try:
-            views = list(_views(icon, EMOJI_VIEWS if several and not icon.is_rare else 1))
+            views = list(draw_views(icon, EMOJI_VIEWS if several and not icon.is_rare else 1))
         except (ValueError, OSError) as error:  # a few SVG bodies use what resvg does not know
             logger.warning("%s/%s cannot be drawn: %s", icon.prefix, icon.key, error)
             continue

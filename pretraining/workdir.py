@@ -8,6 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 ASSETS = REPOSITORY / "prompt_serve" / "assets"
 EMBEDDED = ASSETS / "embedded"
+EMBEDDED_VIT = ASSETS / "embedded-vit"
 EMOJI_SAMPLE = ASSETS / "emoji"
 
 
@@ -62,6 +63,18 @@ class WorkDir:
     @property
     def balanced(self) -> Path:
         return self.root / "balanced.pt"
+
+    @property
+    def drawings(self) -> Path:
+        return self.root / "drawings"
+
+    @property
+    def small_vit(self) -> Path:
+        return self.root / "small_vit.pt"
+
+    @property
+    def vit_figures(self) -> Path:
+        return self.root / "vit_figures.json"
 
     @property
     def figures(self) -> Path:

@@ -40,6 +40,7 @@ def export(backbone: str, out: Path, precision: str) -> None:
 
     \b
       embedded                  the small CLIP that ships with prompt-serve
+      embedded-vit              the same with a small ViT, for prompts in the image branch
       ViT-B-16/openai           an open_clip model and pretrained tag (downloaded once)
       ViT-B-16@weights.pt       an open_clip model with a checkpoint from disk
       ViT-B-16/random           random weights, to measure speed

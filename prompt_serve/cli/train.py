@@ -36,7 +36,8 @@ def _renames(
 )  # fmt: skip
 @click.option(
     "--backbone", default="embedded", show_default=True,
-    help="Frozen CLIP: embedded, MODEL/TAG as in ViT-B-16/openai, or MODEL@FILE with a checkpoint.",
+    help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG as in ViT-B-16/openai, or MODEL@FILE "
+    "with a checkpoint.",
 )  # fmt: skip
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), default=None,

@@ -272,7 +272,8 @@ def _check_name(name: str) -> None:
         raise BackboneUnavailable(
             f"open_clip has no model {name!r}. "
             + (f"Did you mean {', '.join(close)}? " if close else "")
-            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random, embedded or embedded-vit."
+            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random, embedded or "
+            + "embedded-vit."
         )
 
 
