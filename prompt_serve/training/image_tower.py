@@ -1,6 +1,9 @@
 """CLIP's vision transformer with learned vectors: prompts in the sequence, keys and values.
 
-Without learned vectors it computes what ``clip.visual`` does, in the same way.
+Without learned vectors it computes what ``clip.visual`` does, in the same way. A tower that
+averages its patches for the image's features (``pool_type`` "avg") averages the patches alone; the
+vectors change what the patches become, and are not part of the mean ("Image-pool" of VPT, arXiv
+2203.12119, section 4.3). So the mean stays that of as many rows as the tower was trained with.
 """
 
 from typing import cast
@@ -16,6 +19,8 @@ from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.training.attention import after_attention, heads_of, keys_values_of
 
 NO_VECTORS: BranchContext[Tensor] = BranchContext()
+POOLS = ("tok", "avg")  # the class token, or the mean of the patches
+TEXT_INSTEAD = "On this backbone, train a text prompt: method 'dip' or 'coop'."
 
 
 class ImageTower(nn.Module):
@@ -35,14 +40,19 @@ class ImageTower(nn.Module):
             raise BackboneUnsupported(
                 f"The image tower is a {type(visual).__name__}; prompts for the image branch need "
                 f"a vision transformer (ViT), such as the backbone 'embedded-vit' or ViT-B-16. "
-                f"On this backbone, train a text prompt: method 'dip' or 'coop'."
+                f"{TEXT_INSTEAD}"
             )
         blocks = list(visual.transformer.resblocks)
         strangers = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
-        if strangers or visual.attn_pool is not None:
+        fault = f"blocks of type {', '.join(sorted(strangers))}" if strangers else ""
+        if visual.attn_pool is not None:
+            fault = "an attention pool"
+        elif visual.pool_type not in POOLS:
+            fault = f"tokens that it pools by {visual.pool_type!r}"
+        if fault:
             raise BackboneUnsupported(
-                f"The image tower has {', '.join(sorted(strangers)) or 'an attention pool'}; only "
-                f"plain vision transformers of open_clip can be prompted."
+                f"The image tower has {fault}; prompts for the image branch need a plain vision "
+                f"transformer (ViT), such as the backbone 'embedded-vit' or ViT-B-16. {TEXT_INSTEAD}"
             )
         self.visual = visual
 
@@ -84,7 +94,7 @@ class ImageTower(nn.Module):
                 v = torch.cat([own_v.expand(x.shape[0], -1, -1, -1), v], dim=2)
             x = after_attention(block, x, q, k, v, None)
         if vectors.context is not None:
-            x = x[:, : -len(vectors.context)]  # a tower that averages its patches averages those
+            x = x[:, : -len(vectors.context)]  # not part of the mean over patches
         pooled, _ = self.visual._pool(x)
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
