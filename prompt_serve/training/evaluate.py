@@ -160,7 +160,7 @@ def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> 
     )
     features = []
     for first in range(0, len(images), IMAGES_AT_ONCE):
-        pixels = torch.from_numpy(np.array(images.pixels[first : first + IMAGES_AT_ONCE, 0]))
+        pixels = torch.from_numpy(images.plain(first, IMAGES_AT_ONCE))
         normalised = backbone.normalise(pixels.to(device))
         features.append(backbone.image_tower(normalised, vectors).cpu().numpy())
     return np.concatenate(features)

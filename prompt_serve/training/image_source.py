@@ -1,7 +1,9 @@
 """Where a step's image features come from: looked up, or computed by the prompted image tower."""
 
+import hashlib
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from prompt_serve.training.pixels import PixelSet
 from prompt_serve.training.towers import FrozenTowers
 
 ImageData = FeatureSet | PixelSet
+DIGESTED = 256
 
 
 class ImageSource(Protocol):
@@ -30,6 +33,17 @@ def image_source(data: ImageData, towers: FrozenTowers) -> ImageSource:
     return PromptedImages(data, towers)
 
 
+def digest_of(data: ImageData) -> str:
+    """sha256 that tells sets of images apart: all labels, and the first view of up to DIGESTED
+    images, spread evenly."""
+    chosen = np.unique(np.linspace(0, len(data) - 1, DIGESTED).round().astype(np.int64))
+    views = data.features if isinstance(data, FeatureSet) else data.pixels
+    digest = hashlib.sha256(str(views.shape).encode())
+    digest.update(np.ascontiguousarray(data.labels).tobytes())
+    digest.update(np.ascontiguousarray(views[chosen, np.zeros_like(chosen)]).tobytes())
+    return digest.hexdigest()
+
+
 class CachedImages:
     """Features that never change, since the image tower is frozen and not prompted."""
 
@@ -38,7 +52,14 @@ class CachedImages:
         self.labels = torch.from_numpy(data.labels).to(device)
         self.n_views = data.features.shape[1]
 
+    @property
+    def plain(self) -> Tensor:
+        """(N, E), the features of the first view."""
+        return self._features[:, 0]
+
     def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+        if vectors.context is not None or vectors.keys_values:
+            raise TypeError("Vectors of the image branch want pixels to learn from, not features.")
         return self._features[images, views]
 
 

@@ -52,7 +52,7 @@ class ImageTower(nn.Module):
         if fault:
             raise BackboneUnsupported(
                 f"The image tower has {fault}; prompts for the image branch need a plain vision "
-                f"transformer (ViT), such as the backbone 'embedded-vit' or ViT-B-16. {TEXT_INSTEAD}"
+                f"transformer (ViT), such as that of 'embedded-vit' or ViT-B-16. {TEXT_INSTEAD}"
             )
         self.visual = visual
 

@@ -56,13 +56,15 @@ class Start:
         """N(0, init_std^2) numbers."""
         return torch.randn(*shape, generator=self.generator) * self.config.init_std
 
-    def depth(self, layers: int) -> int:
+    def depth(self, layers: int, default: int = 1) -> int:
         """J: blocks with vectors of their own, in a tower (or two) of ``layers`` blocks.
+
+        Where the user gave none: ``default``, or as many as there are.
 
         Raises:
             ConfigInvalid: more blocks were asked for than there are.
         """
-        wanted = self.config.depth or 1
+        wanted = self.config.depth or min(default, layers)
         if wanted <= layers:
             return wanted
         raise ConfigInvalid(
