@@ -15,6 +15,17 @@ from prompt_serve.errors import ConfigInvalid
 if TYPE_CHECKING:
     from prompt_serve.training.fit import Run
 
+# What ``torch.load`` and a look at the result raise for files that are no checkpoint.
+_UNREADABLE = (
+    EOFError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+)
+
 
 class Checkpoint:
     """One file, replaced whole after every epoch.
@@ -46,6 +57,8 @@ class Checkpoint:
         try:
             with os.fdopen(handle, "wb") as file:
                 torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
             Path(name).replace(self._path)
         except BaseException:
             Path(name).unlink()
@@ -55,28 +68,40 @@ class Checkpoint:
         """Put a run where its checkpoint left it; returns the history, empty without a file.
 
         Raises:
-            ConfigInvalid: the file is of another run, or cannot be read.
+            ConfigInvalid: the file is of another run (the differences are listed), or cannot be
+                read.
         """
         if not self._path.exists():
             return []
-        try:
-            state = torch.load(self._path, weights_only=True, map_location="cpu")
-            identity = state["identity"]
-        except (OSError, RuntimeError, KeyError, EOFError, ValueError, pickle.UnpicklingError) as e:
+        state = self._read()
+        if state["identity"] != self._identity:
             raise ConfigInvalid(
-                f"{self._path} cannot be read as a checkpoint: {e}. Delete it to start anew."
-            ) from e
-        if identity != self._identity:
-            raise ConfigInvalid(
-                f"{self._path} is the checkpoint of another run (settings, classes or backbone):",
-                _differences(json.loads(identity), json.loads(self._identity)),
+                f"{self._path} is the checkpoint of another run. Delete it to start anew, or name "
+                f"another file:",
+                _differences(json.loads(state["identity"]), json.loads(self._identity)),
             )
-        run.learner.load_state_dict(state["learner"])
-        run.optimiser.load_state_dict(state["optimiser"])
-        run.generator.set_state(state["generator"])
-        run.rng.bit_generator.state = json.loads(state["rng"])
-        history: list[dict[str, Any]] = json.loads(state["history"])
-        return [{**record, "idk": tuple(record["idk"])} for record in history]
+        try:
+            run.learner.load_state_dict(state["learner"])
+            run.optimiser.load_state_dict(state["optimiser"])
+            run.generator.set_state(state["generator"])
+            run.rng.bit_generator.state = json.loads(state["rng"])
+            history: list[dict[str, Any]] = json.loads(state["history"])
+            return [{**record, "idk": tuple(record["idk"])} for record in history]
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:
+            raise self._unreadable(error) from error
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            state: dict[str, Any] = torch.load(self._path, weights_only=True, map_location="cpu")
+            json.loads(state["identity"])
+        except _UNREADABLE as error:
+            raise self._unreadable(error) from error
+        return state
+
+    def _unreadable(self, error: Exception) -> ConfigInvalid:
+        return ConfigInvalid(
+            f"{self._path} cannot be read as a checkpoint: {error}. Delete it to start anew."
+        )
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompt_serve import __version__
 from prompt_serve.assembly import plan_sequences, template_ids
 from prompt_serve.contexts import BranchContext
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptError
@@ -22,7 +23,7 @@ from prompt_serve.folding import fold_image, fold_text
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.checkpoints import Checkpoint
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.image_source import ImageData, ImageSource, image_source
+from prompt_serve.training.image_source import ImageData, ImageSource, digest_of, image_source
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import (
     Contexts,
@@ -71,6 +72,7 @@ class Fitted:
 
 
 OnEpoch = Callable[[EpochRecord], object]
+Batch = tuple[Tensor, Tensor, Moment]  # images (B,), the view of each (B,), where the run stands
 
 
 def fit(
@@ -107,7 +109,7 @@ def fit(
     """
     run = Run(backbone, class_names, config, learning_rate=learning_rate)
     images = image_source(train, run.towers)
-    kept = Checkpoint(checkpoint, run.identity()) if checkpoint else None
+    kept = Checkpoint(checkpoint, run.identity(train)) if checkpoint else None
     history = [EpochRecord(**record) for record in kept.load(run)] if kept else []
     for epoch in range(len(history), config.epochs):
         record = run.epoch(epoch, images, val)
@@ -115,12 +117,7 @@ def fit(
         if kept:
             kept.save(run, [record.to_dict() for record in history])
         on_epoch(record)
-    return Fitted(
-        encodings=run.learner.encodings(),
-        template=run.template,
-        learning_rate=learning_rate,
-        history=tuple(history),
-    )
+    return run.fitted(history)
 
 
 def learned_template(template: str, words: int, config: TrainConfig) -> str:
@@ -187,7 +184,7 @@ class Run:
         text = self.folded().text
         template = learned_template(config.template, len(ids), config)
         self.template = config.template if text.context is None else template
-        plan = plan_sequences(
+        self.plan = plan_sequences(
             backbone.tokenizer,
             class_names,
             self.template,
@@ -197,7 +194,7 @@ class Run:
             class_specific=config.class_specific,
             causal=backbone.text_tower.causal,
         )
-        self.vectors = PlanVectors(plan, backbone.token_embedding)
+        self.vectors = PlanVectors(self.plan, backbone.token_embedding)
 
     def _make_learner(self) -> PromptLearner:
         config, backbone = self.config, self.backbone
@@ -245,44 +242,66 @@ class Run:
             per_template.append(self.backbone.text_tower(*sequences))
         return F.normalize(torch.stack(per_template).mean(0), dim=-1)
 
-    def identity(self) -> dict[str, Any]:
-        """What makes two runs the same one."""
+    def identity(self, train: ImageData) -> dict[str, Any]:
+        """What makes two runs the same one, to the last bit."""
         return {
             "config": self.config.to_dict(),
             "learning_rate": self.learning_rate,
             "class_names": list(self.class_names),
             "fingerprint": self.backbone.ref.fingerprint,
+            "images": digest_of(train),
+            "device": self.backbone.device.type,
+            "tool_version": __version__,
         }
 
     def epoch(self, epoch: int, images: ImageSource, val: ImageData | None) -> EpochRecord:
         """Go through the images once."""
         start = time.perf_counter()
-        epochs = self.config.epochs
-        rate = learning_rate_at(epoch, base=self.learning_rate, epochs=epochs)
+        batches = self.begin_epoch(epoch, images)
+        losses = [self.step(images, *batch) for batch in batches]
+        self.learner.after_epoch(batches[-1][-1])
+        return self.record(epoch, losses, self.validate(val, epoch), start)
+
+    def begin_epoch(self, epoch: int, images: ImageSource) -> list[Batch]:
+        """Set the learning rate and draw the epoch's batches."""
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.rate_at(epoch)
         self.learner.train()
-        batches = list(self.batches(len(images.labels), images.n_views))
-        losses = []
-        moment = Moment(
-            step=epoch * len(batches), steps=epochs * len(batches), epoch=epoch, epochs=epochs
-        )
-        for index, (chosen, views) in enumerate(batches):
-            moment = Moment(
-                step=epoch * len(batches) + index,
-                steps=epochs * len(batches),
-                epoch=epoch,
-                epochs=epochs,
+        epochs = self.config.epochs
+        drawn = list(self.batches(len(images.labels), images.n_views))
+        return [
+            (
+                chosen,
+                views,
+                Moment(
+                    step=epoch * len(drawn) + index,
+                    steps=epochs * len(drawn),
+                    epoch=epoch,
+                    epochs=epochs,
+                ),
             )
-            losses.append(self.step(images, chosen, views, moment))
-        self.learner.after_epoch(moment)
-        val_accuracy, val_loss = self.validate(val, epoch)
+            for index, (chosen, views) in enumerate(drawn)
+        ]
+
+    def rate_at(self, epoch: int) -> float:
+        """Of the schedule."""
+        return learning_rate_at(epoch, base=self.learning_rate, epochs=self.config.epochs)
+
+    def record(
+        self,
+        epoch: int,
+        losses: Sequence[Tensor],
+        validation: tuple[float | None, float | None],
+        start: float,
+    ) -> EpochRecord:
+        """What to log of an epoch that is done."""
+        accuracy, loss = validation
         return EpochRecord(
             epoch=epoch,
-            learning_rate=rate,
-            loss=float(torch.stack(losses).mean()),
-            val_accuracy=val_accuracy,
-            val_loss=val_loss,
+            learning_rate=self.rate_at(epoch),
+            loss=float(torch.stack(list(losses)).mean()),
+            val_accuracy=accuracy,
+            val_loss=loss,
             idk=mean_information_density(self.folded()),
             seconds=time.perf_counter() - start,
             facts=dict(self.learner.facts()),
@@ -303,10 +322,14 @@ class Run:
                 logit_scale=self.backbone.logit_scale,
             )
         )
+        self.update(moment)
+        return loss
+
+    def update(self, moment: Moment) -> None:
+        """Follow the gradients that are there."""
         self.learner.before_update(moment)
         self.optimiser.step()
         self.learner.after_update(moment)
-        return loss
 
     def scores(self, image_features: Tensor, text: BranchContext[Tensor]) -> tuple[Tensor, Tensor]:
         """Class features (C, E) and logits (B, C); class features (B, C, E) where they depend on
@@ -356,9 +379,22 @@ class Run:
         for some in torch.split(torch.arange(len(val)), VALIDATION_CHUNK):
             features = images.features(some, torch.zeros_like(some), contexts.image)
             logits.append(self.scores(features, contexts.text)[1])
-        scores = torch.cat(logits)
-        accuracy = (scores.argmax(-1) == images.labels).float().mean()
-        return float(accuracy), float(F.cross_entropy(scores, images.labels))
+        return accuracy_and_loss(torch.cat(logits), images.labels)
+
+    def fitted(self, history: Sequence[EpochRecord]) -> Fitted:
+        """The run as it stands after the epochs of ``history``."""
+        return Fitted(
+            encodings=self.learner.encodings(),
+            template=self.template,
+            learning_rate=self.learning_rate,
+            history=tuple(history),
+        )
+
+
+def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Of scores (N, C): the share that is right, and the mean cross-entropy."""
+    accuracy = (logits.argmax(-1) == labels).float().mean()
+    return float(accuracy), float(F.cross_entropy(logits, labels))
 
 
 def _tensors(branch: BranchContext[FloatArray], backbone: Backbone) -> BranchContext[Tensor]:

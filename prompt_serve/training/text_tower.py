@@ -65,24 +65,28 @@ class TextTower(nn.Module):
         deeper: Sequence[Tensor] = (),
         keys_values: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Features of C sequences.
+        """Features of C sequences, or of C sequences in each of R runs that learn at once.
 
         Args:
-            prefix: (P, D) vectors that all sequences start with, P >= 1.
-            suffix: (C, S, D) what follows in each.
+            prefix: (P, D) vectors that all sequences start with, P >= 1; of R runs (R, P, D).
+            suffix: (C, S, D) what follows in each; of R runs (R, C, S, D), or (C, S, D) where it
+                is the same in all.
             eot: (C,) int64, position of end-of-text within the suffix.
-            deeper: J - 1 tensors (M, D); number j replaces places 1 to M, which must lie in the
-                prefix, at the input of block j + 1.
+            deeper: J - 1 tensors (M, D), of R runs (R, M, D); number j replaces places 1 to M,
+                which must lie in the prefix, at the input of block j + 1.
             keys_values: one tensor (n, D) for each block or none at all; they go through the
-                block's layer norm and are seen by every position (ADAPT, equation 7).
+                block's layer norm and are seen by every position (ADAPT, equation 7). All runs
+                share them.
 
         Returns:
-            (C, E) class features of unit length.
+            (C, E) class features of unit length; of R runs (R, C, E).
 
         Raises:
             PromptFileInvalid: there are vectors for more blocks than the tower has.
         """
         self._check(deeper, keys_values)
+        if prefix.ndim == 3:
+            return self._stacked(prefix, suffix, eot, deeper, keys_values)
         p, s = prefix.shape[0], suffix.shape[1]
         head = (prefix + self.positional_embedding[:p]).unsqueeze(0)
         tail = suffix + self.positional_embedding[p : p + s]
@@ -90,6 +94,26 @@ class TextTower(nn.Module):
             tail = self._causal(head, tail, deeper, keys_values)
         else:
             tail = self._full(head, tail, deeper, keys_values)
+        return self._pooled(tail, eot)
+
+    def _stacked(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        eot: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
+        """R runs as one batch of R heads and R C tails, run by run."""
+        r, p, _ = prefix.shape
+        c, s, _ = suffix.shape[-3:]
+        head = prefix + self.positional_embedding[:p]
+        tail = suffix + self.positional_embedding[p : p + s]
+        tail = tail.expand(r, -1, -1, -1).reshape(r * c, s, -1)
+        read = self._causal if self.causal else self._full
+        return self._pooled(read(head, tail, deeper, keys_values), eot.repeat(r)).view(r, c, -1)
+
+    def _pooled(self, tail: Tensor, eot: Tensor) -> Tensor:
         # One row a class is all that is needed from here on.
         last = tail[torch.arange(tail.shape[0], device=tail.device), eot]
         return F.normalize(self._project(self.ln_final(last)).float(), dim=-1)
@@ -119,11 +143,11 @@ class TextTower(nn.Module):
             seen = visible
             if keys_values and len(keys_values[index]):
                 own_k, own_v = keys_values_of(block, keys_values[index])
-                head_k, head_v = torch.cat([own_k, head_k], 2), torch.cat([own_v, head_v], 2)
+                head_k = torch.cat([_for_rows(own_k, head_k.shape[0]), head_k], 2)
+                head_v = torch.cat([_for_rows(own_v, head_v.shape[0]), head_v], 2)
                 seen = F.pad(visible, (len(keys_values[index]), 0), value=True)
-            c = tail.shape[0]
-            keys = torch.cat([head_k.expand(c, -1, -1, -1), tail_k], dim=2)
-            values = torch.cat([head_v.expand(c, -1, -1, -1), tail_v], dim=2)
+            keys = torch.cat([_for_rows(head_k, tail.shape[0]), tail_k], dim=2)
+            values = torch.cat([_for_rows(head_v, tail.shape[0]), tail_v], dim=2)
             columns = head_k.shape[2]
             head = after_attention(block, head, head_q, head_k, head_v, seen[:p, :columns])
             tail = after_attention(block, tail, tail_q, keys, values, seen[p:])
@@ -137,7 +161,7 @@ class TextTower(nn.Module):
         keys_values: Sequence[Tensor],
     ) -> Tensor:
         """For towers without a causal mask: every position sees all, so nothing can be shared."""
-        x = torch.cat([head.expand(tail.shape[0], -1, -1), tail], dim=1)
+        x = torch.cat([_for_rows(head, tail.shape[0]), tail], dim=1)
         for index, module in enumerate(self.blocks):
             block = cast(ResidualAttentionBlock, module)
             x = _with_context(x, deeper, index)
@@ -162,8 +186,17 @@ def _with_context(x: Tensor, deeper: Sequence[Tensor], index: int) -> Tensor:
     if not 1 <= index <= len(deeper):
         return x
     context = deeper[index - 1]
-    m = context.shape[0]
-    return torch.cat([x[:, :1], context.expand(x.shape[0], -1, -1), x[:, 1 + m :]], dim=1)
+    rows = _for_rows(context if context.ndim == 3 else context.unsqueeze(0), x.shape[0])
+    return torch.cat([x[:, :1], rows, x[:, 1 + context.shape[-2] :]], dim=1)
+
+
+def _for_rows(shared: Tensor, rows: int) -> Tensor:
+    """``shared`` (1, ...) for each of ``rows`` sequences; (R, ...) for as many of each run."""
+    runs, *others = shared.shape
+    if runs == 1:
+        return shared.expand(rows, *[-1] * len(others))
+    each = rows // runs
+    return shared.unsqueeze(1).expand(-1, each, *[-1] * len(others)).reshape(rows, *others)
 
 
 def fill_plan(
