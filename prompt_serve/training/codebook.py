@@ -78,17 +78,24 @@ class AdaptiveCodebook(nn.Module):
         return _coded(values.detach(), self.centres)
 
     @torch.no_grad()
-    def after_update(self, values: Tensor, moment: "Moment") -> None:
-        """Make the codebook anew where the numbers have moved away from it."""
+    def after_update(self, values: Tensor, moment: "Moment", kept: Tensor | None = None) -> None:
+        """Make the codebook anew where the numbers have moved away from it.
+
+        Args:
+            values: in the shape of ``initial``.
+            moment: of the step that was done.
+            kept: mask of the numbers that still count, where others were pruned.
+        """
         if (moment.step + 1) % self._interval:
             return
-        current, old = normalised(values), normalised(self.anchor)
+        kept = torch.ones_like(values, dtype=torch.bool) if kept is None else kept
+        current, old = normalised(values[kept]), normalised(self.anchor[kept])
         self.divergence.fill_(histogram_divergence(self._histogram(current), self._histogram(old)))
         if float(self.divergence) <= self._threshold:
             return
         if self._on_error and self._error(current) <= self._error(old):
             return
-        self.centres.copy_(fitted_centres(values, self._bits, start=self.centres))
+        self.centres.copy_(fitted_centres(values[kept], self._bits, start=self.centres))
         self.anchor.copy_(values)
         self.reclusterings += 1
 

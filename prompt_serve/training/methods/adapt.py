@@ -24,8 +24,7 @@ The paper leaves open, and this file decides:
 Trap: because of the layer norm the length of a row does not matter to the features, only its
 direction, so ``l2`` ranks rows by where they started and how far they drifted.
 
-With ``bits`` the rows of a tower share one codebook, made when learning has ended (PTQ): while rows
-are being pruned, the numbers that a codebook would be fitted to change with every pruning.
+With ``bits`` the rows of a tower share one codebook, which looks at the kept rows alone.
 """
 
 from collections.abc import Iterator, Sequence
@@ -37,10 +36,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prompt_serve.coding import Stored
 from prompt_serve.contexts import BranchContext
 from prompt_serve.encodings import Ragged
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.codebook import quantised
+from prompt_serve.training.codebook import AdaptiveCodebook, quantised, saves_bytes
 from prompt_serve.training.config import AUTO, PruneScore, TrainConfig
 from prompt_serve.training.methods.base import (
     Contexts,
@@ -51,6 +51,7 @@ from prompt_serve.training.methods.base import (
     Start,
     half,
 )
+from prompt_serve.training.methods.vectors import CODEBOOK_SETTINGS
 
 
 class Adapt(PromptLearner):
@@ -83,12 +84,17 @@ class Adapt(PromptLearner):
         schedule = self._schedule(moment)
         if surplus > 0 and schedule.is_due(moment.step):
             prune((self.text, self.image), min(schedule.at_a_time, surplus))
+        self.text.after_update(moment)
+        self.image.after_update(moment)
 
     def facts(self) -> dict[str, Any]:
+        books = [rows.codebook for rows in (self.text, self.image) if rows.codebook is not None]
+        counted = {"reclusterings": sum(int(book.reclusterings) for book in books)} if books else {}
         return {
             "tokens": self.tokens,
             "text_tokens": self.text.lengths(),
             "image_tokens": self.image.lengths(),
+            **counted,
         }
 
     @property
@@ -118,15 +124,21 @@ class TowerRows(nn.Module):
 
     def __init__(self, blocks: int, width: int, start: Start) -> None:
         super().__init__()
-        n = start.config.tokens_per_block
-        self._bits = start.config.bits
-        self.rows = nn.Parameter(start.normal(blocks, n, width))
-        self.register_buffer("kept", torch.ones(blocks, n, dtype=torch.bool))
-        self.register_buffer("worth", torch.zeros(blocks, n))
+        config, n = start.config, start.config.tokens_per_block
+        initial = start.normal(blocks, n, width)
+        self.rows = nn.Parameter(initial)
+        self.kept = nn.Buffer(torch.ones(blocks, n, dtype=torch.bool))
+        self.worth = nn.Buffer(torch.zeros(blocks, n))
+        self._bits = config.bits
+        while_learning = config.bits is not None and config.quantisation == "qat"
+        self.codebook = AdaptiveCodebook(initial, config) if while_learning else None
 
     def by_block(self) -> tuple[Tensor, ...]:
-        """The kept rows (n, D) of each block, in order."""
-        return tuple(torch.split(self.rows[self.kept], self.lengths()))
+        """The kept rows (n, D) of each block in this step, in order."""
+        rows = self.rows[self.kept]
+        if self.codebook is not None and len(rows):
+            rows = self.codebook(rows)
+        return tuple(torch.split(rows, self.lengths()))
 
     def lengths(self) -> list[int]:
         """How many rows each block has left."""
@@ -137,11 +149,20 @@ class TowerRows(nn.Module):
         """What the file stores; nothing of a tower that has lost all its rows."""
         if not self.kept.any():
             return None
-        rows = half(self.rows[self.kept])
-        return Ragged(
-            lengths=np.asarray(self.lengths(), dtype=np.uint8),
-            rows=rows if self._bits is None else quantised(rows, self._bits),
-        )
+        lengths = np.asarray(self.lengths(), dtype=np.uint8)
+        return Ragged(lengths=lengths, rows=self._stored(self.rows[self.kept]))
+
+    def _stored(self, rows: Tensor) -> Stored:
+        if self._bits is None or not saves_bytes(rows.numel(), self._bits):
+            return half(rows)
+        if self.codebook is None:
+            return quantised(half(rows), self._bits)
+        return self.codebook.coded(rows)
+
+    def after_update(self, moment: Moment) -> None:
+        """Let the codebook look at the kept rows."""
+        if self.codebook is not None and self.kept.any():
+            self.codebook.after_update(self.rows, moment, self.kept)
 
     @torch.no_grad()
     def appraise(self, score: PruneScore) -> None:
@@ -243,17 +264,15 @@ METHOD = Method(
     learner=Adapt,
     learning_rate=0.01,
     learning_rates=(0.0025, 0.01, 0.05),
-    settings=frozenset(
-        {
-            "tokens",
-            "tokens_per_block",
-            "prune_score",
-            "prune_step",
-            "prune_interval",
-            "prune_after",
-            "prune_within",
-            "bits",
-        }
-    ),
+    settings=CODEBOOK_SETTINGS
+    | {
+        "tokens",
+        "tokens_per_block",
+        "prune_score",
+        "prune_step",
+        "prune_interval",
+        "prune_after",
+        "prune_within",
+    },
     prompts_images=lambda config: True,
 )
