@@ -22,14 +22,13 @@ Once learned, the projections have done their work: the file keeps the image vec
 for. With ``store_projections`` it keeps the projections instead, which is how the papers count.
 """
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from prompt_serve.contexts import BranchContext
 from prompt_serve.encodings import Deep, Dense, Projected, Projection
 from prompt_serve.folding import fold_image, fold_text
-from prompt_serve.training.codebook import quantised
+from prompt_serve.training.codebook import quantised, saves_bytes
 from prompt_serve.training.methods.base import Contexts, Encodings, Method, Start, half
 from prompt_serve.training.methods.branches import (
     TextVectors,
@@ -61,9 +60,11 @@ class LearnedProjection(nn.Module):
         text, image = start.width, start.prompted_image_width()
         rank = start.config.projection_rank
         shapes = [(text, image)] if rank is None else [(text, rank), (rank, image)]
-        self.factors = nn.ModuleList(Leaf(_as_linear(start, shape), start) for shape in shapes)
-        bias = _as_linear(start, (text, image))[0] if rank is None else None
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.factors = nn.ModuleList(
+            Leaf(_uniform(start, shape, inputs=shape[0]), start) for shape in shapes
+        )
+        bias = nn.Parameter(_uniform(start, (image,), inputs=text)) if rank is None else None
+        self.bias = bias
 
     def forward(self, vectors: Tensor) -> Tensor:
         for factor in self.factors:
@@ -119,8 +120,11 @@ def stored_vectors(image: BranchContext[FloatArray], bits: int | None) -> Dense 
         raise TypeError("There are no image vectors to store.")
     layers = []
     for vectors in (image.context, *image.deeper):
-        halves = vectors.astype(np.float16)
-        layers.append(Dense(context=halves if bits is None else quantised(halves, bits)))
+        halves = half(torch.from_numpy(vectors))
+        if bits is not None and saves_bytes(halves.size, bits):
+            layers.append(Dense(context=quantised(halves, bits)))
+        else:
+            layers.append(Dense(context=halves))
     return layers[0] if len(layers) == 1 else Deep(layers=tuple(layers))
 
 
@@ -134,8 +138,8 @@ def _depth(start: Start) -> int:
     return start.depth(min(start.text_layers, start.image_layers), DEPTH)
 
 
-def _as_linear(start: Start, shape: tuple[int, int]) -> Tensor:
-    bound = float(shape[0]) ** -0.5
+def _uniform(start: Start, shape: tuple[int, ...], *, inputs: int) -> Tensor:
+    bound = float(inputs) ** -0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=start.generator)
 
 

@@ -1,9 +1,9 @@
 """VPT: learn vectors of the image tower (Jia et al., ECCV 2022, arXiv 2203.12119).
 
-Equations 6 and 7 (VPT-deep): at the input of each of the first J blocks stand M vectors of its own
-beside the class token and the patches; what a block makes of them is thrown away. With depth 1
-(VPT-shallow, equation 4) there are vectors at the first block only, and they are carried along. The
-text branch is the template: 73,728 numbers on ViT-B/16 with 8 vectors in all 12 blocks.
+Equation 7 (VPT-deep): at the input of each of the first J blocks stand M vectors of its own beside
+the class token and the patches; what a block makes of them is thrown away. With depth 1
+(VPT-shallow, equations 4 and 5) there are vectors at the first block only, and they are carried
+along. The text branch is the template: 73,728 numbers on ViT-B/16 with 8 vectors in all 12 blocks.
 
 As in the comparisons with CLIP (MaPLe, table 1), the vectors get no position and go through the
 layer norm in front of the first block, where CLIP has one.
@@ -35,7 +35,7 @@ def image_vectors(start: Start, depth: int) -> list[Vectors]:
 METHOD = Method(
     name="vpt",
     summary="Vectors of the image tower, in every block (VPT).",
-    paper="VPT, arXiv 2203.12119, eq. 6",
+    paper="VPT, arXiv 2203.12119, eq. 7",
     learner=Vpt,
     learning_rate=0.1,
     learning_rates=(0.02, 0.1, 0.5),
