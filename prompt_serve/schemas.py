@@ -35,8 +35,8 @@ class ClassScore(Schema):
 
     class_name: str
     label: int
-    probability: float
-    logit: float
+    probability: float = Field(description="softmax(logits / temperature of the task)")
+    logit: float = Field(description="logit_scale x cosine, before the temperature")
 
 
 class TaskPrediction(Schema):
@@ -44,6 +44,11 @@ class TaskPrediction(Schema):
 
     task: str
     version: str  # sha256 of the prompt file that answered
+    unknown: bool = Field(
+        default=False,
+        description="The image shows none of the classes: the best probability is below the "
+        "task's unknown_below. The classes are listed all the same.",
+    )
     classes: list[ClassScore]
 
 
@@ -81,6 +86,15 @@ class TaskInfo(TaskSummary):
     class_names: list[str]
     templates: list[str]
     class_position: ClassPosition
+    encodings: dict[str, str] = Field(
+        default={},
+        description="How the learned vectors of each branch are stored, as in "
+        '{"text": "low_rank"}; empty where nothing was learned.',
+    )
+    temperature: float = Field(default=1.0, description="Divides the logits before the softmax.")
+    unknown_below: float = Field(
+        default=0.0, description="Best probabilities below it mean unknown; 0: never."
+    )
     learned_numbers: int
     payload_bytes: int
     metrics: dict[str, object]

@@ -14,8 +14,8 @@ class Prediction:
 
     class_name: str
     label: int  # index of the class in its task
-    probability: float  # softmax over all classes of the task
-    logit: float
+    probability: float  # softmax over all classes of the task, at its temperature
+    logit: float  # before the temperature
 
 
 def class_logits(
@@ -41,16 +41,32 @@ def softmax(logits: FloatArray) -> FloatArray:
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def top_classes(logits: FloatArray, class_names: Sequence[str], k: int) -> tuple[Prediction, ...]:
+def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
+    """Probabilities of scores (..., C) at a task's temperature (Guo et al. 2017, section 4.2)."""
+    return softmax(logits / np.float32(temperature))
+
+
+def is_unknown(best_probability: float, unknown_below: float) -> bool:
+    """Whether an image shows none of a task's classes: its best probability is below the threshold.
+
+    Compared in float32, in which the probability was computed.
+    """
+    return bool(np.float32(best_probability) < np.float32(unknown_below))
+
+
+def top_classes(
+    logits: FloatArray, class_names: Sequence[str], k: int, *, temperature: float = 1.0
+) -> tuple[Prediction, ...]:
     """The ``k`` best classes of one image, best first; equal logits keep the order of the classes.
 
     Args:
         logits: (C,) of one image.
         class_names: C names.
         k: how many; all C where there are fewer.
+        temperature: of the probabilities; it changes neither the order nor the logits.
     """
     k = min(k, len(class_names))
-    probabilities = softmax(logits)
+    probabilities = calibrated(logits, temperature)
     # argpartition first: sorting 100,000 classes to show five would cost more than scoring them.
     candidates = np.flatnonzero(logits >= np.partition(logits, -k)[-k])
     order = candidates[np.argsort(-logits[candidates], kind="stable")][:k]

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from prompt_serve.scoring import class_logits, softmax, top_classes, unit
+from prompt_serve.scoring import class_logits, is_unknown, softmax, top_classes, unit
 
 
 def test_logits_are_scaled_cosines(rng: np.random.Generator) -> None:
@@ -45,3 +45,25 @@ def test_a_tie_at_the_edge_goes_to_the_earlier_class() -> None:
 
 def test_asking_for_more_classes_than_there_are_gives_all() -> None:
     assert len(top_classes(np.zeros(2, dtype=np.float32), ("ant", "bee"), k=5)) == 2
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 7.5])
+def test_a_temperature_changes_probabilities_alone(temperature: float) -> None:
+    logits, names = np.array([1.0, 3.0, 2.5], dtype=np.float32), ("ant", "bee", "cat")
+
+    best = top_classes(logits, names, k=3, temperature=temperature)
+
+    weights = [math.exp(x / temperature) for x in (3.0, 2.5, 1.0)]
+    assert [p.class_name for p in best] == ["bee", "cat", "ant"]
+    assert [p.logit for p in best] == [3.0, 2.5, 1.0]
+    for prediction, weight in zip(best, weights, strict=True):
+        assert prediction.probability == pytest.approx(weight / sum(weights), rel=1e-5)
+
+
+def test_the_threshold_itself_is_known_and_zero_knows_everything() -> None:
+    # 0.9 in float32 is less than 0.9: the comparison must not notice.
+    probability = float(np.float32(0.9))
+
+    assert not is_unknown(probability, 0.9)
+    assert is_unknown(probability, 0.9001)
+    assert not is_unknown(0.0, 0.0)

@@ -43,10 +43,11 @@ class ScoredImage:
     version: str | None  # sha256 of the prompt file that answered
     classes: tuple[ClassScore, ...]  # best first; empty for an error
     error: Problem | None
+    unknown: bool = False  # the task's answer is that the image shows none of its classes
 
     @property
     def class_name(self) -> str | None:
-        """The best class."""
+        """The best class, also where it is too improbable and the image ``unknown``."""
         return self.classes[0].class_name if self.classes else None
 
     @property
@@ -117,6 +118,7 @@ def _rows_of_image(
             version=prediction.version,
             classes=tuple(prediction.classes),
             error=None,
+            unknown=prediction.unknown,
         )
         for task, prediction in zip(tasks, result.predictions, strict=True)
     ]

@@ -36,7 +36,7 @@ from prompt_serve.schemas import (
     TaskPrediction,
     ZeroShotTask,
 )
-from prompt_serve.scoring import class_logits, top_classes
+from prompt_serve.scoring import class_logits, is_unknown, top_classes
 from prompt_serve.service.batcher import Batcher, Outcome
 from prompt_serve.service.engine import Engine
 from prompt_serve.service.problems import problem_of
@@ -279,10 +279,11 @@ def _results(
 
 
 def _prediction(name: str, task: Task, logits: FloatArray, top_k: int) -> TaskPrediction:
-    best = top_classes(logits, task.class_names, top_k)
+    best = top_classes(logits, task.class_names, top_k, temperature=task.temperature)
     return TaskPrediction(
         task=name,
         version=task.version,
+        unknown=is_unknown(best[0].probability, task.unknown_below),
         classes=[ClassScore(**vars(prediction)) for prediction in best],
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle
 from prompt_serve.class_features import EncodeText, class_features
+from prompt_serve.encodings import describe
 from prompt_serve.errors import TaskNameInvalid, TaskNotFound
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes, version_of
@@ -37,6 +38,8 @@ class Task:
     version: str  # sha256 of the prompt file
     class_names: tuple[str, ...]
     class_features: FloatArray  # (C, E), unit length, read-only
+    temperature: float = 1.0  # of the probabilities
+    unknown_below: float = 0.0  # a best probability below it means that the image shows no class
 
     @property
     def size_bytes(self) -> int:
@@ -268,7 +271,13 @@ def _with_probe(prompt: Prompt, features: FloatArray) -> Prompt:
 
 def _task(version: str, prompt: Prompt, features: FloatArray) -> Task:
     features.flags.writeable = False
-    return Task(version=version, class_names=prompt.class_names, class_features=features)
+    return Task(
+        version=version,
+        class_names=prompt.class_names,
+        class_features=features,
+        temperature=prompt.temperature,
+        unknown_below=prompt.unknown_below,
+    )
 
 
 def _to_stored(features: FloatArray) -> bytes:
@@ -281,6 +290,9 @@ def _info(stored: StoredTask, prompt: Prompt) -> TaskInfo:
         class_names=list(prompt.class_names),
         templates=list(prompt.templates),
         class_position=prompt.class_position,
+        encodings={branch: describe(encoding) for branch, encoding in prompt.encodings.items()},
+        temperature=prompt.temperature,
+        unknown_below=prompt.unknown_below,
         learned_numbers=prompt.learned_numbers,
         payload_bytes=prompt.payload_bytes,
         metrics=dict(prompt.metrics),

@@ -41,6 +41,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         {
             **{name: value or None for name, value in row.items()},
             "probability": float(row["probability"]) if row["probability"] else None,
+            "unknown": {"True": True, "False": False, "": None}[row["unknown"]],
             "classes": json.loads(row["classes"]),
         }
         for row in rows
@@ -52,12 +53,13 @@ def test_a_folder_becomes_a_table(
     suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tables" / f"scores{suffix}"
+    service.behaviour.unknown = {7}
 
     result = run("score", photos, "--task", "pets", "--out", out, "--chunk-size", 5)
 
     assert result.exit_code == 0
     assert f"{out}: 12 images, 12 rows in " in result.stdout
-    assert "2 errors." in result.stdout
+    assert "2 errors, 1 unknown." in result.stdout
     rows = read_table(out)
     assert [tuple(row) for row in rows] == [COLUMNS] * 12
     assert [Path(row["source"]).stem for row in rows] == [f"{i:02}" for i in range(12)]
@@ -67,11 +69,13 @@ def test_a_folder_becomes_a_table(
         "version": "ab" * 32,
         "class_name": "5",
         "probability": 0.9,
+        "unknown": False,
         "classes": [{"class_name": "5", "probability": 0.9}],
         "error_code": None,
         "error": None,
     }
-    assert rows[3]["class_name"] is None
+    assert (rows[7]["unknown"], rows[7]["class_name"]) == (True, "7")
+    assert (rows[3]["unknown"], rows[3]["class_name"]) == (None, None)
     assert (rows[3]["error_code"], rows[3]["error"]) == ("image-invalid", "Not an image.")
     assert list(out.parent.iterdir()) == [out]
 

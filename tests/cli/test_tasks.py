@@ -59,6 +59,10 @@ def test_images_are_classified(service: StandIn, run: Run, tmp_path: Path) -> No
     assert result.exit_code == 0
     assert result.output == f"{good}  pets\n   90.00%  42\n"
 
+    service.behaviour.unknown = {42}
+    result = run("classify", good, "--task", "pets")
+    assert result.output == f"{good}  pets  unknown: none of its classes\n   90.00%  42\n"
+
     result = run("classify", good, bad, "--task", "pets")
     assert result.exit_code == 1
     assert "90.00%  42" in result.stdout

@@ -62,6 +62,7 @@ class Behaviour:
     delay_s: Callable[[], float] = lambda: 0.0
     shuffled: bool = False  # results of a request in another order than its images
     is_refused: Callable[[list[bytes]], Response | None] = lambda images: None
+    unknown: set[int] = field(default_factory=set)  # numbers of images that show no class
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     tasks: dict[str, bytes] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)  # of the requests that came
@@ -206,7 +207,9 @@ def _app(behaviour: Behaviour) -> Starlette:
         if unknown:
             loaded = sorted(behaviour.tasks)
             return problem("task-not-found", 404, "No task.", name=unknown[0], loaded=loaded)
-        results = [_result(index, image, tasks) for index, image in enumerate(images)]
+        results = [
+            _result(index, image, tasks, behaviour.unknown) for index, image in enumerate(images)
+        ]
         if behaviour.shuffled:
             random.shuffle(results)
         errors = [r for r in results if "error" in r]
@@ -278,7 +281,7 @@ def _task_info(name: str) -> dict[str, Any]:
     }
 
 
-def _result(index: int, image: bytes, tasks: list[str]) -> dict[str, Any]:
+def _result(index: int, image: bytes, tasks: list[str], unknown: set[int]) -> dict[str, Any]:
     try:
         red, green, _ = Image.open(io.BytesIO(image)).convert("RGB").getpixel((0, 0))  # type: ignore[misc]  # RGB has three
     except UnidentifiedImageError:
@@ -286,5 +289,8 @@ def _result(index: int, image: bytes, tasks: list[str]) -> dict[str, Any]:
         return {"index": index, "error": error}
     number = int(red) + 256 * int(green)
     classes = [{"class_name": f"{number}", "label": 0, "probability": 0.9, "logit": 1.0}]
-    predictions = [{"task": task, "version": VERSION, "classes": classes} for task in tasks]
+    answer = {"version": VERSION, "classes": classes}
+    if number in unknown:  # services of the first version do not say whether
+        answer["unknown"] = True
+    predictions = [{"task": task, **answer} for task in tasks]
     return {"index": index, "predictions": predictions}

@@ -67,6 +67,15 @@ def test_a_chunk_of_bad_images_only_keeps_them_apart(client: Client) -> None:
     assert [row.error is not None for row in rows] == [True, True, False, True]
 
 
+def test_rows_say_where_the_task_knows_no_answer(service: StandIn, client: Client) -> None:
+    service.behaviour.unknown = {1, 2}
+
+    rows = list(client.score([numbered_image(number) for number in range(4)], "pets"))
+
+    assert [row.unknown for row in rows] == [False, True, True, False]
+    assert numbers_of(rows) == ["0", "1", "2", "3"]
+
+
 def test_several_tasks_are_several_rows_an_image(service: StandIn, client: Client) -> None:
     names = [f"task-{i}" for i in range(20)]  # more than the 8 that a request may name
     service.behaviour.tasks.update(dict.fromkeys(names, b""))
