@@ -43,9 +43,7 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "class_names": list(prompt.class_names),
         "templates": list(prompt.templates),
         "class_position": prompt.class_position,
-        "encodings": {
-            branch: _encoding(encoding) for branch, encoding in prompt.encodings.items()
-        },
+        "encodings": {branch: _encoding(encoding) for branch, encoding in prompt.encodings.items()},
         "tensors": {name: _tensor(tensor) for name, tensor in prompt.tensors.items()},
         "temperature": prompt.temperature,
         "unknown_below": prompt.unknown_below,
@@ -134,7 +132,8 @@ def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
         if blocks == [""]:
             yield f"{'  ' + branch:<16} {what}"
             continue
-        several = f"{blocks[0]}-{blocks[-1]}" if len(blocks) > 1 else blocks[0]
+        in_a_row = len(blocks) > 1 and int(blocks[-1]) - int(blocks[0]) == len(blocks) - 1
+        several = f"{blocks[0]}-{blocks[-1]}" if in_a_row else ",".join(blocks)
         each = f" each, {len(blocks)} of them" if len(blocks) > 1 else ""
         yield f"{f'  {branch}.{several}.{own}':<16} {what}{each}"
 
