@@ -1,7 +1,7 @@
 """From a dataset to a prompt file: draw, encode, learn, round, evaluate."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,34 +148,15 @@ def train_prompt(
         checkpoint: written after every epoch; a run that is stopped goes on from it. Where several
             learning rates are tried, each has its own beside it.
     """
-    clock = _Clock()
     config = config.resolved()
+    clock = Clock()
+    prepare = Preparation(backbone, clock, cache=cache, workers=workers, progress=progress)
     drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
-    as_pixels = METHODS[config.method].prompts_images(config)
-    if as_pixels:
-        _ = backbone.image_tower  # one that cannot be prompted is refused before images are decoded
-
-    def prepare(part: str, images: ImageSet, views: int = PLAIN_VIEW) -> ImageData:
-        doing = "decoding" if as_pixels else "encoding"
-        with clock("features"), progress.bar(f"{doing} {part}", len(images), "img") as advance:
-            return image_data(
-                images,
-                backbone,
-                as_pixels=as_pixels,
-                views=views,
-                seed=config.seed,
-                cache=cache,
-                workers=workers,
-                advance=advance,
-            )
-
-    held_out = {
-        part: prepare(part, images) for part, images in drawn.parts.items() if part != "train"
-    }
+    notes = notes_on(drawn, config)
+    held_out = prepare.held_out(drawn, config)
     fitted: Fitted | None = None
-    notes = _notes(drawn, config)
     if METHODS[config.method].learner is not None:
-        train, val = prepare("train", drawn.train, config.views), held_out.get("val")
+        train, val = prepare("train", drawn.train, config, config.views), held_out.get("val")
 
         def learn(config: TrainConfig, own: Path | None) -> Fitted:
             return _learn(
@@ -189,20 +170,113 @@ def train_prompt(
                 config = config.replace(tokens=choice.chosen.tokens)
             else:
                 fitted = learn(config, checkpoint)
+    draft = draft_prompt(backbone, dataset.class_names, config, fitted, name)
+    history = fitted.history if fitted else ()
+    return training_result(backbone, draft, config, history, drawn, held_out, notes, clock)
+
+
+class Clock:
+    """Adds up the seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+class Preparation:
+    """Makes images ready for learning and evaluation, each set once however often it is asked for.
+
+    Args:
+        backbone: frozen.
+        clock: told the seconds, as stage "features".
+        cache: of image features; None keeps none on disk.
+        workers: threads that decode images.
+        progress: where bars are shown.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        clock: Clock,
+        *,
+        cache: FeatureCache | None = None,
+        workers: int = 4,
+        progress: Progress = SILENT,
+    ) -> None:
+        self._backbone, self._clock, self._progress = backbone, clock, progress
+        self._cache, self._workers = cache, workers
+        self._done: dict[Hashable, ImageData] = {}
+
+    def __call__(
+        self, part: str, images: ImageSet, config: TrainConfig, views: int = PLAIN_VIEW
+    ) -> ImageData:
+        """Images of a part in ``views`` augmented views, or in the plain one."""
+        as_pixels = METHODS[config.method].prompts_images(config)
+        if as_pixels:
+            # One that cannot be prompted is refused before images are decoded.
+            _ = self._backbone.image_tower
+        key = (as_pixels, images.items, views, config.seed if views else None)
+        if key not in self._done:
+            self._done[key] = self._prepared(part, images, config, views, as_pixels)
+        return self._done[key]
+
+    def held_out(self, drawn: Split, config: TrainConfig) -> dict[str, ImageData]:
+        """Plain views of the validation and test images, where there are any."""
+        return {
+            part: self(part, images, config)
+            for part, images in drawn.parts.items()
+            if part != "train"
+        }
+
+    def _prepared(
+        self, part: str, images: ImageSet, config: TrainConfig, views: int, as_pixels: bool
+    ) -> ImageData:
+        doing = f"{'decoding' if as_pixels else 'encoding'} {part}"
+        with self._clock("features"), self._progress.bar(doing, len(images), "img") as advance:
+            return image_data(
+                images,
+                self._backbone,
+                as_pixels=as_pixels,
+                views=views,
+                seed=config.seed,
+                cache=self._cache,
+                workers=self._workers,
+                advance=advance,
+            )
+
+
+def training_result(
+    backbone: Backbone,
+    draft: Prompt,
+    config: TrainConfig,
+    history: tuple[EpochRecord, ...],
+    drawn: Split,
+    held_out: Mapping[str, ImageData],
+    notes: tuple[str, ...],
+    clock: Clock,
+) -> TrainingResult:
+    """Calibrate a prompt, measure it, and put together what there is to say of it."""
+    images = {part: len(images) for part, images in drawn.parts.items()}
     with clock("evaluation"):
-        draft = _draft(backbone, dataset.class_names, config, fitted, name)
         # Through the file's bytes on purpose: what is measured is what will be served.
         stored = _calibrated(from_bytes(to_bytes(draft)), backbone, config, held_out.get("val"))
         comparisons = _compare(backbone, stored, held_out)
-    images = {part: len(images) for part, images in drawn.parts.items()}
-    return TrainingResult(
-        prompt=replace(
+        finished = replace(
             stored,
             probe=probe(probed_features(stored, backbone)),
             metrics=_metrics(comparisons, images),
-        ),
+        )
+    return TrainingResult(
+        prompt=finished,
         comparisons=comparisons,
-        history=fitted.history if fitted else (),
+        history=history,
         images=images,
         notes=notes,
         seconds=clock.seconds,
@@ -219,7 +293,7 @@ def _learn(
     on_epoch: OnEpoch,
     checkpoint: Path | None,
 ) -> Fitted:
-    rates = _learning_rates(config, val)
+    rates = learning_rates(config, val)
     fits = []
     with progress.bar(f"learning {config.method}", config.epochs * len(rates), "epoch") as advance:
 
@@ -243,10 +317,11 @@ def _learn(
                     checkpoint=own,
                 )
             )
-    return min(fits, key=_badness)
+    return min(fits, key=badness)
 
 
-def _learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, ...]:
+def learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, ...]:
+    """Those to try."""
     method = METHODS[config.method]
     if config.learning_rate is None:
         return (method.learning_rate,)
@@ -260,19 +335,20 @@ def _learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, 
     return method.learning_rates
 
 
-def _badness(fitted: Fitted) -> tuple[float, float]:
+def badness(fitted: Fitted) -> tuple[float, float]:
     """Sorts fits by validation accuracy, then by validation loss; best first."""
     last = fitted.history[-1]
     return -(last.val_accuracy or 0.0), last.val_loss or 0.0
 
 
-def _draft(
+def draft_prompt(
     backbone: Backbone,
     class_names: tuple[str, ...],
     config: TrainConfig,
     fitted: Fitted | None,
     name: str,
 ) -> Prompt:
+    """What was learned (None: nothing) as a prompt, without what is measured afterwards."""
     templates = (fitted.template,) if fitted else config.templates or (config.template,)
     training = config.to_dict()
     if fitted:
@@ -345,7 +421,8 @@ def _zero_shot(prompt: Prompt) -> Prompt:
     )
 
 
-def _notes(drawn: Split, config: TrainConfig) -> tuple[str, ...]:
+def notes_on(drawn: Split, config: TrainConfig) -> tuple[str, ...]:
+    """What the user should know of the images."""
     notes = []
     if drawn.val is None:
         notes.append("There are no images left to validate on; going on without.")
@@ -355,16 +432,3 @@ def _notes(drawn: Split, config: TrainConfig) -> tuple[str, ...]:
     if fewer:
         notes.append(f"{len(fewer)} classes have fewer than {config.shots} training images.")
     return tuple(notes)
-
-
-class _Clock:
-    """Adds up the seconds spent in each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -9,6 +9,7 @@ another order.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -123,7 +124,7 @@ class Stack:
         self._vals = [None if data is None else source(data) for data in vals]
 
     def epoch(self, epoch: int) -> list[EpochRecord]:
-        """Go through every run's images once; one record a run."""
+        """Go through every run's images once; one record a run, with its share of the seconds."""
         start = time.perf_counter()
         of_runs = [
             run.begin_epoch(epoch, images)
@@ -132,12 +133,14 @@ class Stack:
         losses = [self.step(batches) for batches in zip(*of_runs, strict=True)]
         for run, batches in zip(self.runs, of_runs, strict=True):
             run.learner.after_epoch(batches[-1][-1])
-        return [
+        records = [
             run.record(epoch, own, validation, start)
             for run, own, validation in zip(
                 self.runs, zip(*losses, strict=True), self.validate(), strict=True
             )
         ]
+        share = (time.perf_counter() - start) / len(records)
+        return [replace(record, seconds=share) for record in records]
 
     def step(self, batches: Sequence[Batch]) -> list[Tensor]:
         """One update of every run; returns their losses."""
