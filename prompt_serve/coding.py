@@ -29,7 +29,10 @@ class Coded:
                 f"The codebook has shape {self.codebook.shape}; wanted 2, 4, 16 or 256 numbers."
             )
         if self.codebook.dtype != np.float16 or not np.isfinite(self.codebook).all():
-            raise PromptFileInvalid("The codebook wants finite float16 numbers.")
+            raise PromptFileInvalid(
+                "The codebook wants finite float16 numbers. If it was learned here, the training "
+                "diverged; train again with a smaller learning rate."
+            )
         if self.indices.dtype != np.uint8 or (
             self.indices.size and int(self.indices.max()) >= self.codebook.size
         ):

@@ -16,7 +16,9 @@ METHOD = Method(
     summary="CoOp with numbers of one bit, or of a few (Quantized Prompt).",
     paper="Quantized Prompt, ECCV 2024, sections 4.2 and 4.3",
     learner=Coop,
-    learning_rate=0.002,
+    # Emoji sample, embedded backbone, 10 epochs, one seed: validation accuracy 0.50, 0.54 and 0.42
+    # at these three.
+    learning_rate=0.01,
     learning_rates=(0.002, 0.01, 0.05),
     settings=SETTINGS,
     defaults={"bits": 1},
