@@ -1,0 +1,84 @@
+"""Options of commands that look at a dataset with a backbone, in this process."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from prompt_serve.training.features import FeatureCache
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def renames(
+    context: click.Context, option: click.Parameter, pairs: tuple[str, ...]
+) -> dict[str, str]:
+    """OLD=NEW pairs as a mapping."""
+    named = {}
+    for pair in pairs:
+        old, equals, new = pair.partition("=")
+        if not (old and equals and new):
+            raise click.BadParameter(f"{pair!r} is not OLD=NEW, as in roses=rose.")
+        named[old] = new
+    return named
+
+
+def image_options(command: Command) -> Command:
+    """How classes are called, where features are kept, and where the towers run."""
+    for option in (
+        click.option(
+            "--class-name", "renames", multiple=True, callback=renames, metavar="OLD=NEW",
+            help="Call a class otherwise than its folder, as in roses=rose. May be repeated.",
+        ),
+        click.option(
+            "--images", type=click.Path(path_type=Path),
+            help="Folder that the paths in a split_zhou_*.json start from. "
+            "[default: found beside it]",
+        ),
+        click.option(
+            "--cache", "cache_folder", type=click.Path(path_type=Path),
+            help="Folder that keeps image features. [default: features in $PROMPT_SERVE_CACHE, "
+            "or ~/.cache/prompt-serve/features]",
+        ),
+        click.option("--no-cache", is_flag=True, help="Keep no image features."),
+        click.option(
+            "--device", default="cpu", show_default=True,
+            help="Where the towers run: cpu, cuda, cuda:1, or auto for cuda if there is one.",
+        ),
+        click.option(
+            "--workers", type=click.IntRange(min=1), default=4, show_default=True,
+            help="Threads that decode images.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="One JSON document, nothing else."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def feature_cache(options: Mapping[str, Any]) -> "FeatureCache | None":
+    """The cache that the options ask for."""
+    from prompt_serve.training.features import FeatureCache
+
+    return None if options["no_cache"] else FeatureCache(options["cache_folder"])
+
+
+def device_of(name: str) -> str:
+    """A device that is there.
+
+    Raises:
+        ConfigInvalid: CUDA was asked for and there is none.
+    """
+    import torch
+
+    from prompt_serve.errors import ConfigInvalid
+
+    available = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if available else "cpu"
+    if name.startswith("cuda") and not available:
+        raise ConfigInvalid(
+            "--device asks for CUDA, but torch finds none. Leave it out for the CPU."
+        )
+    return name

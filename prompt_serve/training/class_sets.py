@@ -1,0 +1,79 @@
+"""Bring the classes of a prompt and those of a dataset together, by their names."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from prompt_serve.encodings import Dense
+from prompt_serve.errors import DatasetInvalid, PromptUnsupported
+from prompt_serve.probe import probe
+from prompt_serve.prompt_file import Prompt, check_class_names
+from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.data import ImageSet, LabelledImage
+from prompt_serve.training.evaluate import probed_features
+
+
+def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone) -> Prompt:
+    """The learned context with other class names: how it does on classes it never saw.
+
+    What was fitted to the old classes (metrics, the threshold for unknown images) is left out; the
+    temperature stays.
+
+    Raises:
+        PromptUnsupported: every class has a context of its own.
+        PromptFileInvalid: the names are no set of class names.
+        BackboneMismatch, PromptTooLong: as for the class features.
+    """
+    if isinstance(prompt.text, Dense) and prompt.text.n_classes is not None:
+        raise PromptUnsupported(
+            f"Prompt {prompt.name!r} has a context of its own for each of its classes, so it says "
+            f"nothing of others. Train one that they share: leave class_specific out."
+        )
+    names = tuple(class_names)
+    check_class_names(names)
+    other = replace(
+        prompt,
+        class_names=names,
+        probe=np.zeros(len(names), dtype=np.float16),
+        metrics={},
+        unknown_below=0.0,
+    )
+    return replace(other, probe=probe(probed_features(other, backbone)))
+
+
+def relabelled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = False) -> ImageSet:
+    """The images with labels that count in ``class_names``.
+
+    Args:
+        images: whose classes have the same names, in any order.
+        class_names: of a prompt.
+        fewer_ok: classes without an image are no fault.
+
+    Raises:
+        DatasetInvalid: the classes differ; the error lists how.
+    """
+    numbers = {name: label for label, name in enumerate(class_names)}
+    faults = [
+        f"class {name!r} is not one of the prompt's"
+        for name in images.class_names
+        if name not in numbers
+    ]
+    if not fewer_ok:
+        there = set(images.class_names)
+        faults += [
+            f"class {name!r} of the prompt has no images"
+            for name in class_names
+            if name not in there
+        ]
+    if faults:
+        raise DatasetInvalid(
+            "The classes of the images are not those of the prompt (rename them with "
+            "--class-name OLD=NEW; ask for other classes with --class-names or --new-classes; let "
+            "classes be absent with --fewer-classes-ok):",
+            faults,
+        )
+    items = (
+        LabelledImage(item.path, numbers[images.class_names[item.label]]) for item in images.items
+    )
+    return ImageSet(class_names=tuple(class_names), items=tuple(items))
