@@ -7,6 +7,7 @@ looked up where the image tower is not prompted, and computed at every step wher
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -345,7 +346,15 @@ class Run:
 
     def class_features(self, text: BranchContext[Tensor]) -> Tensor:
         """(C, E) of the text branch's vectors."""
+        if text.context is None and not text.keys_values:
+            return self._features_of_words
         return self.towers.class_features(self.vectors(text.context), text)
+
+    @cached_property
+    def _features_of_words(self) -> Tensor:
+        """Of a text branch that learns nothing: the same at every step."""
+        with torch.no_grad():
+            return self.towers.class_features(self.vectors(None), BranchContext())
 
     def batches(self, n_images: int, n_views: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Image and view indices of each step; what does not fill a batch is left out, unless it
