@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import prompt_serve
+from prompt_serve.bundle import BUNDLE_FORMAT, bundle_format
 from prompt_serve.client import Client
 
 EMOJI = Path(prompt_serve.__file__).parent / "assets" / "emoji"
@@ -32,7 +33,7 @@ def main() -> None:
 
     step("2. Export the backbone to ONNX")
     bundle = WORK / "bundles" / "embedded"
-    if bundle.exists():
+    if bundle_format(bundle) == BUNDLE_FORMAT:
         print(f"already there: {bundle}")
     else:
         run("export", "embedded", "-o", str(bundle))

@@ -2,16 +2,27 @@
 
     manifest.json         what it is: backbone, sizes, preprocessing, parity figures, digests
     image_encoder.onnx    pixels (B, S, S, 3) uint8 -> image_features (B, E)
-    text_encoder.onnx     prefix (P, D), suffix (C, S, D), eot (C,) -> class_features (C, E)
+    text_encoder.onnx     the arrays of ``text_inputs`` -> class_features (C, E)
     token_embedding.npy   (V, D) float32, memory-mapped when read
     tokenizer.json        Hugging Face tokenizers
 
 Features come out at unit length. ``precision`` is that of the image encoder. The text encoder is
 float32 in every bundle: it runs once for each uploaded prompt, and its exactness is what the
-probe checks.
+probe checks. One graph serves prompts of every depth; its inputs, for a tower of L blocks:
+
+    prefix            (P, D)       what all sequences start with, P >= 1
+    suffix            (C, S, D)    what follows in each
+    eot               (C,) int64   place of end-of-text within the suffix
+    deeper            (L, P, D)    what block l reads in place of what the block before it gave,
+    deeper_used       (L, P) bool  at the places of the prefix where this is true
+    keys_values       (L, K, D)    rows that join the keys and values of block l (ADAPT),
+    keys_values_used  (L, K) bool  those where this is true; K >= 1
+
+Format 1 had the first three inputs only.
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +38,7 @@ from prompt_serve.prompt_file import BackboneRef
 from prompt_serve.tokenizer import Tokenizer
 from prompt_serve.types import FloatArray, Precision
 
-BUNDLE_FORMAT = 1
+BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
 IMAGE_ENCODER = "image_encoder.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
@@ -53,6 +64,7 @@ class Manifest(BaseModel):
     preprocessing: Preprocessing
     logit_scale: float  # 1 / temperature, already exponentiated
     causal_text: bool  # False: the text graph wants sequences padded to the context length
+    text_layers: int  # blocks of the text tower
     parity: dict[str, float]  # largest differences from PyTorch, measured at export
     files: dict[str, FileDigest]
     created: str
@@ -109,6 +121,14 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
             f"Make one with: prompt-serve export embedded -o {path}",
             path=str(path),
         )
+    # Before all else: another format has other fields.
+    version = bundle_format(path)
+    if version not in (None, BUNDLE_FORMAT):
+        raise BundleInvalid(
+            f"{path} has bundle format {version}, this version reads {BUNDLE_FORMAT}. "
+            f"Export the backbone again: prompt-serve export BACKBONE -o {path}",
+            path=str(path),
+        )
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_bytes())
     except ValidationError as error:
@@ -117,15 +137,19 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
             f"Export the backbone again.",
             path=str(path),
         ) from error
-    if manifest.format_version != BUNDLE_FORMAT:
-        raise BundleInvalid(
-            f"{path} has bundle format {manifest.format_version}, this version reads "
-            f"{BUNDLE_FORMAT}. Export the backbone again.",
-            path=str(path),
-        )
     for name, digest in manifest.files.items():
         _check_file(path / name, digest, verify=verify)
     return Bundle(path, manifest)
+
+
+def bundle_format(path: Path) -> int | None:
+    """The format that a bundle's manifest names; None where there is none to read."""
+    try:
+        fields = json.loads((path / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return None
+    version = fields.get("format_version") if isinstance(fields, dict) else None
+    return version if isinstance(version, int) else None
 
 
 def digest_file(path: Path) -> FileDigest:

@@ -62,7 +62,16 @@ def test_another_format_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
 
-    with pytest.raises(BundleInvalid, match="has bundle format 99, this version reads 1"):
+    with pytest.raises(BundleInvalid, match="has bundle format 99, this version reads 2"):
+        open_bundle(copy)
+
+
+def test_a_bundle_of_the_first_format_says_to_export_again(copy: Path) -> None:
+    manifest = json.loads((copy / MANIFEST).read_text())
+    del manifest["text_layers"]
+    (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": 1}))
+
+    with pytest.raises(BundleInvalid, match=r"has bundle format 1, .*prompt-serve export BACKBONE"):
         open_bundle(copy)
 
 

@@ -111,6 +111,7 @@ def _manifest(
         preprocessing=backbone.preprocessing,
         logit_scale=backbone.logit_scale,
         causal_text=backbone.text_tower.causal,
+        text_layers=backbone.text_tower.layers,
         parity=parity,
         files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

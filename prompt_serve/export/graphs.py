@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from prompt_serve.export.attention import with_exported_attention
 from prompt_serve.export.quiet import quiet_libraries
+from prompt_serve.export.text_encoder import TextEncoder
 from prompt_serve.training.backbone import Backbone
-from prompt_serve.training.text_tower import TextTower
 
 OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 runs it
 
@@ -43,24 +43,12 @@ class ImageEncoder(nn.Module):
         return F.normalize(self.tower(normalised.to(self.dtype)).float(), dim=-1)
 
 
-class TextEncoder(nn.Module):
-    """Prefix (P, D), suffix (C, S, D), eot (C,) -> class features (C, E) of unit length."""
-
-    def __init__(self, tower: TextTower) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, prefix: Tensor, suffix: Tensor, eot: Tensor) -> Tensor:
-        features: Tensor = self.tower(prefix, suffix, eot)
-        return features
-
-
 def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
     """The image tower with normalisation in front, for any number of images."""
     size = backbone.preprocessing.image_size
     # Two images: a size of one would be taken for a constant.
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=backbone.device)
-    return _export(
+    return export_graph(
         ImageEncoder(backbone, dtype),
         {"pixels": pixels},
         axes={"pixels": {0: "B"}},
@@ -69,24 +57,45 @@ def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.
 
 
 def text_graph(backbone: Backbone) -> onnx.ModelProto:
-    """The text tower on assembled sequences, for any number of classes and any lengths."""
+    """The text tower on assembled sequences, for any number of classes, rows and any lengths."""
     width, device = backbone.token_embedding.shape[1], backbone.device
+    layers = backbone.text_tower.layers
     inputs = {
         "prefix": torch.zeros(5, width, device=device),
         "suffix": torch.zeros(3, 7, width, device=device),
         "eot": torch.tensor([6, 4, 5], device=device),
+        "deeper": torch.zeros(layers, 5, width, device=device),
+        "deeper_used": torch.zeros(layers, 5, dtype=torch.bool, device=device),
+        "keys_values": torch.zeros(layers, 4, width, device=device),
+        "keys_values_used": torch.zeros(layers, 4, dtype=torch.bool, device=device),
     }
-    return _export(
+    return export_graph(
         TextEncoder(backbone.text_tower),
         inputs,
-        axes={"prefix": {0: "P"}, "suffix": {0: "C", 1: "S"}, "eot": {0: "C"}},
+        axes={
+            "prefix": {0: "P"},
+            "suffix": {0: "C", 1: "S"},
+            "eot": {0: "C"},
+            "deeper": {1: "P"},
+            "deeper_used": {1: "P"},
+            "keys_values": {1: "K"},
+            "keys_values_used": {1: "K"},
+        },
         output="class_features",
     )
 
 
-def _export(
+def export_graph(
     module: nn.Module, inputs: dict[str, Tensor], *, axes: dict[str, dict[int, str]], output: str
 ) -> onnx.ModelProto:
+    """A module as a graph.
+
+    Args:
+        module: its ``forward`` takes ``inputs`` in their order.
+        inputs: examples by name; a dynamic axis has two elements or more in them.
+        axes: the letters of the dynamic axes.
+        output: its name.
+    """
     dynamic = {name: dict.fromkeys(named, torch.export.Dim.DYNAMIC) for name, named in axes.items()}
     with quiet_libraries():
         program = torch.onnx.export(

@@ -5,7 +5,7 @@ backbone as open_clip computes it: for names that is ``encode_text`` on padded t
 tokenizer, assembly, the shared prefix and the graph are all inside the comparison.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from prompt_serve.assembly import PAD_ID, SequencePlan, assemble, plan_sequences
+from prompt_serve.assembly import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
 from prompt_serve.errors import ExportParityFailed
 from prompt_serve.export.samples import (
     NAMES,
@@ -23,6 +23,7 @@ from prompt_serve.export.samples import (
     sample_pixels,
 )
 from prompt_serve.scoring import unit
+from prompt_serve.text_inputs import text_inputs
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.types import FloatArray, IntArray, PixelArray, Precision
 
@@ -66,9 +67,10 @@ def check_parity(
 
     Returns:
         The differences, for the manifest: ``image_random``, ``image_drawn``, ``image_real``
-        (where the package's sample images are installed), ``text_names`` and ``text_contexts``
-        are the largest of one feature; with fp16 and int8 there are also ``image_cosine`` (1 - the
-        smallest cosine) and ``image_disagreement`` (see ``disagreement``).
+        (where the package's sample images are installed), ``text_names``, ``text_contexts`` and
+        ``text_deep`` are the largest of one feature; with fp16 and int8 there are also
+        ``image_cosine`` (1 - the smallest cosine) and ``image_disagreement`` (see
+        ``disagreement``).
 
     Raises:
         ExportParityFailed: at least one is above its limit; the message has all of them.
@@ -80,6 +82,7 @@ def check_parity(
         *([] if precision == "fp32" else [disagreement(backbone, images)]),
         compare_names(backbone, text),
         compare_contexts(backbone, text),
+        compare_deep(backbone, text),
     ]
     for difference in found:
         report(f"parity: {difference.name} {difference.value:.1e} (limit {difference.limit:.0e})")
@@ -162,29 +165,88 @@ def compare_names(backbone: Backbone, session: onnxruntime.InferenceSession) -> 
         ids = torch.from_numpy(padded_ids(plan, length)).to(backbone.device)
         with torch.inference_mode():
             expected = backbone.clip.encode_text(ids, normalize=True).cpu().numpy()
-        actual = session.run(None, vars(assemble(plan, embedding)))[0]
+        actual = _run_text(backbone, session, assemble(plan, embedding))
         worst = max(worst, _largest(expected, actual))
     return Difference(name="text_names", value=worst, limit=FP32_LIMIT)
 
 
 def compare_contexts(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
     """Vectors that no token has, as learned ones are, in prefixes and suffixes of many lengths."""
-    rng = np.random.default_rng(0)
-    width, length = backbone.token_embedding.shape[1], backbone.clip.context_length
-    scale = float(backbone.token_embedding.std())
-    worst = 0.0
-    for p, c, s in ((1, 1, 2), (1, 5, 9), (5, 3, 4), (17, 2, 12)):
-        s = s if backbone.text_tower.causal else length - p
-        inputs = {
-            "prefix": (rng.standard_normal((p, width)) * scale).astype(np.float32),
-            "suffix": (rng.standard_normal((c, s, width)) * scale).astype(np.float32),
-            "eot": rng.integers(0, s, size=c),
-        }
-        tensors = (torch.from_numpy(array).to(backbone.device) for array in inputs.values())
-        with torch.inference_mode():
-            expected = backbone.text_tower(*tensors).cpu().numpy()
-        worst = max(worst, _largest(expected, session.run(None, inputs)[0]))
-    return Difference(name="text_contexts", value=worst, limit=FP32_LIMIT)
+    vectors = _Random(backbone)
+    return _compare_text(
+        "text_contexts",
+        backbone,
+        session,
+        [vectors.sequences(*sizes) for sizes in ((1, 1, 2), (1, 5, 9), (5, 3, 4), (17, 2, 12))],
+    )
+
+
+def compare_deep(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
+    """Vectors for deeper blocks, and keys and values of another number in every block."""
+    vectors, layers = _Random(backbone), backbone.text_tower.layers
+    half_way, to_the_end = (
+        tuple(vectors(3) for _ in range(blocks)) for blocks in (layers // 2, layers - 1)
+    )
+    ragged = tuple(vectors(1 + index % 3) for index in range(layers))
+    with_gaps = tuple(vectors(5 * (index % 2)) for index in range(layers))
+    return _compare_text(
+        "text_deep",
+        backbone,
+        session,
+        [
+            vectors.sequences(4, 3, 5, deeper=half_way),
+            vectors.sequences(5, 2, 5, deeper=to_the_end),
+            vectors.sequences(3, 2, 6, keys_values=ragged),
+            vectors.sequences(1, 1, 3, keys_values=with_gaps),
+        ],
+    )
+
+
+def _compare_text(
+    name: str,
+    backbone: Backbone,
+    session: onnxruntime.InferenceSession,
+    cases: Iterable[Sequences],
+) -> Difference:
+    worst = max(
+        _largest(backbone.encode_text(sequences), _run_text(backbone, session, sequences))
+        for sequences in cases
+    )
+    return Difference(name=name, value=worst, limit=FP32_LIMIT)
+
+
+class _Random:
+    """Vectors of random numbers, as large as the backbone's token embeddings."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self._rng = np.random.default_rng(0)
+        self._width = backbone.token_embedding.shape[1]
+        self._scale = float(backbone.token_embedding.std())
+        self._full_length = None if backbone.text_tower.causal else backbone.clip.context_length
+
+    def __call__(self, *shape: int) -> FloatArray:
+        """(..., D)."""
+        numbers = self._rng.standard_normal((*shape, self._width)) * self._scale
+        return numbers.astype(np.float32)
+
+    def sequences(
+        self,
+        p: int,
+        c: int,
+        s: int,
+        *,
+        deeper: tuple[FloatArray, ...] = (),
+        keys_values: tuple[FloatArray, ...] = (),
+    ) -> Sequences:
+        """C classes with a prefix of P and a suffix of S; towers that are not causal read all."""
+        s = s if self._full_length is None else self._full_length - p
+        return Sequences(
+            prefix=self(p),
+            suffix=self(c, s),
+            eot=self._rng.integers(0, s, size=c),
+            deeper=deeper,
+            keys_values=keys_values,
+        )
 
 
 def padded_ids(plan: SequencePlan, context_length: int) -> IntArray:
@@ -206,6 +268,14 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 def run(session: onnxruntime.InferenceSession, pixels: PixelArray) -> FloatArray:
     """(B, S, S, 3) uint8 pixels -> (B, E) image features, by a session of an image graph."""
     features: FloatArray = session.run(None, {"pixels": pixels})[0]
+    return features
+
+
+def _run_text(
+    backbone: Backbone, session: onnxruntime.InferenceSession, sequences: Sequences
+) -> FloatArray:
+    inputs = text_inputs(sequences, backbone.text_tower.layers)
+    features: FloatArray = session.run(None, inputs)[0]
     return features
 
 

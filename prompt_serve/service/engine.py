@@ -10,7 +10,8 @@ import onnxruntime as ort
 
 from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import BundleInvalid, PromptUnsupported, ProviderUnavailable
+from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.text_inputs import text_inputs
 from prompt_serve.types import FloatArray, PixelArray
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -55,16 +56,13 @@ class Engine:
         return np.asarray(features[:n], dtype=np.float32)
 
     def encode_text(self, sequences: Sequences) -> FloatArray:
-        """Assembled sequences of C classes -> (C, E) features of unit length."""
-        if sequences.deeper or sequences.keys_values:
-            raise PromptUnsupported(
-                "This prompt has learned vectors for deeper blocks of the text tower, which the "
-                "bundle's text encoder does not take. Train it with depth 1."
-            )
-        (features,) = self._text_session.run(
-            ["class_features"],
-            {"prefix": sequences.prefix, "suffix": sequences.suffix, "eot": sequences.eot},
-        )
+        """Assembled sequences of C classes -> (C, E) features of unit length.
+
+        Raises:
+            PromptFileInvalid: they have vectors for another number of blocks.
+        """
+        inputs = text_inputs(sequences, self.bundle.manifest.text_layers)
+        (features,) = self._text_session.run(["class_features"], inputs)
         return np.asarray(features, dtype=np.float32)
 
     def warm_up(self) -> None:

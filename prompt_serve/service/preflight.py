@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 
-from prompt_serve.bundle import MANIFEST, open_bundle
+from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, bundle_format, open_bundle
 from prompt_serve.errors import BundleInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.engine import Engine
 from prompt_serve.service.settings import Settings
@@ -33,18 +33,21 @@ def check(settings: Settings) -> None:
 
 
 def ensure_bundle(settings: Settings) -> None:
-    """Export the embedded backbone where the default bundle is missing.
+    """Export the embedded backbone where the default bundle is missing, or of an older format.
 
     In a process of its own: exporting needs torch, which the service never imports.
     """
     path = settings.bundle_path
-    if settings.bundle is not None or (path / MANIFEST).is_file():
+    found = bundle_format(path)
+    is_old = found is not None and found < BUNDLE_FORMAT
+    if settings.bundle is not None or ((path / MANIFEST).is_file() and not is_old):
         return
-    _log.warning("There is no bundle in %s: exporting the embedded backbone.", path)
+    what = f"The bundle in {path} has the old format {found}" if is_old else f"No bundle in {path}"
+    _log.warning("%s: exporting the embedded backbone.", what)
     done = _run("prompt_serve", "export", _EMBEDDED, "-o", str(path))
     if done.returncode != 0:
         raise BundleInvalid(
-            f"There is no bundle in {path}, and exporting the embedded backbone failed:\n"
+            f"{what}, and exporting the embedded backbone failed:\n"
             f"{done.stderr.strip()[-2000:]}\n"
             f"Exporting needs torch: pip install 'prompt-serve[train]', then prompt-serve export "
             f"{_EMBEDDED} -o {path}. Or export elsewhere, copy the folder here, and name it: "

@@ -1,17 +1,30 @@
 """What the exported graphs compute, for sizes that the export never saw."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import open_bundle
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.parity import FP32_LIMIT, open_session
+from prompt_serve.text_inputs import TEXT_INPUTS, text_inputs
 from prompt_serve.training.backbone import Backbone, load_backbone
-from prompt_serve.types import Precision
+from prompt_serve.types import FloatArray, Precision
 from tests.backbones import write_tiny_backbone
+
+
+def vectors(rng: np.random.Generator, *shape: int) -> FloatArray:
+    return rng.standard_normal((*shape, 32)).astype(np.float32)
+
+
+def random_sequences(rng: np.random.Generator, p: int, c: int, s: int) -> Sequences:
+    return Sequences(
+        prefix=vectors(rng, p), suffix=vectors(rng, c, s), eot=rng.integers(0, s, size=c)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 17])
@@ -34,17 +47,49 @@ def test_any_number_of_images_at_once(
 def test_any_number_of_classes_of_any_length(
     tiny_bundle: Path, tiny_backbone: Backbone, rng: np.random.Generator, p: int, c: int, s: int
 ) -> None:
-    inputs = {
-        "prefix": rng.standard_normal((p, 32)).astype(np.float32),
-        "suffix": rng.standard_normal((c, s, 32)).astype(np.float32),
-        "eot": rng.integers(0, s, size=c),
-    }
+    sequences = random_sequences(rng, p, c, s)
 
-    (features,) = open_session(tiny_bundle / "text_encoder.onnx").run(None, inputs)
+    (features,) = open_session(tiny_bundle / "text_encoder.onnx").run(
+        None, text_inputs(sequences, layers=2)
+    )
 
-    with torch.inference_mode():
-        expected = tiny_backbone.text_tower(*map(torch.from_numpy, inputs.values()))
-    np.testing.assert_allclose(features, expected.numpy(), atol=FP32_LIMIT)
+    np.testing.assert_allclose(features, tiny_backbone.encode_text(sequences), atol=FP32_LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("m", "lengths"), [(0, (1, 0)), (0, (7, 2)), (0, (0, 0)), (1, ()), (4, ()), (3, (2, 9))]
+)
+def test_any_number_of_rows_in_deeper_blocks(
+    tiny_bundle: Path,
+    tiny_backbone: Backbone,
+    rng: np.random.Generator,
+    m: int,
+    lengths: tuple[int, ...],
+) -> None:
+    sequences = replace(
+        random_sequences(rng, 5, 3, 4),
+        deeper=(vectors(rng, m),) if m else (),
+        keys_values=tuple(vectors(rng, n) for n in lengths),
+    )
+
+    (features,) = open_session(tiny_bundle / "text_encoder.onnx").run(
+        None, text_inputs(sequences, layers=2)
+    )
+
+    np.testing.assert_allclose(features, tiny_backbone.encode_text(sequences), atol=FP32_LIMIT)
+
+
+def test_what_is_switched_off_changes_nothing(tiny_bundle: Path, rng: np.random.Generator) -> None:
+    session = open_session(tiny_bundle / "text_encoder.onnx")
+    inputs = text_inputs(random_sequences(rng, 5, 3, 4), layers=2)
+    filled = {**inputs, "deeper": vectors(rng, 2, 5), "keys_values": vectors(rng, 2, 1)}
+
+    (plain,) = session.run(None, inputs)
+    (full,) = session.run(None, filled)
+    (used,) = session.run(None, {**filled, "keys_values_used": np.ones((2, 1), dtype=bool)})
+
+    np.testing.assert_array_equal(full, plain)
+    assert np.abs(used - plain).max() > 1e-3
 
 
 def test_axes_carry_their_names(tiny_bundle: Path) -> None:
@@ -57,7 +102,12 @@ def test_axes_carry_their_names(tiny_bundle: Path) -> None:
         "prefix": ["P", 32],
         "suffix": ["C", "S", 32],
         "eot": ["C"],
+        "deeper": [2, "P", 32],
+        "deeper_used": [2, "P"],
+        "keys_values": [2, "K", 32],
+        "keys_values_used": [2, "K"],
     }
+    assert tuple(i.name for i in text.get_inputs()) == TEXT_INPUTS
     assert {o.name: o.shape for o in text.get_outputs()} == {"class_features": ["C", 24]}
 
 

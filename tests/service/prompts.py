@@ -7,11 +7,23 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from prompt_serve.encodings import Dense, LowRank
+from prompt_serve.coding import Coded
+from prompt_serve.encodings import (
+    Conditional,
+    Deep,
+    Dense,
+    ImageEncoding,
+    LowRank,
+    Projected,
+    Projection,
+    Ragged,
+    TextEncoding,
+)
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt
 from prompt_serve.training.backbone import Backbone
-from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.evaluate import probed_features
+from prompt_serve.types import HalfArray
 
 TEMPLATE = "a photo of a {}."
 N_CTX = 4  # tokens of "a photo of a"
@@ -21,29 +33,102 @@ def learned_prompt(
     backbone: Backbone, class_names: Sequence[str], *, seed: int = 0, dense: bool = False
 ) -> Prompt:
     """As if learned: random numbers, and the probe that PyTorch computes for them."""
-    rng = np.random.default_rng(seed)
+    numbers = Numbers(seed)
     width = backbone.ref.text_width
-
-    def numbers(*shape: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
-        return (0.5 * rng.standard_normal(shape)).astype(np.float16)
-
-    text: Dense | LowRank = LowRank(p_a=numbers(N_CTX, 1), p_b=numbers(1, width))
+    text: TextEncoding = LowRank(p_a=numbers(N_CTX, 1), p_b=numbers(1, width))
     if dense:
         text = Dense(context=numbers(len(class_names), N_CTX, width))
-    unprobed = Prompt(
+    return probed(
+        unprobed(backbone, class_names, text, method="coop" if dense else "dip"), backbone
+    )
+
+
+def unprobed(
+    backbone: Backbone,
+    class_names: Sequence[str],
+    text: TextEncoding | None,
+    image: ImageEncoding | None = None,
+    *,
+    method: str = "by-hand",
+) -> Prompt:
+    return Prompt(
         name="learned",
-        method="coop" if dense else "dip",
+        method=method,
         class_names=tuple(class_names),
         templates=(TEMPLATE,),
         backbone=backbone.ref,
         probe=np.zeros(len(class_names), dtype=np.float16),
         text=text,
+        image=image,
     )
-    return probed(unprobed, backbone)
 
 
 def probed(prompt: Prompt, backbone: Backbone) -> Prompt:
-    return replace(prompt, probe=probe(class_features_of(prompt, backbone)))
+    return replace(prompt, probe=probe(probed_features(prompt, backbone)))
+
+
+class Numbers:
+    """Random float16 numbers of any shape."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def __call__(self, *shape: int) -> HalfArray:
+        return (0.5 * self._rng.standard_normal(shape)).astype(np.float16)
+
+    def coded(self, *shape: int) -> Coded:
+        indices = self._rng.integers(0, 4, shape, dtype=np.uint8)
+        return Coded(indices=indices, codebook=self(4))
+
+
+def ragged(numbers: Numbers, width: int, *lengths: int) -> Ragged:
+    return Ragged(lengths=np.asarray(lengths, dtype=np.uint8), rows=numbers(sum(lengths), width))
+
+
+def deep_text(width: int) -> dict[str, TextEncoding]:
+    """Text prompts that reach into the second of two blocks."""
+    numbers = Numbers()
+    first = LowRank(p_a=numbers(N_CTX, 1), p_b=numbers(1, width))
+    second = LowRank(p_a=numbers(N_CTX, 1), p_b=numbers(1, width), base="none")
+    coded = (Dense(context=numbers.coded(N_CTX, width)) for _ in range(2))
+    return {
+        "deep DIP": Deep(layers=(first, second)),
+        # As in MaPLe: two vectors stand for "a photo", and "of a" stays.
+        "deep CoOp": Deep(
+            layers=(Dense(context=numbers(2, width)), Dense(context=numbers(2, width)))
+        ),
+        "deep QCoOp": Deep(layers=tuple(coded)),
+        "ADAPT": ragged(numbers, width, 2, 5),
+        "ADAPT, one block pruned": ragged(numbers, width, 3, 0),
+        "ADAPT, all pruned": ragged(numbers, width, 0, 0),
+    }
+
+
+def unservable(
+    width: int, image_width: int, embed_dim: int
+) -> dict[str, tuple[TextEncoding | None, ImageEncoding | None]]:
+    """Text and image encodings of prompts that no text prompt can stand in for."""
+    numbers = Numbers(1)
+    rows = tuple(Dense(context=numbers(2, image_width)) for _ in range(2))
+    conditional = Conditional(
+        context=numbers(N_CTX, width),
+        w_1=numbers(3, embed_dim),
+        b_1=numbers(3),
+        w_2=numbers(width, 3),
+        b_2=numbers(width),
+    )
+    dense = Dense(context=numbers(N_CTX, width))
+    projection = Projection(factors=(numbers(width, image_width),), bias=numbers(image_width))
+    return {
+        "VPT": (None, rows[0]),
+        "deep VPT": (None, Deep(layers=rows)),
+        "ADAPT of both branches": (
+            ragged(numbers, width, 1, 2),
+            ragged(numbers, image_width, 2, 0),
+        ),
+        "MaPLe": (dense, Projected(layers=(projection,))),
+        "CoCoOp": (conditional, None),
+    }
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:

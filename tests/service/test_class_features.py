@@ -6,16 +6,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prompt_serve import class_features as module
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import BackboneMismatch, ProbeMismatch
-from prompt_serve.prompt_file import Prompt
-from prompt_serve.service import class_features as module
-from prompt_serve.service.class_features import class_features, verified_class_features
+from prompt_serve.class_features import class_features
+from prompt_serve.encodings import Deep, LowRank, TextEncoding
+from prompt_serve.errors import (
+    BackboneMismatch,
+    ProbeMismatch,
+    PromptFileInvalid,
+    PromptUnsupported,
+)
+from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.service.class_features import verified_class_features
 from prompt_serve.service.engine import Engine
 from prompt_serve.training.backbone import Backbone, load_backbone
 from prompt_serve.training.evaluate import class_features_of
-from tests.backbones import write_tiny_backbone
-from tests.service.prompts import learned_prompt, probed
+from tests.backbones import EMBED_DIM, TEXT_WIDTH, write_tiny_backbone
+from tests.service.prompts import (
+    Numbers,
+    deep_text,
+    learned_prompt,
+    probed,
+    ragged,
+    unprobed,
+    unservable,
+)
 
 NAMES = ("cat", "golden retriever", "very_long_name of some rare tropical frog", "dog", "x")
 # float32 sums of a few hundred terms in another order.
@@ -41,7 +56,9 @@ def test_an_ensemble_of_templates_is_the_unit_mean(
     one, two = (_zero_shot(tiny_backbone, t) for t in ("a photo of a {}.", "{} in a drawing"))
     both = replace(one, templates=one.templates + two.templates)
 
-    first, second, mean = (class_features(p, bundle, engine.encode_text) for p in (one, two, both))
+    first, second, mean = (
+        class_features(p, bundle.text_side, engine.encode_text) for p in (one, two, both)
+    )
 
     expected = first + second
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
@@ -58,11 +75,56 @@ def test_chunks_change_nothing(
     dense: bool,
 ) -> None:
     prompt = learned_prompt(tiny_backbone, NAMES, dense=dense)
-    whole = class_features(prompt, bundle, engine.encode_text)
+    whole = class_features(prompt, bundle.text_side, engine.encode_text)
 
     monkeypatch.setattr(module, "CHUNK_CLASSES", 2)
 
-    assert np.abs(class_features(prompt, bundle, engine.encode_text) - whole).max() <= ROUNDING
+    in_chunks = class_features(prompt, bundle.text_side, engine.encode_text)
+    assert np.abs(in_chunks - whole).max() <= ROUNDING
+
+
+@pytest.mark.parametrize("kind", deep_text(TEXT_WIDTH))
+def test_vectors_of_deeper_blocks_are_served_as_they_were_learned(
+    tiny_backbone: Backbone, bundle: Bundle, engine: Engine, kind: str
+) -> None:
+    text = deep_text(TEXT_WIDTH)[kind]
+    prompt = from_bytes(to_bytes(probed(unprobed(tiny_backbone, NAMES, text), tiny_backbone)))
+
+    here = verified_class_features(prompt, bundle, engine.encode_text)
+
+    assert np.abs(here - class_features_of(prompt, tiny_backbone)).max() <= ROUNDING
+    shallow = class_features_of(replace(prompt, text=_shallow(text)), tiny_backbone)
+    deepens = kind != "ADAPT, all pruned"
+    assert (np.abs(here - shallow).max() > 1e-3) == deepens  # what is deep counts
+
+
+def _shallow(text: TextEncoding) -> TextEncoding | None:
+    return text.layers[0] if isinstance(text, Deep) else None
+
+
+@pytest.mark.parametrize("kind", unservable(TEXT_WIDTH, 64, EMBED_DIM))
+def test_prompts_that_are_not_served_yet_say_so_and_what_to_do(
+    tiny_backbone: Backbone, bundle: Bundle, engine: Engine, kind: str
+) -> None:
+    text, image = unservable(TEXT_WIDTH, 64, EMBED_DIM)[kind]
+    prompt = probed(unprobed(tiny_backbone, NAMES, text, image, method="m"), tiny_backbone)
+
+    with pytest.raises(PromptUnsupported, match=r"\(method 'm'\) has .*[Tt]rain .*'dip'"):
+        verified_class_features(prompt, bundle, engine.encode_text)
+
+
+def test_vectors_for_another_number_of_blocks_are_refused(
+    tiny_backbone: Backbone, bundle: Bundle, engine: Engine
+) -> None:
+    numbers = Numbers()
+    layer = LowRank(p_a=numbers(2, 1), p_b=numbers(1, TEXT_WIDTH), base="none")
+    too_deep = unprobed(tiny_backbone, NAMES, Deep(layers=(layer,) * 3))
+    too_many = unprobed(tiny_backbone, NAMES, ragged(numbers, TEXT_WIDTH, 1, 1, 1))
+
+    with pytest.raises(PromptFileInvalid, match="for 3 blocks; the text tower has 2"):
+        verified_class_features(too_deep, bundle, engine.encode_text)
+    with pytest.raises(PromptFileInvalid, match="values for 3 blocks; the text tower has 2"):
+        verified_class_features(too_many, bundle, engine.encode_text)
 
 
 def test_a_prompt_of_another_backbone_is_refused_with_both_names(

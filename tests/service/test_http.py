@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.encodings import LowRank
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.prompt_file import to_bytes, version_of
 from prompt_serve.schemas import ClassifyAnswer, Problem, ServiceInfo, TaskInfo, TaskList
@@ -232,7 +233,9 @@ def test_bad_prompt_files_are_refused_by_name_and_the_old_one_stays(
     good = learned_prompt(tiny_backbone, PETS)
     other = good.backbone.model_copy(update={"fingerprint": "0" * 64, "id": "other"})
     data = to_bytes(good)
-    start = data.index(good.text.tensors()["p_a"].tobytes()) if good.text else 0
+    assert isinstance(good.text, LowRank)
+    assert isinstance(good.text.p_a, np.ndarray)
+    start = data.index(good.text.p_a.tobytes())
     nan = data[:start] + b"\x00\x7e" + data[start + 2 :]
     refused = {
         "prompt-file-invalid": [data[:-4], data[:100], b"", b"\xff" * 500, nan],

@@ -1,5 +1,6 @@
 """Start, restart, two processes on one registry, and starts that must not succeed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ import httpx
 import numpy as np
 import pytest
 
-from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, Bundle, open_bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
 from prompt_serve.prompt_file import to_bytes
+from prompt_serve.service import preflight
 from prompt_serve.service.engine import Engine, batch_buckets
+from prompt_serve.service.settings import Settings
 from prompt_serve.training.backbone import Backbone
 from tests.service.process import ROOT, environment, free_port, service, stop
 from tests.service.prompts import learned_prompt, picture
@@ -114,6 +117,28 @@ def test_a_damaged_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> No
 
     with pytest.raises(BundleInvalid, match=r"image_encoder.onnx is not the file"):
         open_bundle(tmp_path)
+
+
+def test_only_a_default_bundle_of_an_older_format_is_made_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[tuple[str, ...]] = []
+
+    def export(*command: str) -> subprocess.CompletedProcess[str]:
+        exported.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(preflight, "_run", export)  # it would take a minute
+    default = Settings(home=tmp_path)
+    default.bundle_path.mkdir(parents=True)
+    chosen = Settings(home=tmp_path, bundle=default.bundle_path)
+    for version in (BUNDLE_FORMAT - 1, BUNDLE_FORMAT, BUNDLE_FORMAT + 1):
+        (default.bundle_path / MANIFEST).write_text(json.dumps({"format_version": version}))
+        preflight.ensure_bundle(default)
+        preflight.ensure_bundle(chosen)
+
+    command = ("prompt_serve", "export", "embedded", "-o", str(default.bundle_path))
+    assert exported == [command]
 
 
 def test_batches_for_cuda_are_padded_to_powers_of_two() -> None:
