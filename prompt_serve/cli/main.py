@@ -29,6 +29,12 @@ class LazyCommand:
 COMMANDS: dict[str, LazyCommand] = {
     "train": LazyCommand("prompt_serve.cli.train", "train", "Learn a prompt from labelled images."),
     "methods": LazyCommand("prompt_serve.cli.methods", "methods", "List what can be learned."),
+    "evaluate": LazyCommand(
+        "prompt_serve.cli.evaluate", "evaluate", "Measure a prompt file on labelled images."
+    ),
+    "baselines": LazyCommand(
+        "prompt_serve.cli.baselines", "baselines", "Measure what a prompt has to beat."
+    ),
     "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
     "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
     "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
