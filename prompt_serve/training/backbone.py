@@ -157,7 +157,7 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
     """
     if spec in (EMBEDDED, EMBEDDED_VIT):
         return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / spec)))
-    if (Path(spec) / _CONFIG).is_file():
+    if (Path(spec) / _CONFIG).is_file() or Path(spec).is_absolute():
         return _load_folder(Path(spec))
     if "@" in spec:
         name, checkpoint = spec.split("@", 1)
