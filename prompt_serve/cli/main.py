@@ -50,6 +50,7 @@ COMMANDS: dict[str, LazyCommand] = {
 EXTRAS: dict[str, tuple[str, str]] = {
     "torch": ("train", "Training and export need"),
     "open_clip": ("train", "Training and export need"),
+    "matplotlib": ("train", "The plot of the frontier needs"),
     "onnx": ("train", "Export needs"),
     "onnxscript": ("train", "Export needs"),
     "onnxruntime": ("serve", "Running an exported backbone needs"),

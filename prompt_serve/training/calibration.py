@@ -9,6 +9,7 @@ from prompt_serve.scoring import softmax
 from prompt_serve.types import FloatArray, IntArray
 
 BINS = 15  # of the expected calibration error, as in the paper
+LARGEST = float(np.nextafter(np.float32(1.0), np.float32(0.0)))  # threshold
 TEMPERATURES = (0.05, 20.0)  # looked for between these
 _HALVINGS = 60
 
@@ -33,7 +34,8 @@ def calibrate(logits: FloatArray, labels: IntArray, *, unknown_share: float = 0.
     below = 0.0
     if unknown_share:
         confidence = softmax(logits / np.float32(temperature)).max(axis=-1)
-        below = float(np.quantile(confidence, unknown_share, method="lower"))
+        # Below 1: a threshold that nothing reaches would answer "unknown" for ever.
+        below = min(float(np.quantile(confidence, unknown_share, method="lower")), LARGEST)
     return Calibration(temperature=temperature, unknown_below=below)
 
 
@@ -41,10 +43,13 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
     """The temperature T with the least cross-entropy of ``softmax(logits / T)`` (section 4.2).
 
     In 1 / T the cross-entropy is convex, so its slope is followed to zero by bisection. Where
-    every image is classified rightly it falls for ever, and the lowest temperature is returned.
+    every image is classified rightly it falls for ever, and the lowest temperature is returned;
+    where no temperature changes it (equal scores), 1.
     """
     wide = logits.astype(np.float64)
     own = wide[np.arange(len(labels)), labels]
+    if not np.ptp(wide, axis=-1).any():
+        return 1.0
     low, high = (1.0 / t for t in reversed(TEMPERATURES))
     for _ in range(_HALVINGS):
         middle = np.sqrt(low * high)

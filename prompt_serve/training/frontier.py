@@ -93,6 +93,7 @@ def plot_frontier(rows: Sequence[Candidate], path: Path) -> None:
         ImportError: matplotlib is not installed.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     measured = [row for row in rows if row.val_accuracy is not None and not row.skipped]
     learned = [row for row in measured if row.size_bytes]
@@ -109,13 +110,16 @@ def plot_frontier(rows: Sequence[Candidate], path: Path) -> None:
             )  # fmt: skip
     if learned:
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         _draw_line([row for row in learned if row.on_frontier], max(map(_size, learned)), axes)
         _draw_points(learned, axes)
     axes.set_xlabel("bytes of learned numbers")
     axes.set_ylabel("accuracy on validation images (%)")
     axes.grid(visible=True, which="major", color="#e4e6ea", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.margins(x=0.12, y=0.14)
+    axes.margins(x=0.18, y=0.14)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     # Without a date, equal rows give an equal file.
@@ -156,6 +160,7 @@ def _draw_points(learned: Sequence[Candidate], axes: "Axes") -> None:
         axes.plot(*place, "o", color=colour, markersize=9 if chosen else 6, zorder=3)
         axes.annotate(
             ", ".join(row.label for row in rows) + (" (chosen)" if chosen else ""),
-            place, (0, 9) if leading else (0, -15), textcoords="offset points", ha="center",
+            place, (-5, 7) if leading else (6, -12), textcoords="offset points",
+            ha="right" if leading else "left",
             fontsize=8, color="black" if chosen or leading else GREY,
         )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A run that was stopped and goes on ends with the bytes of one that was never stopped."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.fit import EpochRecord, Fitted, fit
+from prompt_serve.training.image_source import ImageData
+from prompt_serve.training.methods import METHODS
+from prompt_serve.training.pixels import PixelSet
+from tests.training.fitted import numbers_of
+from tests.training.test_stacked import NAMES, features_of
+
+EPOCHS, STOPPED_AFTER = 4, 1
+EXTRA: dict[str, dict[str, Any]] = {
+    "dip": {"dropout": 0.3, "init_std": 0.3},
+    "adapt": {"tokens": 16, "tokens_per_block": 8, "prune_interval": 1},
+    "coop": {"noise_std": 0.05},
+    "qcoop": {"bits": 2, "recluster_above": 0.0, "recluster_interval": 1},
+}
+IMAGE_DIP = {"method": "dip", "branch": "image", "init_std": 0.3, "depth": 2}
+CASES = [
+    *({"method": name, **EXTRA.get(name, {})} for name, m in METHODS.items() if m.learner),
+    IMAGE_DIP,
+]
+
+
+class Stopped(Exception):  # it stands for Ctrl-C
+    """What ends a run early."""
+
+
+def images_for(config: TrainConfig) -> ImageData:
+    if not METHODS[config.method].prompts_images(config):
+        return features_of(1, 16)
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, size=(8, 2, 32, 32, 3), dtype=np.uint8)
+    return PixelSet(pixels=pixels, labels=np.arange(8) % 4)
+
+
+def learn(backbone: Backbone, config: TrainConfig, **more: Any) -> Fitted:
+    return fit(backbone, NAMES, images_for(config), None, config, learning_rate=0.1, **more)
+
+
+def config_of(settings: dict[str, Any]) -> TrainConfig:
+    return TrainConfig(**{"epochs": EPOCHS, "batch_size": 4, **settings})
+
+
+def stop_after_epoch(record: EpochRecord) -> None:
+    if record.epoch == STOPPED_AFTER:
+        raise Stopped
+
+
+@pytest.mark.parametrize("settings", CASES, ids=lambda s: "-".join(map(str, s.values()))[:30])
+def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+    tiny_backbone: Backbone, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    config, path = config_of(settings), tmp_path / "run.checkpoint"
+    whole = learn(tiny_backbone, config)
+    with pytest.raises(Stopped):
+        learn(tiny_backbone, config, checkpoint=path, on_epoch=stop_after_epoch)
+    seen: list[int] = []
+
+    resumed = learn(
+        tiny_backbone, config, checkpoint=path, on_epoch=lambda record: seen.append(record.epoch)
+    )
+
+    assert seen == [2, 3]  # the epochs that were left
+    assert numbers_of(resumed).tobytes() == numbers_of(whole).tobytes()
+    assert [r.loss for r in resumed.history] == [r.loss for r in whole.history]
+    assert [r.idk for r in resumed.history] == [r.idk for r in whole.history]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.checkpoint"]  # nothing half-written
+
+
+def test_the_checkpoint_of_a_whole_run_gives_its_result(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    config, path = config_of({"method": "coop"}), tmp_path / "kept"
+    first = learn(tiny_backbone, config, checkpoint=path)
+    again = learn(tiny_backbone, config, checkpoint=path, on_epoch=stop_after_epoch)
+    assert numbers_of(again).tobytes() == numbers_of(first).tobytes()
+    assert again.history == first.history
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_differences(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    config, path = config_of({"method": "dip", "rank": 2}), tmp_path / "kept"
+    learn(tiny_backbone, config, checkpoint=path)
+    before = path.read_bytes()
+    with pytest.raises(ConfigInvalid, match="the checkpoint of another run") as caught:
+        learn(tiny_backbone, config.replace(rank=1, seed=2), checkpoint=path)
+    assert caught.value.faults == ("rank: 2 there, 1 here", "seed: 1 there, 2 here")
+    other = features_of(2, 16)
+    with pytest.raises(ConfigInvalid, match="images: "):
+        fit(tiny_backbone, NAMES, other, None, config, learning_rate=0.1, checkpoint=path)
+    with pytest.raises(ConfigInvalid, match=r"learning_rate: 0\.1 there, 0\.2 here"):
+        fit(
+            tiny_backbone,
+            NAMES,
+            images_for(config),
+            None,
+            config,
+            learning_rate=0.2,
+            checkpoint=path,
+        )
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    config, path = config_of({"method": "coop", "epochs": 1}), tmp_path / "kept"
+    learn(tiny_backbone, config, checkpoint=path)
+    whole = path.read_bytes()
+    torch.save([1, 2], tmp_path / "list")
+    for damaged in (
+        b"",
+        b"no checkpoint",
+        whole[: len(whole) // 2],
+        (tmp_path / "list").read_bytes(),
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigInvalid, match="cannot be read as a checkpoint"):
+            learn(tiny_backbone, config, checkpoint=path)
+        assert path.read_bytes() == damaged
