@@ -435,6 +435,8 @@ def _read_branch(
             packed, codebook = tensors.pop(f"{name}.indices"), tensors.pop(f"{name}.codebook")
         except KeyError as error:
             raise PromptFileInvalid(f"Coded tensor {name!r} lacks {error}.") from error
+        if name in tensors:
+            raise PromptFileInvalid(f"Tensor {name!r} stands in the file twice, plain and coded.")
         tensors[name] = _read_coded(coded, packed, codebook)
     return encoding_from(header.encoding, tensors, header.options)
 

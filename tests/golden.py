@@ -1,13 +1,23 @@
-"""Three prompts whose files lie in ``tests/data`` and must stay readable for ever.
+"""Prompts whose files lie in ``tests/data`` and must stay readable for ever.
 
 ``python -m tests.golden`` writes those that are missing; it never changes one that is there.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from prompt_serve.encodings import Dense, LowRank
+from prompt_serve.coding import Coded
+from prompt_serve.encodings import (
+    Conditional,
+    Deep,
+    Dense,
+    LowRank,
+    Projected,
+    Projection,
+    Ragged,
+)
 from prompt_serve.prompt_file import BackboneRef, Prompt, to_bytes
 
 DATA = Path(__file__).parent / "data"
@@ -21,7 +31,28 @@ def half(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
     return np.asarray(values, dtype=np.float16)
 
 
-GOLDEN: dict[str, Prompt] = {
+def coded(indices: object, codebook: object) -> Coded:
+    return Coded(indices=np.asarray(indices, dtype=np.uint8), codebook=half(codebook))
+
+
+def v2(method: str, **parts: Any) -> Prompt:
+    """A prompt of two classes that needs format version 2; two vectors unless told otherwise."""
+    return Prompt(
+        **{
+            "name": "pets",
+            "method": method,
+            "class_names": ("cat", "dog"),
+            "templates": ("photo of {}.",),
+            "backbone": BACKBONE,
+            "probe": half([0.25, -0.5]),
+            "training": {"method": method},
+            "tool_version": "0.2.0",
+            **parts,
+        }
+    )
+
+
+PLAIN: dict[str, Prompt] = {
     "zero_shot": Prompt(
         name="fruit",
         method="zero-shot",
@@ -65,6 +96,114 @@ GOLDEN: dict[str, Prompt] = {
         tool_version="0.1.0",
     ),
 }
+"""Format version 1."""
+
+TWO_BLOCKS = Deep(
+    layers=(
+        LowRank(p_a=half([[1.0], [-0.5]]), p_b=half([[0.5, 0.25, -1.0, 4.0]])),
+        Dense(context=half([[1, 2, 3, 4], [-5, -6, -7, -8]])),
+    )
+)
+
+NEWER: dict[str, Prompt] = {
+    "codebook_1": v2(
+        "qcoop",
+        text=Dense(context=coded([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
+    ),
+    "codebook_2": v2(
+        "qcoop",
+        text=Dense(context=coded([[0, 1, 2, 3], [3, 1, 0, 2]], [-2.0, -0.5, 0.125, 65504.0])),
+    ),
+    "codebook_4": v2(
+        "qcoop",
+        templates=("photo {}.",),
+        text=Dense(context=coded([[0, 15, 7, 9]], np.arange(16) / 8 - 1)),
+    ),
+    "codebook_8": v2(
+        "qcoop",
+        text=Dense(context=coded([[0, 255, 7, 9], [128, 127, 1, 254]], np.arange(256) / 64 - 2)),
+    ),
+    # Nine indices: the second byte of p_b has bits left over. p_a is float16.
+    "low_rank_codebook": v2(
+        "dip",
+        backbone=BACKBONE.model_copy(update={"text_width": 9}),
+        text=LowRank(
+            p_a=half([[1.0], [-0.5]]), p_b=coded([[1, 0, 1, 1, 0, 0, 1, 0, 1]], [-0.25, 0.75])
+        ),
+    ),
+    "deep": v2(
+        "ivlp",
+        text=TWO_BLOCKS,
+        image=Deep(
+            layers=(
+                Dense(context=coded([[0, 1, 1], [1, 1, 0]], [-1.0, 1.0])),
+                LowRank(p_a=half([[2.0], [3.0]]), p_b=half([[1, 0.5, 0.25]]), base="none"),
+            )
+        ),
+    ),
+    "ragged": v2(
+        "adapt",
+        templates=("a photo of a {}.",),
+        text=Ragged(
+            lengths=np.array([1, 0, 2], np.uint8),
+            rows=half([[1, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]]),
+        ),
+        image=Ragged(lengths=np.array([0, 0], np.uint8), rows=half(np.zeros((0, 3)))),
+    ),
+    "ragged_codebook": v2(
+        "adapt",
+        text=Ragged(
+            lengths=np.array([0, 3], np.uint8),
+            rows=coded([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 2, 2]], [-1.5, -0.5, 0.5, 1.5]),
+        ),
+    ),
+    "projected": v2(
+        "maple",
+        text=TWO_BLOCKS,
+        image=Projected(
+            layers=(
+                Projection(
+                    factors=(half(np.arange(12).reshape(4, 3)),), bias=half([0.5, -0.5, 1.0])
+                ),
+                Projection(
+                    factors=(half(np.arange(4).reshape(4, 1)), half([[1.0, -1.0, 2.0]])),
+                    bias=half([1, 2, 3]),
+                ),
+            )
+        ),
+    ),
+    "projected_codebook": v2(
+        "maple",
+        text=Dense(context=coded([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
+        image=Projected(
+            layers=(
+                Projection(
+                    factors=(coded(np.arange(12).reshape(4, 3) % 4, [-1.0, 0.0, 1.0, 2.0]),)
+                ),
+            )
+        ),
+    ),
+    "conditional": v2(
+        "cocoop",
+        text=Conditional(
+            context=half([[1, 2, 3, 4], [5, 6, 7, 8]]),
+            w_1=half([[0.5, -0.5, 0.25], [1, 2, 3]]),
+            b_1=half([0.125, -0.125]),
+            w_2=half([[1, 2], [3, 4], [5, 6], [7, 8]]),
+            b_2=half([0, 1, -1, 2]),
+        ),
+    ),
+    "calibrated": v2(
+        "coop",
+        text=Dense(context=half([[1, 2, 3, 4], [5, 6, 7, 8]])),
+        temperature=1.375,
+        unknown_below=0.25,
+    ),
+    "calibrated_zero_shot": v2("zero-shot", templates=("a {}.", "one {}."), temperature=0.75),
+}
+"""Format version 2, since version 1 cannot hold them."""
+
+GOLDEN = PLAIN | NEWER
 
 
 def path_of(name: str) -> Path:

@@ -146,6 +146,32 @@ def test_a_template_glued_to_the_name_is_refused(tokenizer: Tokenizer) -> None:
         plan_sequences(tokenizer, ["bird"], "black{}.", context_length=77, n_ctx=1)
 
 
-def test_a_template_with_another_number_of_words_is_refused(tokenizer: Tokenizer) -> None:
+def test_fewer_words_than_vectors_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(PromptFileInvalid, match=r"has 4 tokens.*has 5.*'X X X X X'"):
+        plan_sequences(tokenizer, ["cat"], "a photo of a {}.", context_length=77, n_ctx=5)
+
+
+@pytest.mark.parametrize("position", ["front", "middle"])
+def test_words_behind_the_vectors_want_the_name_at_the_end(
+    tokenizer: Tokenizer, position: ClassPosition
+) -> None:
     with pytest.raises(PromptFileInvalid, match=r"has 4 tokens.*has 3.*'X X X'"):
-        plan_sequences(tokenizer, ["cat"], "a photo of a {}.", context_length=77, n_ctx=3)
+        plan_sequences(
+            tokenizer,
+            ["cat"],
+            "a photo of a {}.",
+            context_length=77,
+            n_ctx=3,
+            class_position=position,
+        )
+
+
+def test_words_behind_the_vectors_stay(tokenizer: Tokenizer) -> None:
+    """MaPLe: two vectors, then "of a"."""
+    plan = plan_sequences(tokenizer, ["cat", "dog"], "a photo of a {}.", context_length=77, n_ctx=2)
+
+    assert rows(plan) == [
+        [tokenizer.start_id, ~0, ~1, *tokenizer.encode(f"of a {name}."), tokenizer.end_id]
+        for name in ("cat", "dog")
+    ]
+    assert plan.prefix.tolist() == [tokenizer.start_id, ~0, ~1, *tokenizer.encode("of a")]

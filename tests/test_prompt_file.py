@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from prompt_serve.encodings import Dense, Encoding, LowRank
+from prompt_serve.coding import BITS, Coded
+from prompt_serve.encodings import (
+    Conditional,
+    Deep,
+    Dense,
+    LowRank,
+    Projected,
+    Projection,
+    Ragged,
+    TextEncoding,
+    describe,
+)
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompt_file import (
     MAX_CLASSES,
@@ -23,7 +34,7 @@ from prompt_serve.prompt_file import (
     version_of,
     write_prompt_file,
 )
-from tests.golden import GOLDEN, half, path_of
+from tests.golden import GOLDEN, PLAIN, coded, half, path_of, v2
 
 LOW_RANK = GOLDEN["low_rank"]
 
@@ -34,14 +45,21 @@ def assert_equal(left: Prompt, right: Prompt) -> None:
         if field.name == "probe":
             assert a.dtype == b.dtype
             assert a.tobytes() == b.tobytes()
-        elif field.name == "text" and a is not None:
+        elif field.name in ("text", "image") and a is not None:
             assert (a.kind, a.options()) == (b.kind, b.options())
             for (key, t), (other_key, other) in zip(
                 a.tensors().items(), b.tensors().items(), strict=True
             ):
-                assert (key, t.shape, t.tobytes()) == (other_key, other.shape, other.tobytes())
+                assert key == other_key
+                assert parts_of(t) == parts_of(other)
         else:
             assert a == b, field.name
+
+
+def parts_of(tensor: Any) -> tuple[Any, ...]:
+    if isinstance(tensor, Coded):
+        return *parts_of(tensor.indices), *parts_of(tensor.codebook)
+    return tensor.dtype, tensor.shape, tensor.tobytes()
 
 
 def tampered(prompt: Prompt = LOW_RANK, **header: Any) -> bytes:
@@ -60,11 +78,27 @@ def deep_settings() -> bytes:
     return safetensors_numpy.save({}, {"prompt_serve": document})
 
 
-def with_tensors(tensors: dict[str, Any]) -> bytes:
-    data = to_bytes(LOW_RANK)
+def with_tensors(tensors: dict[str, Any], prompt: Prompt = LOW_RANK) -> bytes:
+    data = to_bytes(prompt)
     size = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + size])["__metadata__"]
     return safetensors_numpy.save(tensors, metadata)
+
+
+def changed(name: str, **tensors: Any) -> bytes:
+    """A golden file with other tensors (``text.`` left out); None removes one."""
+    old = safetensors_numpy.load(path_of(name).read_bytes())
+    new = {**old, **{f"text.{key.replace('__', '.')}": t for key, t in tensors.items()}}
+    return with_tensors({k: t for k, t in new.items() if t is not None}, GOLDEN[name])
+
+
+def described(name: str, branch: str = "text", **fields: Any) -> bytes:
+    """A golden file with another description of a branch."""
+    prompt = GOLDEN[name]
+    data = to_bytes(prompt)
+    size = int.from_bytes(data[:8], "little")
+    document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["prompt_serve"])
+    return tampered(prompt, **{branch: {**document[branch], **fields}})
 
 
 # --- golden files ---------------------------------------------------------------------------
@@ -89,6 +123,60 @@ def test_the_payload_is_the_learned_numbers_in_little_endian_float16() -> None:
     assert LOW_RANK.learned_numbers == 7
 
 
+@pytest.mark.parametrize("name", GOLDEN)
+def test_a_file_says_the_oldest_version_that_can_read_it(name: str) -> None:
+    version = 1 if name in PLAIN else 2
+    assert f'\\"format_version\\":{version},'.encode() in path_of(name).read_bytes()
+    fields_of_2 = [b'\\"image\\"', b'\\"temperature\\"', b'\\"unknown_below\\"']
+    assert all((field in path_of(name).read_bytes()) == (version == 2) for field in fields_of_2)
+
+
+def test_codes_lie_in_the_file_as_the_document_says() -> None:
+    one = path_of("codebook_1").read_bytes()
+    # 0 1 1 0 1 0 0 0, the first in the lowest bit; and -0.5, 2.0 in float16. F16 comes first.
+    assert one.endswith(np.array([-0.5, 2.0], "<f2").tobytes() + bytes([0b0001_0110]))
+    two = path_of("codebook_2").read_bytes()
+    assert two.endswith(bytes([0b11_10_01_00, 0b10_00_01_11]))
+    four = path_of("codebook_4").read_bytes()
+    assert four.endswith(bytes([0xF0, 0x97]))
+    eight = path_of("codebook_8").read_bytes()
+    assert eight.endswith(bytes([0, 255, 7, 9, 128, 127, 1, 254]))
+    assert [GOLDEN[f"codebook_{bits}"].payload_bytes for bits in BITS] == [5, 10, 34, 520]
+    assert [GOLDEN[f"codebook_{bits}"].learned_numbers for bits in BITS] == [8, 8, 4, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "payload_bytes", "kind"),
+    [
+        (Dense(context=coded(np.zeros((4, 512)), [0, 1])), 260, "codebook"),
+        (Dense(context=coded(np.zeros((4, 512)), [0, 1, 2, 3])), 520, "codebook"),
+        (Dense(context=coded(np.zeros((4, 512)), np.arange(16))), 1_056, "codebook"),
+        (Dense(context=coded(np.zeros((4, 512)), np.arange(256))), 2_560, "codebook"),
+        (
+            LowRank(p_a=coded(np.zeros((4, 1)), [0, 1]), p_b=coded(np.zeros((1, 512)), [0, 1])),
+            1 + 4 + 64 + 4,
+            "low_rank+codebook",
+        ),
+        (
+            Ragged(lengths=np.full(12, 2, np.uint8), rows=coded(np.zeros((24, 512)), [0, 1])),
+            12 + 24 * 64 + 4,
+            "ragged+codebook",
+        ),
+    ],
+)
+def test_payloads_are_the_papers(text: TextEncoding, payload_bytes: int, kind: str) -> None:
+    prompt = v2(
+        "qcoop",
+        templates=("a photo of a {}.",),
+        backbone=LOW_RANK.backbone.model_copy(update={"text_width": 512}),
+        text=text,
+    )
+    assert prompt.payload_bytes == payload_bytes
+    data = to_bytes(prompt)
+    assert len(data) - 8 - int.from_bytes(data[:8], "little") == payload_bytes
+    assert describe(text) == kind
+
+
 # --- round trips ----------------------------------------------------------------------------
 
 
@@ -96,7 +184,7 @@ def test_random_prompts_come_back_bit_for_bit(rng: np.random.Generator, tmp_path
     for index in range(20):
         m, r, d, c = (int(n) for n in rng.integers(1, 9, size=4))
         shape = (c, m, d) if index % 2 else (m, d)
-        texts: list[Encoding] = [
+        texts: list[TextEncoding] = [
             Dense(context=half(rng.normal(size=shape))),
             LowRank(
                 p_a=half(rng.normal(size=(m, r))), p_b=half(rng.normal(size=(r, d))), base="none"
@@ -113,6 +201,61 @@ def test_random_prompts_come_back_bit_for_bit(rng: np.random.Generator, tmp_path
         assert_equal(read_prompt_file(tmp_path / "p.safetensors"), prompt)
         assert to_bytes(from_bytes(written)) == written
         assert version_of(written) == hashlib.sha256(written).hexdigest()
+
+
+def random_tensor(rng: np.random.Generator, *shape: int) -> Any:
+    bits = int(rng.choice([0, 1, 2, 4, 8]))
+    if not bits:
+        return half(rng.normal(size=shape))
+    return coded(rng.integers(0, 2**bits, size=shape), rng.normal(size=2**bits))
+
+
+def random_layer(rng: np.random.Generator, m: int, d: int) -> Dense | LowRank:
+    if rng.integers(2):
+        return Dense(context=random_tensor(rng, m, d))
+    r = int(rng.integers(1, 4))
+    return LowRank(p_a=random_tensor(rng, m, r), p_b=random_tensor(rng, r, d), base="none")
+
+
+def random_ragged(rng: np.random.Generator, d: int) -> Ragged:
+    lengths = rng.integers(0, 4, size=5).astype(np.uint8)
+    return Ragged(lengths=lengths, rows=random_tensor(rng, int(lengths.sum()), d))
+
+
+def test_random_prompts_of_the_newer_kinds_come_back_bit_for_bit(rng: np.random.Generator) -> None:
+    for index in range(60):
+        m, d, e, j = (int(n) for n in rng.integers([1, 1, 1, 2], 9))
+        text: TextEncoding = (
+            Deep(layers=tuple(random_layer(rng, m, d) for _ in range(j))),
+            random_ragged(rng, d),
+            Conditional(
+                context=random_tensor(rng, m, d),
+                w_1=random_tensor(rng, j, e),
+                b_1=random_tensor(rng, j),
+                w_2=random_tensor(rng, d, j),
+                b_2=random_tensor(rng, d),
+            ),
+        )[index % 3]
+        projections = tuple(
+            Projection(
+                factors=(random_tensor(rng, d, 2), random_tensor(rng, 2, e))
+                if rng.integers(2)
+                else (random_tensor(rng, d, e),),
+                bias=random_tensor(rng, e) if rng.integers(2) else None,
+            )
+            for _ in range(j)
+        )
+        prompt = v2(
+            "random",
+            text=text,
+            image=Projected(layers=projections) if index % 3 == 0 else random_ragged(rng, e),
+            backbone=LOW_RANK.backbone.model_copy(update={"text_width": d}),
+            temperature=float(rng.uniform(0.1, 10)),
+            unknown_below=float(rng.uniform()),
+        )
+        data = to_bytes(prompt)
+        assert_equal(from_bytes(data), prompt)
+        assert to_bytes(from_bytes(data)) == data
 
 
 def test_writing_leaves_no_temporary_file_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -168,7 +311,12 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             with_tensors({"text.p_a": half([[1.0]]), "text.p_b": half(np.zeros((1, 5)))}),
             "5 wide, but the text tower",
         ),
-        "another version": (tampered(format_version=2), "format version 2"),
+        "another version": (
+            tampered(format_version=3),
+            "format version 3; this prompt-serve reads 1 to 2",
+        ),
+        "version 0": (tampered(format_version=0), "format version 0"),
+        "version true": (tampered(format_version=True), "format version True"),
         "no version": (tampered(format_version=None), "format version None"),
         "unknown encoding": (tampered(text={"encoding": "zip", "options": {}}), "'zip'"),
         "unknown field": (tampered(surprise=1), "surprise"),
@@ -198,6 +346,137 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "half a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
         "deep settings": (deep_settings(), "not valid JSON"),
         "strange position": (tampered(class_position="nowhere"), "class_position"),
+        **bad_codes(),
+        **bad_branches(),
+    }
+
+
+def bad_codes() -> dict[str, tuple[bytes, str]]:
+    """Beside ``bad_files``: tensors that are indices and codebook."""
+    one, two, odd = "codebook_1", "codebook_2", "low_rank_codebook"
+    byte, shape = np.zeros(1, np.uint8), [2, 4]
+
+    def header(bits: Any, shape: Any, name: str = one) -> bytes:
+        return described(name, coded={"context": {"bits": bits, "shape": shape}})
+
+    return {
+        "three bits": (header(3, shape), "at 3 bits"),
+        "no bits": (header(0, shape), "at 0 bits"),
+        "a million bits": (header(10**6, shape), "at 1000000 bits"),
+        "bits of another codebook": (header(2, shape), "codebook of 2 numbers contradicts"),
+        "bits as text": (header("one", shape), "bits"),
+        "too many places": (header(1, [3, 4]), "12 indices of 1 bits want 2 bytes"),
+        "negative shape": (header(1, [-2, -4]), "contradicts itself"),
+        "four axes": (header(1, [1, 1, 2, 4]), "contradicts itself"),
+        "shape as text": (header(1, ["2", "x"]), "shape"),
+        "huge shape": (header(1, [2**40, 2**40]), "too large"),
+        "huge shape of nothing": (header(1, [2**62, 0]), "shape"),
+        "no shape": (header(1, []), "not zero"),  # one index, of eight bits
+        "another width": (header(1, [4, 2]), "2 wide, but the text tower"),
+        "rest bits": (changed(odd, p_b__indices=np.array([0x4D, 0x83], np.uint8)), "not zero"),
+        "indices too short": (changed(two, context__indices=byte), "want 2 bytes"),
+        "indices of floats": (changed(one, context__indices=half([1.0])), "want 1 bytes"),
+        "indices in two axes": (changed(one, context__indices=byte[None]), "want 1 bytes"),
+        "no indices": (changed(one, context__indices=None), "lacks 'context.indices'"),
+        "no codebook": (changed(one, context__codebook=None), "lacks 'context.codebook'"),
+        "codebook of three": (changed(one, context__codebook=half([1, 2, 3])), "of 3 numbers"),
+        "codebook in two axes": (changed(one, context__codebook=half([[1, 2]])), "has shape"),
+        "NaN in the codebook": (changed(one, context__codebook=half([1, np.nan])), "finite"),
+        "float32 codebook": (
+            changed(one, context__codebook=np.zeros(2, np.float32)),
+            "finite float16",
+        ),
+        "coded and plain": (changed(one, context=half(np.ones((2, 4)))), "twice, plain and coded"),
+        "codes that nobody explains": (described(one, coded=None), "wants the tensors"),
+        "a tensor too many is coded": (
+            described(one, coded={n: {"bits": 1, "shape": [2, 4]} for n in ("context", "another")}),
+            "lacks 'another.indices'",
+        ),
+        "unknown field of codes": (
+            described(one, coded={"context": {"bits": 1, "shape": shape, "zip": True}}),
+            "zip",
+        ),
+    }
+
+
+def bad_branches() -> dict[str, tuple[bytes, str]]:
+    """Beside ``bad_files``: what came with format version 2."""
+    layers = [{"encoding": "dense", "options": {}}] * 2
+    ragged = {"encoding": "ragged", "options": {}}
+    return {
+        "no image description": (tampered(GOLDEN["deep"], image=None), "nobody explains"),
+        "no image tensors": (
+            tampered(GOLDEN["codebook_1"], image={"encoding": "dense", "options": {}}),
+            "wants the tensors",
+        ),
+        "image of the template": (
+            tampered(
+                GOLDEN["calibrated"], image={"encoding": "low_rank", "options": {"base": "none"}}
+            ),
+            "wants the tensors",
+        ),
+        "text projected": (
+            described("projected_codebook", encoding="projected", options={"layers": 1}),
+            "none of the 1",
+        ),
+        "a million projections": (
+            described("projected", "image", options={"layers": 10**6}),
+            "wanted 1 to 1,000",
+        ),
+        "three projections": (
+            described("projected", "image", options={"layers": 3}),
+            "cannot have",
+        ),
+        "one projection": (described("projected", "image", options={"layers": 1}), "none of the 1"),
+        "projections as text": (
+            described("projected", "image", options={"layers": "two"}),
+            "wanted 1 to 1,000",
+        ),
+        "deep without layers": (described("deep", options={}), "description of each"),
+        "deep, one layer": (described("deep", options={"layers": layers[:1]}), "none of the 1"),
+        "deep, three layers": (
+            described("deep", options={"layers": [*layers, layers[0]]}),
+            "wants the tensors",
+        ),
+        "deep of ragged": (
+            described("deep", options={"layers": [ragged, layers[0]]}),
+            "wants the tensors",
+        ),
+        "deep, other words": (
+            described(
+                "deep",
+                options={
+                    "layers": [
+                        {"encoding": "low_rank", "options": {"base": "none"}},
+                        {"encoding": "low_rank", "options": {"base": "template"}},
+                    ]
+                },
+            ),
+            "wants the tensors",
+        ),
+        "deep in the middle": (tampered(GOLDEN["deep"], class_position="middle"), "at the end"),
+        "lengths too long": (
+            changed("ragged", lengths=np.array([1, 1, 2], np.uint8)),
+            "add up to 4, but there are 3 rows",
+        ),
+        "lengths in two axes": (
+            changed("ragged", lengths=np.array([[1, 2]], np.uint8)),
+            "one byte for each block",
+        ),
+        "lengths of 64 bits": (
+            changed("ragged", lengths=np.array([1, 0, 2])),
+            "one byte for each block",
+        ),
+        "no lengths": (changed("ragged", lengths=None), "wants the tensors"),
+        "network that does not fit": (
+            changed("conditional", b_1=half([1, 2, 3])),
+            "do not fit each other",
+        ),
+        "network without a bias": (changed("conditional", b_2=None), "wants the tensors"),
+        "temperature 0": (tampered(GOLDEN["calibrated"], temperature=0.0), "temperature is 0.0"),
+        "huge temperature": (tampered(GOLDEN["calibrated"], temperature=1e9), "temperature is"),
+        "unknown below 1": (tampered(GOLDEN["calibrated"], unknown_below=1.0), "unknown images"),
+        "negative threshold": (tampered(GOLDEN["calibrated"], unknown_below=-0.1), "unknown"),
     }
 
 
