@@ -289,7 +289,7 @@ def _result(index: int, image: bytes, tasks: list[str], unknown: set[int]) -> di
         return {"index": index, "error": error}
     number = int(red) + 256 * int(green)
     classes = [{"class_name": f"{number}", "label": 0, "probability": 0.9, "logit": 1.0}]
-    answer = {"version": VERSION, "classes": classes}
+    answer: dict[str, Any] = {"version": VERSION, "classes": classes}
     if number in unknown:  # services of the first version do not say whether
         answer["unknown"] = True
     predictions = [{"task": task, **answer} for task in tasks]

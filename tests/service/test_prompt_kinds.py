@@ -55,7 +55,8 @@ def logits_of(
 ) -> FloatArray:
     pixels = pixels_from_bytes(image, bundle.manifest.preprocessing)
     features = engine.encode_images(pixels[np.newaxis])
-    return class_logits(features, class_features_of(prompt, backbone), backbone.logit_scale)[0]
+    logits = class_logits(features, class_features_of(prompt, backbone), backbone.logit_scale)
+    return np.asarray(logits[0])
 
 
 def refused(http: httpx.Client, data: bytes, code: str) -> str:
