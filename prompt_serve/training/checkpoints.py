@@ -105,7 +105,8 @@ class Checkpoint:
 
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
-    flat = [{**side, **side.get("config", {}), "config": None} for side in (theirs, ours)]
+    # The learning rate of the run, not the setting it came from, which may be "auto".
+    flat = [{**side.get("config", {}), **side, "config": None} for side in (theirs, ours)]
     return [
         f"{name}: {flat[0].get(name)!r} there, {flat[1].get(name)!r} here"
         for name in sorted({*flat[0], *flat[1]})
