@@ -28,7 +28,7 @@ CACHE_WEIGHTS = tuple(float(x) for x in np.logspace(-1, 2, 16))  # alpha of Tip-
 SHARPNESSES = tuple(float(x) for x in np.logspace(-0.5, 2, 16))  # beta
 BOTTLENECK = 4  # E / 4 hidden numbers
 ADAPTER_EPOCHS, CACHE_EPOCHS = 100, 20
-BATCH, ADAM_RATE = 256, 1e-3
+BATCH, ADAM_RATE = 32, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)

