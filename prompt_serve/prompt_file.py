@@ -407,6 +407,12 @@ def _read_header(data: bytes) -> _Header:
                 f"{PLAIN_VERSION} to {FORMAT_VERSION}. Update prompt-serve, or train the "
                 f"prompt again."
             )
+        newer = {"image", "temperature", "unknown_below"}
+        if newer & set(fields) != (newer if version == FORMAT_VERSION else set()):
+            raise PromptFileInvalid(
+                f"The header is not valid: version {FORMAT_VERSION} has the fields "
+                f"{', '.join(sorted(newer))}, version {PLAIN_VERSION} has none of them."
+            )
         return _Header.model_validate(fields)
     except ValidationError as error:
         faults = "; ".join(

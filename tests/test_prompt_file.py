@@ -34,7 +34,7 @@ from prompt_serve.prompt_file import (
     version_of,
     write_prompt_file,
 )
-from tests.golden import GOLDEN, PLAIN, coded, half, path_of, v2
+from tests.golden import GOLDEN, NEWER, PLAIN, coded, half, path_of, v2
 
 LOW_RANK = GOLDEN["low_rank"]
 
@@ -67,7 +67,8 @@ def tampered(prompt: Prompt = LOW_RANK, **header: Any) -> bytes:
     data = to_bytes(prompt)
     size = int.from_bytes(data[:8], "little")
     document = json.loads(json.loads(data[8 : 8 + size])["__metadata__"]["prompt_serve"])
-    document = {k: v for k, v in {**document, **header}.items() if v is not None}
+    removed = {field for field, value in header.items() if value is None}
+    document = {k: v for k, v in {**document, **header}.items() if k not in removed}
     return safetensors_numpy.save(
         safetensors_numpy.load(data), {"prompt_serve": json.dumps(document)}
     )
@@ -316,6 +317,8 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             "format version 3; this prompt-serve reads 1 to 2",
         ),
         "version 0": (tampered(format_version=0), "format version 0"),
+        "1 that says it is 2": (tampered(format_version=2), "version 2 has the fields"),
+        "2 that says it is 1": (tampered(NEWER["deep"], format_version=1), "has none of them"),
         "version true": (tampered(format_version=True), "format version True"),
         "no version": (tampered(format_version=None), "format version None"),
         "unknown encoding": (tampered(text={"encoding": "zip", "options": {}}), "'zip'"),
@@ -370,7 +373,7 @@ def bad_codes() -> dict[str, tuple[bytes, str]]:
         "four axes": (header(1, [1, 1, 2, 4]), "contradicts itself"),
         "shape as text": (header(1, ["2", "x"]), "shape"),
         "huge shape": (header(1, [2**40, 2**40]), "too large"),
-        "huge shape of nothing": (header(1, [2**62, 0]), "shape"),
+        "huge shape of nothing": (header(1, [2**62, 0]), "want 0 bytes"),
         "no shape": (header(1, []), "not zero"),  # one index, of eight bits
         "another width": (header(1, [4, 2]), "2 wide, but the text tower"),
         "rest bits": (changed(odd, p_b__indices=np.array([0x4D, 0x83], np.uint8)), "not zero"),
@@ -404,7 +407,7 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
     layers = [{"encoding": "dense", "options": {}}] * 2
     ragged = {"encoding": "ragged", "options": {}}
     return {
-        "no image description": (tampered(GOLDEN["deep"], image=None), "nobody explains"),
+        "no image description": (tampered(GOLDEN["deep"], image=None), "version 2 has the fields"),
         "no image tensors": (
             tampered(GOLDEN["codebook_1"], image={"encoding": "dense", "options": {}}),
             "wants the tensors",
