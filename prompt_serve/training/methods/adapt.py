@@ -136,7 +136,7 @@ class TowerRows(nn.Module):
     def by_block(self) -> tuple[Tensor, ...]:
         """The kept rows (n, D) of each block in this step, in order."""
         rows = self.rows[self.kept]
-        if self.codebook is not None and len(rows):
+        if self.codebook is not None and self._is_coded(rows):
             rows = self.codebook(rows)
         return tuple(torch.split(rows, self.lengths()))
 
@@ -153,11 +153,15 @@ class TowerRows(nn.Module):
         return Ragged(lengths=lengths, rows=self._stored(self.rows[self.kept]))
 
     def _stored(self, rows: Tensor) -> Stored:
-        if self._bits is None or not saves_bytes(rows.numel(), self._bits):
+        if self._bits is None or not self._is_coded(rows):
             return half(rows)
         if self.codebook is None:
             return quantised(half(rows), self._bits)
         return self.codebook.coded(rows)
+
+    def _is_coded(self, rows: Tensor) -> bool:
+        """Too few rows take fewer bytes without a codebook."""
+        return self._bits is not None and saves_bytes(rows.numel(), self._bits)
 
     def after_update(self, moment: Moment) -> None:
         """Let the codebook look at the kept rows."""
@@ -262,7 +266,7 @@ METHOD = Method(
     summary="Keys and values in all blocks of both towers, pruned while learning (ADAPT).",
     paper="ADAPT, TMLR 2026, eq. 7 and Alg. 1",
     learner=Adapt,
-    learning_rate=0.01,
+    learning_rate=0.0025,  # the paper's
     learning_rates=(0.0025, 0.01, 0.05),
     settings=CODEBOOK_SETTINGS
     | {
