@@ -12,7 +12,7 @@ from prompt_serve.training.config import Setting, TrainConfig, settings
 OWN_SETTINGS = "Settings of single methods (prompt-serve methods NAME lists them)"
 
 
-class _Number(click.ParamType):
+class _Number(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
     """A whole number or any number, or one of a few words ("auto")."""
 
     def __init__(self, setting: Setting) -> None:
@@ -37,7 +37,8 @@ class SectionedCommand(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         own = {name for name, setting in settings().items() if setting.own}
-        general, special = [], []
+        general: list[tuple[str, str]] = []
+        special: list[tuple[str, str]] = []
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record and isinstance(parameter, click.Option):

@@ -179,7 +179,7 @@ def choose_prompt(
         backbone,
         draft,
         best.config,
-        best.fitted.history if best.fitted else (),
+        best.fitted,
         drawn,
         prepare.held_out(drawn, best.config),
         (*notes_on(drawn, best.config), *_notes(rows, best.row, max_bytes)),

@@ -70,6 +70,7 @@ class Fitted:
     template: str  # as the prompt file wants it: one token or more for each context vector
     learning_rate: float
     history: tuple[EpochRecord, ...]
+    trained_numbers: int = 0  # that the optimiser changed; the file may hold fewer
 
 
 OnEpoch = Callable[[EpochRecord], object]
@@ -397,6 +398,7 @@ class Run:
             template=self.template,
             learning_rate=self.learning_rate,
             history=tuple(history),
+            trained_numbers=sum(p.numel() for p in self.learner.parameters()),
         )
 
 

@@ -54,6 +54,7 @@ class TrainingResult:
     images: Mapping[str, int]  # used, by part
     notes: tuple[str, ...]  # what the user should know
     seconds: Mapping[str, float]  # by stage: "features", "learning", "evaluation"
+    trained_numbers: int = 0  # that the optimiser changed; the file may hold fewer
 
 
 OnEpoch = Callable[[EpochRecord], object]
@@ -171,8 +172,7 @@ def train_prompt(
             else:
                 fitted = learn(config, checkpoint)
     draft = draft_prompt(backbone, dataset.class_names, config, fitted, name)
-    history = fitted.history if fitted else ()
-    return training_result(backbone, draft, config, history, drawn, held_out, notes, clock)
+    return training_result(backbone, draft, config, fitted, drawn, held_out, notes, clock)
 
 
 class Clock:
@@ -256,7 +256,7 @@ def training_result(
     backbone: Backbone,
     draft: Prompt,
     config: TrainConfig,
-    history: tuple[EpochRecord, ...],
+    fitted: Fitted | None,
     drawn: Split,
     held_out: Mapping[str, ImageData],
     notes: tuple[str, ...],
@@ -276,10 +276,11 @@ def training_result(
     return TrainingResult(
         prompt=finished,
         comparisons=comparisons,
-        history=history,
+        history=fitted.history if fitted else (),
         images=images,
         notes=notes,
         seconds=clock.seconds,
+        trained_numbers=fitted.trained_numbers if fitted else 0,
     )
 
 

@@ -139,7 +139,7 @@ def _train_together(
                 backbone,
                 draft_prompt(backbone, dataset.class_names, config, fitted, names[index]),
                 config,
-                fitted.history,
+                fitted,
                 drawn[index],
                 held_out[index],
                 notes_on(drawn[index], config),

@@ -1,0 +1,247 @@
+"""The table of ``docs/methods.md``: every method, base to new, three seeds.
+
+The classes of the emoji sample are halved: the first half, in the order of their names, is learned
+from 16 drawings a class in some styles (base); accuracy is measured on drawings of an unseen style,
+over the base classes and, with the same vectors and other class names, over the new ones. H is the
+harmonic mean of the two averages. Text methods run on the embedded backbone, methods that prompt
+the image tower on the small ViT. Learning rates of text methods are chosen by validation images
+(``--learning-rate auto``) for every method alike, CoOp included; image methods take their default.
+
+    python -m benchmarks.methods_table --results methods.jsonl --document docs/methods.md
+
+Every finished row is kept in the results file, so a run that was stopped goes on. The document is
+rewritten between its two ``methods-table`` marks.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learned_vs_zero_shot import emoji_folder
+from prompt_serve.training.backbone import Backbone, load_backbone
+from prompt_serve.training.class_sets import with_classes
+from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.data import ImageSet, LabelledImage, Split
+from prompt_serve.training.evaluate import evaluate_prompt
+from prompt_serve.training.features import FeatureCache
+from prompt_serve.training.methods import METHODS
+from prompt_serve.training.reading import read_dataset
+from prompt_serve.training.run import image_data, train_prompt
+
+TEXT, IMAGE = "embedded", "embedded-vit"
+MARKS = ("<!-- methods-table: begin -->", "<!-- methods-table: end -->")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table."""
+
+    label: str
+    backbone: str
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What one seed of a row gave."""
+
+    label: str
+    backbone: str
+    seed: int
+    settings: dict[str, Any]
+    trained: int  # numbers that SGD changed
+    payload_bytes: int  # in the prompt file
+    seconds: float  # of learning, all learning rates that were tried; features are not counted
+    learning_rate: float | None
+    base: float
+    new: float
+    calibration_error: float  # base classes
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def rows() -> list[Row]:
+    text: list[tuple[str, dict[str, Any]]] = [
+        ("zero-shot", {"method": "zero-shot"}),
+        ("CoOp", {"method": "coop"}),
+        ("CoOp, depth 4", {"method": "coop", "depth": 4}),
+        ("CoOp + noise 0.01", {"method": "coop", "noise_std": 0.01}),
+        ("DIP, r = 1", {"method": "dip"}),
+        ("DIP, r = 1, dropout 0.2", {"method": "dip", "dropout": 0.2}),
+        ("DIP, r = 4", {"method": "dip", "rank": 4}),
+        ("DIP, r = 1, no frozen words", {"method": "dip", "frozen_init": False}),
+        ("DIP, r = 1, depth 4", {"method": "dip", "depth": 4}),
+        ("DIP, Alg. 1", {"method": "dip-alg1"}),
+        ("DIP, Alg. 2", {"method": "dip-alg2"}),
+        ("QCoOp, 1 bit", {"method": "qcoop", "bits": 1}),
+        ("QCoOp, 2 bits", {"method": "qcoop", "bits": 2}),
+        ("QCoOp, 4 bits", {"method": "qcoop", "bits": 4}),
+        ("QCoOp, 8 bits", {"method": "qcoop", "bits": 8}),
+        ("CoOp, 1 bit afterwards (PTQ)", {"method": "qcoop", "bits": 1, "quantisation": "ptq"}),
+        ("DIP, r = 1, 1 bit", {"method": "dip", "bits": 1}),
+        ("DIP, r = 1, 4 bits", {"method": "dip", "bits": 4}),
+        ("KgCoOp", {"method": "kgcoop"}),
+        ("ProGrad", {"method": "prograd"}),
+        ("PromptSRC, text side", {"method": "promptsrc"}),
+        ("CoCoOp", {"method": "cocoop", "epochs": 10}),
+    ]
+    image: list[tuple[str, dict[str, Any]]] = [
+        ("zero-shot", {"method": "zero-shot"}),
+        ("CoOp", {"method": "coop"}),
+        ("DIP, r = 1", {"method": "dip"}),
+        ("DIP, image branch, r = 1", {"method": "dip", "branch": "image"}),
+        ("VPT, shallow", {"method": "vpt", "depth": 1}),
+        ("VPT, deep", {"method": "vpt"}),
+        ("IVLP", {"method": "ivlp"}),
+        ("MaPLe", {"method": "maple"}),
+        ("DIP+MaPLe", {"method": "dip-maple"}),
+        ("QMaPLe, 4 bits", {"method": "qmaple"}),
+        ("ADAPT, T = 16", {"method": "adapt", "tokens": 16}),
+        ("ADAPT, T = 32", {"method": "adapt", "tokens": 32}),
+        ("ADAPT, T = 64", {"method": "adapt", "tokens": 64}),
+        ("ADAPT, T = 32, 4 bits", {"method": "adapt", "tokens": 32, "bits": 4}),
+        ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
+    ]
+    return [Row(label=label, backbone=TEXT, settings=own) for label, own in text] + [
+        Row(label=label, backbone=IMAGE, settings=own) for label, own in image
+    ]
+
+
+def halves(whole: Split) -> tuple[Split, ImageSet]:
+    """Base: the first half of the classes, rounded up. New: the test images of the others."""
+    m = -(-len(whole.class_names) // 2)
+    assert whole.test is not None
+    base = Split(train=_labels(whole.train, range(m)), test=_labels(whole.test, range(m)))
+    return base, _labels(whole.test, range(m, len(whole.class_names)))
+
+
+def _labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
+    return ImageSet(
+        class_names=tuple(images.class_names[label] for label in labels),
+        items=tuple(
+            LabelledImage(item.path, labels.index(item.label))
+            for item in images.items
+            if item.label in labels
+        ),
+    )
+
+
+def measure(row: Row, backbone: Backbone, seed: int) -> Outcome:
+    base, new = halves(read_dataset(emoji_folder()))
+    as_image_method = METHODS[row.settings["method"]].prompts_images(
+        TrainConfig(**row.settings).resolved()
+    )
+    learns = METHODS[row.settings["method"]].learner is not None
+    rate = AUTO if learns and not as_image_method else None
+    config = TrainConfig(**{"learning_rate": rate, **row.settings, "seed": seed})
+    result = train_prompt(backbone, base, config, cache=FeatureCache())
+    images = image_data(
+        new, backbone, as_pixels=as_image_method, cache=None if as_image_method else FeatureCache()
+    )
+    other = with_classes(result.prompt, new.class_names, backbone)
+    measured = result.comparisons["test"].prompt
+    return Outcome(
+        label=row.label,
+        backbone=row.backbone,
+        seed=seed,
+        settings=row.settings,
+        trained=result.trained_numbers,
+        payload_bytes=result.prompt.payload_bytes,
+        seconds=result.seconds.get("learning", 0.0),
+        learning_rate=result.prompt.training["learning_rate"],
+        base=measured.accuracy,
+        new=evaluate_prompt(other, backbone, images).accuracy,
+        calibration_error=measured.calibration_error,
+        extra=dict(result.history[-1].facts) if result.history else {},
+    )
+
+
+def table(outcomes: Sequence[Outcome]) -> Iterable[str]:
+    for backbone in dict.fromkeys(outcome.backbone for outcome in outcomes):
+        yield f"On `{backbone}`:"
+        yield ""
+        yield "| what | source | trained | payload | seconds | base % | new % | H | ECE % |"
+        yield "|---|---|---|---|---|---|---|---|---|"
+        own = [outcome for outcome in outcomes if outcome.backbone == backbone]
+        for label in dict.fromkeys(outcome.label for outcome in own):
+            yield _line([outcome for outcome in own if outcome.label == label])
+        yield ""
+
+
+def _line(seeds: Sequence[Outcome]) -> str:
+    first = seeds[0]
+    base, new = ([100 * getattr(o, part) for o in seeds] for part in ("base", "new"))
+    means = statistics.mean(base), statistics.mean(new)
+    cells = [
+        first.label,
+        METHODS[first.settings["method"]].paper or "-",
+        f"{first.trained:,}",
+        f"{round(statistics.mean(o.payload_bytes for o in seeds)):,} B",
+        f"{statistics.mean(o.seconds for o in seeds):.1f}",
+        _spread(base),
+        _spread(new),
+        f"{2 * means[0] * means[1] / max(sum(means), 1e-9):.1f}",
+        f"{statistics.mean(100 * o.calibration_error for o in seeds):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _spread(values: Sequence[float]) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
+    parser.add_argument("--document", type=Path, help="Markdown file to put the table into")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="rows whose label or backbone contains this")
+    arguments = parser.parse_args()
+
+    done = [Outcome(**json.loads(line)) for line in _lines(arguments.results)]
+    keys = {(o.label, o.backbone, o.seed) for o in done}
+    backbones: dict[str, Backbone] = {}
+    for row in rows():
+        if arguments.only and arguments.only not in f"{row.label} [{row.backbone}]":
+            continue
+        for seed in range(1, arguments.seeds + 1):
+            if (row.label, row.backbone, seed) in keys:
+                continue
+            if row.backbone not in backbones:
+                backbones[row.backbone] = load_backbone(row.backbone)
+            outcome = measure(row, backbones[row.backbone], seed)
+            done.append(outcome)
+            with arguments.results.open("a") as file:
+                file.write(json.dumps(asdict(outcome)) + "\n")
+            print(
+                f"{row.backbone} {row.label} seed {seed}: base {outcome.base:.1%} "
+                f"new {outcome.new:.1%}, {outcome.seconds:.0f} s",
+                flush=True,
+            )
+    order = {(row.label, row.backbone): number for number, row in enumerate(rows())}
+    done = [o for o in done if (o.label, o.backbone) in order]
+    done.sort(key=lambda o: (order[o.label, o.backbone], o.seed))
+    lines = "\n".join(table(done))
+    print(lines)
+    if arguments.document:
+        _put(arguments.document, lines)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _put(document: Path, lines: str) -> None:
+    before, _, rest = document.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    document.write_text(f"{before}{MARKS[0]}\n\n{lines}\n{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()
