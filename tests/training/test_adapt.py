@@ -88,9 +88,12 @@ def some_rows(backbone: Backbone, width: int, *counts: int) -> tuple[Tensor, ...
 
 
 def image_features(backbone: Backbone, *rows: Tensor) -> Tensor:
-    pixels = torch.from_numpy(made_up_pixels(2).pixels[:, 0])
+    pixels = torch.from_numpy(made_up_pixels(2).plain(0, 2))
     with torch.no_grad():
-        return backbone.image_tower(backbone.normalise(pixels), BranchContext(keys_values=rows))
+        features: Tensor = backbone.image_tower(
+            backbone.normalise(pixels), BranchContext(keys_values=rows)
+        )
+    return features
 
 
 def text_features(backbone: Backbone, *rows: Tensor) -> Tensor:
@@ -473,7 +476,7 @@ def test_the_number_of_tokens_is_chosen_by_validation_and_kept_in_the_file(
     kept = result.prompt.training["tokens"]
     assert [r.facts["tokens"] for r in records] == [2, 4]
     assert kept in (2, 4)
-    assert sum(lengths_of(Encodings(text=result.prompt.text, image=result.prompt.image))) == kept  # type: ignore[arg-type]  # ADAPT has no other kinds
+    assert sum(lengths_of(Encodings(text=result.prompt.text, image=result.prompt.image))) == kept
     assert result.notes[-1].startswith(f"Kept {kept} tokens, the fewest within one standard error")
 
 
