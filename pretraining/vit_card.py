@@ -24,6 +24,7 @@ def write_vit_card(work: WorkDir) -> None:
         steps=f"{FINAL.steps:,}",
         batch=FINAL.batch,
         decay=FINAL.decay_share,
+        scaled=FINAL.augmentation.scaled,
         axes=EMBED_DIM,
         others=f"{FINAL.others + FINAL.batch - 1:,}",
         unseen=", ".join(f"`{style}`" for style in UNSEEN_STYLES),
