@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from prompt_serve.cli.auto import base_settings, frontier_report, is_auto, train_auto
 from prompt_serve.cli.train_options import SectionedCommand, setting_options
+from prompt_serve.cli.train_seeds import parse_seeds, train_seeds
 
 if TYPE_CHECKING:
+    from prompt_serve.training.backbone import Backbone
     from prompt_serve.training.config import TrainConfig
+    from prompt_serve.training.data import Split
     from prompt_serve.training.run import Comparison, TrainingResult
 
 CLASSES_SHOWN = 40
@@ -62,6 +66,23 @@ def _renames(
     help="Folder that the paths in a split_zhou_*.json start from. [default: found beside it]",
 )  # fmt: skip
 @setting_options
+@click.option(
+    "--seeds", callback=parse_seeds, metavar="1,2,3",
+    help="Learn once for each of these seeds, together, and write NAME-seed1.safetensors, ...",
+)  # fmt: skip
+@click.option(
+    "--max-bytes", type=click.IntRange(min=0),
+    help="With --method auto: the most bytes that learned numbers may take. [default: 4096]",
+)  # fmt: skip
+@click.option(
+    "--frontier", type=click.Path(path_type=Path),
+    help="With --method auto: table (.tsv, .json) or plot (.svg, .png) of bytes against accuracy "
+    "to write, or a folder for all of them.",
+)  # fmt: skip
+@click.option(
+    "--candidates", type=click.Choice(["text", "all"]), default="text", show_default=True,
+    help="With --method auto: text methods, or also those that prompt the image tower.",
+)  # fmt: skip
 @click.option("--name", help="Name kept in the file. [default: the file's own]")
 @click.option(
     "--stamp/--no-stamp", default=False, show_default=True,
@@ -100,15 +121,15 @@ def train(**options: Any) -> None:
 
     Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
     """
-    from prompt_serve.prompt_file import write_prompt_file
     from prompt_serve.training.backbone import load_backbone
     from prompt_serve.training.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.run import open_dataset, train_prompt
+    from prompt_serve.training.run import open_dataset
 
-    if options["out"].is_dir():
-        raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
-    config = _config(options)
+    _check_options(options)
+    values = _values(options)
+    by_itself = is_auto(values)
+    config = _config(base_settings(values) if by_itself else values)
     progress = Progress(quiet=options["quiet"])
     backbone = load_backbone(options["backbone"]).to(_device(options["device"]))
     dataset = open_dataset(
@@ -120,27 +141,110 @@ def train(**options: Any) -> None:
         workers=options["workers"],
         progress=progress,
     )
-    out: Path = options["out"]
+    common = {
+        "cache": None if options["no_cache"] else FeatureCache(options["cache_folder"]),
+        "workers": options["workers"],
+        "progress": progress,
+    }
     with _Log(options["log_file"]) as log:
-        result = train_prompt(
-            backbone,
-            dataset,
-            config,
-            name=options["name"] or out.stem,
-            cache=None if options["no_cache"] else FeatureCache(options["cache_folder"]),
-            workers=options["workers"],
-            progress=progress,
-            on_epoch=lambda record: log.write(record.to_dict()),
-            checkpoint=options["checkpoint"],
-        )
-        log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
-    data = write_prompt_file(_stamped(result, stamp=options["stamp"]), out)
+        if by_itself:
+            report = _train_auto(backbone, dataset, config, options, log, common)
+        elif options["seeds"]:
+            report = _train_seeds(backbone, dataset, config, options, log, common)
+        else:
+            report = _train_one(backbone, dataset, config, options, log, common)
     if not options["quiet"]:
-        click.echo("\n".join(_report(result, out, len(data))))
+        click.echo("\n".join(report))
 
 
-def _config(options: Mapping[str, Any]) -> "TrainConfig":
-    from prompt_serve.training.config import make_config, read_config_file, settings
+def _check_options(options: Mapping[str, Any]) -> None:
+    if options["out"].is_dir():
+        raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
+    by_itself = options["method"] == "auto"
+    if options["seeds"] and (by_itself or options["checkpoint"]):
+        raise click.UsageError("--seeds goes neither with --method auto nor with --checkpoint.")
+    if by_itself and options["checkpoint"]:
+        raise click.UsageError("--checkpoint is for one run; --method auto makes many.")
+
+
+def _train_one(
+    backbone: "Backbone",
+    dataset: "Split",
+    config: "TrainConfig",
+    options: Mapping[str, Any],
+    log: "_Log",
+    common: Mapping[str, Any],
+) -> list[str]:
+    from prompt_serve.training.run import train_prompt
+
+    out: Path = options["out"]
+    result = train_prompt(
+        backbone,
+        dataset,
+        config,
+        name=options["name"] or out.stem,
+        on_epoch=lambda record: log.write(record.to_dict()),
+        checkpoint=options["checkpoint"],
+        **common,
+    )
+    return _written(result, options, log)
+
+
+def _train_seeds(
+    backbone: "Backbone",
+    dataset: "Split",
+    config: "TrainConfig",
+    options: Mapping[str, Any],
+    log: "_Log",
+    common: Mapping[str, Any],
+) -> list[str]:
+    return train_seeds(
+        backbone,
+        dataset,
+        config,
+        options["seeds"],
+        out=options["out"],
+        name=options["name"],
+        log=log.write,
+        stamped=lambda result: _stamped(result, stamp=options["stamp"]),
+        **common,
+    )
+
+
+def _train_auto(
+    backbone: "Backbone",
+    dataset: "Split",
+    config: "TrainConfig",
+    options: Mapping[str, Any],
+    log: "_Log",
+    common: Mapping[str, Any],
+) -> list[str]:
+    chosen = train_auto(
+        backbone,
+        dataset,
+        config,
+        max_bytes=options["max_bytes"],
+        frontier=options["frontier"],
+        candidates=options["candidates"],
+        name=options["name"] or options["out"].stem,
+        log=log.write,
+        **common,
+    )
+    return [*frontier_report(chosen.frontier), "", *_written(chosen.result, options, log)]
+
+
+def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") -> list[str]:
+    """Write the prompt file; returns the report."""
+    from prompt_serve.prompt_file import write_prompt_file
+
+    log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
+    data = write_prompt_file(_stamped(result, stamp=options["stamp"]), options["out"])
+    return list(_report(result, options["out"], len(data)))
+
+
+def _values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by their names: those of the file, over them those of the command line."""
+    from prompt_serve.training.config import read_config_file, settings
 
     values = read_config_file(options["config_file"]) if options["config_file"] else {}
     named = ("method", *settings())
@@ -150,6 +254,12 @@ def _config(options: Mapping[str, Any]) -> "TrainConfig":
             values |= {"template": template, "templates": ()}
         case (template, *_) as several:
             values |= {"template": template, "templates": several}
+    return values
+
+
+def _config(values: Mapping[str, Any]) -> "TrainConfig":
+    from prompt_serve.training.config import make_config
+
     return make_config(values)
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 from prompt_serve.cli.inspect import inspect
 from prompt_serve.cli.methods import methods
 from prompt_serve.cli.train import train
+from prompt_serve.coding import numbers
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
 from prompt_serve.prompt_file import read_prompt_file
 from prompt_serve.training.config import TrainConfig
@@ -168,6 +169,41 @@ def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
     assert len(log.read_text().splitlines()) == 1  # no epoch was left to learn
     assert out.read_bytes() == whole.read_bytes()
     assert (result.exit_code, again.exit_code) == (0, 0)
+
+
+def test_several_seeds_are_learned_and_reported_together(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    one, out = tmp_path / "one.safetensors", tmp_path / "x.safetensors"
+    invoke(photos, tiny_folder, one, "--seed", "2", "--name", "x")
+    result = invoke(photos, tiny_folder, out, "--seeds", "1,2", "--name", "x")
+    assert result.exit_code == 0
+    assert not out.exists()
+    both = [tmp_path / f"x-seed{seed}.safetensors" for seed in (1, 2)]
+    assert [read_prompt_file(path).training["seed"] for path in both] == [1, 2]
+    alone, stacked = read_prompt_file(one).tensors, read_prompt_file(both[1]).tensors
+    for name, tensor in alone.items():
+        # float32 sums in another order, rounded to float16.
+        difference = numbers(tensor).astype(float) - numbers(stacked[name]).astype(float)  # type: ignore[arg-type]  # no bytes among them
+        assert abs(difference).max() < 1e-3
+    assert re.search(r"^mean +\d+\.\d ± \d+\.\d", result.stdout, re.MULTILINE)
+    assert "names a seed twice" in invoke(photos, tiny_folder, out, "--seeds", "1,1").stderr
+
+
+def test_auto_chooses_under_a_budget_and_writes_the_frontier(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, table = tmp_path / "x.safetensors", tmp_path / "frontier.tsv"
+    given = ["--method", "auto", "--max-bytes", "80", "--frontier", str(table)]
+    result = invoke(photos, tiny_folder, out, *given)
+    assert result.exit_code == 0
+    prompt = read_prompt_file(out)
+    assert prompt.payload_bytes <= 80
+    lines = table.read_text().splitlines()
+    assert len(lines) > 3
+    assert re.search(r"^> ", result.stdout, re.MULTILINE)
+    with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
+        invoke(photos, tiny_folder, out, "--method", "auto", "--rank", "2")
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])
