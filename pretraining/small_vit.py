@@ -208,11 +208,12 @@ def learning_rate(step: int, config: VitConfig) -> float:
 def new_optimiser(vit: Any, config: VitConfig) -> torch.optim.Optimizer:
     """AdamW; biases, norms and the class token do not decay."""
     weights = list(vit.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [w for w in weights if w.ndim >= 2]},
+        {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(
-        [
-            {"params": [w for w in weights if w.ndim >= 2]},
-            {"params": [w for w in weights if w.ndim < 2], "weight_decay": 0.0},
-        ],
+        groups,
         lr=config.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=config.weight_decay,
