@@ -90,6 +90,6 @@ def test_a_codebook_that_contradicts_its_indices_is_refused(
 
 def test_indices_are_bytes() -> None:
     with pytest.raises(PromptFileInvalid, match=r"int64 \(2,\)"):
-        unpack(np.array([0, 0]), 2, (5,))  # type: ignore[arg-type]  # on purpose
+        unpack(np.array([0, 0]), 2, (5,))
     with pytest.raises(PromptFileInvalid, match="not bytes below 2"):
-        Coded(indices=np.array([0, 1]), codebook=half([1, 2]))  # type: ignore[arg-type]  # on purpose
+        Coded(indices=np.array([0, 1]), codebook=half([1, 2]))

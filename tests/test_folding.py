@@ -1,7 +1,10 @@
 """Folding: what a compact encoding means, against sums written out."""
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from prompt_serve.contexts import BranchContext
 from prompt_serve.encodings import Conditional, Deep, Dense, LowRank, Projected, Projection, Ragged
@@ -87,7 +90,7 @@ def test_ragged_rows_are_dealt_out_block_by_block() -> None:
     assert ends == [399, 799, 1_199]  # the sum of the lengths does not fit into a byte
 
 
-def projected(source: FloatArray, weight: FloatArray, bias: FloatArray) -> list[list[float]]:
+def projected(source: FloatArray, weight: NDArray[Any], bias: NDArray[Any]) -> list[list[float]]:
     return [
         [
             sum(float(x) * float(w) for x, w in zip(row, column, strict=True)) + float(b)

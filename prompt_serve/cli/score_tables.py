@@ -197,7 +197,7 @@ def _schema() -> "pa.Schema":
     import pyarrow as pa
 
     score = pa.struct([("class_name", pa.string()), ("probability", pa.float64())])
-    kinds = {
+    kinds: dict[str, pa.DataType] = {
         "probability": pa.float64(),
         "unknown": pa.bool_(),
         "classes": pa.list_(score),

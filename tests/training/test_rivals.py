@@ -61,7 +61,7 @@ def moved(run: Run, by: float = 0.3) -> None:
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in run.learner.parameters():
-            parameter += by * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(by * torch.randn(parameter.shape, generator=generator))
 
 
 def gradients(loss: Tensor, learner: PromptLearner) -> Tensor:
@@ -267,7 +267,7 @@ def test_cocoop_has_the_papers_numbers() -> None:
     assert sum(parameter.numel() for parameter in learner.parameters()) == 35_360
     encoding = learner.encodings().text
     assert encoding is not None
-    assert sum(np.size(t) for t in encoding.tensors().values()) == 35_360
+    assert sum(t.size for t in encoding.tensors().values()) == 35_360
 
 
 def test_cocoop_without_its_network_is_coop(
