@@ -33,6 +33,8 @@ from prompt_serve.training.reading import read_dataset
 from prompt_serve.training.run import image_data, train_prompt
 
 TEXT, IMAGE = "embedded", "embedded-vit"
+# Where the image tower runs at every step: more and smaller steps, as in MaPLe and ADAPT.
+SMALL_STEPS = {"epochs": 25, "batch_size": 8}
 MARKS = ("<!-- methods-table: begin -->", "<!-- methods-table: end -->")
 
 
@@ -88,11 +90,14 @@ def rows() -> list[Row]:
         ("PromptSRC, text side", {"method": "promptsrc"}),
         ("CoCoOp", {"method": "cocoop", "epochs": 10}),
     ]
-    image: list[tuple[str, dict[str, Any]]] = [
+    on_vit: list[tuple[str, dict[str, Any]]] = [
         ("zero-shot", {"method": "zero-shot"}),
         ("CoOp", {"method": "coop"}),
         ("DIP, r = 1", {"method": "dip"}),
+    ]
+    image: list[tuple[str, dict[str, Any]]] = [
         ("DIP, image branch, r = 1", {"method": "dip", "branch": "image"}),
+        ("DIP, image branch, r = 1, depth 6", {"method": "dip", "branch": "image", "depth": 6}),
         ("VPT, shallow", {"method": "vpt", "depth": 1}),
         ("VPT, deep", {"method": "vpt"}),
         ("IVLP", {"method": "ivlp"}),
@@ -105,8 +110,13 @@ def rows() -> list[Row]:
         ("ADAPT, T = 32, 4 bits", {"method": "adapt", "tokens": 32, "bits": 4}),
         ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
     ]
-    return [Row(label=label, backbone=TEXT, settings=own) for label, own in text] + [
-        Row(label=label, backbone=IMAGE, settings=own) for label, own in image
+    return [
+        *(Row(label=label, backbone=TEXT, settings=own) for label, own in text),
+        *(Row(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
+        *(
+            Row(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
+            for label, own in image
+        ),
     ]
 
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.image_options import (
+    device_of,
+    feature_cache,
+    image_options,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from prompt_serve.training.baselines import Baseline
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     help="Sentence with {} for the class name, of the zero-shot row and of the adapters.",
 )  # fmt: skip
 @image_options
+@json_option
 def baselines(**options: Any) -> None:
     """Measure zero-shot, a template ensemble and classifiers on image features on DATASET.
 

@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.image_options import (
+    device_of,
+    feature_cache,
+    image_options,
+    json_option,
+)
 
 if TYPE_CHECKING:
     from prompt_serve.prompt_file import Prompt
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
     "--fewer-classes-ok", is_flag=True, help="DATASET need not have images of every class."
 )
 @image_options
+@json_option
 def evaluate(**options: Any) -> None:
     """Measure the accuracy of the prompt file PROMPT on the images of DATASET.
 

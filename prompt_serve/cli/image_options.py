@@ -51,10 +51,16 @@ def image_options(command: Command) -> Command:
             "--workers", type=click.IntRange(min=1), default=4, show_default=True,
             help="Threads that decode images.",
         ),
-        click.option("--json", "as_json", is_flag=True, help="One JSON document, nothing else."),
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def json_option(command: Command) -> Command:
+    """Whether the answer is for a program."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document, nothing else.")(
+        command
+    )
 
 
 def feature_cache(options: Mapping[str, Any]) -> "FeatureCache | None":

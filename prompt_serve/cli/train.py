@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from prompt_serve.cli.auto import base_settings, frontier_report, is_auto, train_auto
+from prompt_serve.cli.image_options import device_of, feature_cache, image_options
 from prompt_serve.cli.train_options import SectionedCommand, setting_options
 from prompt_serve.cli.train_seeds import parse_seeds, train_seeds
 
@@ -18,18 +19,6 @@ if TYPE_CHECKING:
     from prompt_serve.training.run import Comparison, TrainingResult
 
 CLASSES_SHOWN = 40
-
-
-def _renames(
-    context: click.Context, option: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, str]:
-    renames = {}
-    for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not (old and equals and new):
-            raise click.BadParameter(f"{pair!r} is not OLD=NEW, as in roses=rose.")
-        renames[old] = new
-    return renames
 
 
 @click.command(cls=SectionedCommand)
@@ -56,14 +45,6 @@ def _renames(
     "--template", "templates", multiple=True,
     help="Sentence with {} for the class name; for zero-shot several, whose features are "
     "averaged. [default: 'a photo of a {}.']",
-)  # fmt: skip
-@click.option(
-    "--class-name", "renames", multiple=True, callback=_renames, metavar="OLD=NEW",
-    help="Call a class otherwise than its folder, as in roses=rose. May be repeated.",
-)  # fmt: skip
-@click.option(
-    "--images", type=click.Path(path_type=Path),
-    help="Folder that the paths in a split_zhou_*.json start from. [default: found beside it]",
 )  # fmt: skip
 @setting_options
 @click.option(
@@ -96,20 +77,7 @@ def _renames(
     "--checkpoint", type=click.Path(path_type=Path),
     help="File written after every epoch; a run that was stopped goes on from it, exactly.",
 )  # fmt: skip
-@click.option(
-    "--cache", "cache_folder", type=click.Path(path_type=Path),
-    help="Folder that keeps image features. [default: features in $PROMPT_SERVE_CACHE, "
-    "or ~/.cache/prompt-serve/features]",
-)  # fmt: skip
-@click.option("--no-cache", is_flag=True, help="Keep no image features.")
-@click.option(
-    "--device", default="cpu", show_default=True,
-    help="Where the towers run: cpu, cuda, cuda:1, or auto for cuda if there is one.",
-)  # fmt: skip
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=4, show_default=True,
-    help="Threads that decode images.",
-)  # fmt: skip
+@image_options
 @click.option("--quiet", is_flag=True, help="No progress bars and no report.")
 def train(**options: Any) -> None:
     """Learn a compact prompt for DATASET and write it to a prompt file.
@@ -122,7 +90,6 @@ def train(**options: Any) -> None:
     Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
     """
     from prompt_serve.training.backbone import load_backbone
-    from prompt_serve.training.features import FeatureCache
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.run import open_dataset
 
@@ -131,7 +98,7 @@ def train(**options: Any) -> None:
     by_itself = is_auto(values)
     config = _config(base_settings(values) if by_itself else values)
     progress = Progress(quiet=options["quiet"])
-    backbone = load_backbone(options["backbone"]).to(_device(options["device"]))
+    backbone = load_backbone(options["backbone"]).to(device_of(options["device"]))
     dataset = open_dataset(
         options["dataset"],
         backbone,
@@ -142,7 +109,7 @@ def train(**options: Any) -> None:
         progress=progress,
     )
     common = {
-        "cache": None if options["no_cache"] else FeatureCache(options["cache_folder"]),
+        "cache": feature_cache(options),
         "workers": options["workers"],
         "progress": progress,
     }
@@ -261,21 +228,6 @@ def _config(values: Mapping[str, Any]) -> "TrainConfig":
     from prompt_serve.training.config import make_config
 
     return make_config(values)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    from prompt_serve.errors import ConfigInvalid
-
-    available = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if available else "cpu"
-    if name.startswith("cuda") and not available:
-        raise ConfigInvalid(
-            "--device asks for CUDA, but torch finds none. Leave it out for the CPU."
-        )
-    return name
 
 
 def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:

@@ -234,7 +234,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 def test_each_learns(
     tiny_backbone: Backbone, rng: np.random.Generator, method: str, bits: int | None
 ) -> None:
-    config = TrainConfig(method=method, epochs=8, batch_size=16, bits=bits)
+    config = TrainConfig(method=method, epochs=16, batch_size=16, bits=bits)
     fitted = fit(
         tiny_backbone, NAMES, made_up_features(rng, 16, 2), None, config, learning_rate=0.5
     )

@@ -52,9 +52,10 @@ class Start:
         """D of the text tower."""
         return self.words.shape[1]
 
-    def normal(self, *shape: int) -> Tensor:
-        """N(0, init_std^2) numbers."""
-        return torch.randn(*shape, generator=self.generator) * self.config.init_std
+    def normal(self, *shape: int, std: float | None = None) -> Tensor:
+        """N(0, std^2) numbers; None: the setting ``init_std``."""
+        spread = self.config.init_std if std is None else std
+        return torch.randn(*shape, generator=self.generator) * spread
 
     def depth(self, layers: int, default: int = 1) -> int:
         """J: blocks with vectors of their own, in a tower (or two) of ``layers`` blocks.

@@ -98,8 +98,11 @@ class LowRankVectors(Vectors):
     def __init__(self, p_init: Tensor | None, shape: tuple[int, int], start: Start) -> None:
         super().__init__()
         rank = start.config.rank
-        self.a = Leaf(start.normal(shape[0], rank), start)
-        self.b = Leaf(start.normal(rank, shape[1]), start)
+        # A product that stands alone starts with the spread of vectors that are learned whole;
+        # were it nearly zero, the tower's layer norm would make much of nothing.
+        std = start.config.init_std if p_init is not None else (start.config.init_std / rank) ** 0.5
+        self.a = Leaf(start.normal(shape[0], rank, std=std), start)
+        self.b = Leaf(start.normal(rank, shape[1], std=std), start)
         self._base: Base = "none" if p_init is None else "template"
         initial = torch.zeros(shape) if p_init is None else p_init.clone()
         self.register_buffer("p_init", initial, persistent=False)
