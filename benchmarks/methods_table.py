@@ -35,7 +35,6 @@ from prompt_serve.training.run import image_data, train_prompt
 TEXT, IMAGE = "embedded", "embedded-vit"
 # Where the image tower runs at every step: more and smaller steps, as in MaPLe and ADAPT.
 SMALL_STEPS = {"epochs": 25, "batch_size": 8}
-MARKS = ("<!-- methods-table: begin -->", "<!-- methods-table: end -->")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,15 +190,15 @@ def _line(seeds: Sequence[Outcome]) -> str:
         f"{first.trained:,}",
         f"{round(statistics.mean(o.payload_bytes for o in seeds)):,} B",
         f"{statistics.mean(o.seconds for o in seeds):.1f}",
-        _spread(base),
-        _spread(new),
+        spread(base),
+        spread(new),
         f"{2 * means[0] * means[1] / max(sum(means), 1e-9):.1f}",
         f"{statistics.mean(100 * o.calibration_error for o in seeds):.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
 
-def _spread(values: Sequence[float]) -> str:
+def spread(values: Sequence[float]) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.1f} ± {deviation:.1f}"
 
@@ -237,20 +236,22 @@ def main() -> None:
     order = {(row.label, row.backbone): number for number, row in enumerate(rows())}
     done = [o for o in done if (o.label, o.backbone) in order]
     done.sort(key=lambda o: (order[o.label, o.backbone], o.seed))
-    lines = "\n".join(table(done))
+    lines = "\n".join(table(done)).strip()
     print(lines)
     if arguments.document:
-        _put(arguments.document, lines)
+        put(arguments.document, "methods-table", lines)
 
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _put(document: Path, lines: str) -> None:
-    before, _, rest = document.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    document.write_text(f"{before}{MARKS[0]}\n\n{lines}\n{MARKS[1]}{after}")
+def put(document: Path, name: str, lines: str) -> None:
+    """Replace what stands between the marks ``name`` of a Markdown file."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    before, _, rest = document.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    document.write_text(f"{before}{begin}\n\n{lines}\n\n{end}{after}")
 
 
 if __name__ == "__main__":
