@@ -27,7 +27,7 @@ def main() -> None:
     started = time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)
     step("1. Learn a prompt from images (drawings of other vendors are the test)")
-    run("train", str(EMOJI), "--method", "dip", "--shots", "16", "--seed", "1", "--views", "4",
+    run("train", str(EMOJI), "--method", "dip", "--shots", "16", "--seed", "1", "--views", "2",
         "--out", str(PROMPT))  # fmt: skip
     print(f"\nThe prompt file has {PROMPT.stat().st_size:,} bytes.")
 
