@@ -13,9 +13,6 @@ from prompt_serve.cli.train_options import SectionedCommand, setting_options
 from prompt_serve.cli.train_seeds import parse_seeds, train_seeds
 
 if TYPE_CHECKING:
-    from prompt_serve.training.backbone import Backbone
-    from prompt_serve.training.config import TrainConfig
-    from prompt_serve.training.data import Split
     from prompt_serve.training.run import Comparison, TrainingResult
 
 CLASSES_SHOWN = 40
@@ -90,13 +87,14 @@ def train(**options: Any) -> None:
     Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
     """
     from prompt_serve.training.backbone import load_backbone
+    from prompt_serve.training.config import make_config
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.run import open_dataset
 
-    _check_options(options)
     values = _values(options)
     by_itself = is_auto(values)
-    config = _config(base_settings(values) if by_itself else values)
+    _check_options(options, by_itself=by_itself)
+    config = make_config(base_settings(values) if by_itself else values)
     progress = Progress(quiet=options["quiet"])
     backbone = load_backbone(options["backbone"]).to(device_of(options["device"]))
     dataset = open_dataset(
@@ -108,94 +106,65 @@ def train(**options: Any) -> None:
         workers=options["workers"],
         progress=progress,
     )
-    common = {
-        "cache": feature_cache(options),
-        "workers": options["workers"],
-        "progress": progress,
-    }
+    learn = _train_auto if by_itself else _train_seeds if options["seeds"] else _train_one
     with _Log(options["log_file"]) as log:
-        if by_itself:
-            report = _train_auto(backbone, dataset, config, options, log, common)
-        elif options["seeds"]:
-            report = _train_seeds(backbone, dataset, config, options, log, common)
-        else:
-            report = _train_one(backbone, dataset, config, options, log, common)
+        report = learn(
+            options,
+            log,
+            {
+                "backbone": backbone,
+                "dataset": dataset,
+                "config": config,
+                "cache": feature_cache(options),
+                "workers": options["workers"],
+                "progress": progress,
+            },
+        )
     if not options["quiet"]:
         click.echo("\n".join(report))
 
 
-def _check_options(options: Mapping[str, Any]) -> None:
+def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
     if options["out"].is_dir():
         raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
-    by_itself = options["method"] == "auto"
     if options["seeds"] and (by_itself or options["checkpoint"]):
         raise click.UsageError("--seeds goes neither with --method auto nor with --checkpoint.")
     if by_itself and options["checkpoint"]:
         raise click.UsageError("--checkpoint is for one run; --method auto makes many.")
 
 
-def _train_one(
-    backbone: "Backbone",
-    dataset: "Split",
-    config: "TrainConfig",
-    options: Mapping[str, Any],
-    log: "_Log",
-    common: Mapping[str, Any],
-) -> list[str]:
+def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
     from prompt_serve.training.run import train_prompt
 
     out: Path = options["out"]
     result = train_prompt(
-        backbone,
-        dataset,
-        config,
         name=options["name"] or out.stem,
         on_epoch=lambda record: log.write(record.to_dict()),
         checkpoint=options["checkpoint"],
-        **common,
+        **task,
     )
     return _written(result, options, log)
 
 
-def _train_seeds(
-    backbone: "Backbone",
-    dataset: "Split",
-    config: "TrainConfig",
-    options: Mapping[str, Any],
-    log: "_Log",
-    common: Mapping[str, Any],
-) -> list[str]:
+def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
     return train_seeds(
-        backbone,
-        dataset,
-        config,
-        options["seeds"],
+        seeds=options["seeds"],
         out=options["out"],
         name=options["name"],
         log=log.write,
         stamped=lambda result: _stamped(result, stamp=options["stamp"]),
-        **common,
+        **task,
     )
 
 
-def _train_auto(
-    backbone: "Backbone",
-    dataset: "Split",
-    config: "TrainConfig",
-    options: Mapping[str, Any],
-    log: "_Log",
-    common: Mapping[str, Any],
-) -> list[str]:
+def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
     chosen = train_auto(
-        backbone,
-        dataset,
-        config,
         max_bytes=options["max_bytes"],
         frontier=options["frontier"],
         candidates=options["candidates"],
         name=options["name"] or options["out"].stem,
         log=log.write,
-        **common,
+        **task,
     )
     return [*frontier_report(chosen.frontier), "", *_written(chosen.result, options, log)]
 
@@ -222,12 +191,6 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
         case (template, *_) as several:
             values |= {"template": template, "templates": several}
     return values
-
-
-def _config(values: Mapping[str, Any]) -> "TrainConfig":
-    from prompt_serve.training.config import make_config
-
-    return make_config(values)
 
 
 def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:

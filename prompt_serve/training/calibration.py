@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.scoring import softmax
+from prompt_serve.scoring import calibrated
 from prompt_serve.types import FloatArray, IntArray
 
 BINS = 15  # of the expected calibration error, as in the paper
@@ -33,7 +33,7 @@ def calibrate(logits: FloatArray, labels: IntArray, *, unknown_share: float = 0.
     temperature = fit_temperature(logits, labels)
     below = 0.0
     if unknown_share:
-        confidence = softmax(logits / np.float32(temperature)).max(axis=-1)
+        confidence = calibrated(logits, temperature).max(axis=-1)
         # Below 1: a threshold that nothing reaches would answer "unknown" for ever.
         below = min(float(np.quantile(confidence, unknown_share, method="lower")), LARGEST)
     return Calibration(temperature=temperature, unknown_below=below)

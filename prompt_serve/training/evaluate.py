@@ -17,7 +17,7 @@ from prompt_serve.contexts import BranchContext
 from prompt_serve.encodings import Conditional
 from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompt_file import Prompt
-from prompt_serve.scoring import class_logits, softmax
+from prompt_serve.scoring import calibrated, class_logits
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.features import FeatureSet
@@ -115,7 +115,7 @@ def evaluate(logits: FloatArray, labels: IntArray, prompt: Prompt | None = None)
         prompt: whose temperature and threshold count; None has neither.
     """
     temperature = prompt.temperature if prompt else 1.0
-    probabilities = softmax(logits / np.float32(temperature))
+    probabilities = calibrated(logits, temperature)
     right = logits.argmax(axis=1) == labels
     known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
     return Evaluation(

@@ -380,8 +380,8 @@ class Run:
         if val is None:
             return None, None
         images = image_source(val, self.towers)
-        looked_up = METHODS[self.config.method].prompts_images(self.config) is False
-        if not looked_up and (epoch + 1) % VALIDATE_EVERY and epoch + 1 < self.config.epochs:
+        prompted = METHODS[self.config.method].prompts_images(self.config)
+        if prompted and (epoch + 1) % VALIDATE_EVERY and epoch + 1 < self.config.epochs:
             return None, None
         self.learner.eval()
         contexts = self.folded()

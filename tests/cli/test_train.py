@@ -202,6 +202,10 @@ def test_auto_chooses_under_a_budget_and_writes_the_frontier(
     lines = table.read_text().splitlines()
     assert len(lines) > 3
     assert re.search(r"^> ", result.stdout, re.MULTILINE)
+    settings = tmp_path / "c.toml"
+    settings.write_text('method = "auto"\n')
+    refused = invoke(photos, tiny_folder, out, "--config", str(settings), "--seeds", "1,2")
+    assert "--seeds goes neither with --method auto" in refused.stderr
     with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
         invoke(photos, tiny_folder, out, "--method", "auto", "--rank", "2")
 

@@ -117,6 +117,17 @@ class Step:
     def cross_entropy(self) -> Tensor:
         return F.cross_entropy(self.logits, self.labels)
 
+    def divergence_from(self, frozen: Tensor) -> Tensor:
+        """The terms (B, C) of ``KL(p_frozen || p)`` for frozen class features (C, E); their sum
+        over C is the divergence of an image."""
+        scores = self.logit_scale * self.image_features @ frozen.T
+        return F.kl_div(
+            F.log_softmax(self.logits, dim=-1),
+            F.log_softmax(scores, dim=-1).detach(),
+            reduction="none",
+            log_target=True,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:

@@ -23,6 +23,8 @@ Once learned, the projections have done their work: the file keeps the image vec
 for. With ``store_projections`` it keeps the projections instead, which is how the papers count.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -157,26 +159,20 @@ METHOD = Method(
     prompts_images=lambda config: True,
 )
 
-DIP_MAPLE = Method(
+DIP_MAPLE = replace(
+    METHOD,
     name="dip-maple",
     summary="MaPLe with vectors and projections of low rank (DIP+MaPLe).",
     paper="DIP, arXiv 2312.10813, table 2",
     learner=dip_maple,
-    learning_rate=LEARNING_RATE,
-    learning_rates=(0.0035, 0.02, 0.1),
     settings=SETTINGS | {"rank", "dropout", "frozen_init"},
     defaults={"projection_rank": 64},
-    prompts_images=lambda config: True,
 )
 
-QMAPLE = Method(
+QMAPLE = replace(
+    METHOD,
     name="qmaple",
     summary="MaPLe seen through codebooks (QMaPLe).",
     paper="Quantized Prompt, ECCV 2024, table 1",
-    learner=maple,
-    learning_rate=LEARNING_RATE,
-    learning_rates=(0.0035, 0.02, 0.1),
-    settings=SETTINGS | {"init", "noise_std"},
-    defaults={"n_ctx": 2, "bits": 4},
-    prompts_images=lambda config: True,
+    defaults={**METHOD.defaults, "bits": 4},
 )

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from prompt_serve.training.methods.base import Method, Start, Step
 from prompt_serve.training.methods.coop import SETTINGS, Coop
@@ -47,13 +46,7 @@ class ProGrad(Coop):
 
     def divergence(self, step: Step) -> Tensor:
         """``KL(p_zs || p)``, the mean over the images."""
-        zero_shot = step.logit_scale * step.image_features @ self.frozen.T
-        return F.kl_div(
-            F.log_softmax(step.logits, dim=-1),
-            F.log_softmax(zero_shot, dim=-1).detach(),
-            reduction="batchmean",
-            log_target=True,
-        )
+        return step.divergence_from(self.frozen).sum(-1).mean()
 
 
 def without_opposition(

@@ -56,14 +56,7 @@ class PromptSrc(TextVectors):
 
     def scores(self, step: Step) -> Tensor:
         """``KL(p_zs || p)``, the mean over images and classes."""
-        zero_shot = step.logit_scale * step.image_features @ self.frozen.T
-        # torch warns at reduction "mean", which is what the paper's code has.
-        return F.kl_div(
-            F.log_softmax(step.logits, dim=-1),
-            F.log_softmax(zero_shot, dim=-1).detach(),
-            reduction="none",
-            log_target=True,
-        ).mean()
+        return step.divergence_from(self.frozen).mean()
 
     @torch.no_grad()
     def after_epoch(self, moment: Moment) -> None:
