@@ -3,6 +3,8 @@
     PromptServeError
     ├── ConfigInvalid            a training or service setting is out of range
     ├── DatasetInvalid           the images to learn from cannot be used
+    ├── DatasetMissing           a known dataset is not on disk, or could not be fetched
+    ├── ResultsInvalid           not the results of a protocol
     ├── DependencyMissing        an optional part is not installed
     ├── BackboneError
     │   ├── BackboneUnavailable  the weights cannot be had
@@ -67,6 +69,14 @@ class ConfigInvalid(_Faulty):
 
 class DatasetInvalid(_Faulty):
     code = "dataset-invalid"
+
+
+class DatasetMissing(PromptServeError):
+    code = "dataset-missing"
+
+
+class ResultsInvalid(PromptServeError):
+    code = "results-invalid"
 
 
 class DependencyMissing(PromptServeError):

@@ -1,0 +1,1 @@
+"""The papers' protocols: base-to-new, few-shot, cross-dataset transfer, domain generalisation."""

@@ -1,0 +1,145 @@
+"""One line of a results file: everything that one learned prompt gave, with full precision.
+
+A run folder holds ``results.jsonl`` and, for each line, a folder ``runs/<run_id>`` with the prompt
+file (``prompt.safetensors``), the log (``history.jsonl``, an ``EpochRecord`` a line) and, for each
+test set, what was answered (``answers-<test set>.npz``, see ``Answers``).
+"""
+
+import json
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prompt_serve import __version__
+from prompt_serve.errors import ResultsInvalid
+from prompt_serve.types import FloatArray, IntArray
+
+FORMAT = 1
+FILE_NAME = "results.jsonl"
+PACKAGES = ("torch", "open_clip_torch", "numpy", "pillow")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One dataset, one row of the table, one seed."""
+
+    protocol: str  # "base-to-new", "few-shot", "cross-dataset", "domain-generalisation"
+    suite: str  # "papers", "icon", "own"
+    dataset: str  # that was learned on
+    method: str  # a name in METHODS
+    label: str  # of the row in tables; two rows of one method differ in it
+    seed: int
+    shots: int
+    # By test set: base-to-new "base", "new"; few-shot "test"; cross-dataset "source" and the name
+    # of each target; domain-generalisation "source" and the name of each domain. Shares, 0 to 1.
+    accuracy: Mapping[str, float]
+    calibration_error: Mapping[str, float]  # the same keys
+    images: Mapping[str, int]  # the same keys, and "train", "val"
+    classes: Mapping[str, int]  # the same keys as accuracy
+    validation_accuracy: float | None  # on which alone anything may be chosen
+    trained_numbers: int  # that SGD changed
+    payload_bytes: int  # of learned numbers in the prompt file
+    learning_rate: float | None
+    seconds: float  # of learning, all learning rates that were tried
+    idk: tuple[float, ...] = ()  # ID_k after the last epoch
+    config: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig, whole
+    backbone: Mapping[str, Any] = field(default_factory=dict)  # id, fingerprint
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def run_id(self) -> str:
+        """Folder name of what was kept, unique within a results file."""
+        words = (self.protocol, self.dataset, self.label, f"{self.shots}-shots", f"{self.seed}")
+        return "-".join(re.sub(r"[^a-z0-9.]+", "_", word.lower()).strip("_") for word in words)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a prompt answered on one test set."""
+
+    paths: tuple[str, ...]  # N image files
+    labels: IntArray  # (N,)
+    probabilities: FloatArray  # (N, K) of the K most probable classes, calibrated, descending
+    predicted: IntArray  # (N, K) those classes
+    class_names: tuple[str, ...]  # C
+
+    def save(self, path: Path) -> None:
+        np.savez_compressed(
+            path,
+            paths=np.array(self.paths, dtype=np.str_),
+            labels=self.labels.astype(np.int32),
+            probabilities=self.probabilities.astype(np.float16),
+            predicted=self.predicted.astype(np.int32),
+            class_names=np.array(self.class_names, dtype=np.str_),
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Answers":
+        stored = np.load(path, allow_pickle=False)
+        return cls(
+            paths=tuple(stored["paths"].tolist()),
+            labels=stored["labels"].astype(np.int64),
+            probabilities=stored["probabilities"].astype(np.float32),
+            predicted=stored["predicted"].astype(np.int64),
+            class_names=tuple(stored["class_names"].tolist()),
+        )
+
+
+def read_results(path: Path) -> tuple[Result, ...]:
+    """The lines of a results file, or of the one in a run folder.
+
+    Raises:
+        ResultsInvalid: there is no such file, or a line is none of ours; the error names it.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ResultsInvalid(
+            f"{file} cannot be read: {error.strerror}. Wanted a run folder with {FILE_NAME}, as "
+            f"prompt-serve protocol and prompt-serve reproduce write it, or such a file."
+        ) from error
+    return tuple(_result(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line)
+
+
+def _result(line: str, where: str) -> Result:
+    try:
+        values = json.loads(line)
+        if values["format"] != FORMAT:
+            raise ResultsInvalid(
+                f"{where}: results format {values['format']!r}, this version reads {FORMAT}."
+            )
+        return Result(**{**values, "idk": tuple(values["idk"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ResultsInvalid(f"{where} is no result of a protocol: {error!r}.") from error
+
+
+def append_results(folder: Path, results: Iterable[Result]) -> None:
+    """Add lines to the results file of a run folder, in one write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(f"{result.to_json()}\n" for result in results)
+    with (folder / FILE_NAME).open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+@cache
+def environment() -> Mapping[str, Any]:
+    """Versions and machine, as kept in every line."""
+    return {
+        "prompt_serve": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+    }
