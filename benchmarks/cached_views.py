@@ -11,8 +11,9 @@ import argparse
 import statistics
 
 from benchmarks.learned_vs_zero_shot import emoji_folder
-from benchmarks.methods_table import TEXT, halves, spread
+from benchmarks.methods_table import TEXT, spread
 from prompt_serve.training.backbone import load_backbone
+from prompt_serve.training.class_sets import halves
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.features import FeatureCache
 from prompt_serve.training.reading import read_dataset

@@ -23,9 +23,8 @@ from typing import Any
 
 from benchmarks.learned_vs_zero_shot import emoji_folder
 from prompt_serve.training.backbone import Backbone, load_backbone
-from prompt_serve.training.class_sets import with_classes
+from prompt_serve.training.class_sets import halves, with_classes
 from prompt_serve.training.config import AUTO, TrainConfig
-from prompt_serve.training.data import ImageSet, LabelledImage, Split
 from prompt_serve.training.evaluate import evaluate_prompt
 from prompt_serve.training.features import FeatureCache
 from prompt_serve.training.methods import METHODS
@@ -117,25 +116,6 @@ def rows() -> list[Row]:
             for label, own in image
         ),
     ]
-
-
-def halves(whole: Split) -> tuple[Split, ImageSet]:
-    """Base: the first half of the classes, rounded up. New: the test images of the others."""
-    m = -(-len(whole.class_names) // 2)
-    assert whole.test is not None
-    base = Split(train=_labels(whole.train, range(m)), test=_labels(whole.test, range(m)))
-    return base, _labels(whole.test, range(m, len(whole.class_names)))
-
-
-def _labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
-    return ImageSet(
-        class_names=tuple(images.class_names[label] for label in labels),
-        items=tuple(
-            LabelledImage(item.path, labels.index(item.label))
-            for item in images.items
-            if item.label in labels
-        ),
-    )
 
 
 def measure(row: Row, backbone: Backbone, seed: int) -> Outcome:

@@ -10,8 +10,45 @@ from prompt_serve.errors import DatasetInvalid, PromptUnsupported
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, check_class_names
 from prompt_serve.training.backbone import Backbone
-from prompt_serve.training.data import ImageSet, LabelledImage
+from prompt_serve.training.data import ImageSet, LabelledImage, Split
 from prompt_serve.training.evaluate import probed_features
+
+
+def half_labels(n_classes: int) -> tuple[range, range]:
+    """Labels of the base and of the new classes: the first half, rounded up, and the rest (CoCoOp,
+    section 4.1)."""
+    m = -(-n_classes // 2)
+    return range(m), range(m, n_classes)
+
+
+def of_labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
+    """The images of some classes, relabelled from 0 in the order of ``labels``."""
+    numbers = {label: index for index, label in enumerate(labels)}
+    return ImageSet(
+        class_names=tuple(images.class_names[label] for label in labels),
+        items=tuple(
+            LabelledImage(item.path, numbers[item.label])
+            for item in images.items
+            if item.label in numbers
+        ),
+    )
+
+
+def split_of_labels(split: Split, labels: Sequence[int]) -> Split:
+    """``of_labels`` of each part."""
+    return Split(**{name: of_labels(part, labels) for name, part in split.parts.items()})
+
+
+def halves(whole: Split) -> tuple[Split, ImageSet]:
+    """The base classes, and the test images of the new ones (see ``half_labels``).
+
+    Raises:
+        DatasetInvalid: there are no test images.
+    """
+    base, new = half_labels(len(whole.class_names))
+    if whole.test is None:
+        raise DatasetInvalid("There are no test images of new classes to test on.")
+    return split_of_labels(whole, base), of_labels(whole.test, new)
 
 
 def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone) -> Prompt:

@@ -8,10 +8,18 @@ k = min(shots, 4), in the same stream of random numbers. (CoOp, datasets/oxford_
 
 import random
 from dataclasses import replace
+from typing import Protocol
 
 from prompt_serve.training.data import ImageSet, LabelledImage, Split
 
 VAL_SHOTS = 4  # per class, at most
+
+
+class Draw(Protocol):
+    """How images are drawn from a dataset; ``few_shot`` is one."""
+
+    def __call__(self, split: Split, /, *, shots: int, seed: int) -> Split:
+        """The drawn train and val parts, and the test part as it is."""
 
 
 def few_shot(split: Split, *, shots: int, seed: int) -> Split:

@@ -25,7 +25,7 @@ from prompt_serve.training.evaluate import (
     prompt_logits,
 )
 from prompt_serve.training.features import FeatureCache, image_features
-from prompt_serve.training.few_shot import few_shot, shot_faults
+from prompt_serve.training.few_shot import Draw, few_shot, shot_faults
 from prompt_serve.training.fit import EpochRecord, Fitted, check_names, fit
 from prompt_serve.training.image_source import ImageData
 from prompt_serve.training.methods import METHODS
@@ -130,6 +130,7 @@ def train_prompt(
     progress: Progress = SILENT,
     on_epoch: OnEpoch = lambda record: None,
     checkpoint: Path | None = None,
+    draw: Draw = few_shot,
 ) -> TrainingResult:
     """Learn a prompt for ``dataset``.
 
@@ -148,11 +149,12 @@ def train_prompt(
         on_epoch: called after every epoch of every fit.
         checkpoint: written after every epoch; a run that is stopped goes on from it. Where several
             learning rates are tried, each has its own beside it.
+        draw: draws ``config.shots`` images a class with ``config.seed``.
     """
     config = config.resolved()
     clock = Clock()
     prepare = Preparation(backbone, clock, cache=cache, workers=workers, progress=progress)
-    drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
+    drawn = draw(dataset, shots=config.shots, seed=config.seed)
     notes = notes_on(drawn, config)
     held_out = prepare.held_out(drawn, config)
     fitted: Fitted | None = None

@@ -7,7 +7,7 @@ from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data import Split
 from prompt_serve.training.features import FeatureCache, FeatureSet
-from prompt_serve.training.few_shot import few_shot
+from prompt_serve.training.few_shot import Draw, few_shot
 from prompt_serve.training.fit import EpochRecord, Fitted, Run, fit
 from prompt_serve.training.image_source import ImageData
 from prompt_serve.training.methods import METHODS
@@ -50,6 +50,7 @@ def train_prompts(
     workers: int = 4,
     progress: Progress = SILENT,
     on_epoch: OnStackedEpoch = lambda index, record: None,
+    draw: Draw = few_shot,
 ) -> list[TrainingResult]:
     """Learn a prompt with each of ``configs``; see ``train_prompt`` for one.
 
@@ -65,6 +66,7 @@ def train_prompts(
         workers: threads that decode images.
         progress: where bars are shown.
         on_epoch: called with the number of the configuration and the record of each epoch.
+        draw: draws the images of each configuration.
     """
     names = names or ["task"] * len(configs)
     resolved = [config.resolved() for config in configs]
@@ -80,6 +82,7 @@ def train_prompts(
         clock,
         progress,
         lambda position, record: on_epoch(together[position], record),
+        draw,
     )
     results = dict(zip(together, learned, strict=True))
     for index, config in enumerate(configs):
@@ -93,6 +96,7 @@ def train_prompts(
                 workers=workers,
                 progress=progress,
                 on_epoch=lambda record, index=index: on_epoch(index, record),  # type: ignore[misc]  # the default argument binds this turn's index
+                draw=draw,
             )
     return [results[index] for index in range(len(configs))]
 
@@ -111,8 +115,9 @@ def _train_together(
     clock: Clock,
     progress: Progress,
     on_epoch: OnStackedEpoch,
+    draw: Draw,
 ) -> list[TrainingResult]:
-    drawn = [few_shot(dataset, shots=c.shots, seed=c.seed) for c in configs]
+    drawn = [draw(dataset, shots=c.shots, seed=c.seed) for c in configs]
     held_out = [prepare.held_out(own, c) for own, c in zip(drawn, configs, strict=True)]
     owners: list[int] = []  # of each job, the configuration
     jobs: list[Job] = []

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from benchmarks.learned_vs_zero_shot import emoji_folder
-from benchmarks.methods_table import halves
 from prompt_serve.prompt_file import from_bytes, to_bytes
 from prompt_serve.training.backbone import Backbone, load_backbone
+from prompt_serve.training.class_sets import halves
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data import Split
 from prompt_serve.training.evaluate import class_features_of, evaluate_prompt

@@ -1,0 +1,107 @@
+"""Rows of a table: a method with settings, and how people write them down."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.training.config import TrainConfig, make_config, settings
+from prompt_serve.training.methods import METHODS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a table, learned anew for each dataset and seed."""
+
+    label: str
+    settings: Mapping[str, Any] = field(default_factory=dict)  # of TrainConfig, method included
+
+    @property
+    def method(self) -> str:
+        return str(self.settings["method"])
+
+    def config(self, *others: Mapping[str, Any]) -> TrainConfig:
+        """Its configuration; ``others`` are settings for all rows, later ones win, the row's own
+        win over all. Settings that mean nothing to its method are left out of ``others``.
+
+        Raises:
+            ConfigInvalid: some are unknown or out of range.
+        """
+        own, known = METHODS[self.method].settings, settings()
+        common = {
+            name: value
+            for other in others
+            for name, value in other.items()
+            if name not in known or not known[name].own or name in own
+        }
+        return make_config({**common, **self.settings})
+
+
+def parse_rows(text: str) -> tuple[Row, ...]:
+    """``coop,dip:rank=4,qcoop:bits=1:quantisation=ptq``: methods with settings, or a named set
+    of rows ("text", "image").
+
+    Raises:
+        ConfigInvalid: a method or setting is unknown; the error lists all.
+    """
+    rows: list[Row] = []
+    faults: list[str] = []
+    for word in (part.strip() for part in text.split(",")):
+        if word in row_sets():
+            rows += row_sets()[word]
+            continue
+        try:
+            rows.append(_row(word))
+        except ConfigInvalid as error:
+            faults += error.faults or [error.message]
+    labels = [row.label for row in rows]
+    faults += [f"{label!r} is asked for twice" for label in sorted(set(labels)) if
+               labels.count(label) > 1]  # fmt: skip
+    if faults or not rows:
+        raise ConfigInvalid(
+            f"{text!r} is no list of methods as in coop,dip:rank=4 (or one of the sets "
+            f"{', '.join(row_sets())}):",
+            faults,
+        )
+    return tuple(rows)
+
+
+def _row(word: str) -> Row:
+    method, *pairs = word.split(":")
+    if method not in METHODS:
+        raise ConfigInvalid("", [f"no method {method!r}; there are {', '.join(METHODS)}"])
+    values = parse_settings(pairs)
+    row = Row(label=" ".join([method, *pairs]), settings={"method": method, **values})
+    row.config()
+    return row
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``["epochs=50", "learning_rate=auto"]`` as settings, with the types TOML would give them.
+
+    Raises:
+        ConfigInvalid: one is not NAME=VALUE.
+    """
+    values = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigInvalid("", [f"{pair!r} is not NAME=VALUE, as in epochs=50"])
+        try:
+            values[name.replace("-", "_")] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            values[name.replace("-", "_")] = value
+    return values
+
+
+@cache
+def row_sets() -> Mapping[str, tuple[Row, ...]]:
+    """The sets of rows that come with the package (``rows.toml``), by name."""
+    text = resources.files(__package__).joinpath("rows.toml").read_text(encoding="utf-8")
+    return {
+        name: tuple(Row(label=label, settings=values) for label, values in rows.items())
+        for name, rows in tomllib.loads(text).items()
+    }
