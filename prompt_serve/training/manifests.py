@@ -73,7 +73,7 @@ def read_split_file(path: Path, images: Path | None) -> Listing:
         listing.items[part] = [
             LabelledImage(root / file, dense[label]) for file, label, _ in entries
         ]
-    listing.faults += _missing_files(listing)
+    listing.faults += missing_files(listing)
     return listing
 
 
@@ -121,11 +121,12 @@ def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> Listing:
     for part, file, name in named:
         if name in labels:
             listing.items.setdefault(part, []).append(LabelledImage(file, labels[name]))
-    listing.faults += _missing_files(listing)
+    listing.faults += missing_files(listing)
     return listing
 
 
-def _missing_files(listing: Listing) -> list[str]:
+def missing_files(listing: Listing) -> list[str]:
+    """Take files that are not there out of the listing; one line for each of them."""
     paths = dict.fromkeys(item.path for items in listing.items.values() for item in items)
     missing = [path for path in paths if not path.is_file()]
     # What is not there need not be looked at again, by checks that open images.

@@ -43,13 +43,37 @@ def read_dataset(
         listing = read_split_file(source, images)
     else:
         listing = read_table(source)
+    return checked(listing, str(source), rename=rename, checks=checks)
+
+
+def checked(
+    listing: Listing,
+    source: str,
+    *,
+    rename: Mapping[str, str] | None = None,
+    checks: Sequence[Check] = (),
+    way_out: Sequence[str] = (),
+) -> Split:
+    """A listing as a split, if nothing is wrong with it.
+
+    Args:
+        listing: what a reader found.
+        source: what the error calls it.
+        rename: other names for classes, by the name the source gives them.
+        checks: looked at in addition.
+        way_out: lines that end the error.
+
+    Raises:
+        DatasetInvalid: all that is wrong, in one error.
+    """
     _rename(listing, rename or {})
     split = listing.split()
     faults = [*listing.faults, *_class_faults(split)]
     for check in checks if split.class_names else ():
         faults += limited(check(split))
     if faults:
-        raise DatasetInvalid(f"{source} cannot be learned from:", faults, source=str(source))
+        summary = f"{source} cannot be learned from:"
+        raise DatasetInvalid(summary, [*faults, *way_out], source=source)
     return split
 
 
