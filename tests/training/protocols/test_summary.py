@@ -12,8 +12,8 @@ from prompt_serve.training.protocols.summary import (
     FEW_SHOT,
     HARMONIC,
     Figure,
-    TableRow,
     Summary,
+    TableRow,
     harmonic_mean,
     summarise,
 )

@@ -1,0 +1,87 @@
+"""What the papers learn with (``schedules.toml``), as settings of ``TrainConfig``."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.training.methods import METHODS
+from prompt_serve.training.protocols.rows import Row
+from prompt_serve.training.protocols.summary import (
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+)
+
+COOP = "coop"
+# One prompt is learned for both.
+_LEARNED_AS = {DOMAIN_GENERALISATION: CROSS_DATASET}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperSettings:
+    """How a paper learns."""
+
+    settings: Mapping[str, Any]  # of TrainConfig
+    stated: bool  # False: the paper leaves some of it open
+    source: str  # where it says so, and what stands for what it leaves open
+
+
+def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 16) -> PaperSettings:
+    """What the papers learn ``method`` with.
+
+    Args:
+        protocol: as in results.
+        method: a name in METHODS.
+        dataset: that is learned on; of the suite "papers" a few have their own epochs.
+        shots: images a class.
+
+    Raises:
+        ConfigInvalid: there is no such protocol or method.
+    """
+    tables = _schedules()
+    name = _LEARNED_AS.get(protocol, protocol)
+    if name not in tables:
+        known = ", ".join((BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION))
+        raise ConfigInvalid(f"There is no protocol {protocol!r}; there are {known}.")
+    if method not in METHODS:
+        raise ConfigInvalid(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
+    if METHODS[method].learner is None:
+        return PaperSettings(settings={}, stated=True, source="nothing is learned")
+    entry = tables[name].get(method)
+    if entry is None:
+        settings = _settings(tables[name], COOP, dataset, shots)
+        return PaperSettings(settings=settings, stated=False, source="CoOp's settings")
+    return PaperSettings(
+        settings=_settings(tables[name], method, dataset, shots),
+        stated=entry.get("stated", True),
+        source=entry["source"],
+    )
+
+
+def paper_schedule(protocol: str, row: Row, dataset: str, shots: int) -> Mapping[str, Any]:
+    """The settings of ``paper_settings`` as ``Experiment.schedule`` asks for them."""
+    return paper_settings(protocol, row.method, dataset, shots).settings
+
+
+def _settings(
+    table: Mapping[str, Mapping[str, Any]], method: str, dataset: str, shots: int
+) -> dict[str, Any]:
+    entry = table[method]
+    first = _settings(table, entry["like"], dataset, shots) if "like" in entry else {}
+    return {
+        **first,
+        **entry.get("settings", {}),
+        **entry.get("at_shots", {}).get(str(shots), {}),
+        **entry.get("on", {}).get(dataset, {}),
+    }
+
+
+@cache
+def _schedules() -> dict[str, dict[str, dict[str, Any]]]:
+    text = resources.files(__package__).joinpath("schedules.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
