@@ -21,6 +21,7 @@ import torch
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
 from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.cache_folders import cache_folder
 from prompt_serve.training.data import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.training.views import make_views
@@ -86,11 +87,7 @@ class FeatureCache:
 
 def default_cache_folder() -> Path:
     """``$PROMPT_SERVE_CACHE/features``, else ``prompt-serve/features`` in the user's cache."""
-    own = os.environ.get("PROMPT_SERVE_CACHE")
-    if own:
-        return Path(own) / "features"
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "prompt-serve" / "features"
+    return cache_folder("features")
 
 
 def image_features(

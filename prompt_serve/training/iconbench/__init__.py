@@ -1,0 +1,1 @@
+"""IconBench: eleven tasks over emoji drawings, with the drawings' styles as domains."""

@@ -1,0 +1,174 @@
+"""The eleven tasks: which Unicode sub-groups of emoji make up each class.
+
+A class here is a kind of thing ("sea animal"), which no backbone was taught by name, as it was
+with each emoji's own. Where sub-groups hold one or two emoji, or say less what is drawn than how
+(a face with glasses), they are left out. Classes are ordered as Unicode orders their emoji.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+TEMPLATE = "a photo of a {}."  # the embedded backbone's; its words matter little to it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is told apart."""
+
+    name: str  # as on the command line: "animals"
+    title: str  # as in tables: "Animals"
+    # Class name -> sub-groups, or -> groups, as emojibase spells them.
+    classes: Mapping[str, tuple[str, ...]]
+    # Each emoji of these sub-groups is a class by its own name; ``classes`` is empty then.
+    named: tuple[str, ...] = ()
+
+
+_GROUPS = {
+    "face": ("smileys-emotion",),
+    "person": ("people-body",),
+    "animal or plant": ("animals-nature",),
+    "food or drink": ("food-drink",),
+    "travel or place": ("travel-places",),
+    "activity": ("activities",),
+    "object": ("objects",),
+    "symbol": ("symbols",),
+}
+_SMILEYS = {
+    "smiling face": ("face-smiling",),
+    "affection": ("face-affection",),
+    "tongue out": ("face-tongue",),
+    "neutral or skeptical face": ("face-neutral-skeptical",),
+    "sleepy face": ("face-sleepy",),
+    "unwell face": ("face-unwell",),
+    "concerned face": ("face-concerned",),
+    "negative face": ("face-negative",),
+    "costume face": ("face-costume",),
+    "heart": ("heart",),
+    "emotion": ("emotion",),
+}
+_PEOPLE = {
+    "open hand": ("hand-fingers-open",),
+    "partial hand": ("hand-fingers-partial",),
+    "single finger": ("hand-single-finger",),
+    "closed hand": ("hand-fingers-closed",),
+    "hands": ("hands",),
+    "body part": ("body-parts",),
+    "person": ("person",),
+    "gesture": ("person-gesture",),
+    "role": ("person-role",),
+    "activity": ("person-activity",),
+    "sport": ("person-sport",),
+    "family": ("family",),
+}
+_ANIMALS = {
+    "mammal": ("animal-mammal",),
+    "bird": ("animal-bird",),
+    "reptile or amphibian": ("animal-amphibian", "animal-reptile"),
+    "sea animal": ("animal-marine",),
+    "bug": ("animal-bug",),
+    "flower": ("plant-flower",),
+    "plant": ("plant-other",),
+}
+_FOOD = {
+    "fruit": ("food-fruit",),
+    "vegetable": ("food-vegetable",),
+    "prepared food": ("food-prepared",),
+    "asian food": ("food-asian",),
+    "sweet": ("food-sweet",),
+    "drink": ("drink",),
+    "dishware": ("dishware",),
+}
+_TRAVEL = {
+    "map": ("place-map",),
+    "landscape": ("place-geographic",),
+    "building": ("place-building",),
+    "religious building": ("place-religious",),
+    "place": ("place-other",),
+    "ground transport": ("transport-ground",),
+    "water transport": ("transport-water",),
+    "air transport": ("transport-air",),
+    "time": ("time",),
+    "sky or weather": ("sky-weather",),
+}
+_ACTIVITIES = {
+    "event": ("event",),
+    "award": ("award-medal",),
+    "sports equipment": ("sport",),
+    "game": ("game",),
+    "craft": ("arts-crafts",),
+}
+_OBJECTS = {
+    "clothing": ("clothing",),
+    "sound": ("sound",),
+    "music": ("music",),
+    "musical instrument": ("musical-instrument",),
+    "phone": ("phone",),
+    "computer": ("computer",),
+    "light or video": ("light-video",),
+    "book or paper": ("book-paper",),
+    "money": ("money",),
+    "mail": ("mail",),
+    "writing": ("writing",),
+    "office": ("office",),
+    "lock": ("lock",),
+    "tool": ("tool",),
+    "science or medicine": ("science", "medical"),
+    "household": ("household",),
+}
+_SIGNS = {
+    "transport sign": ("transport-sign",),
+    "warning": ("warning",),
+    "arrow": ("arrow",),
+    "religion": ("religion",),
+    "zodiac": ("zodiac",),
+    "media button": ("av-symbol",),
+    "punctuation": ("punctuation",),
+    "other symbol": ("other-symbol",),
+    "keycap": ("keycap",),
+    "letters": ("alphanum",),
+    "geometric shape": ("geometric",),
+}
+# In Unicode's order of the groups; no two of them have a class name in common.
+_KINDS = {
+    **_SMILEYS,
+    **_PEOPLE,
+    **_ANIMALS,
+    **_FOOD,
+    **_TRAVEL,
+    **_ACTIVITIES,
+    **_OBJECTS,
+    **_SIGNS,
+}
+
+# In the order of tables. The first, of all kinds, is to the others what ImageNet is in the papers.
+TASKS = (
+    Task(name="kinds", title="Kinds", classes=_KINDS),
+    Task(name="groups", title="Groups", classes=_GROUPS),
+    Task(name="animals", title="Animals", classes=_ANIMALS),
+    Task(name="food", title="Food", classes=_FOOD),
+    Task(name="travel", title="Travel", classes=_TRAVEL),
+    Task(name="objects", title="Objects", classes=_OBJECTS),
+    Task(name="smileys", title="Smileys", classes=_SMILEYS),
+    Task(name="people", title="People", classes=_PEOPLE),
+    Task(name="signs", title="Signs", classes=_SIGNS),
+    Task(
+        name="animal-names",
+        title="AnimalNames",
+        classes={},
+        named=(
+            "animal-mammal",
+            "animal-bird",
+            "animal-amphibian",
+            "animal-reptile",
+            "animal-marine",
+            "animal-bug",
+        ),
+    ),
+    Task(
+        name="food-names",
+        title="FoodNames",
+        classes={},
+        named=("food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet"),
+    ),
+)
+SOURCE = "kinds"
