@@ -35,6 +35,14 @@ COMMANDS: dict[str, LazyCommand] = {
     "baselines": LazyCommand(
         "prompt_serve.cli.baselines", "baselines", "Measure what a prompt has to beat."
     ),
+    "data": LazyCommand("prompt_serve.cli.data", "data", "See and fetch benchmark datasets."),
+    "protocol": LazyCommand(
+        "prompt_serve.cli.protocol", "protocol", "Measure methods on your datasets, as papers do."
+    ),
+    "reproduce": LazyCommand(
+        "prompt_serve.cli.reproduce", "reproduce", "Put the papers' figures beside ours."
+    ),
+    "report": LazyCommand("prompt_serve.cli.report", "report", "Show runs on one HTML page."),
     "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
     "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
     "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
@@ -51,6 +59,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "torch": ("train", "Training and export need"),
     "open_clip": ("train", "Training and export need"),
     "matplotlib": ("train", "The plot of the frontier needs"),
+    "resvg_py": ("train", "Drawing IconBench needs"),
+    "jinja2": ("train", "The report needs"),
+    "scipy": ("train", "Statistics need"),
     "onnx": ("train", "Export needs"),
     "onnxscript": ("train", "Export needs"),
     "onnxruntime": ("serve", "Running an exported backbone needs"),

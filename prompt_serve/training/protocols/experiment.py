@@ -7,6 +7,7 @@ nothing that learns or chooses is given any: the split that ``train_prompts`` se
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,10 @@ def learn_and_test(
     Raises:
         ConfigInvalid: the run folder holds results of another configuration.
     """
-    session = _Session(experiment, suite, dataset, reports, shots)
     images = replace(dataset.split, test=None)
     split = images if labels is None else split_of_labels(images, labels)
+    own_draw = draw if labels is None else _drawn_from(images, labels, draw)
+    session = _Session(experiment, suite, dataset, reports, shots, partial(own_draw, split))
     for jobs in session.batches():
         learned = train_prompts(
             experiment.backbone,
@@ -130,7 +132,7 @@ def learn_and_test(
             cache=experiment.cache,
             workers=experiment.workers,
             progress=experiment.progress,
-            draw=draw if labels is None else _drawn_from(images, labels, draw),
+            draw=own_draw,
         )
         session.keep(jobs, learned)
     return session.results()
@@ -162,7 +164,9 @@ class _Session:
         dataset: BenchDataset,
         reports: Sequence[Report],
         shots: int,
+        drawn: Callable[..., Split],
     ) -> None:
+        self._drawn = drawn
         self._experiment, self._suite, self._dataset = experiment, suite, dataset
         self._reports, self._shots = reports, shots
         self._done = {result.run_id: result for result in _there(experiment.out)}
@@ -230,7 +234,8 @@ class _Session:
         answers: dict[str, Answers] = {}
         for test in report.tests:
             measured[test.name], answers[test.name] = self._answered(test, job, learned.prompt)
-        self._keep_files(blank.run_id, learned, answers)
+        if self._experiment.out:
+            self._keep_files(self._experiment.out / "runs" / blank.run_id, job, learned, answers)
         last = learned.history[-1] if learned.history else None
         rate = learned.prompt.training["learning_rate"]
         return replace(
@@ -281,15 +286,19 @@ class _Session:
         return self._prepared[key]
 
     def _keep_files(
-        self, run_id: str, learned: TrainingResult, answers: Mapping[str, Answers]
+        self, folder: Path, job: _Job, learned: TrainingResult, answers: Mapping[str, Answers]
     ) -> None:
-        if self._experiment.out is None:
-            return
-        folder = self._experiment.out / "runs" / run_id
         folder.mkdir(parents=True, exist_ok=True)
         write_prompt_file(learned.prompt, folder / "prompt.safetensors")
+        drawn = self._drawn(shots=job.config.shots, seed=job.config.seed)
+        paths = {
+            part: [str(item.path) for item in images.items] for part, images in drawn.parts.items()
+        }
+        (folder / "images.json").write_text(json.dumps(paths, indent=1), encoding="utf-8")
         lines = (json.dumps(record.to_dict()) for record in learned.history)
-        (folder / "history.jsonl").write_text("".join(f"{line}\n" for line in lines))
+        (folder / "history.jsonl").write_text(
+            "".join(f"{line}\n" for line in lines), encoding="utf-8"
+        )
         for name, found in answers.items():
             found.save(folder / f"answers-{name}.npz")
 

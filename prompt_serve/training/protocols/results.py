@@ -1,8 +1,9 @@
 """One line of a results file: everything that one learned prompt gave, with full precision.
 
 A run folder holds ``results.jsonl`` and, for each line, a folder ``runs/<run_id>`` with the prompt
-file (``prompt.safetensors``), the log (``history.jsonl``, an ``EpochRecord`` a line) and, for each
-test set, what was answered (``answers-<test set>.npz``, see ``Answers``).
+file (``prompt.safetensors``), the images that were drawn (``images.json``: paths of "train" and
+"val"), the log (``history.jsonl``, an ``EpochRecord`` a line) and, for each test set, what was
+answered (``answers-<test set>.npz``, see ``Answers``).
 """
 
 import json
@@ -47,7 +48,7 @@ class Result:
     trained_numbers: int  # that SGD changed
     payload_bytes: int  # of learned numbers in the prompt file
     learning_rate: float | None
-    seconds: float  # of learning, all learning rates that were tried
+    seconds: float  # of learning; where several runs learn in one, the share of this one
     idk: tuple[float, ...] = ()  # ID_k after the last epoch
     config: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig, whole
     backbone: Mapping[str, Any] = field(default_factory=dict)  # id, fingerprint

@@ -1,0 +1,63 @@
+"""``prompt-serve protocol``: the papers' protocols on datasets of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prompt_serve.cli.protocol_options import (
+    DESCRIBED,
+    experiment_of,
+    protocol_options,
+    run_protocol,
+)
+
+
+@click.group()
+def protocol() -> None:
+    """Measure methods by the papers' protocols on datasets of your own.
+
+    DATASETS are what prompt-serve train takes, each with test images. Methods are learned without
+    them: nothing can be chosen by what is tested.
+
+    \b
+    prompt-serve protocol base-to-new pets/ flowers/ --methods coop,dip --out runs/mine
+    prompt-serve report runs/mine --out report.html
+    """
+
+
+def _domains(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, Path]:
+    domains = {}
+    for value in values:
+        name, equals, folder = value.partition("=")
+        if not (name and equals and folder):
+            raise click.BadParameter(f"{value!r} is not NAME=DATASET, as in sketch=sketches/.")
+        domains[name] = Path(folder)
+    return domains
+
+
+def _command(name: str, summary: str) -> click.Command:
+    @click.command(name, help=f"{summary}\n\nDATASETS are folders, tables or split files.")
+    @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
+                    type=click.Path(path_type=Path))  # fmt: skip
+    @click.option(
+        "--domain", "domains", multiple=True, callback=_domains, metavar="NAME=DATASET",
+        help="For domain-generalisation: test images of the source's classes in another look.",
+    )  # fmt: skip
+    @protocol_options
+    def command(sources: tuple[Path, ...], domains: dict[str, Path], **options: Any) -> None:
+        from prompt_serve.training.datasets.own import folder_suite
+        from prompt_serve.training.protocols.comparison import compare
+
+        suite = folder_suite(sources, source=options["source"], domains=domains)
+        results = run_protocol(name, suite, experiment_of(options), options)
+        if not options["quiet"]:
+            click.echo(compare(results, suite).as_text())
+
+    return command
+
+
+for _name, _summary in DESCRIBED:
+    protocol.add_command(_command(_name, _summary))

@@ -1,0 +1,87 @@
+"""``prompt-serve reproduce``: the papers' tables beside what comes out here."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.data import root_option
+from prompt_serve.cli.protocol_options import (
+    DESCRIBED,
+    experiment_of,
+    protocol_options,
+    run_protocol,
+)
+
+if TYPE_CHECKING:
+    from prompt_serve.training.protocols.experiment import Schedule
+    from prompt_serve.training.protocols.suite import Suite
+
+
+@click.command()
+@click.argument("protocol", type=click.Choice([name for name, _ in DESCRIBED]))
+@click.option(
+    "--bench", type=click.Choice(["papers", "icon"]), default="papers", show_default=True,
+    help="papers: the 11 datasets of the papers, from --datasets-root. icon: IconBench, which "
+    "prompt-serve data iconbench fetches.",
+)  # fmt: skip
+@root_option
+@click.option(
+    "--icon-folder", type=click.Path(path_type=Path),
+    help="Where IconBench is. [default: where prompt-serve data iconbench puts it]",
+)  # fmt: skip
+@click.option(
+    "--schedule", type=click.Choice(["papers", "equal"]),
+    help="papers: epochs, batches and learning rates of each paper. equal: the same for every "
+    "row. [default: papers for papers, equal for icon]",
+)  # fmt: skip
+@protocol_options
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="File to write the tables to, as Markdown."
+)
+@click.option("--json", "as_json", is_flag=True, help="The tables as one JSON document.")
+def reproduce(protocol: str, **options: Any) -> None:
+    """Run a PROTOCOL of the papers and put the papers' figures beside ours.
+
+    Datasets that are not on disk are listed as missing, never left out silently.
+
+    \b
+    prompt-serve reproduce base-to-new --datasets-root /data --backbone ViT-B-16/openai \\
+        --methods coop,dip,qcoop:bits=1 --out runs/papers
+    prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
+    """
+    from prompt_serve.training.protocols.comparison import compare
+
+    suite = _suite(options)
+    experiment = experiment_of(options, _schedule(options))
+    results = run_protocol(protocol, suite, experiment, options)
+    table = compare(results, suite)
+    if options["markdown"]:
+        options["markdown"].parent.mkdir(parents=True, exist_ok=True)
+        options["markdown"].write_text(f"{table.as_markdown()}\n", encoding="utf-8")
+    if options["as_json"]:
+        click.echo(json.dumps(table.to_dict(), ensure_ascii=False, indent=2))
+    elif not options["quiet"]:
+        click.echo(table.as_text())
+
+
+def _suite(options: dict[str, Any]) -> "Suite":
+    if options["bench"] == "icon":
+        from prompt_serve.training.iconbench.suite import icon_suite
+
+        return icon_suite(options["icon_folder"])
+    from prompt_serve.training.datasets.papers import papers_suite
+
+    return papers_suite(Path(options["root"]))
+
+
+def _schedule(options: dict[str, Any]) -> "Schedule":
+    from prompt_serve.training.protocols.experiment import equal_schedule
+    from prompt_serve.training.protocols.icon_schedule import icon_schedule
+    from prompt_serve.training.protocols.schedules import paper_schedule
+
+    icon = options["bench"] == "icon"
+    if (options["schedule"] or ("equal" if icon else "papers")) == "papers":
+        return paper_schedule
+    return icon_schedule if icon else equal_schedule
