@@ -81,6 +81,8 @@ def _draw_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet])
 
 
 def _name_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet]) -> list[str]:
+    if not spec.names_from:
+        return []
     faults = []
     for part in parts.values():
         for item in part.items:

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
-from prompt_serve.training.data import ImageSet, Split
-from prompt_serve.training.datasets.papers import ImagesByName
+from prompt_serve.training.data import ImageSet
+from prompt_serve.training.datasets.later import ImagesByName
 from prompt_serve.training.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.reading import read_dataset
 
@@ -76,19 +76,13 @@ def _named(sources: Sequence[Path]) -> dict[str, Path]:
 def _load(
     name: str, path: Path, template: str, domains: Mapping[str, partial[ImageSet]]
 ) -> BenchDataset:
-    split = read_dataset(path, checks=(_has_test_images,))
     return BenchDataset(
-        name=name, title=name, split=split, template=template, domains=ImagesByName(domains)
+        name=name,
+        title=name,
+        split=read_dataset(path),
+        template=template,
+        domains=ImagesByName(domains),
     )
-
-
-def _has_test_images(split: Split) -> list[str]:
-    if split.test is not None:
-        return []
-    return [
-        "it has no test images, and nothing may be measured on those that were learned from: put "
-        'some into a folder test/ beside train/, or write "test" into the column split'
-    ]
 
 
 def _domain(path: Path, source: Path) -> ImageSet:

@@ -1,12 +1,13 @@
 """The eleven datasets of the papers, and ImageNet's four test sets of other looks, as a suite."""
 
-from collections.abc import Callable, Iterator, Mapping
-from functools import cache, partial
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from prompt_serve.errors import DatasetMissing
 from prompt_serve.training.data import ImageSet
 from prompt_serve.training.datasets.class_names import read_synset_names
+from prompt_serve.training.datasets.later import ImagesByName
 from prompt_serve.training.datasets.places import CLASS_NAMES, Place, find, folders_of
 from prompt_serve.training.datasets.readers import read_domain, read_split
 from prompt_serve.training.datasets.spec import (
@@ -19,22 +20,6 @@ from prompt_serve.training.datasets.spec import (
 from prompt_serve.training.protocols.suite import BenchDataset, Suite
 
 SOURCE = "imagenet"
-
-
-class ImagesByName(Mapping[str, ImageSet]):
-    """Test sets that are read when they are asked for, and then kept."""
-
-    def __init__(self, readers: Mapping[str, Callable[[], ImageSet]]) -> None:
-        self._readers = {name: cache(reader) for name, reader in readers.items()}
-
-    def __getitem__(self, name: str) -> ImageSet:
-        return self._readers[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
-
-    def __len__(self) -> int:
-        return len(self._readers)
 
 
 def papers_suite(
