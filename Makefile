@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check fix test demo serve pretrain clean
+.PHONY: help install check fix test test-all demo serve pretrain clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,7 +28,10 @@ fix: $(INSTALLED) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-test: $(INSTALLED) ## all tests (under 10 minutes on two cores)
+test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
+	$(BIN)/python -m pytest -m 'not long'
+
+test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
 	$(BIN)/python -m pytest
 
 demo: $(INSTALLED) ## learn a prompt, serve it, ask it

@@ -31,6 +31,7 @@ def test_vit_b_16_becomes_a_bundle(tmp_path: Path) -> None:
 
 
 # Their text towers are ViT-B/16's; only the image towers need a check of their own.
+@pytest.mark.long
 @pytest.mark.parametrize("spec", ["ViT-B-32/random", "RN50/random"])
 def test_other_image_towers_compute_the_same(spec: str, tmp_path: Path) -> None:
     with quiet_libraries():

@@ -22,7 +22,13 @@ from prompt_serve.training.methods import METHODS
 from prompt_serve.training.reading import read_dataset
 from prompt_serve.training.run import image_data, train_prompt
 
-LEARNING = [name for name, method in METHODS.items() if method.learner]
+# Of each kind one in every run of the tests: whole, low rank, codebook, both towers, pruned.
+IN_EVERY_RUN = {"coop", "dip", "qcoop", "maple", "adapt"}
+LEARNING = [
+    pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.long)
+    for name, method in METHODS.items()
+    if method.learner
+]
 # What takes long learns less: the network of CoCoOp runs the text tower for every image.
 SHORT: dict[str, dict[str, Any]] = {"cocoop": {"epochs": 3, "batch_size": 8}}
 IMAGE_METHODS = {"epochs": 15}
