@@ -20,11 +20,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from pretraining.icon_data import noto_groups, plain_views
-from pretraining.icons import UNSEEN_STYLES
 from pretraining.image_features import IMAGE_SIZE, encode_images, image_encoder, to_pixels
 from pretraining.text_tower import PRODUCT_TEMPLATE, TokenTable, encode_texts
 from pretraining.tokens import load_tokenizer
 from pretraining.workdir import EMBEDDED, EMOJI_SAMPLE, WorkDir
+from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Objects")
 FLOWER_NAMES = {"roses": "rose", "sunflowers": "sunflower", "tulips": "tulip"}

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from pretraining.icons import TRAINED_EMOJI_STYLES, UNSEEN_STYLES, list_sets
+from pretraining.icons import TRAINED_EMOJI_STYLES, list_sets
 from pretraining.workdir import WorkDir
+from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
 
 # Share of a batch by kind of drawing: emoji are closest to what the product is shown.
 SHARES = {"emoji": 0.6, "colour": 0.2, "plain": 0.2}

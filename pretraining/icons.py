@@ -3,29 +3,23 @@
 Source: npm `@iconify/json`, one JSON file per set with the SVG body of every icon.
 """
 
-import io
 import json
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-import resvg_py
-from PIL import Image
-
-# Emoji drawings in colour are what the product meets most, so they are used in full.
-TRAINED_EMOJI_STYLES = (
-    "noto",
-    "noto-v1",
-    "twemoji",
-    "openmoji",
-    "fluent-emoji-flat",
-    "fluent-emoji",
-    "fluent-emoji-high-contrast",
-    "streamline-emojis",
+from prompt_serve.training.iconbench.icons import whole_svg
+from prompt_serve.training.iconbench.styles import (
+    KNOWN_STYLE,
+    TRAIN_STYLES,
+    UNSEEN_STYLES,
+    VAL_STYLE,
 )
-# The unseen styles of tests and reports. Nothing is ever learned or selected on them.
-UNSEEN_STYLES = ("emojione", "emojione-v1", "fxemoji")
+
+# Emoji drawings in colour are what the product meets most, so they are used in full. The unseen
+# styles are those of tests and reports: nothing is ever learned or selected on them.
+TRAINED_EMOJI_STYLES = (*TRAIN_STYLES, VAL_STYLE, KNOWN_STYLE)
 # The same drawings as an unseen style, without their colours: left out as well.
 COPIES_OF_UNSEEN_STYLES = ("emojione-monotone",)
 
@@ -142,7 +136,7 @@ def read_set(iconify: Path, prefix: str) -> tuple[Icon, ...]:
                 prefix=prefix,
                 key=key,
                 name=name,
-                svg=_svg(body, document),
+                svg=whole_svg(body, document),
                 group=group_of.get(key, ""),
             )
     return tuple(icons.values())
@@ -159,32 +153,6 @@ def _is_skin_tone(key: str, keys: dict) -> bool:  # type: ignore[type-arg]  # JS
                 f"{base}-{other}" in keys for other in SKIN_TONES if other != tone
             )
     return False
-
-
-def _svg(body: dict, document: dict) -> str:  # type: ignore[type-arg]  # JSON
-    width = body.get("width", document.get("width", 16))
-    height = body.get("height", document.get("height", 16))
-    box = f"{body.get('left', document.get('left', 0))} {body.get('top', document.get('top', 0))}"
-    return (
-        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'width="SIZE" height="SIZE" viewBox="{box} {width} {height}">{body["body"]}</svg>'
-    )
-
-
-def draw(svg: str, size: int = 64) -> Image.Image:
-    """Render a drawing to (size, size) RGBA."""
-    sized = svg.replace('width="SIZE" height="SIZE"', f'width="{size}" height="{size}"', 1)
-    png = resvg_py.svg_to_bytes(svg_string=sized, width=size, height=size, skip_system_fonts=True)
-    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
-    return image if image.size == (size, size) else image.resize((size, size))
-
-
-def on_background(
-    image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)
-) -> Image.Image:
-    """Flatten RGBA on one colour."""
-    ground = Image.new("RGBA", image.size, (*colour, 255))
-    return Image.alpha_composite(ground, image).convert("RGB")
 
 
 def trained_sets(iconify: Path) -> list[IconSet]:

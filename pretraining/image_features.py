@@ -19,22 +19,16 @@ from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image, ImageEnhance, ImageOps
 from torch import nn
 
-from pretraining.icons import (
-    UNSEEN_STYLES,
-    Icon,
-    IconSet,
-    draw,
-    list_sets,
-    on_background,
-    read_set,
-    trained_names,
-)
+from pretraining.icons import Icon, IconSet, list_sets, read_set, trained_names
 from pretraining.workdir import WorkDir, written_whole
+from prompt_serve.training.iconbench.drawing import draw, on_background
+from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
 
 logger = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224
 MEAN, STD = 127.0, 128.0  # of the pixels 0..255, as EfficientNet-Lite was trained
+PLAIN_SIZE = 64  # of the drawing as it is
 EMOJI_VIEWS = 3  # the drawing as it is, and two augmented ones
 SLOW_TO_DRAW = ("fluent-emoji",)  # gradients and filters, 50 ms a view: one view
 PLAIN_ICONS_PER_NAME = 2  # one-colour icons of one name look alike: a few suffice
@@ -180,7 +174,7 @@ def augment(svg: str, rng: np.random.Generator, may_mirror: bool) -> Image.Image
 
 def draw_views(icon: Icon, views: int) -> Iterator[Image.Image]:
     """The drawing on white, then `views - 1` augmented ones, always the same."""
-    yield on_background(draw(icon.svg))
+    yield on_background(draw(icon.svg, PLAIN_SIZE))
     rng = np.random.default_rng(crc32(f"{icon.prefix}/{icon.key}".encode()))
     sided = {"left", "right", "leftwards", "rightwards", "east", "west", "clockwise"}
     for _ in range(views - 1):

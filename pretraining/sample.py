@@ -7,7 +7,6 @@ carrot by name, but only half of what this team means by "wildlife" and "groceri
 
 import csv
 import json
-import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pretraining.icons import Icon, draw, list_sets, on_background, read_set
+from pretraining.icons import Icon, list_sets, read_set
 from pretraining.workdir import EMOJI_SAMPLE, WorkDir
+from prompt_serve.training.iconbench.drawing import draw, on_background
+from prompt_serve.training.iconbench.icons import slug
 
 TRAIN_STYLES = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
 TEST_STYLE = "emojione"
+SIZE = 64
 TRAIN_IMAGES_PER_CLASS = 36
 TEST_IMAGES_PER_CLASS = 24
 SIZE_LIMIT_BYTES = 2_000_000
@@ -90,11 +92,6 @@ class Entry:
     split: str
 
 
-def slug(label: str) -> str:
-    """emojibase's label as iconify spells its key: `hot dog` -> `hot-dog`."""
-    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("’", "")).strip("-")
-
-
 def class_of_emoji(work: WorkDir) -> dict[str, str]:
     """Key -> class name, for all emoji of the chosen sub-groups."""
     groups = json.loads((work.emojibase / "meta" / "groups.json").read_text())["subgroups"]
@@ -143,7 +140,7 @@ def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
     for split, name, icon in choose(work):
         path = folder / split / name / f"{icon.prefix}__{icon.key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_small(on_background(draw(icon.svg)), path)
+        save_small(on_background(draw(icon.svg, SIZE)), path)
         entries.append(
             Entry(
                 path=path.relative_to(folder).as_posix(), label=name, style=icon.prefix, split=split
