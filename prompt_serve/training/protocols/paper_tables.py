@@ -25,6 +25,7 @@ DATASETS = (
     "eurosat",
     "ucf101",
 )
+DOMAINS = ("imagenetv2", "imagenet-sketch", "imagenet-a", "imagenet-r")  # of ImageNet
 # What makes a row another row. All else (epochs, learning rates, dropout) is how it was learned.
 IDENTITY = (
     "method",

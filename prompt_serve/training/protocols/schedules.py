@@ -17,7 +17,8 @@ from prompt_serve.training.protocols.summary import (
     FEW_SHOT,
 )
 
-COOP = "coop"
+# Of methods that have no entry.
+_AS_COOP = {"like": "coop", "open": "all", "source": "CoOp's settings"}
 # One prompt is learned for both.
 _LEARNED_AS = {DOMAIN_GENERALISATION: CROSS_DATASET}
 
@@ -27,8 +28,13 @@ class PaperSettings:
     """How a paper learns."""
 
     settings: Mapping[str, Any]  # of TrainConfig
-    stated: bool  # False: the paper leaves some of it open
+    open: tuple[str, ...]  # names that the paper does not state; some have no value here either
     source: str  # where it says so, and what stands for what it leaves open
+
+    @property
+    def stated(self) -> bool:
+        """Whether the paper states all of it."""
+        return not self.open
 
 
 def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 16) -> PaperSettings:
@@ -51,14 +57,13 @@ def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 1
     if method not in METHODS:
         raise ConfigInvalid(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
     if METHODS[method].learner is None:
-        return PaperSettings(settings={}, stated=True, source="nothing is learned")
-    entry = tables[name].get(method)
-    if entry is None:
-        settings = _settings(tables[name], COOP, dataset, shots)
-        return PaperSettings(settings=settings, stated=False, source="CoOp's settings")
+        return PaperSettings(settings={}, open=(), source="nothing is learned")
+    entry = tables[name].get(method, _AS_COOP)
+    settings = _settings(entry, tables[name], dataset, shots)
+    left_open = entry.get("open", ())
     return PaperSettings(
-        settings=_settings(tables[name], method, dataset, shots),
-        stated=entry.get("stated", True),
+        settings=settings,
+        open=tuple(settings) if left_open == "all" else tuple(left_open),
         source=entry["source"],
     )
 
@@ -69,10 +74,9 @@ def paper_schedule(protocol: str, row: Row, dataset: str, shots: int) -> Mapping
 
 
 def _settings(
-    table: Mapping[str, Mapping[str, Any]], method: str, dataset: str, shots: int
+    entry: Mapping[str, Any], table: Mapping[str, Mapping[str, Any]], dataset: str, shots: int
 ) -> dict[str, Any]:
-    entry = table[method]
-    first = _settings(table, entry["like"], dataset, shots) if "like" in entry else {}
+    first = _settings(table[entry["like"]], table, dataset, shots) if "like" in entry else {}
     return {
         **first,
         **entry.get("settings", {}),

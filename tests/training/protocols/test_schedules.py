@@ -63,7 +63,17 @@ def test_what_a_paper_leaves_open_is_coops_and_says_so() -> None:
 
     assert (coop.stated, ours.stated) == (True, False)
     assert ours.settings == coop.settings
+    assert {"epochs", "learning_rate", "batch_size"} <= set(ours.open)
     assert "states no epochs" in ours.source
+
+
+def test_what_a_paper_states_beside_what_it_leaves_open() -> None:
+    dip = paper_settings(BASE_TO_NEW, "dip", "dtd")
+    adapt = paper_settings(FEW_SHOT, "adapt", "dtd")
+
+    assert "batch_size" not in dip.open
+    assert {"epochs", "learning_rate", "dropout"} == set(dip.open)
+    assert adapt.open == ("weight_decay",)
 
 
 def test_both_transfers_learn_the_same_prompt() -> None:
