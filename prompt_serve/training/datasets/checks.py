@@ -72,7 +72,7 @@ def _draw_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet])
     if len(train) != spec.sizes.get("train"):
         return []  # said already, and positions mean nothing then
     wrong = [
-        f"training image {at} is {train[at].path.relative_to(images).as_posix()}; published is "
+        f"training image {at} is {_below(train[at].path, images).as_posix()}; published is "
         f"{file}: the split was drawn anew"
         for at, file in spec.published.items()
         if train[at].path != images / file
@@ -86,8 +86,13 @@ def _name_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet])
     faults = []
     for part in parts.values():
         for item in part.items:
-            file = item.path.relative_to(images)
+            file = _below(item.path, images)
             name, wanted = part.class_names[item.label], class_name_of(file, spec)
             if wanted is not None and name != wanted:
                 faults.append(f"{file.as_posix()} is called {name!r}; published is {wanted!r}")
     return limited(faults, 3)
+
+
+def _below(path: Path, images: Path) -> Path:
+    """The path from the folder of images; as it is where it leads elsewhere."""
+    return path.relative_to(images) if path.is_relative_to(images) else path

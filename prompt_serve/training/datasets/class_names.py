@@ -39,7 +39,8 @@ def read_synset_names(path: Path) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     faults: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         synset, _, name = line.strip().partition(" ")
         if name.strip():
             names[synset] = name.strip()

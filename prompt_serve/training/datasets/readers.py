@@ -25,18 +25,24 @@ def read_split(place: Place, spec: DatasetSpec) -> Split:
         DatasetInvalid: it is not the published dataset, or images are missing; all faults at once,
             and what to fetch.
     """
-    match spec.reader:
-        case "split-file":
-            listing = read_split_file(place.folder / spec.needs[0], place.images)
-        case "variants":
-            listing = read_variants(place)
-        case "imagenet":
-            listing = read_imagenet(place)
-        case _:
-            raise ValueError(f"no split is read by {spec.reader!r}")
     way_out = [how_to_get(spec, place.folder)]
     source = f"{spec.title} in {place.folder}"
+    try:
+        listing = _listing(place, spec)
+    except DatasetInvalid as error:  # a list that cannot be read at all, such as a saved web page
+        raise DatasetInvalid(f"{source} cannot be read. {error.message}", way_out) from error
     return checked(listing, source, checks=[split_check(spec, place.images)], way_out=way_out)
+
+
+def _listing(place: Place, spec: DatasetSpec) -> Listing:
+    match spec.reader:
+        case "split-file":
+            return read_split_file(place.folder / spec.needs[0], place.images)
+        case "variants":
+            return read_variants(place)
+        case "imagenet":
+            return read_imagenet(place)
+    raise ValueError(f"no split is read by {spec.reader!r}")
 
 
 def read_domain(place: Place, spec: DatasetSpec, names: Mapping[str, str]) -> ImageSet:
@@ -90,9 +96,10 @@ def read_imagenet(place: Place) -> Listing:
         [f"{train[name]}: {CLASS_NAMES} has no such class" for name in train if name not in names],
         5,
     )
-    listing.faults += limited(
-        [f"{place.images / 'val'} has no folder {name}" for name in known if name not in test], 5
-    )
+    unknown = [f"{place.images / 'val'} has no folder {name}" for name in known if name not in test]
+    listing.faults += limited(unknown, 5)
+    if not test:
+        listing.faults.append("sort the images in val/ into a folder for each synset")
     for part, folders in (("train", train), ("test", test)):
         listing.items[part] = [
             LabelledImage(path, label)
@@ -124,7 +131,7 @@ def read_variants(place: Place) -> Listing:
 
 
 def _lines(path: Path) -> Iterable[str]:
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -172,6 +172,22 @@ def test_a_changed_split_is_refused(tmp_path: Path, change: object, fault: str) 
     assert fault in refused(tree)
 
 
+def test_a_web_page_in_place_of_a_split_is_refused(tmp_path: Path) -> None:
+    tree = split_tree(tmp_path, "dtd")
+    (tree.folder / tree.spec.needs[0]).write_text("<html>Sign in to download</html>")
+    assert "split_zhou_DescribableTextures.json is not JSON" in refused(tree)
+
+
+def test_a_split_of_images_elsewhere_is_refused(tmp_path: Path) -> None:
+    tree = split_tree(tmp_path, "ucf101")
+    document = tree.document()
+    elsewhere = tmp_path / "Lunges" / "1.jpg"
+    touch(elsewhere)
+    document["train"][0] = (str(elsewhere), 2, "Lunges")
+    tree.write(document)
+    assert f"training image 0 is {elsewhere}; published is Lunges/" in refused(tree)
+
+
 def test_classes_and_images_that_are_missing_are_refused(tmp_path: Path) -> None:
     tree = split_tree(tmp_path, "food101")
     (tree.folder / "images" / "pho" / "13.jpg").unlink()
@@ -228,6 +244,9 @@ def test_imagenet_needs_a_name_for_each_class(tmp_path: Path) -> None:
     text = refused(tree)
     assert "n09999999: classnames.txt has no such class" in text
     assert f"val has no folder {SYNSETS[0]}" in text
+    (tree.folder / "images" / "val").rename(tmp_path / "sorted")
+    touch(tree.folder / "images" / "val" / "ILSVRC2012_val_00000001.JPEG")
+    assert "sort the images in val/ into a folder for each synset" in refused(tree)
     (tree.folder / "classnames.txt").write_text("n01440764\n")
     with pytest.raises(DatasetInvalid, match="line 1 is 'n01440764'; wanted a synset and a name"):
         loaded(tree)
