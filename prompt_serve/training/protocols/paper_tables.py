@@ -9,23 +9,12 @@ from importlib import resources
 from typing import Any
 
 from prompt_serve.training.config import make_config
+from prompt_serve.training.datasets.spec import imagenet_domains, paper_datasets
 from prompt_serve.training.protocols.summary import AVERAGE, SOURCE, TRANSFER, harmonic_mean
 
 BACKBONE = "ViT-B/16"  # OpenAI's, of every table that does not say otherwise
-DATASETS = (
-    "imagenet",
-    "caltech101",
-    "oxford_pets",
-    "stanford_cars",
-    "oxford_flowers",
-    "food101",
-    "fgvc_aircraft",
-    "sun397",
-    "dtd",
-    "eurosat",
-    "ucf101",
-)
-DOMAINS = ("imagenetv2", "imagenet-sketch", "imagenet-a", "imagenet-r")  # of ImageNet
+DATASETS = tuple(paper_datasets())
+DOMAINS = tuple(imagenet_domains())
 # What makes a row another row. All else (epochs, learning rates, dropout) is how it was learned.
 IDENTITY = (
     "method",
