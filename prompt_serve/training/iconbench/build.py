@@ -79,7 +79,7 @@ def build_iconbench(
             offline=offline,
             advance=advance,
         )
-    selection, infos = _read(archives)
+    selection, infos = read_packages(archives)
     if (came := digest(selection)) != pins.selection:
         raise DatasetInvalid(
             f"The packages come to the selection {came}, wanted {pins.selection}: this is another "
@@ -111,7 +111,7 @@ def _counts(task: str, rows: Iterable[Row]) -> dict[str, int]:
     }
 
 
-def _read(
+def read_packages(
     archives: Mapping[Package, Path],
 ) -> tuple[Selection, dict[str, tuple[Package, Mapping[str, Any]]]]:
     """The selection, and of each style its package and what iconify says of it."""

@@ -6,10 +6,12 @@ of downloads holds whole, right files only, and a run that was broken off goes o
 
 import logging
 import os
+import ssl
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -50,7 +52,7 @@ def fetch(
         DatasetMissing: an archive could not be had, or is not what was pinned.
     """
     found = {}
-    with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True) as client:
+    with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, verify=_tls()) as client:
         for package in packages:
             path = folder / package.file_name
             if not _is_kept(package, path):
@@ -82,6 +84,12 @@ def read_members(package: Package, path: Path, names: Collection[str]) -> dict[s
             f"{path} ({package}) has no file {', '.join(absent)}.", name=str(package)
         )
     return found
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes longer than a small download: once a process is enough."""
+    return httpx.create_ssl_context()
 
 
 def _is_kept(package: Package, path: Path) -> bool:
