@@ -34,15 +34,18 @@ def fairness_notes(results: Iterable[Result]) -> tuple[str, ...]:
 
 def _notes(results: Sequence[Result]) -> Iterator[str]:
     by_label = _split(results, lambda one: one.label)
-    for label, own in by_label.items():
-        yield from _within(label, own)
-    learned = {
-        label: own[0] for label, own in by_label.items() if own[0].method != ZERO_SHOT
-    }  # within a row all agree, or it has been said above
+    learned = {label: own for label, own in by_label.items() if own[0].method != ZERO_SHOT}
+    yield from _within(by_label, len(learned))
+    by_dataset = _split((one for own in learned.values() for one in own), lambda one: one.dataset)
     for name in EQUAL:
-        values = {label: one.config.get(name) for label, one in learned.items()}
-        yield from _differing(f"rows differ in {name}", values)
-    searched = {label: _rate(one.config.get("learning_rate")) for label, one in learned.items()}
+        yield from dict.fromkeys(
+            note
+            for own in by_dataset.values()
+            for note in _differing(
+                f"rows differ in {name}", {one.label: one.config.get(name) for one in own}
+            )
+        )
+    searched = {label: _rate(own[0].config.get("learning_rate")) for label, own in learned.items()}
     yield from _differing("learning rates were found in different ways", searched)
     yield from _images(results)
     yield from _absent(by_label)
@@ -56,15 +59,34 @@ def _rate(value: object) -> str:
     return "searched on validation images" if value == "auto" else "set beforehand"
 
 
-def _within(label: str, results: Sequence[Result]) -> Iterator[str]:
-    """Settings of one row that change between its datasets or seeds."""
-    names = dict.fromkeys(name for one in results for name in one.config)
+def _within(by_label: Mapping[str, Sequence[Result]], learned: int) -> Iterator[str]:
+    """Settings that change between the datasets or seeds of a row; said once for rows alike."""
+    found: dict[str, list[str]] = {}
+    for label, own in by_label.items():
+        for told in _changing(own):
+            found.setdefault(told, []).append(label)
+    for told, labels in found.items():
+        rows = "all rows" if 1 < learned <= len(labels) else "; ".join(labels)
+        yield f"runs of {rows} differ in {told}"
+
+
+def _changing(results: Sequence[Result]) -> Iterator[str]:
     free = (*FREE, *WORDS) if results[0].method == ZERO_SHOT else FREE
-    for name in names:
+    runs = [_run(one, results) for one in results]
+    for name in dict.fromkeys(name for one in results for name in one.config):
         if name in free:
             continue
-        values = {f"{one.dataset}, seed {one.seed}": one.config.get(name) for one in results}
-        yield from _differing(f"runs of {label} differ in {name}", values)
+        values = {run: one.config.get(name) for run, one in zip(runs, results, strict=True)}
+        yield from _differing(name, values)
+
+
+def _run(one: Result, results: Sequence[Result]) -> str:
+    """The dataset, and the seed where it is what differs."""
+    alike = [other.config for other in results if other.dataset == one.dataset]
+    same = all(
+        {**config, "seed": 0} == {**one.config, "seed": 0} for config in alike
+    )  # then the seed tells nothing
+    return one.dataset if same else f"{one.dataset}, seed {one.seed}"
 
 
 def _images(results: Sequence[Result]) -> Iterator[str]:
