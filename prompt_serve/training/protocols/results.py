@@ -87,14 +87,15 @@ class Answers:
 
     @classmethod
     def load(cls, path: Path) -> "Answers":
-        stored = np.load(path, allow_pickle=False)
-        return cls(
-            paths=tuple(stored["paths"].tolist()),
-            labels=stored["labels"].astype(np.int64),
-            probabilities=stored["probabilities"].astype(np.float32),
-            predicted=stored["predicted"].astype(np.int64),
-            class_names=tuple(stored["class_names"].tolist()),
-        )
+        # Opened here on purpose: of a damaged file, numpy would leave its own handle open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return cls(
+                paths=tuple(stored["paths"].tolist()),
+                labels=stored["labels"].astype(np.int64),
+                probabilities=stored["probabilities"].astype(np.float32),
+                predicted=stored["predicted"].astype(np.int64),
+                class_names=tuple(stored["class_names"].tolist()),
+            )
 
 
 def read_results(path: Path) -> tuple[Result, ...]:
