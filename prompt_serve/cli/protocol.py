@@ -10,6 +10,7 @@ from prompt_serve.cli.protocol_options import (
     experiment_of,
     protocol_options,
     run_protocol,
+    tables,
 )
 
 
@@ -39,7 +40,12 @@ def _domains(
 
 
 def _command(name: str, summary: str) -> click.Command:
-    @click.command(name, help=f"{summary}\n\nDATASETS are folders, tables or split files.")
+    example = f"prompt-serve protocol {name} pets/ flowers/ --methods coop,dip --out runs/mine"
+
+    @click.command(
+        name,
+        help=f"{summary}\n\nDATASETS are folders, tables or split files.\n\nExample: {example}",
+    )
     @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
                     type=click.Path(path_type=Path))  # fmt: skip
     @click.option(
@@ -49,12 +55,11 @@ def _command(name: str, summary: str) -> click.Command:
     @protocol_options
     def command(sources: tuple[Path, ...], domains: dict[str, Path], **options: Any) -> None:
         from prompt_serve.training.datasets.own import folder_suite
-        from prompt_serve.training.protocols.comparison import compare
 
         suite = folder_suite(sources, source=options["source"], domains=domains)
         results = run_protocol(name, suite, experiment_of(options), options)
         if not options["quiet"]:
-            click.echo(compare(results, suite).as_text())
+            click.echo(tables(results, suite, options["datasets"]))
 
     return command
 

@@ -10,6 +10,7 @@ from prompt_serve.cli.image_options import Command, device_of, feature_cache, im
 from prompt_serve.cli.train_seeds import parse_seeds
 
 if TYPE_CHECKING:
+    from prompt_serve.training.protocols.comparison import Comparison
     from prompt_serve.training.protocols.experiment import Experiment, Schedule
     from prompt_serve.training.protocols.results import Result
     from prompt_serve.training.protocols.suite import Suite
@@ -144,3 +145,22 @@ def _one(shots: Sequence[int], default: int, protocol: str) -> int:
     if len(shots) > 1:
         raise click.UsageError(f"{protocol} takes one number of --shots, not {len(shots)}.")
     return shots[0] if shots else default
+
+
+def comparisons(
+    results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str]
+) -> "tuple[Comparison, ...]":
+    """The tables of what came out, with the papers' figures where there are any."""
+    from prompt_serve.training.protocols.comparison import compare_with_papers
+
+    return compare_with_papers(results, suite, datasets)
+
+
+def tables(
+    results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str], *, markdown: bool = False
+) -> str:
+    """``comparisons`` for people to read."""
+    from prompt_serve.training.protocols.comparison_tables import as_markdown, as_text
+
+    show = as_markdown if markdown else as_text
+    return "\n\n".join(show(table) for table in comparisons(results, suite, datasets))

@@ -9,9 +9,11 @@ import click
 from prompt_serve.cli.data import root_option
 from prompt_serve.cli.protocol_options import (
     DESCRIBED,
+    comparisons,
     experiment_of,
     protocol_options,
     run_protocol,
+    tables,
 )
 
 if TYPE_CHECKING:
@@ -51,19 +53,19 @@ def reproduce(protocol: str, **options: Any) -> None:
         --methods coop,dip,qcoop:bits=1 --out runs/papers
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
-    from prompt_serve.training.protocols.comparison import compare
-
     suite = _suite(options)
     experiment = experiment_of(options, _schedule(options))
     results = run_protocol(protocol, suite, experiment, options)
-    table = compare(results, suite)
     if options["markdown"]:
         options["markdown"].parent.mkdir(parents=True, exist_ok=True)
-        options["markdown"].write_text(f"{table.as_markdown()}\n", encoding="utf-8")
+        text = tables(results, suite, options["datasets"], markdown=True)
+        options["markdown"].write_text(f"{text}\n", encoding="utf-8")
     if options["as_json"]:
-        click.echo(json.dumps(table.to_dict(), ensure_ascii=False, indent=2))
+        compared = comparisons(results, suite, options["datasets"])
+        documents = [table.to_dict() for table in compared]
+        click.echo(json.dumps(documents, ensure_ascii=False, indent=2))
     elif not options["quiet"]:
-        click.echo(table.as_text())
+        click.echo(tables(results, suite, options["datasets"]))
 
 
 def _suite(options: dict[str, Any]) -> "Suite":
