@@ -15,7 +15,11 @@ from prompt_serve.errors import ResultsInvalid
 from prompt_serve.prompt_file import Prompt, read_prompt_file
 from prompt_serve.training.fit import EpochRecord
 from prompt_serve.training.protocols.results import FILE_NAME, Answers, Result, read_results
-from prompt_serve.training.protocols.summary import comparison_of
+from prompt_serve.training.protocols.summary import (
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    comparison_of,
+)
 
 PROMPT, HISTORY = "prompt.safetensors", "history.jsonl"
 
@@ -56,7 +60,8 @@ class KeptRun:
     @property
     def answered(self) -> tuple[str, ...]:
         """Test sets whose answers were kept, in the order of the line."""
-        return tuple(name for name in self.result.accuracy if self._answers(name).is_file())
+        names = (name for name in self.result.accuracy if Path(name).name == name)
+        return tuple(name for name in names if self._answers(name).is_file())
 
     def answers(self, test_set: str) -> Answers:
         """What was answered on one of ``answered``.
@@ -103,6 +108,22 @@ def by_comparison(runs: Iterable[KeptRun]) -> dict[tuple[str, str, str], tuple[K
     for run in runs:
         groups.setdefault(comparison_of(run.result), []).append(run)
     return {key: tuple(group) for key, group in groups.items()}
+
+
+def learned_once(runs: Iterable[KeptRun]) -> tuple[KeptRun, ...]:
+    """Without the lines of domain generalisation whose prompts stand under cross-dataset transfer
+    already: both test one and the same prompt."""
+    runs = tuple(runs)
+
+    def prompt(run: KeptRun) -> tuple[object, ...]:
+        r = run.result
+        return r.suite, r.backbone.get("id"), r.dataset, r.label, r.shots, r.seed
+
+    there = {prompt(run) for run in runs if run.result.protocol == CROSS_DATASET}
+    return tuple(
+        run for run in runs
+        if run.result.protocol != DOMAIN_GENERALISATION or prompt(run) not in there
+    )  # fmt: skip
 
 
 def best_row(runs: Sequence[KeptRun]) -> str | None:

@@ -72,7 +72,8 @@ def notes(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> list[str]:
     """What sets rows apart beside their methods, and how far the figures can be trusted."""
     found = []
     groups = by_comparison(runs)
-    if len({backbone for _, _, backbone in groups}) > 1:
+    several = len({backbone for _, _, backbone in groups}) > 1
+    if several:
         found.append(
             "There are several backbones. Their rows stand in tables of their own; figures of one "
             "say nothing about figures of another."
@@ -80,7 +81,8 @@ def notes(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> list[str]:
     for (protocol, _, backbone), own in groups.items():
         where = f"{PROTOCOLS.get(protocol, protocol)} on {backbone}"
         results = [run.result for run in own]
-        found += [f"{where}: {note}" for note in fairness_notes(results)]
+        apart = f"{backbone}: " if several else ""
+        found += [f"{apart}{note}" for note in fairness_notes(results)]
         found += [f"{where}: {note}" for note in _precision(results)]
     for summary in summaries:
         where = f"{PROTOCOLS.get(summary.protocol, summary.protocol)} on {summary.backbone}"

@@ -10,7 +10,7 @@ from prompt_serve.training.reports.answered import answered
 from prompt_serve.training.reports.choice import Choice
 from prompt_serve.training.reports.curves import curves
 from prompt_serve.training.reports.density import density
-from prompt_serve.training.reports.kept import KeptRun, by_comparison, read_runs
+from prompt_serve.training.reports.kept import KeptRun, by_comparison, learned_once, read_runs
 from prompt_serve.training.reports.lengths import lengths
 from prompt_serve.training.reports.overview import PROTOCOLS, overview
 from prompt_serve.training.reports.page import render_page
@@ -58,14 +58,15 @@ def write_report(
 def report_html(runs: Sequence[KeptRun], choice: Choice, *, title: str = TITLE) -> str:
     """The page of some runs."""
     summaries = summarise(run.result for run in runs)
+    learned = learned_once(runs)
     sections = [
         overview(runs, summaries),
         accuracy(summaries),
         sizes(summaries),
-        curves(runs),
+        curves(learned),
         density(runs),
-        weights(runs, choice),
-        lengths(runs, choice),
+        weights(learned, choice),
+        lengths(learned, choice),
         answered(runs, choice, Thumbnails()),
     ]
     return render_page(title, _summary(runs), sections)
