@@ -54,8 +54,9 @@ def iconbench(**options: Any) -> None:
     built = build_iconbench(**options, progress=Progress(quiet=as_json))
     if built.pixels_as_pinned is False:
         click.echo(
-            f"Warning: resvg {built.made.resvg} drew other pixels here than for the published "
-            f"figures: results may differ a little.",
+            f"Warning: these are other pixels than those of the published figures (resvg "
+            f"{built.made.resvg}), so results may differ a little. If files were changed, delete "
+            f"{built.folder / 'drawings'} and run this again.",
             err=True,
         )
     if as_json:

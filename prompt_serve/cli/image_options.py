@@ -37,6 +37,15 @@ def image_options(command: Command) -> Command:
             help="Folder that the paths in a split_zhou_*.json start from. "
             "[default: found beside it]",
         ),
+        tower_options,
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def tower_options(command: Command) -> Command:
+    """Where features are kept, and where the towers run."""
+    for option in (
         click.option(
             "--cache", "cache_folder", type=click.Path(path_type=Path),
             help="Folder that keeps image features. [default: features in $PROMPT_SERVE_CACHE, "

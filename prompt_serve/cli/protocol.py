@@ -7,6 +7,7 @@ import click
 
 from prompt_serve.cli.protocol_options import (
     DESCRIBED,
+    check_there,
     experiment_of,
     protocol_options,
     run_protocol,
@@ -27,6 +28,14 @@ def protocol() -> None:
     """
 
 
+EXAMPLES = {
+    "base-to-new": "pets/ flowers/",
+    "few-shot": "pets/ flowers/ --shots 1,4,16",
+    "cross-dataset": "pets/ flowers/ --source pets",
+    "domain-generalisation": "pets/ --domain sketch=pet-sketches/",
+}
+
+
 def _domains(
     context: click.Context, option: click.Parameter, values: tuple[str, ...]
 ) -> dict[str, Path]:
@@ -40,7 +49,7 @@ def _domains(
 
 
 def _command(name: str, summary: str) -> click.Command:
-    example = f"prompt-serve protocol {name} pets/ flowers/ --methods coop,dip --out runs/mine"
+    example = f"prompt-serve protocol {name} {EXAMPLES[name]} --methods coop,dip --out runs/mine"
 
     @click.command(
         name,
@@ -57,6 +66,7 @@ def _command(name: str, summary: str) -> click.Command:
         from prompt_serve.training.datasets.own import folder_suite
 
         suite = folder_suite(sources, source=options["source"], domains=domains)
+        check_there(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)
         if not options["quiet"]:
             click.echo(tables(results, suite, options["datasets"]))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.image_options import Command, device_of, feature_cache, image_options
+from prompt_serve.cli.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.train_seeds import parse_seeds
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def protocol_options(command: Command) -> Command:
             help="Run folder: results.jsonl, and a folder with prompt, log and answers for each "
             "line. What is there already is not learned again.",
         ),
-        image_options,
+        tower_options,
         click.option("--quiet", is_flag=True, help="No progress and no tables."),
     )):  # fmt: skip
         command = option(command)
@@ -116,6 +116,22 @@ def _tell(result: "Result") -> None:
         f"seed {result.seed}: {shown}",
         err=True,
     )
+
+
+def check_there(suite: "Suite", datasets: Sequence[str]) -> None:
+    """Before anything else is loaded: that there is something to measure on.
+
+    Raises:
+        ConfigInvalid: ``datasets`` names some that the suite does not know.
+        DatasetMissing: none of them is on disk; the error says what to fetch.
+    """
+    from prompt_serve.errors import DatasetMissing
+
+    if suite.chosen(datasets):
+        return
+    wanted = [name for name in suite.missing if not datasets or name in datasets]
+    lines = "".join(f"\n  - {name}: {suite.missing[name]}" for name in wanted)
+    raise DatasetMissing(f"None of the datasets is there:{lines}", names=tuple(wanted))
 
 
 def run_protocol(

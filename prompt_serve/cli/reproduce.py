@@ -9,6 +9,7 @@ import click
 from prompt_serve.cli.data import root_option
 from prompt_serve.cli.protocol_options import (
     DESCRIBED,
+    check_there,
     comparisons,
     experiment_of,
     protocol_options,
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("protocol", type=click.Choice([name for name, _ in DESCRIBED]))
 @click.option(
-    "--bench", type=click.Choice(["papers", "icon"]), default="papers", show_default=True,
+    "--bench", type=click.Choice(["papers", "icon", "icon-sample"]), default="papers",
+    show_default=True,
     help="papers: the 11 datasets of the papers, from --datasets-root. icon: IconBench, which "
-    "prompt-serve data iconbench fetches.",
+    "prompt-serve data iconbench fetches. icon-sample: a few hundred drawings that are installed.",
 )  # fmt: skip
 @root_option
 @click.option(
@@ -34,9 +36,14 @@ if TYPE_CHECKING:
     help="Where IconBench is. [default: where prompt-serve data iconbench puts it]",
 )  # fmt: skip
 @click.option(
+    "--templates", type=click.Choice(["coop", "prograd", "kgcoop"]), default="coop",
+    show_default=True,
+    help="Whose hand-written sentences the zero-shot row takes on the papers' datasets.",
+)  # fmt: skip
+@click.option(
     "--schedule", type=click.Choice(["papers", "equal"]),
     help="papers: epochs, batches and learning rates of each paper. equal: the same for every "
-    "row. [default: papers for papers, equal for icon]",
+    "row. [default: papers for papers, else equal]",
 )  # fmt: skip
 @protocol_options
 @click.option(
@@ -54,6 +61,7 @@ def reproduce(protocol: str, **options: Any) -> None:
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
     suite = _suite(options)
+    check_there(suite, options["datasets"])
     experiment = experiment_of(options, _schedule(options))
     results = run_protocol(protocol, suite, experiment, options)
     if options["markdown"]:
@@ -73,9 +81,13 @@ def _suite(options: dict[str, Any]) -> "Suite":
         from prompt_serve.training.iconbench.suite import icon_suite
 
         return icon_suite(options["icon_folder"])
+    if options["bench"] == "icon-sample":
+        from prompt_serve.training.iconbench.sample import sample_suite
+
+        return sample_suite()
     from prompt_serve.training.datasets.papers import papers_suite
 
-    return papers_suite(Path(options["root"]))
+    return papers_suite(Path(options["root"]), templates=options["templates"])
 
 
 def _schedule(options: dict[str, Any]) -> "Schedule":
@@ -83,7 +95,7 @@ def _schedule(options: dict[str, Any]) -> "Schedule":
     from prompt_serve.training.protocols.icon_schedule import icon_schedule
     from prompt_serve.training.protocols.schedules import paper_schedule
 
-    icon = options["bench"] == "icon"
+    icon = options["bench"] != "papers"
     if (options["schedule"] or ("equal" if icon else "papers")) == "papers":
         return paper_schedule
     return icon_schedule if icon else equal_schedule
