@@ -1,92 +1,26 @@
 """Our tables beside the papers': every figure, theirs where there is one, and the difference."""
 
-import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prompt_serve.training.protocols.comparison_lines import OVER, PAPERS, Line, Lines
 from prompt_serve.training.protocols.fairness import fairness_notes
-from prompt_serve.training.protocols.paper_tables import (
-    BACKBONE,
-    DATASETS,
-    DOMAINS,
-    PaperRow,
-    paper_row_for,
-)
+from prompt_serve.training.protocols.paper_tables import BACKBONE, DATASETS, DOMAINS
 from prompt_serve.training.protocols.results import Result
 from prompt_serve.training.protocols.schedules import paper_settings
 from prompt_serve.training.protocols.suite import Suite
 from prompt_serve.training.protocols.summary import (
     AVERAGE,
-    BASE,
-    BASE_TO_NEW,
     DOMAIN_GENERALISATION,
-    FEW_SHOT,
-    HARMONIC,
-    NEW,
-    SOURCE,
-    TEST,
     TRANSFER,
-    Figure,
     Summary,
-    TableRow,
     comparison_of,
-    harmonic_mean,
     latest,
     summarise,
 )
 
-PAPERS = "papers"  # the only suite whose figures the papers report
-ACCURACY = "accuracy"
-OVER = "over"  # how notes on averages begin
 _OPENAI = "vit-b-16"  # in the id of the backbone that the papers' figures are of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One figure beside the papers'."""
-
-    ours: Figure | None  # shares; None: not measured
-    theirs: float | None = None  # percent, as printed; None: there is none
-
-    @property
-    def difference(self) -> float | None:
-        """Ours less theirs, in percentage points."""
-        if self.ours is None or self.theirs is None:
-            return None
-        return 100 * self.ours.mean - self.theirs
-
-    def to_dict(self) -> dict[str, Any]:
-        ours = self.ours
-        return {
-            "mean": ours.mean if ours else None,
-            "spread": ours.spread if ours else None,
-            "seeds": ours.seeds if ours else 0,
-            "paper_percent": self.theirs,
-            "difference_points": self.difference,
-        }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Line:
-    """One row of a table at one place: a dataset, in transfer a test set, or the average."""
-
-    place: str
-    label: str
-    shots: int | None  # None: the columns are counts of shots
-    cells: Mapping[str, Cell]  # by column
-    source: str = ""  # of the papers' figures
-    note: str = ""  # what who compares should know, in a few words
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "place": self.place,
-            "label": self.label,
-            "shots": self.shots,
-            "cells": {name: cell.to_dict() for name, cell in self.cells.items()},
-            "source": self.source,
-            "note": self.note,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +99,8 @@ def _comparison(
     wanted = _wanted(protocol, suite_name, source)
     (summary,) = summarise(results, wanted)
     configs = {(one.label, one.shots): one.config for one in results}
-    table = _Table(summary, configs, source, len(wanted))
-    lines = tuple(table.lines(missing))
+    table = Lines(summary, configs, source, len(wanted))
+    lines = tuple(table(missing))
     return Comparison(
         protocol=protocol,
         suite=suite_name,
@@ -192,141 +126,6 @@ def _wanted(protocol: str, suite: str, source: str) -> tuple[str, ...]:
     if protocol == DOMAIN_GENERALISATION:
         return DOMAINS
     return tuple(name for name in DATASETS if name != source)
-
-
-class _Table:
-    """The lines of one comparison."""
-
-    def __init__(
-        self,
-        summary: Summary,
-        configs: Mapping[tuple[str, int], Mapping[str, Any]],
-        source: str,
-        whole: int,
-    ) -> None:
-        self._summary, self._configs, self._source = summary, configs, source
-        self._whole = whole  # datasets that the papers average over
-        self._protocol = summary.protocol
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        if self._protocol == FEW_SHOT:
-            return tuple(map(_shots_column, self._summary.shots))
-        return (BASE, NEW, HARMONIC) if self._protocol == BASE_TO_NEW else (ACCURACY,)
-
-    def lines(self, missing: Mapping[str, str]) -> Iterator[Line]:
-        """By place in the order of the suite; rows in the order they were asked for."""
-        there = self._places()
-        places = [name for name in there if name != AVERAGE]
-        places += [name for name in missing if name not in there]
-        if self._summary.suite == PAPERS:
-            order = (SOURCE, *DATASETS, *DOMAINS)
-            places.sort(key=lambda name: order.index(name) if name in order else len(order))
-        if sum(name != SOURCE for name in places) > 1:
-            places.append(AVERAGE)
-        for place in places:
-            for label in self._summary.labels:
-                lines = [
-                    self._line(place, label, shots, absent=place in missing)
-                    for shots in self._summary.shots
-                    if (label, shots) in self._configs
-                ]
-                yield from [_beside(lines)] if self._protocol == FEW_SHOT else lines
-
-    def _places(self) -> tuple[str, ...]:
-        if self._source:
-            return self._summary.test_sets
-        return (*self._summary.datasets, AVERAGE)
-
-    def _line(self, place: str, label: str, shots: int, *, absent: bool) -> Line:
-        row = self._summary.row(self._source or place, label, shots)
-        ours = self._ours(row, place)
-        paper = self._theirs(place, label, shots, row)
-        figures = paper.figures if paper else {}
-        notes = [
-            "not on disk" if absent and not ours else "" if ours else "not measured",
-            _coverage(row) if place == AVERAGE and row else "",
-            "paper: ablation" if paper and paper.ablation else "",
-            "paper: from memory" if paper and paper.from_memory else "",
-        ]
-        return Line(
-            place=place,
-            label=label,
-            shots=shots,
-            cells={
-                name: Cell(ours=ours.get(name), theirs=figures.get(name))
-                for name in ((TEST,) if self._protocol == FEW_SHOT else self.columns)
-            },
-            source=paper.source if paper else "",
-            note=", ".join(filter(None, notes)),
-        )
-
-    def _ours(self, row: TableRow | None, place: str) -> Mapping[str, Figure]:
-        if row is None:
-            return {}
-        if not self._source:
-            return row.figures
-        return {ACCURACY: row.figures[place]} if place in row.figures else {}
-
-    def _theirs(self, place: str, label: str, shots: int, row: TableRow | None) -> PaperRow | None:
-        """The papers' figures under our columns."""
-        if self._summary.suite != PAPERS:
-            return None
-        if place == AVERAGE and row is not None and len(row.over) < self._whole:
-            return _averaged([self._theirs(name, label, shots, None) for name in row.over])
-        found = paper_row_for(
-            self._configs[label, shots],
-            self._protocol,
-            self._source or place,
-            shots=shots,
-            ablations=True,
-        )
-        if found is None or not self._source:
-            return found
-        return _only(found, place)
-
-
-def _shots_column(shots: int) -> str:
-    return f"{shots} shot{'s' if shots != 1 else ''}"
-
-
-def _beside(lines: Sequence[Line]) -> Line:
-    """Lines of one row that differ in shots alone as one, a column for each."""
-    return replace(
-        lines[0],
-        shots=None,
-        cells={_shots_column(line.shots or 0): line.cells[TEST] for line in lines},
-        source="; ".join(dict.fromkeys(line.source for line in lines if line.source)),
-        note=", ".join(dict.fromkeys(line.note for line in lines if line.note)),
-    )
-
-
-def _coverage(row: TableRow) -> str:
-    return f"{OVER} {len(row.over)} of {len(row.over) + len(row.missing)}" if row.partial else ""
-
-
-def _only(row: PaperRow, test_set: str) -> PaperRow | None:
-    if test_set not in row.figures:
-        return None
-    return replace(row, figures={ACCURACY: row.figures[test_set]})
-
-
-def _averaged(rows: Sequence[PaperRow | None]) -> PaperRow | None:
-    """The mean of a paper's panels, where it has all that are asked for."""
-    known = [row for row in rows if row is not None]
-    if not known or len(known) < len(rows):
-        return None
-    first = known[0]
-    shared = [name for name in first.figures if all(name in row.figures for row in known)]
-    means = {name: statistics.fmean(row.figures[name] for row in known) for name in shared}
-    if BASE in means and NEW in means:
-        means[HARMONIC] = harmonic_mean(means[BASE], means[NEW])
-    return replace(
-        first,
-        figures=means,
-        ablation=any(row.ablation for row in known),
-        from_memory=any(row.from_memory for row in known),
-    )
 
 
 def _notes(results: Sequence[Result], summary: Summary, lines: Sequence[Line]) -> Iterator[str]:

@@ -3,7 +3,8 @@
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from prompt_serve.training.protocols.comparison import Cell, Comparison, Line
+from prompt_serve.training.protocols.comparison import Comparison
+from prompt_serve.training.protocols.comparison_lines import Cell, Line
 from prompt_serve.training.protocols.summary import TRANSFER
 
 NOTHING = "-"

@@ -3,14 +3,22 @@
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from prompt_serve.training.config import make_config
 from prompt_serve.training.datasets.spec import imagenet_domains, paper_datasets
-from prompt_serve.training.protocols.summary import AVERAGE, SOURCE, TRANSFER, harmonic_mean
+from prompt_serve.training.protocols.summary import (
+    AVERAGE,
+    BASE,
+    HARMONIC,
+    NEW,
+    SOURCE,
+    TRANSFER,
+    harmonic_mean,
+)
 
 BACKBONE = "ViT-B/16"  # OpenAI's, of every table that does not say otherwise
 DATASETS = tuple(paper_datasets())
@@ -59,6 +67,11 @@ class PaperRow:
     def source(self) -> str:
         """Where the figures are from, for people."""
         return f"{self.paper}, {self.where}{' (from memory)' if self.from_memory else ''}"
+
+    def at(self, test_set: str, name: str) -> "PaperRow | None":
+        """Of one test set alone, under another name; None where there is no such figure."""
+        found = self.figures.get(test_set)
+        return None if found is None else replace(self, figures={name: found})
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,23 @@ def paper_row_for(
     return found[0] if found else None
 
 
+def mean_of(rows: Sequence[PaperRow | None]) -> PaperRow | None:
+    """The mean of panels, H from the mean base and new; None where one of them is."""
+    known = [row for row in rows if row is not None]
+    if not known or len(known) < len(rows):
+        return None
+    shared = [name for name in known[0].figures if all(name in row.figures for row in known)]
+    means = {name: math.fsum(row.figures[name] for row in known) / len(known) for name in shared}
+    if BASE in means and NEW in means:
+        means[HARMONIC] = harmonic_mean(means[BASE], means[NEW])
+    return replace(
+        known[0],
+        figures=means,
+        ablation=any(row.ablation for row in known),
+        from_memory=any(row.from_memory for row in known),
+    )
+
+
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that make it another row of a table, defaults filled in."""
     resolved = make_config(
@@ -129,9 +159,9 @@ def check_tables(rows: Sequence[PaperRow]) -> Iterator[str]:
     """What does not add up in the papers: averages over all datasets or targets, and H."""
     for row in rows:
         figures = row.figures
-        if {"base", "new", "H"} <= figures.keys():
-            expected = harmonic_mean(figures["base"], figures["new"])
-            yield from _off(row, "H", figures["H"], expected)
+        if {BASE, NEW, HARMONIC} <= figures.keys():
+            expected = harmonic_mean(figures[BASE], figures[NEW])
+            yield from _off(row, HARMONIC, figures[HARMONIC], expected)
         if row.protocol in TRANSFER and AVERAGE in figures:
             targets = [v for name, v in figures.items() if name not in (SOURCE, AVERAGE)]
             yield from _off(row, "the average", figures[AVERAGE], math.fsum(targets) / len(targets))
@@ -149,7 +179,7 @@ def _averages_off(rows: Sequence[PaperRow]) -> Iterator[str]:
         }
         if set(panels) != set(DATASETS):
             continue  # H of an average is no mean either, and checked above
-        for name in (name for name in average.figures if name != "H"):
+        for name in (name for name in average.figures if name != HARMONIC):
             mean = math.fsum(panel[name] for panel in panels.values()) / len(panels)
             yield from _off(average, f"the average of {name!r}", average.figures[name], mean)
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.protocols.comparison import Comparison, Line, compare_with_papers
+from prompt_serve.training.protocols.comparison import Comparison, compare_with_papers
+from prompt_serve.training.protocols.comparison_lines import Line
 from prompt_serve.training.protocols.comparison_tables import as_markdown, as_text
 from prompt_serve.training.protocols.paper_tables import DATASETS
 from prompt_serve.training.protocols.results import Result
@@ -102,7 +103,17 @@ def test_what_is_missing_on_disk_is_a_row_and_says_why() -> None:
     assert (line.cells["base"].ours, line.cells["base"].theirs) == (None, 53.24)
     assert line.note == "not on disk, paper: from memory"
     assert "  dtd: fetch dtd-r1.0.1.tar.gz" in as_text(comparison)
-    assert [one.place for one in comparison.lines] == ["oxford_pets", "dtd", AVERAGE]
+    assert [one.place for one in comparison.lines] == ["oxford_pets", "dtd"]
+
+
+def test_what_is_missing_and_has_no_figure_in_the_papers_is_one_row() -> None:
+    results = [
+        pair("oxford_pets", label, method, 0.9, 0.9)
+        for label, method in (("CoOp", "coop"), ("DIP", "dip"))
+    ]
+    absent = [line for line in only(results, suite({"dtd": "fetch it"})).lines if not line.cells]
+
+    assert [(line.place, line.label, line.note) for line in absent] == [("dtd", "", "not on disk")]
 
 
 def test_what_nobody_asked_for_is_not_missing() -> None:
