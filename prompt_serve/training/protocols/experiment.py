@@ -7,7 +7,7 @@ nothing that learns or chooses is given any: the split that ``train_prompts`` se
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +121,8 @@ def learn_and_test(
     """
     images = replace(dataset.split, test=None)
     split = images if labels is None else split_of_labels(images, labels)
-    own_draw = draw if labels is None else _drawn_from(images, labels, draw)
-    session = _Session(experiment, suite, dataset, reports, shots, partial(own_draw, split))
+    drawn = _drawn_once(images, labels, draw)
+    session = _Session(experiment, suite, dataset, reports, shots, drawn)
     for jobs in session.batches():
         learned = train_prompts(
             experiment.backbone,
@@ -132,18 +132,23 @@ def learn_and_test(
             cache=experiment.cache,
             workers=experiment.workers,
             progress=experiment.progress,
-            draw=own_draw,
+            draw=lambda split, /, *, shots, seed: drawn(shots, seed),
         )
         session.keep(jobs, learned)
     return session.results()
 
 
-def _drawn_from(whole: Split, labels: Sequence[int], draw: Draw) -> Draw:
-    """Draw over all classes first, then keep some: base images are those of the all-class draw, as
-    CoOp's code has it."""
+Drawn = Callable[[int, int], Split]  # of shots and seed
 
-    def drawn(split: Split, /, *, shots: int, seed: int) -> Split:
-        return split_of_labels(draw(whole, shots=shots, seed=seed), labels)
+
+def _drawn_once(whole: Split, labels: Sequence[int] | None, draw: Draw) -> Drawn:
+    """Draw over all classes first, then keep some: base images are those of the all-class draw, as
+    CoOp's code has it. Rows share a draw, which takes seconds on ImageNet."""
+
+    @cache
+    def drawn(shots: int, seed: int) -> Split:
+        split = draw(whole, shots=shots, seed=seed)
+        return split if labels is None else split_of_labels(split, labels)
 
     return drawn
 
@@ -164,7 +169,7 @@ class _Session:
         dataset: BenchDataset,
         reports: Sequence[Report],
         shots: int,
-        drawn: Callable[..., Split],
+        drawn: Drawn,
     ) -> None:
         self._drawn = drawn
         self._experiment, self._suite, self._dataset = experiment, suite, dataset
@@ -290,7 +295,7 @@ class _Session:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_prompt_file(learned.prompt, folder / "prompt.safetensors")
-        drawn = self._drawn(shots=job.config.shots, seed=job.config.seed)
+        drawn = self._drawn(job.config.shots, job.config.seed)
         paths = {
             part: [str(item.path) for item in images.items] for part, images in drawn.parts.items()
         }
