@@ -143,14 +143,15 @@ def run_protocol(
         ConfigInvalid: options that the protocol does not have.
     """
     from prompt_serve.training.protocols import protocols
+    from prompt_serve.training.protocols.summary import BASE_TO_NEW, FEW_SHOT
 
     datasets, shots = options["datasets"], options["shots"]
-    if protocol == protocols.FEW_SHOT:
+    if protocol == FEW_SHOT:
         return protocols.few_shot_learning(
             suite, experiment, datasets=datasets, shots=shots or protocols.FEW_SHOTS
         )
     k = _one(shots, protocols.SHOTS, protocol)
-    if protocol == protocols.BASE_TO_NEW:
+    if protocol == BASE_TO_NEW:
         return protocols.base_to_new(suite, experiment, datasets=datasets, shots=k)
     return protocols.transfer(
         suite, experiment, [protocol], source=options["source"], datasets=datasets, shots=k

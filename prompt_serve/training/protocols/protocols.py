@@ -17,13 +17,20 @@ from prompt_serve.training.protocols.experiment import (
 )
 from prompt_serve.training.protocols.results import Result
 from prompt_serve.training.protocols.suite import BenchDataset, Suite
+from prompt_serve.training.protocols.summary import (
+    BASE,
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+    NEW,
+    SOURCE,
+    TEST,
+)
 
-BASE_TO_NEW, FEW_SHOT = "base-to-new", "few-shot"
-CROSS_DATASET, DOMAIN_GENERALISATION = "cross-dataset", "domain-generalisation"
 PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION)
 SHOTS = 16
 FEW_SHOTS = (1, 2, 4, 8, 16)
-SOURCE = "source"  # the source's own test images, in results of transfer
 
 
 def base_to_new(
@@ -46,8 +53,8 @@ def base_to_new(
         test = _test_part(dataset)
         base, new = half_labels(len(dataset.split.class_names))
         tests = (
-            TestImages(name="base", images=of_labels(test, base), template=dataset.template),
-            TestImages(name="new", images=of_labels(test, new), template=dataset.template),
+            TestImages(name=BASE, images=of_labels(test, base), template=dataset.template),
+            TestImages(name=NEW, images=of_labels(test, new), template=dataset.template),
         )
         results += learn_and_test(
             experiment,
@@ -78,7 +85,7 @@ def few_shot_learning(
     results = []
     for name in suite.chosen(datasets):
         dataset = suite.load(name)
-        test = TestImages(name="test", images=_test_part(dataset), template=dataset.template)
+        test = TestImages(name=TEST, images=_test_part(dataset), template=dataset.template)
         for k in shots:
             results += learn_and_test(
                 experiment,
