@@ -24,7 +24,9 @@
     │   ├── ImageInvalid         not a readable image
     │   ├── ImageTooLarge        more pixels than allowed
     │   ├── TaskNameInvalid
-    │   └── TaskNotFound
+    │   ├── TaskNotFound
+    │   ├── NotAuthenticated     no key, or one that is not valid
+    │   └── NotAllowed           a valid key whose role is too small
     └── ServiceError
         ├── Overloaded           the queue is full; try again later
         ├── NotReady             starting, or unable to answer
@@ -167,6 +169,17 @@ class TaskNotFound(RequestError):
     status = 404
     name: str
     loaded: tuple[str, ...]
+
+
+class NotAuthenticated(RequestError):
+    code = "not-authenticated"
+    status = 401
+
+
+class NotAllowed(RequestError):
+    code = "not-allowed"
+    status = 403
+    role: str  # that is needed
 
 
 class ServiceError(PromptServeError):

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import Problem
+from prompt_serve.service.timing import current
 
 MEDIA_TYPE = "application/problem+json"
 _CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
@@ -27,8 +28,11 @@ def problem_of(error: PromptServeError) -> Problem:
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """An HTTP answer that carries ``problem``, with Retry-After where the problem names one."""
+    """An HTTP answer that carries ``problem`` and the id of the request, with Retry-After where the
+    problem names one."""
     extra = dict(headers or {})
+    if request_id := current().request_id:
+        problem = problem.model_copy(update={"request_id": request_id})
     wait_s = (problem.model_extra or {}).get("retry_after_s")
     if isinstance(wait_s, int | float):
         extra["Retry-After"] = str(max(1, math.ceil(wait_s)))

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,9 +18,9 @@ from prompt_serve.preprocess import MAX_IMAGE_PIXELS
 from prompt_serve.schemas import Limits
 
 PREFIX = "PROMPT_SERVE_"
-# Variables of this prefix that are not the service's: the client's address and the training cache,
-# and what Kubernetes sets in every pod beside a Service that is called prompt-serve.
-_OTHERS = re.compile(r"(URL|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
+# Variables of this prefix that are not the service's: the client's address and key, the training
+# cache, and what Kubernetes sets in every pod beside a Service that is called prompt-serve.
+_OTHERS = re.compile(r"(URL|API_KEY|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
 
 Count = Annotated[int, Field(ge=1)]
 CountOrAuto = Annotated[int, Field(ge=0)]
@@ -45,13 +45,36 @@ class Settings(BaseModel):
     max_images: Count = 64  # a request
     max_image_pixels: Count = MAX_IMAGE_PIXELS  # as declared by the file, before it is decoded
     max_tasks: Count = 256  # a request
+    max_embeddings: Count = 4096  # a request to /v1/score
+    max_scored_classes: Count = 20_000_000  # a request: images x classes of all its tasks
+    max_scores: Count = 250_000  # of an answer: images x tasks x top_k
     max_queue_images: Count = 512  # admitted and not yet answered
+    max_queue_bytes: Count = 256 * 2**20  # of the same images, as they came
+    # A request may ask for less with X-Request-Timeout-Ms.
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     shutdown_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
     feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20  # class features in memory
 
+    allow_anonymous: bool = False  # without any key, answer whoever can reach the service
+    cors_origins: str = ""  # web pages that may ask, separated by commas; "*": any
+    log_format: Literal["human", "json"] = "human"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    image_urls: bool = False  # whether images may be given as URLs, which this service fetches
+    image_url_hosts: str = ""  # the only hosts, with commas: a.org,*.b.org; empty: any public one
+    image_url_private_hosts: str = ""  # hosts whose private addresses are fetched from as well
+    image_url_timeout_s: Annotated[float, Field(gt=0, le=600)] = (
+        10.0  # an image, redirects included
+    )
+    image_url_max_bytes: Count = 16 * 2**20  # an image
+
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
+        if self.max_body_bytes > self.max_queue_bytes:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) exceeds max_queue_bytes "
+                f"({self.max_queue_bytes}): the largest request would never be admitted"
+            )
         if self.max_images > self.max_queue_images:
             raise ValueError(
                 f"max_images ({self.max_images}) exceeds max_queue_images "
@@ -115,6 +138,12 @@ class Settings(BaseModel):
             max_image_pixels=self.max_image_pixels,
             max_tasks=self.max_tasks,
             max_queue_images=self.max_queue_images,
+            max_embeddings=self.max_embeddings,
+            max_scored_classes=self.max_scored_classes,
+            max_scores=self.max_scores,
+            max_queue_bytes=self.max_queue_bytes,
+            request_timeout_s=self.request_timeout_s,
+            image_urls=self.image_urls,
         )
 
 
