@@ -135,6 +135,12 @@ class ServiceInfo(Schema):
     image_size: int
     logit_scale: float
     provider: str  # the execution provider that really runs the image encoder
+    text_provider: str | None = None  # and the one of the text encoder
+    device: str | None = Field(default=None, description="What was asked for: cpu or cuda[:N].")
+    runtime: str | None = Field(default=None, description="Library and version of both encoders.")
+    cold_start_s: dict[str, float] = Field(
+        default={}, description="Seconds that the start took, by stage, in their order."
+    )
     tasks: int
     revision: int
     limits: Limits

@@ -76,14 +76,14 @@ class PromptServe:
 
     async def __is_ready__(self) -> bool:
         try:
-            await self.core.check_ready()
+            await self.core.health.check()
         except PromptServeError as error:
             _log.warning("not ready: %s", error)
             return False
         return True
 
     async def __is_alive__(self) -> bool:
-        return self.core.is_alive
+        return self.core.health.is_alive
 
     @bentoml.api  # type: ignore[untyped-decorator]  # BentoML has no types
     async def classify(

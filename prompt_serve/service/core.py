@@ -5,7 +5,6 @@ task -> answer. Everything that blocks runs in threads; the event loop only wait
 """
 
 import asyncio
-import io
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -15,7 +14,6 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
@@ -38,7 +36,9 @@ from prompt_serve.schemas import (
 )
 from prompt_serve.scoring import class_logits, is_unknown, top_classes
 from prompt_serve.service.batcher import Batcher, Outcome
+from prompt_serve.service.cold_start import ColdStart
 from prompt_serve.service.engine import Engine
+from prompt_serve.service.health import Health
 from prompt_serve.service.problems import problem_of
 from prompt_serve.service.registry import Registry
 from prompt_serve.service.settings import Settings, available_cores
@@ -47,9 +47,6 @@ from prompt_serve.types import FloatArray
 
 # A request past its deadline is answered by the batcher; this catches a batch that hangs.
 _GRACE_S = 5.0
-# Ready: a batch succeeded this recently, or a probe image passes within the same time.
-_FRESH_S = 5.0
-_STALLED_S = 60.0  # one batch does not take this long, unless the device hangs
 _MAX_SCORES = 1_000_000  # entries of one answer: images x tasks x top_k
 # Scoring that takes more than about a millisecond leaves the event loop: so many multiplications,
 # of which sorting out the best classes of one image and task counts as some.
@@ -76,16 +73,19 @@ class Core:
     """
 
     def __init__(self, settings: Settings) -> None:
-        started = time.monotonic()
+        self.cold_start = ColdStart()
         self.settings = settings
         self.bundle: Bundle = open_bundle(settings.bundle_path)
+        self.cold_start.done("bundle")
         self.engine = Engine(
             self.bundle,
             cuda_device=settings.cuda_device,
             threads=settings.inference_threads or available_cores(),
             max_batch=settings.batch_size,
         )
+        self.cold_start.done("sessions")
         self.engine.warm_up()
+        self.cold_start.done("warm-up")
         self.registry = Registry(settings.database)
         self.tasks = TaskStore(
             self.registry, self.bundle, self.engine.encode_text, settings.feature_cache_bytes
@@ -102,23 +102,33 @@ class Core:
             max_queue_delay_ms=settings.max_queue_delay_ms,
             decode_threads=settings.decode_threads or min(16, available_cores()),
         )
+        self.health = Health(
+            self.batcher,
+            self.engine.encode_a_name,
+            lambda: self.engine.last_text_success,
+            self.registry.revision,
+            settings.database,
+            self.engine.slowest_batch_s,
+        )
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="registry")
         # One at a time: encoding class names takes the cores that images need.
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        n_tasks = self.registry.count()
+        self.cold_start.done("registry")
         _log.info(
-            "ready in %.1f s: %s (%s) on %s, batches of up to %d, %d tasks in %s",
-            time.monotonic() - started,
+            "ready in %s: %s (%s) on %s, batches of up to %d, %d tasks",
+            self.cold_start,
             self.bundle.manifest.backbone.id,
             self.bundle.manifest.precision,
             self.engine.provider,
             settings.batch_size,
-            self.registry.count(),
-            settings.database,
+            n_tasks,
         )
 
     def close(self) -> None:
         """Finish what was admitted, then stop all threads."""
         self.batcher.stop(self.settings.shutdown_timeout_s)
+        self.health.close()
         self._uploads.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
         self.registry.close()
@@ -172,33 +182,14 @@ class Core:
             image_size=manifest.preprocessing.image_size,
             logit_scale=manifest.logit_scale,
             provider=self.engine.provider,
+            text_provider=self.engine.text_provider,
+            device=self.settings.device,
+            runtime=self.engine.runtime,
+            cold_start_s=self.cold_start.seconds,
             tasks=count,
             revision=revision,
             limits=self.settings.limits,
         )
-
-    @property
-    def is_alive(self) -> bool:
-        """False when only a restart helps."""
-        return self.batcher.alive and self.batcher.running_for_s < _STALLED_S
-
-    async def check_ready(self) -> None:
-        """Raise NotReady unless a real image passes and the registry answers."""
-        if not self.is_alive:
-            raise NotReady("The inference thread has died or hangs; restart the service.")
-        try:
-            await asyncio.wait_for(self.reading(self.registry.revision), _FRESH_S)
-            busy = self.batcher.running_for_s > 0
-            if not busy and time.monotonic() - self.batcher.last_success > _FRESH_S:
-                await self._encode_probe()
-        except TimeoutError as error:
-            raise NotReady(f"No answer within {_FRESH_S:g} s.") from error
-
-    async def _encode_probe(self) -> None:
-        future = self.batcher.submit([_probe_image()], time.monotonic() + _FRESH_S)
-        (outcome,) = await asyncio.wait_for(asyncio.wrap_future(future), _FRESH_S)
-        if isinstance(outcome, PromptServeError):
-            raise NotReady(f"The probe image failed: {outcome.message}") from outcome
 
     @property
     def _logit_scale(self) -> float:
@@ -301,10 +292,3 @@ def _all_failed(outcomes: Sequence[Outcome], results: Sequence[ImageResult]) -> 
     ]
     message = f"None of the {len(outcomes)} images could be classified; the first: {first.message}"
     return type(first)(message, **{**first.facts, "errors": errors})
-
-
-def _probe_image() -> bytes:
-    """A small grey PNG, so that the probe takes the way of every image, decoding included."""
-    file = io.BytesIO()
-    Image.new("RGB", (16, 16), (128, 128, 128)).save(file, "PNG")
-    return file.getvalue()

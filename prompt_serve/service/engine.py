@@ -2,6 +2,7 @@
 that runs, or nothing does."""
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,10 @@ import onnxruntime as ort
 
 from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.class_features import class_features
+from prompt_serve.errors import BundleInvalid, ProviderUnavailable, ServiceError
+from prompt_serve.prompt_file import Prompt
+from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.text_inputs import text_inputs
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -46,6 +50,11 @@ class Engine:
         self._image_session = _open(str(bundle.image_encoder), cuda_device, threads)
         self._text_session = _open(str(bundle.text_encoder), cuda_device, threads)
         self.provider = str(self._image_session.get_providers()[0])
+        self.text_provider = str(self._text_session.get_providers()[0])
+        self.runtime = f"onnxruntime {ort.__version__}"
+        self.slowest_batch_s = 0.0  # of the warm-up, once it was warm
+        self.last_text_success = float("-inf")  # of time.monotonic()
+        self._a_name = _a_name(bundle)
 
     def encode_images(self, pixels: PixelArray) -> FloatArray:
         """(B, S, S, 3) uint8 -> (B, E) image features of unit length."""
@@ -63,13 +72,40 @@ class Engine:
         """
         inputs = text_inputs(sequences, self.bundle.manifest.text_layers)
         (features,) = self._text_session.run(["class_features"], inputs)
+        self.last_text_success = time.monotonic()
         return np.asarray(features, dtype=np.float32)
 
+    def encode_a_name(self) -> None:
+        """Run the text graph on one short class name, to see that it works.
+
+        Raises:
+            ServiceError: the features are not numbers.
+        """
+        features = class_features(self._a_name, self.bundle.text_side, self.encode_text)
+        if not np.isfinite(features).all():
+            raise ServiceError("Class features came out as NaN or infinite.")
+
     def warm_up(self) -> None:
-        """Run every batch size once, so that no request pays for the first run of its size."""
+        """Run every batch size and the text graph once, so that no request pays for first runs."""
         side = self._image_size
         for size in self._warm_up_sizes:
             self.encode_images(np.zeros((size, side, side, 3), dtype=np.uint8))
+        largest = np.zeros((self._warm_up_sizes[-1], side, side, 3), dtype=np.uint8)
+        started = time.monotonic()
+        self.encode_images(largest)
+        self.slowest_batch_s = time.monotonic() - started
+        self.encode_a_name()
+
+
+def _a_name(bundle: Bundle) -> Prompt:
+    return Prompt(
+        name="probe",
+        method="zero-shot",
+        class_names=("cat",),
+        templates=(DEFAULT_TEMPLATE,),
+        backbone=bundle.manifest.backbone,
+        probe=np.zeros(1, dtype=np.float16),
+    )
 
 
 def batch_buckets(max_batch: int) -> list[int]:
