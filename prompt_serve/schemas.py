@@ -124,6 +124,19 @@ class Limits(Schema):
     max_image_pixels: int
     max_tasks: int
     max_queue_images: int
+    # Services of the first version do not tell the following.
+    max_queue_bytes: int | None = None
+    max_embeddings: int | None = Field(default=None, description="Of a request to /v1/score.")
+    max_scored_classes: int | None = Field(
+        default=None, description="Of a request: images x classes of all its tasks."
+    )
+    max_scores: int | None = Field(
+        default=None, description="Of an answer: images x tasks x top_k."
+    )
+    request_timeout_s: float | None = Field(
+        default=None, description="The most that X-Request-Timeout-Ms may ask for."
+    )
+    image_urls: bool = Field(default=False, description="Whether images may be given as URLs.")
 
 
 class ServiceInfo(Schema):
@@ -144,3 +157,24 @@ class ServiceInfo(Schema):
     tasks: int
     revision: int
     limits: Limits
+
+
+class AuditEntry(Schema):
+    """One change, as the audit log has it."""
+
+    id: int
+    time: str  # ISO 8601, UTC
+    actor: str = Field(description="Name of the key, 'anonymous', or 'cli:' and a user.")
+    key_id: str
+    request_id: str
+    action: str = Field(description="What was done, as task.put or key.revoke.")
+    subject: str = Field(description="Name of the task or key it was done to.")
+    before: str | None = Field(description="The version until then; null where there was none.")
+    after: str | None = Field(description="The version from then on; null where there is none.")
+
+
+class AuditPage(Schema):
+    """Answer of ``GET /v1/audit``: entries from the newest on."""
+
+    entries: list[AuditEntry]
+    next: int | None = Field(default=None, description="The `before` of the next, older page.")

@@ -31,12 +31,14 @@ Encode = Callable[[PixelArray], FloatArray]
 def batcher(
     encode: Encode, *, decode: Callable[[bytes], PixelArray] | None = None, **options: float
 ) -> Iterator[Batcher]:
-    chosen = {"max_batch": 4, "max_queue_images": 64, "max_queue_delay_ms": 0.0, **options}
+    defaults = {"max_batch": 4, "max_queue_images": 64, "max_queue_delay_ms": 0.0}
+    chosen = {**defaults, "max_queue_bytes": 1 << 20, **options}
     running = Batcher(
         decode or (lambda data: np.full((2, 2, 3), data[0], dtype=np.uint8)),
         encode,
         max_batch=int(chosen["max_batch"]),
         max_queue_images=int(chosen["max_queue_images"]),
+        max_queue_bytes=int(chosen["max_queue_bytes"]),
         max_queue_delay_ms=chosen["max_queue_delay_ms"],
         decode_threads=2,
     )
