@@ -25,11 +25,17 @@
     │   ├── ImageTooLarge        more pixels than allowed
     │   ├── TaskNameInvalid
     │   ├── TaskNotFound
+    │   ├── VersionNotFound      a task never had such a version, or it is kept no longer
+    │   ├── VersionAmbiguous     several versions begin like this
+    │   ├── VersionChanged       a task is not at the version that the request was made for
+    │   ├── VersionInUse         a name points at the version to be deleted
+    │   ├── ArchiveInvalid       not a zip of prompt files, or not a safe one
     │   ├── NotAuthenticated     no key, or one that is not valid
     │   └── NotAllowed           a valid key whose role is too small
     └── ServiceError
         ├── Overloaded           the queue is full; try again later
         ├── NotReady             starting, or unable to answer
+        ├── DatabaseUnsupported  the tables are those of a newer version
         ├── DeadlineExceeded
         ├── ServiceUnreachable   no connection could be made (client side)
         └── ServiceFailed        an answer that is not part of the protocol
@@ -171,6 +177,33 @@ class TaskNotFound(RequestError):
     loaded: tuple[str, ...]
 
 
+class VersionNotFound(RequestError):
+    code = "version-not-found"
+    status = 404
+
+
+class VersionAmbiguous(RequestError):
+    code = "version-ambiguous"
+    status = 422
+
+
+class VersionChanged(RequestError):
+    code = "version-changed"
+    status = 412
+    expected: str
+    current: str
+
+
+class VersionInUse(RequestError):
+    code = "version-in-use"
+    status = 409
+
+
+class ArchiveInvalid(RequestError):
+    code = "archive-invalid"
+    status = 422
+
+
 class NotAuthenticated(RequestError):
     code = "not-authenticated"
     status = 401
@@ -196,6 +229,10 @@ class Overloaded(ServiceError):
 class NotReady(ServiceError):
     code = "not-ready"
     status = 503
+
+
+class DatabaseUnsupported(ServiceError):
+    code = "database-unsupported"
 
 
 class DeadlineExceeded(ServiceError):

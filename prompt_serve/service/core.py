@@ -37,6 +37,7 @@ from prompt_serve.schemas import (
 from prompt_serve.scoring import class_logits, is_unknown, top_classes
 from prompt_serve.service.batcher import Batcher, Outcome
 from prompt_serve.service.cold_start import ColdStart
+from prompt_serve.service.database import Database
 from prompt_serve.service.engine import Engine
 from prompt_serve.service.health import Health
 from prompt_serve.service.problems import problem_of
@@ -86,7 +87,8 @@ class Core:
         self.cold_start.done("sessions")
         self.engine.warm_up()
         self.cold_start.done("warm-up")
-        self.registry = Registry(settings.database)
+        self.database = Database(settings.database)
+        self.registry = Registry(self.database)
         self.tasks = TaskStore(
             self.registry, self.bundle, self.engine.encode_text, settings.feature_cache_bytes
         )
@@ -99,6 +101,7 @@ class Core:
             self.engine.encode_images,
             max_batch=settings.batch_size,
             max_queue_images=settings.max_queue_images,
+            max_queue_bytes=settings.max_queue_bytes,
             max_queue_delay_ms=settings.max_queue_delay_ms,
             decode_threads=settings.decode_threads or min(16, available_cores()),
         )
@@ -131,7 +134,7 @@ class Core:
         self.health.close()
         self._uploads.shutdown(wait=True, cancel_futures=True)
         self._readers.shutdown(wait=True, cancel_futures=True)
-        self.registry.close()
+        self.database.close()
 
     async def classify(
         self, images: Sequence[ImageFile], task_names: Sequence[str], top_k: int

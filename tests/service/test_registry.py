@@ -19,15 +19,8 @@ FEATURES = b"\x00\x01\x02\x03"
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'deep' / 'registry.db'}"
-
-
-@pytest.fixture
-def registry(url: str) -> Iterator[Registry]:
-    opened = Registry(url)
-    yield opened
-    opened.close()
+def registry(database: Database) -> Registry:
+    return Registry(database)
 
 
 def put(registry: Registry, name: str, prompt: Prompt) -> str:

@@ -1,0 +1,13 @@
+"""The history of the database's tables, one file a step under ``versions``; Alembic runs them.
+
+    0001  prompt files, names, revision, class features
+    0002  history, tags, pinning, search
+    0003  keys and roles
+    0004  audit log
+
+A further step is a file ``vNNNN_subject.py`` with ``revision``, ``down_revision`` (the one before)
+and ``upgrade()``. The steps are written by hand and stay as they are once released; they run in
+one transaction, on SQLite and on PostgreSQL. There is no way back: restore a copy of the database.
+The tables that the code uses are declared with ``prompt_serve.service.database.metadata`` by the
+module that owns them; tests/service/test_database.py holds them equal to what the steps make.
+"""
