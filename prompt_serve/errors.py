@@ -23,6 +23,8 @@
     │   ├── RequestTooLarge
     │   ├── ImageInvalid         not a readable image
     │   ├── ImageTooLarge        more pixels than allowed
+    │   ├── ImageUnreachable     its URL gives no image
+    │   ├── UrlRefused           an image's URL that is not fetched from
     │   ├── TaskNameInvalid
     │   ├── TaskNotFound
     │   ├── VersionNotFound      a task never had such a version, or it is kept no longer
@@ -163,6 +165,16 @@ class ImageInvalid(RequestError):
 class ImageTooLarge(RequestError):
     code = "image-too-large"
     status = 413
+
+
+class ImageUnreachable(RequestError):
+    code = "image-unreachable"
+    status = 422
+
+
+class UrlRefused(RequestError):
+    code = "url-refused"
+    status = 422
 
 
 class TaskNameInvalid(RequestError):
