@@ -13,7 +13,7 @@ from prompt_serve.schemas import (
     TaskList,
     ZeroShotTask,
 )
-from prompt_serve.service import inference_routes
+from prompt_serve.service import inference_routes, page
 from prompt_serve.service.core import Core
 from prompt_serve.service.problems import add_problem_handlers
 from prompt_serve.service.routing import BINARY, OCTETS, CoreOfApp, body, json_answer, problems
@@ -37,11 +37,12 @@ def create_app(core: Core | None = None) -> FastAPI:
         version=__version__,
         summary="Classify images by many learned tasks over one frozen CLIP.",
         openapi_url="/openapi.json",
-        docs_url="/docs",
+        docs_url=None,  # page has its own, without another host
         redoc_url=None,
     )
     app.state.core = core
     app.include_router(inference_routes.router)
+    app.include_router(page.router)
     app.include_router(router)
     add_problem_handlers(app)
     return app
