@@ -14,7 +14,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["registry", "decode", "queue", "inference", "score"]
+Stage = Literal["registry", "text", "decode", "queue", "inference", "score"]
 
 
 @dataclass(frozen=True)
