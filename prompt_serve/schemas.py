@@ -1,6 +1,6 @@
 """Requests and answers of the HTTP interface, shared by the service and the client."""
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -9,6 +9,7 @@ from prompt_serve.types import ClassPosition, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOP_K = 5
+TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
@@ -68,6 +69,65 @@ class ClassifyAnswer(Schema):
     backbone: str
 
 
+_TASKS: Any = Field(
+    default=[],
+    description="Names, also NAME@VERSION for one version of a task (the start of its sha256 will "
+    "do), or '*' for all tasks.",
+)
+_TAGS: Any = Field(default=[], description="All tasks that have one of these tags.")
+_TOP_K = Field(default=DEFAULT_TOP_K, description="Classes wanted of each task, best first.")
+_IMAGES = Field(
+    description="Image files in base64, also as data URIs; or URLs, where the service fetches them."
+)
+
+
+class ClassifyRequest(Schema):
+    """JSON body of ``POST /v1/classify``; the tasks are those of ``tasks`` and of ``tags``."""
+
+    images: list[str] = _IMAGES
+    tasks: list[str] = _TASKS
+    tags: list[str] = _TAGS
+    top_k: int = _TOP_K
+
+
+class EmbedRequest(Schema):
+    """JSON body of ``POST /v1/embed``."""
+
+    images: list[str] = _IMAGES
+
+
+class ScoreRequest(Schema):
+    """JSON body of ``POST /v1/score``: embeddings in place of images."""
+
+    embeddings: list[list[float]] = Field(description="One list of floats an image, of any length.")
+    tasks: list[str] = _TASKS
+    tags: list[str] = _TAGS
+    top_k: int = _TOP_K
+    fingerprint: str | None = Field(
+        default=None,
+        description="Of the backbone that made the embeddings, as /v1/embed and /v1/info tell it; "
+        "another one than the service's is refused.",
+    )
+
+
+class EmbeddedImage(Schema):
+    """What came of one image: its ``embedding`` or an ``error``, never both."""
+
+    index: int  # place of the image in the request, from 0
+    filename: str | None = None
+    embedding: list[float] | None = Field(default=None, description="Of unit length.")
+    error: Problem | None = None
+
+
+class EmbedAnswer(Schema):
+    """Answer of ``POST /v1/embed``: one result an image, in the order they were sent."""
+
+    results: list[EmbeddedImage]
+    width: int  # numbers of an embedding
+    backbone: str
+    fingerprint: str  # of the backbone: only embeddings of one backbone can be compared
+
+
 class TaskSummary(Schema):
     """A task as listed."""
 
@@ -78,6 +138,12 @@ class TaskSummary(Schema):
     n_classes: int
     size_bytes: int  # of the prompt file
     updated: str  # ISO 8601, UTC
+    tags: list[str] = []
+    pinned: bool = Field(default=False, description="It stays in the service's memory.")
+    servable: bool = Field(
+        default=True,
+        description="False: it was learned on another backbone than the one that runs here.",
+    )
 
 
 class TaskInfo(TaskSummary):
@@ -101,7 +167,7 @@ class TaskInfo(TaskSummary):
 
 
 class TaskList(Schema):
-    """One page of tasks in the order of their names; ``next`` is the ``after`` of the next page."""
+    """One page of tasks in the order of their names; ``next`` is the ``cursor`` of the next one."""
 
     tasks: list[TaskSummary]
     revision: int  # rises with every change of the registry
@@ -114,6 +180,87 @@ class ZeroShotTask(Schema):
     name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
     class_names: Annotated[list[str], Field(min_length=1)]
     templates: Annotated[list[str], Field(min_length=1)] = [DEFAULT_TEMPLATE]
+
+
+class Rollback(Schema):
+    """Body of ``POST /v1/tasks/{name}/rollback``; without a version: to the one before."""
+
+    version: str | None = Field(
+        default=None, description="The sha256, or its first 8 or more digits, from the history."
+    )
+
+
+class Alias(Schema):
+    """Body of ``PUT /v1/tasks/{name}/alias``."""
+
+    of: str = Field(description="A task whose version the name is to point at: NAME or NAME@SHA.")
+
+
+class Tags(Schema):
+    """Body of ``PUT /v1/tasks/{name}/tags``: all tags of the task from now on."""
+
+    tags: Annotated[list[Annotated[str, Field(pattern=TAG_PATTERN)]], Field(max_length=50)]
+
+
+class Pinned(Schema):
+    """Body of ``PUT /v1/tasks/{name}/pinned``."""
+
+    pinned: bool
+
+
+class Change(Schema):
+    """One entry of a task's history."""
+
+    id: int
+    at: str  # ISO 8601, UTC
+    who: str  # the name of the key, or anonymous
+    what: str = Field(description="put, alias, rollback, delete or import")
+    version: str | None = Field(default=None, description="From then on; none: deleted.")
+    previous: str | None = None
+    kept: bool = Field(description="The version's file is kept, so a rollback can go there.")
+
+
+class History(Schema):
+    """What a name pointed at, newest first; ``next`` is the ``cursor`` of the next page."""
+
+    name: str
+    changes: list[Change]
+    next: str | None = None
+
+
+class BulkItem(Schema):
+    """What came of one file of a bulk upload: a version, or an ``error``."""
+
+    name: str
+    version: str | None = None
+    is_new: bool | None = None
+    error: Problem | None = None
+
+
+class BulkReport(Schema):
+    """Answer of ``PUT /v1/tasks`` and of an import: one item a file."""
+
+    items: list[BulkItem]
+    served: int  # items without an error
+    failed: int
+
+
+class ExportedTask(Schema):
+    """A task in the ``registry.json`` of an exported registry."""
+
+    name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    updated: str
+    pinned: bool = False
+    tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = []
+
+
+class ExportedRegistry(Schema):
+    """``registry.json`` of an exported registry, beside ``versions/<sha256>.safetensors``."""
+
+    format: Literal[1] = 1
+    tool_version: str
+    tasks: list[ExportedTask]
 
 
 class Limits(Schema):

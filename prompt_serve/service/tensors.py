@@ -6,6 +6,7 @@ say of which backbone embeddings are (``fingerprint``).
 
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,22 @@ def embeddings_of(array: AnyArray, width: int) -> list[FloatArray | PromptServeE
     return [row if good else _no_direction() for row, good in zip(scaled, is_good, strict=True)]
 
 
+def embeddings_of_lists(
+    rows: Sequence[Sequence[float]], width: int
+) -> list[FloatArray | PromptServeError]:
+    """``embeddings_of`` for lists of numbers, as JSON has them.
+
+    Raises:
+        RequestInvalid: a list of another length.
+    """
+    for index, row in enumerate(rows):
+        if len(row) != width:
+            raise RequestInvalid(
+                f"Embedding {index} has {len(row)} numbers; this backbone's have {width}."
+            )
+    return embeddings_of(np.asarray(rows, dtype=np.float64).reshape(len(rows), width), width)
+
+
 def npy_bytes(array: FloatArray) -> bytes:
     """An array as an npy file."""
     file = io.BytesIO()
@@ -105,7 +122,7 @@ def npy_bytes(array: FloatArray) -> bytes:
     return file.getvalue()
 
 
-def safetensors_bytes(name: str, array: FloatArray, metadata: dict[str, object]) -> bytes:
+def safetensors_bytes(name: str, array: FloatArray, metadata: Mapping[str, object]) -> bytes:
     """An array as a safetensors file; metadata that is no text is written as JSON."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     return save({name: np.ascontiguousarray(array)}, metadata=texts)

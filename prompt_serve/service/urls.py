@@ -9,19 +9,30 @@ out by decoding them, not by what their sender says.
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import httpcore
 import httpx
 
-from prompt_serve.errors import ImageTooLarge, ImageUnreachable, PromptServeError, UrlRefused
+from prompt_serve.errors import (
+    DeadlineExceeded,
+    ImageTooLarge,
+    ImageUnreachable,
+    PromptServeError,
+    RequestTooLarge,
+    UrlRefused,
+)
 from prompt_serve.service.addresses import is_public
+from prompt_serve.service.inputs import Deadline
+from prompt_serve.service.settings import Settings
 
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_CONNECTIONS = 32
+_FETCHES_OF_A_REQUEST = 8  # side by side
 _SHOWN_CHARACTERS = 200
 _HEADERS = [
     (b"Accept", b"image/*"),
@@ -139,6 +150,80 @@ class UrlFetcher:
                     max_bytes=self._policy.max_bytes,
                 )
         return bytes(body)
+
+
+class ImageUrls:
+    """The images of a request that are behind URLs, as far as the settings allow it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_body_bytes = settings.max_body_bytes
+        self._fetcher: UrlFetcher | None = None
+        if settings.image_urls:
+            policy = UrlPolicy(
+                hosts=hosts_of(settings.image_url_hosts),
+                private_hosts=hosts_of(settings.image_url_private_hosts),
+                timeout_s=settings.image_url_timeout_s,
+                max_bytes=settings.image_url_max_bytes,
+            )
+            self._fetcher = UrlFetcher(policy, ssl_context=httpx.create_ssl_context())
+
+    async def fetch_all(
+        self, urls: Sequence[str], deadline: Deadline
+    ) -> list[bytes | PromptServeError]:
+        """The image of each URL, or why there is none; no more bytes in all than a body may have.
+
+        Fetches end with the request's time.
+        """
+        if self._fetcher is None:
+            return [
+                UrlRefused(
+                    "This service does not fetch images from URLs. Send the image itself, or start "
+                    "the service with PROMPT_SERVE_IMAGE_URLS=true."
+                )
+                for _ in urls
+            ]
+        budget = _Budget(self._max_body_bytes)
+        side_by_side = asyncio.Semaphore(_FETCHES_OF_A_REQUEST)
+        one = partial(self._fetch, self._fetcher, deadline, budget, side_by_side)
+        return list(await asyncio.gather(*map(one, urls)))
+
+    async def _fetch(
+        self,
+        fetcher: UrlFetcher,
+        deadline: Deadline,
+        budget: "_Budget",
+        side_by_side: asyncio.Semaphore,
+        url: str,
+    ) -> bytes | PromptServeError:
+        try:
+            # asyncio's clock is time.monotonic, on which deadlines are.
+            async with asyncio.timeout_at(deadline.at), side_by_side:
+                return budget.taken(await fetcher.fetch(url))
+        except TimeoutError:
+            return DeadlineExceeded(
+                "The image was not fetched before the request's time was up.",
+                timeout_s=deadline.timeout_s,
+            )
+        except PromptServeError as error:
+            return error
+
+
+class _Budget:
+    """Bytes that one request may still fetch."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._left = max_bytes
+
+    def taken(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise RequestTooLarge(
+                f"The images behind the request's URLs have more than {self._max_bytes:,} bytes. "
+                f"Split it into several requests.",
+                max_body_bytes=self._max_bytes,
+            )
+        return data
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
