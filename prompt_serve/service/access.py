@@ -15,20 +15,20 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompt_serve.errors import (
-    ConfigInvalid,
     NotAllowed,
     NotAuthenticated,
     NotReady,
     PromptServeError,
 )
 from prompt_serve.service.key_ring import KeyRing
-from prompt_serve.service.keys import Keys, Role, StoredKey, Token
+from prompt_serve.service.keys import Role, StoredKey, Token
 from prompt_serve.service.problems import problem_of, problem_response
 from prompt_serve.service.timing import ANONYMOUS, Actor, current
 
@@ -40,6 +40,8 @@ _READ_BY_INFER = re.compile(
     r"|/v1/(info|docs(/.*)?|ui(/.*)?|openapi\.json)|/v1/tasks(/.*)?"
 )
 _ASKED_BY_INFER = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})
+# Always, when they ask under a name of the loopback interface, or never.
+Anonymous = Literal["always", "loopback", "never"]
 _REALM = 'realm="prompt-serve"'
 _HOW = (
     "Send a key as 'Authorization: Bearer ps_...' or 'X-Api-Key: ps_...' (api_key= of the client, "
@@ -71,34 +73,17 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def check_start(keys: Keys, host: str, *, allow_anonymous: bool) -> None:
-    """Refuse to start a service that would answer everybody on a network.
-
-    Raises:
-        ConfigInvalid: there is no key, and ``host`` can be reached from elsewhere.
-    """
-    if allow_anonymous or is_loopback(host) or keys.exist():
-        return
-    raise ConfigInvalid(
-        f"The service would listen on {host} without any key: whoever reaches it could change its "
-        f"tasks. Make a key first: prompt-serve keys create NAME --role admin. Or listen on this "
-        f"machine alone: --host 127.0.0.1. Or, where something in front of the service asks for "
-        f"keys, set PROMPT_SERVE_ALLOW_ANONYMOUS=1."
-    )
-
-
 class Access:
     """ASGI middleware: 401 without a valid key, 403 with one whose role is too small.
 
     Args:
         app: all routes.
         key_ring: None as long as the service starts.
-        anonymous: whether those without a key are answered as long as there is no key at all:
-            ``always``, when they ask under a ``loopback`` name, or ``never``.
+        anonymous: when those without a key are answered, as long as there is no key at all.
     """
 
     def __init__(
-        self, app: ASGIApp, key_ring: Callable[[], KeyRing | None], anonymous: str
+        self, app: ASGIApp, key_ring: Callable[[], KeyRing | None], anonymous: Anonymous
     ) -> None:
         self._app = app
         self._key_ring = key_ring

@@ -27,6 +27,8 @@ from prompt_serve.errors import (
     PromptServeError,
     ServiceError,
 )
+from prompt_serve.service import metrics
+from prompt_serve.service.timing import current
 from prompt_serve.types import FloatArray, PixelArray
 
 Given = bytes | PixelArray  # an image file, or (S, S, 3) pixels as the encoder takes them
@@ -45,6 +47,7 @@ class _Ticket:
     def __init__(self, size: int, deadline: float) -> None:
         self.future: Future[list[Outcome]] = Future()
         self.deadline = deadline
+        self.timings = current().timings  # of the request, in whose context tickets are made
         self._outcomes: list[Outcome | None] = [None] * size
         self._missing = size
         self._lock = threading.Lock()
@@ -197,6 +200,8 @@ class Batcher:
             self.check_room(len(images), size_bytes)
             self._admitted.update(admitted)
             self._admitted_bytes += size_bytes
+        metrics.queue_images.inc(len(admitted))
+        metrics.queue_bytes.inc(size_bytes)
         ticket.future.add_done_callback(self._forget_if_given_up)
         for image in admitted:
             if image.pixels is None:
@@ -254,7 +259,7 @@ class Batcher:
             self._settle(image, refusal)
             return
         try:
-            image.pixels = self._decode(image.data)
+            image.pixels = self._timed_decode(image)
         except PromptServeError as error:
             self._settle(image, error)
             return
@@ -265,6 +270,15 @@ class Batcher:
             return
         image.data = b""
         self._is_ready(image)
+
+    def _timed_decode(self, image: _Image) -> PixelArray:
+        started = time.monotonic()
+        try:
+            return self._decode(image.data)
+        finally:
+            ended = time.monotonic()
+            image.ticket.timings.add("decode", started, ended)
+            metrics.decode_seconds.observe(ended - started)
 
     def _is_ready(self, image: _Image) -> None:
         with self._changed:
@@ -293,7 +307,9 @@ class Batcher:
             self._changed.wait_for(lambda: self._ready or self._stopped)
             if self._ready and self._max_queue_delay_s > 0:
                 self._wait_for_more()
-            return None if self._stopped else self._take()
+            batch = None if self._stopped else self._take()
+        _note_waits(batch or [])
+        return batch
 
     def _take(self) -> list[_Image]:
         """The first images that are worth running; none where all were given up meanwhile."""
@@ -314,7 +330,7 @@ class Batcher:
         )
 
     def _infer(self, batch: list[_Image]) -> None:
-        self._running_since = time.monotonic()
+        self._running_since = started = time.monotonic()
         try:
             features = self._encode(np.stack([i.pixels for i in batch if i.pixels is not None]))
         # ONNX Runtime's exceptions share no base but Exception; one batch may fail, e.g. for lack
@@ -325,6 +341,7 @@ class Batcher:
             return
         self._running_since = None
         self._last_success = time.monotonic()
+        _note_batch(batch, started, self._last_success)
         with self._changed:
             self._drain_rate.note(len(batch), min(image.admitted_at for image in batch))
         for image, row in zip(batch, features, strict=True):
@@ -348,6 +365,7 @@ class Batcher:
             self._admitted_bytes -= image.size_bytes
             if self._refusing is not None:
                 self._changed.notify_all()  # stop() waits for the last one
+        _note_settled(image, outcome)
         image.ticket.settle(image.index, outcome)
 
     def _forget_if_given_up(self, future: Future[list[Outcome]]) -> None:
@@ -375,6 +393,33 @@ def _yield_to_inference() -> None:
     images of its next batch are not needed before this one is done."""
     if sys.platform == "linux":  # elsewhere priorities belong to processes, not to threads
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
+
+
+def _note_waits(batch: Sequence[_Image]) -> None:
+    """These images' wait in the queue ends now."""
+    now = time.monotonic()
+    for image in batch:
+        image.ticket.timings.add("queue", image.ready_at, now)
+        metrics.queue_wait_seconds.observe(now - image.ready_at)
+
+
+def _note_batch(batch: Sequence[_Image], started: float, ended: float) -> None:
+    """A batch went through the encoder; its time counts once to every request in it."""
+    metrics.batch_images.observe(len(batch))
+    metrics.inference_seconds.observe(ended - started)
+    for ticket in {image.ticket for image in batch}:
+        ticket.timings.add("inference", started, ended)
+
+
+def _note_settled(image: _Image, outcome: Outcome) -> None:
+    metrics.queue_images.dec()
+    metrics.queue_bytes.dec(image.size_bytes)
+    if image.ticket.future.cancelled():
+        metrics.images_abandoned.inc()
+    elif isinstance(outcome, PromptServeError):
+        metrics.images.labels(metrics.result_of(outcome)).inc()
+    else:
+        metrics.images_answered.inc()
 
 
 def _size_bytes(given: Given) -> int:

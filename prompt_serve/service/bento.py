@@ -4,29 +4,42 @@ BentoML gives the command line, packaging and lifecycle. Batching is our own (``
 BentoML's ``batchable=True`` does with a batch of several callers is no good here.
 """
 
-import base64
-import binascii
 import logging
 import sys
 from http import HTTPStatus
 
 import bentoml
 from bentoml.exceptions import BentoMLException
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prompt_serve.errors import PromptServeError, RequestInvalid
+from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
-from prompt_serve.service import preflight
+from prompt_serve.service import logs, metrics, preflight
+from prompt_serve.service.access import Access
 from prompt_serve.service.api import create_app
+from prompt_serve.service.binding import anonymous_by, check_start
 from prompt_serve.service.body_limit import BodyLimit
-from prompt_serve.service.core import Core, ImageFile
+from prompt_serve.service.core import Core
+from prompt_serve.service.cross_origin import cross_origin
+from prompt_serve.service.gauges import note_registry, tell_what_runs
+from prompt_serve.service.inputs import Selection, image_of_text
+from prompt_serve.service.key_ring import KeyRing
+from prompt_serve.service.keys import Keys
+from prompt_serve.service.observing import Observed
 from prompt_serve.service.settings import Settings
+from prompt_serve.service.tracing import Tracing, provider_from_environment
 
 # Ours answer long before; an upload of 100,000 classes may take this long to encode.
 _LAST_RESORT_TIMEOUT_S = 4 * 3600
 
 _log = logging.getLogger(__name__)
 _app = create_app()
+_app.state.key_ring = None  # as the core: there is one when a worker has started
 
 
 async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,11 +48,21 @@ async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
     await _app(scope, receive, send)
 
 
-class SettingsBodyLimit(BodyLimit):
-    """The body limit of the settings, for every route of the service."""
+def _gates(app: ASGIApp) -> ASGIApp:
+    """What a request passes before any route, BentoML's own included, sees it."""
+    settings = Settings.from_environment()
+    app = BodyLimit(app, settings.max_body_bytes)
+    app = Access(app, lambda: _app.state.key_ring, anonymous_by(settings))
+    # Outside of access control: browsers ask what they may ask without a key.
+    app = cross_origin(app, settings.cors_origins)
+    return Observed(app, Tracing(provider_from_environment()))
 
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(app, Settings.from_environment().max_body_bytes)
+
+async def _metrics(_: Request) -> Response:
+    core: Core | None = _app.state.core
+    if core is not None:
+        await note_registry(core)
+    return Response(await run_in_threadpool(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
 
 @bentoml.service(
@@ -49,7 +72,10 @@ class SettingsBodyLimit(BodyLimit):
     # BentoML labels its series with the path as it came: every task name and every 404 of a
     # scanner would add twenty.
     metrics={"enabled": False},
+    logging={"access": {"enabled": False}},  # ``observing`` writes a line a request
+    http={"host": "127.0.0.1"},  # by default; another one needs keys (see ``access``)
 )
+@bentoml.asgi_app(Starlette(routes=[Route("/metrics", _metrics)]), path="/")
 @bentoml.asgi_app(_v1, path="/v1")
 class PromptServe:
     """Classifies images by many learned tasks over one frozen CLIP. The API is under /v1/docs."""
@@ -59,20 +85,27 @@ class PromptServe:
     def prepare() -> None:
         """Once, before the workers start."""
         try:
-            preflight.check(Settings.from_environment())
+            settings = Settings.from_environment()
+            preflight.check(settings)
+            check_start(settings)
+            provider_from_environment()
+            metrics.prepare_folder()
         except PromptServeError as error:
             sys.exit(f"prompt-serve cannot start: {error}")
 
     def __init__(self) -> None:
-        # BentoML's handler is on the root logger, whose level hides start-up and shutdown.
-        logging.getLogger("prompt_serve").setLevel(logging.INFO)
-        self.core = Core(Settings.from_environment())
+        settings = Settings.from_environment()
+        logs.set_up(settings.log_format, settings.log_level)
+        self.core = Core(settings)
+        tell_what_runs(self.core)
+        _app.state.key_ring = KeyRing(Keys(self.core.database))
         _app.state.core = self.core
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML has no types
     def close(self) -> None:
-        _app.state.core = None
+        _app.state.core = _app.state.key_ring = None
         self.core.close()
+        metrics.forget_this_worker()
 
     async def __is_ready__(self) -> bool:
         try:
@@ -97,8 +130,8 @@ class PromptServe:
             top_k: classes a task.
         """
         try:
-            files = [ImageFile(_from_base64(image)) for image in images]
-            answer = await self.core.classify(files, tasks, top_k)
+            items = [image_of_text(image) for image in images]
+            answer = await self.core.classify(items, Selection(tasks), top_k)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)
@@ -106,13 +139,4 @@ class PromptServe:
         return answer.model_dump(exclude_none=True)
 
 
-PromptServe.add_asgi_middleware(SettingsBodyLimit)  # type: ignore[attr-defined]  # a Service
-
-
-def _from_base64(text: str) -> bytes:
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise RequestInvalid(f"An image is not base64: {error}.") from error
+PromptServe.add_asgi_middleware(_gates)  # type: ignore[attr-defined]  # a Service

@@ -10,7 +10,8 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +33,8 @@ from prometheus_client import (  # noqa: E402 (see above)
     generate_latest,
     multiprocess,
 )
+
+from prompt_serve.errors import PromptServeError  # noqa: E402 (see above)
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 NAMESPACE = "prompt_serve"
@@ -130,13 +133,25 @@ revision = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
-ImageResult = Literal["answered", "refused", "failed"]
-UploadResult = Literal["stored", "refused", "failed"]
+cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
+images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
 
 
-def result_of_status(status: int) -> Literal["refused", "failed"]:
+def result_of(error: BaseException) -> Literal["refused", "failed"]:
     """Whose fault an error is: ``refused`` is the caller's, ``failed`` the service's."""
+    status = error.status if isinstance(error, PromptServeError) else 500
     return "failed" if status >= 500 else "refused"
+
+
+@contextmanager
+def counted_upload() -> Iterator[None]:
+    """Count what is uploaded inside, by what comes of it. A decorator as well."""
+    try:
+        yield
+    except BaseException as error:
+        uploads.labels(result_of(error)).inc()
+        raise
+    uploads.labels("stored").inc()
 
 
 def prepare_folder() -> None:

@@ -96,14 +96,7 @@ class Tracing:
     """
 
     def __init__(self, provider: TracerProvider) -> None:
-        self._provider = provider
         self._tracer = provider.get_tracer("prompt_serve", __version__)
-
-    def close(self) -> None:
-        """Send what was not sent yet."""
-        shutdown = getattr(self._provider, "shutdown", None)
-        if shutdown is not None:
-            shutdown()
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
