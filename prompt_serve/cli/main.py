@@ -46,6 +46,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
     "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
     "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
+    "keys": LazyCommand("prompt_serve.cli.keys", "keys", "Make and revoke a service's API keys."),
     "classify": LazyCommand(
         "prompt_serve.cli.classify", "classify", "Ask a running service about a few images."
     ),
@@ -68,6 +69,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "tokenizers": ("serve", "Reading class names needs"),
     "ftfy": ("serve", "Reading class names needs"),
     "bentoml": ("serve", "The service needs"),
+    "prometheus_client": ("serve", "The service needs"),
     "fastapi": ("serve", "The service needs"),
     "sqlalchemy": ("serve", "The service needs"),
     "pyarrow": ("tables", "Parquet tables need"),

@@ -67,6 +67,7 @@ class AsyncClient:
         retries: int = 4,
         concurrency: int = 4,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
         """Make a client; nothing is connected yet.
 
@@ -76,13 +77,16 @@ class AsyncClient:
             retries: further attempts after the first, with growing pauses (4: about 4 s).
             concurrency: requests in flight when many images are asked about.
             headers: sent with every request.
+            api_key: of a service that asks for one; None for PROMPT_SERVE_API_KEY, "" for none.
         """
         if retries < 0 or concurrency < 1:
             raise ConfigInvalid(
                 f"retries is {retries} and concurrency {concurrency}; wanted retries >= 0 and "
                 f"concurrency >= 1."
             )
-        self._connection = Connection(base_url, timeout_s=timeout_s, headers=headers)
+        self._connection = Connection(
+            base_url, timeout_s=timeout_s, headers=headers, api_key=api_key
+        )
         self._retry = RetryPolicy(retries=retries)
         self._concurrency = concurrency
         self._limits: Limits | None = None

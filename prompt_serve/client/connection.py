@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ from prompt_serve.errors import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
+KEY_VARIABLE = "PROMPT_SERVE_API_KEY"
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
 
 _log = logging.getLogger(__name__)
@@ -36,10 +38,18 @@ class Reply:
 
 
 class Connection:
-    """A pool of connections to ``base_url``."""
+    """A pool of connections to ``base_url``.
+
+    Redirects are not followed: the key goes to the address that was given, and nowhere else.
+    """
 
     def __init__(
-        self, base_url: str, *, timeout_s: float, headers: Mapping[str, str] | None = None
+        self,
+        base_url: str,
+        *,
+        timeout_s: float,
+        headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
         self.base_url = base_url.rstrip("/")
         if not self.base_url.startswith(("http://", "https://")):
@@ -52,7 +62,8 @@ class Connection:
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), pool=None),
-            headers=headers,
+            headers={**_with_key(api_key), **(headers or {})},
+            follow_redirects=False,
         )
 
     async def send(self, call: Call, policy: RetryPolicy) -> Reply:
@@ -116,6 +127,14 @@ class Connection:
                 attempts=patience.failures,
             )
         raise error from outcome
+
+
+def _with_key(api_key: str | None) -> dict[str, str]:
+    """The header that carries the key that was given, or else that of the environment."""
+    key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
+    if not (key.isascii() and key.isprintable()):  # the message must not show it
+        raise ConfigInvalid(f"The API key (api_key=, {KEY_VARIABLE}) has characters no key has.")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _why(outcome: httpx.Response | httpx.TransportError) -> str:

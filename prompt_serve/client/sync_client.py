@@ -40,6 +40,7 @@ class Client:
         retries: int = 4,
         concurrency: int = 4,
         headers: Mapping[str, str] | None = None,
+        api_key: str | None = None,
     ) -> None:
         """Make a client; see ``AsyncClient``."""
         self._client = AsyncClient(
@@ -48,6 +49,7 @@ class Client:
             retries=retries,
             concurrency=concurrency,
             headers=headers,
+            api_key=api_key,
         )
         self._loop = LoopThread("prompt-serve client")
         self._close = weakref.finalize(self, _close, self._loop, self._client)
