@@ -1,7 +1,7 @@
 """``prompt-serve keys``: make, list and revoke API keys, and read the audit log.
 
-Works on the service's database, with the settings of the service (``PROMPT_SERVE_HOME``,
-``PROMPT_SERVE_DATABASE_URL``), whether one is running or not: whoever can write there may make keys.
+Works on the service's database, by the service's settings (``PROMPT_SERVE_HOME``,
+``PROMPT_SERVE_DATABASE_URL``), whether it is running or not: who can write there may make keys.
 """
 
 import getpass
@@ -19,23 +19,16 @@ if TYPE_CHECKING:
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
-class Expiry(click.ParamType):
+def expiry(text: str) -> datetime:
     """``12h``, ``30d``, ``8w`` from now, or a date and time in ISO 8601."""
-
-    name = "when"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        text = str(value)
-        if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
-            return datetime.now(UTC) + int(match[1]) * _UNITS[match[2]]
-        try:
-            return datetime.fromisoformat(text).astimezone(UTC)
-        except ValueError:
-            self.fail(f"{text!r} is neither 12h, 30d or 8w nor a date such as 2030-01-31.")
+    if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
+        return datetime.now(UTC) + int(match[1]) * _UNITS[match[2]]
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is neither 12h, 30d or 8w nor a date such as 2030-01-31."
+        ) from None
 
 
 @click.group()
@@ -59,7 +52,10 @@ def keys() -> None:
     help="infer asks and reads; admin also changes tasks and reads the audit log.",
 )
 @click.option(
-    "--expires", type=Expiry(), help="12h, 30d or 8w from now, or a date.  [default: never]"
+    "--expires",
+    type=expiry,
+    metavar="WHEN",
+    help="12h, 30d or 8w from now, or a date.  [default: never]",
 )
 def create(name: str, role: str, expires: datetime | None) -> None:
     """Make a key and print it. It is shown this once: the database holds a hash of it.
