@@ -277,6 +277,8 @@ def _checked(text: str, policy: UrlPolicy) -> httpx.URL:
         raise _refused(text, f"is no URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host:
         raise _refused(text, "is not of the kind http://host/ or https://host/")
+    if not 0 < (url.port or 80) < 65_536:
+        raise _refused(text, "has a port that there is not")
     if url.userinfo:
         raise _refused(text, "has a user name in it")
     if policy.hosts and not _matches(url.host, policy.hosts):
