@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from prompt_serve.scoring import class_logits, is_unknown, softmax, top_classes, unit
+from prompt_serve.scoring import (
+    best_classes,
+    class_logits,
+    is_unknown,
+    softmax,
+    top_classes,
+    unit,
+)
 
 
 def test_logits_are_scaled_cosines(rng: np.random.Generator) -> None:
@@ -67,3 +74,26 @@ def test_the_threshold_itself_is_known_and_zero_knows_everything() -> None:
     assert not is_unknown(probability, 0.9)
     assert is_unknown(probability, 0.9001)
     assert not is_unknown(0.0, 0.0)
+
+
+@pytest.mark.parametrize("k", [1, 5, 20, 500], ids=lambda k: f"top-{k}")
+def test_many_tasks_at_once_give_what_each_gives_alone(rng: np.random.Generator, k: int) -> None:
+    sizes = [1, 2, 3, 7, 8, 9, 130, 64, 1, 7]
+    tasks = [unit(rng.standard_normal((size, 16)).astype(np.float32)) for size in sizes]
+    tasks[3] = np.repeat(tasks[3][:1], 7, axis=0)  # all alike: ties
+    temperatures = [0.5, 1.0, 2.0, 1.0, 0.1, 1.0, 3.0, 1.0, 9.0, 1.0]
+    images = unit(rng.standard_normal((6, 16)).astype(np.float32))
+
+    together = best_classes(images, tasks, 20.0, temperatures, k)
+
+    for features, temperature, found in zip(tasks, temperatures, together, strict=True):
+        names = [str(label) for label in range(len(features))]
+        logits = class_logits(images, features, 20.0)
+        for image in range(len(images)):
+            alone = top_classes(logits[image], names, k, temperature=temperature)
+            assert found.labels[image].tolist() == [p.label for p in alone]
+            assert found.logits[image].tolist() == [p.logit for p in alone]
+            # The sum over the classes is taken in another order.
+            assert found.probabilities[image] == pytest.approx(
+                [p.probability for p in alone], rel=1e-5, abs=1e-30
+            )

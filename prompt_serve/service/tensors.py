@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,7 @@ def embeddings_of(array: AnyArray, width: int) -> list[FloatArray | PromptServeE
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(numbers, axis=1)
     is_good = np.isfinite(lengths) & (lengths > 0)
+    numbers[~is_good] = 0.0
     scaled = unit((numbers / np.where(is_good, lengths, 1.0)[:, np.newaxis]).astype(np.float32))
     return [row if good else _no_direction() for row, good in zip(scaled, is_good, strict=True)]
 
@@ -138,7 +140,7 @@ def _read_npy(data: bytes) -> Tensor:
         }[version]
         shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER_BYTES)
     # A header is a Python literal; what a crooked one raises depends on where it is crooked.
-    except (ValueError, SyntaxError, KeyError, TypeError, EOFError, RecursionError) as error:
+    except (ValueError, SyntaxError, TokenError, LookupError, TypeError, RecursionError) as error:
         raise RequestInvalid(f"The body is no npy file: {error}") from error
     if dtype.hasobject:
         raise RequestInvalid("The npy file holds Python objects; only numbers are read.")

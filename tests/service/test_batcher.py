@@ -226,6 +226,121 @@ def test_a_dead_inference_thread_fails_what_waits_and_what_comes() -> None:
             running.submit([b"\x01"], soon())
 
 
+def test_the_queue_delay_bounds_what_an_image_waits_though_others_keep_coming() -> None:
+    delay_s = 0.3
+    started: dict[int, float] = {}
+
+    def encode(pixels: PixelArray) -> FloatArray:
+        now = time.monotonic()
+        started.update({int(number): now for number in pixels[:, 0, 0, 0]})
+        return first_pixel(pixels)
+
+    ready: dict[int, float] = {}
+    with batcher(encode, max_batch=64, max_queue_delay_ms=1000 * delay_s) as running:
+        futures = []
+        for number in range(40):  # for 2 s, more often than the delay
+            pixels = np.full((2, 2, 3), number, dtype=np.uint8)
+            ready[number] = time.monotonic()
+            futures.append(running.submit([pixels], soon()))
+            time.sleep(0.05)
+        wait(futures, timeout=20)
+
+    waits = [started[number] - ready[number] for number in ready]
+    assert min(waits) >= 0
+    # A delay that began anew with every image would make the first wait for 2.3 s.
+    assert max(waits) < delay_s + 0.7
+
+
+def test_given_up_images_leave_the_queue_at_once() -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_images=4) as running:
+        blocking = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(20)
+        given_up = running.submit([b"\x02"] * 3, soon())
+        with pytest.raises(Overloaded):
+            running.submit([b"\x03"], soon())
+        given_up.cancel()
+        assert running.waiting == (1, 1)
+        taken = running.submit([b"\x03"] * 3, soon())
+        gate.open.set()
+        outcomes(blocking)
+        assert [float(np.asarray(o)[0]) for o in outcomes(taken)] == [3, 3, 3]
+        _until(lambda: running.waiting == (0, 0))
+
+    assert sum(gate.batches) == 4
+
+
+def test_a_request_whose_time_is_up_keeps_what_it_has() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate, max_batch=1) as running:
+        done = running.submit([b"\x01"], soon())
+        outcomes(done)
+        gate.open.clear()
+        gate.entered.clear()
+        request = running.submit([b"\x02", b"\x03", b"bad"[:0]], soon())
+        assert gate.entered.wait(20)
+        _until(lambda: running.waiting[0] == 2)  # the empty image has failed
+        running.expire(request)
+        found = outcomes(request)
+        gate.open.set()
+        outcomes(running.submit([b"\x04"], soon()))
+
+    assert [type(outcome) for outcome in found[:2]] == [DeadlineExceeded] * 2
+    assert isinstance(found[2], ServiceError)
+    assert gate.batches == [1, 1, 1]  # the one that was running, and the one afterwards
+
+
+def test_the_queue_is_bounded_in_bytes_too() -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_bytes=1000) as running:
+        admitted = running.submit([b"\x01" * 600], soon())
+        with pytest.raises(Overloaded, match="600 bytes, 500 more exceed the 1,000") as caught:
+            running.submit([b"\x02" * 500], soon())
+        assert caught.value.retry_after_s > 0
+        fits = running.submit([b"\x02" * 400], soon())
+        gate.open.set()
+        outcomes(admitted)
+        outcomes(fits)
+        outcomes(running.submit([b"\x03" * 1000], soon()))
+        _until(lambda: running.waiting == (0, 0))
+
+
+def test_retry_after_is_the_time_until_there_is_room() -> None:
+    gate = Gate()
+    gate.open.set()
+
+    def slow(pixels: PixelArray) -> FloatArray:
+        time.sleep(0.1)
+        return gate(pixels)
+
+    with batcher(slow, max_batch=1, max_queue_images=10) as running:
+        outcomes(running.submit([b"\x01"] * 8, soon()))
+        gate.open.clear()
+        running.submit([b"\x01"] * 10, soon())
+        waits = []
+        for images in (1, 5, 10):
+            with pytest.raises(Overloaded) as caught:
+                running.submit([b"\x01"] * images, soon())
+            waits.append(caught.value.retry_after_s)
+        gate.open.set()
+
+    # 0.1 s and more an image, on a machine that may be busy: the ratios hold all the same.
+    assert 0.1 <= waits[0] < 1
+    assert waits[2] == pytest.approx(2 * waits[1], rel=0.1)
+    assert waits[1] == pytest.approx(5 * waits[0], rel=0.5)
+
+
+def test_pixels_go_past_the_decoder() -> None:
+    def decode(data: bytes) -> PixelArray:
+        raise AssertionError("decoded")
+
+    with batcher(first_pixel, decode=decode) as running:
+        (row,) = outcomes(running.submit([np.full((2, 2, 3), 9, dtype=np.uint8)], soon()))
+
+    assert float(np.asarray(row)[0]) == 9
+
+
 def _until(condition: Callable[[], bool]) -> None:
     give_up = time.monotonic() + 20
     while not condition():
