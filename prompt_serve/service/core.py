@@ -1,7 +1,8 @@
 """The service without HTTP: one bundle, one engine, one batcher, one registry.
 
-``classify`` is the whole request flow: resolve tasks -> batch -> image features -> logits of each
-task -> answer. Everything that blocks runs in threads; the event loop only waits.
+``classify`` is the whole request flow: resolve tasks -> fetch what is behind URLs -> batch -> image
+features -> logits of each task -> answer. Everything that blocks runs in threads; the event loop
+only waits.
 """
 
 import asyncio
@@ -9,61 +10,51 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextvars import copy_context
 from functools import partial
 from typing import TypeVar
-
-import numpy as np
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.errors import (
-    DeadlineExceeded,
+    BackboneMismatch,
     NotReady,
+    Overloaded,
     PromptServeError,
     RequestInvalid,
     RequestTooLarge,
+    TaskNotFound,
 )
 from prompt_serve.preprocess import pixels_from_bytes
-from prompt_serve.schemas import (
-    ClassifyAnswer,
-    ClassScore,
-    ImageResult,
-    ServiceInfo,
-    TaskInfo,
-    TaskPrediction,
-    ZeroShotTask,
-)
-from prompt_serve.scoring import class_logits, is_unknown, top_classes
-from prompt_serve.service.batcher import Batcher, Outcome
+from prompt_serve.schemas import ClassifyAnswer, ServiceInfo
+from prompt_serve.service import metrics
+from prompt_serve.service.answers import NamedTasks, raise_if_all_failed, scored
+from prompt_serve.service.batcher import Batcher, Given, Outcome
 from prompt_serve.service.cold_start import ColdStart
 from prompt_serve.service.database import Database
 from prompt_serve.service.engine import Engine
 from prompt_serve.service.health import Health
-from prompt_serve.service.problems import problem_of
+from prompt_serve.service.inputs import (
+    EVERY_TASK,
+    Deadline,
+    EmbeddingItem,
+    ImageItem,
+    ImageUrl,
+    Selection,
+)
 from prompt_serve.service.registry import Registry
 from prompt_serve.service.settings import Settings, available_cores
-from prompt_serve.service.tasks import Task, TaskStore
-from prompt_serve.types import FloatArray
+from prompt_serve.service.tasks import TaskStore
+from prompt_serve.service.timing import current
+from prompt_serve.service.urls import ImageUrls
 
-# A request past its deadline is answered by the batcher; this catches a batch that hangs.
-_GRACE_S = 5.0
-_MAX_SCORES = 1_000_000  # entries of one answer: images x tasks x top_k
 # Scoring that takes more than about a millisecond leaves the event loop: so many multiplications,
 # of which sorting out the best classes of one image and task counts as some.
 _SCORED_IN_LOOP = 2_000_000
-_COST_OF_A_PREDICTION = 100_000
+_COST_OF_A_PREDICTION = 20_000
 
 _T = TypeVar("_T")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """One image of a request."""
-
-    data: bytes
-    filename: str | None = None
 
 
 class Core:
@@ -88,7 +79,7 @@ class Core:
         self.engine.warm_up()
         self.cold_start.done("warm-up")
         self.database = Database(settings.database)
-        self.registry = Registry(self.database)
+        self.registry = Registry(self.database, keep_versions=settings.keep_versions)
         self.tasks = TaskStore(
             self.registry, self.bundle, self.engine.encode_text, settings.feature_cache_bytes
         )
@@ -113,10 +104,14 @@ class Core:
             settings.database,
             self.engine.slowest_batch_s,
         )
+        self.urls = ImageUrls(settings)
+        self._scorers = ThreadPoolExecutor(2, thread_name_prefix="score")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="registry")
-        # One at a time: encoding class names takes the cores that images need.
-        self._uploads = ThreadPoolExecutor(1, thread_name_prefix="upload")
+        # They wait for their turn: class names are encoded in one thread, of low priority.
+        self._changers = ThreadPoolExecutor(8, thread_name_prefix="change")
+        self._changes = 0  # being made, or waiting
         n_tasks = self.registry.count()
+        self.tasks.load_pinned()
         self.cold_start.done("registry")
         _log.info(
             "ready in %s: %s (%s) on %s, batches of up to %d, %d tasks",
@@ -132,41 +127,90 @@ class Core:
         """Finish what was admitted, then stop all threads."""
         self.batcher.stop(self.settings.shutdown_timeout_s)
         self.health.close()
-        self._uploads.shutdown(wait=True, cancel_futures=True)
+        self._changers.shutdown(wait=True, cancel_futures=True)
+        self.tasks.close()
         self._readers.shutdown(wait=True, cancel_futures=True)
+        self._scorers.shutdown(wait=True, cancel_futures=True)
         self.database.close()
 
     async def classify(
-        self, images: Sequence[ImageFile], task_names: Sequence[str], top_k: int
+        self,
+        images: Sequence[ImageItem],
+        selection: Selection,
+        top_k: int,
+        deadline: Deadline | None = None,
     ) -> ClassifyAnswer:
-        """Classify every image by every task.
+        """Classify every image by every task; each image is encoded once.
 
         An image that cannot be read becomes a result with an error. When all of them fail, the
         first one's error is raised, with all in its ``errors``.
 
         Raises:
             RequestInvalid, RequestTooLarge: no images, no tasks, or more than the limits allow.
-            TaskNotFound: one of the tasks does not exist.
+            TaskNotFound: one of the tasks does not exist, or no task has the tag.
             Overloaded: the queue is full.
         """
-        self._check_request(len(images), len(task_names), top_k)
-        tasks = await self.reading(self.tasks.resolve, task_names)
-        outcomes = await self._encode([image.data for image in images])
-        named = list(zip(task_names, tasks, strict=True))
-        score = partial(_results, images, outcomes, named, top_k, self._logit_scale)
-        work = sum(t.class_features.size + _COST_OF_A_PREDICTION for t in tasks) * len(images)
-        results = score() if work <= _SCORED_IN_LOOP else await self.reading(score)
-        if all(result.error is not None for result in results):
-            raise _all_failed(outcomes, results)
-        return ClassifyAnswer(results=results, backbone=self.bundle.manifest.backbone.id)
+        _check_some(images, "image", "file parts named 'image' (multipart/form-data)")
+        _check_count("images", len(images), self.settings.max_images)
+        tasks = await self._tasks(selection, len(images), top_k)
+        outcomes = await self._encode(images, deadline or self.deadline())
+        raise_if_all_failed(images, outcomes)
+        return await self._scored(images, outcomes, tasks, top_k)
 
-    async def upload(self, name: str, data: bytes) -> tuple[TaskInfo, bool]:
-        """See ``TaskStore.upload``."""
-        return await self._in(self._uploads, self.tasks.upload, name, data)
+    async def embed(
+        self, images: Sequence[ImageItem], deadline: Deadline | None = None
+    ) -> list[Outcome]:
+        """Features of unit length of every image, or its error; raises as ``classify`` does."""
+        _check_some(images, "image", "file parts named 'image' (multipart/form-data)")
+        _check_count("images", len(images), self.settings.max_images)
+        outcomes = await self._encode(images, deadline or self.deadline())
+        raise_if_all_failed(images, outcomes)
+        return outcomes
 
-    async def add_zero_shot(self, wanted: ZeroShotTask) -> tuple[TaskInfo, bool]:
-        """See ``TaskStore.add_zero_shot``."""
-        return await self._in(self._uploads, self.tasks.add_zero_shot, wanted)
+    async def score(
+        self,
+        embeddings: Sequence[EmbeddingItem],
+        selection: Selection,
+        top_k: int,
+        fingerprint: str | None = None,
+    ) -> ClassifyAnswer:
+        """``classify`` for images that were embedded before.
+
+        Raises:
+            BackboneMismatch: ``fingerprint`` is not that of the backbone that runs here.
+        """
+        _check_some(embeddings, "embedding", "JSON with 'embeddings', or an array (N, width)")
+        _check_count("embeddings", len(embeddings), self.settings.max_embeddings)
+        self._check_fingerprint(fingerprint)
+        tasks = await self._tasks(selection, len(embeddings), top_k)
+        outcomes = [item.content for item in embeddings]
+        raise_if_all_failed(embeddings, outcomes)
+        return await self._scored(embeddings, outcomes, tasks, top_k)
+
+    def deadline(self, header: str | None = None) -> Deadline:
+        """From now on: what a request asks for in its header, the settings' limit at most."""
+        return Deadline.of_header(header, self.settings.request_timeout_s)
+
+    def check_room(self) -> None:
+        """Raise Overloaded where one image more has no room: before its body is read."""
+        self.batcher.check_room(1, 0)
+
+    async def changing(self, function: Callable[..., _T], *args: object) -> _T:
+        """Run a change of tasks in a thread; it may wait for class features to be computed.
+
+        Raises:
+            Overloaded: so many changes wait already that their bodies would fill the memory.
+        """
+        if self._changes >= self.settings.max_changes:
+            raise Overloaded(
+                f"{self._changes} changes of tasks are being made or wait. Try again later.",
+                retry_after_s=2.0,
+            )
+        self._changes += 1
+        try:
+            return await self._in(self._changers, function, *args)
+        finally:
+            self._changes -= 1
 
     async def reading(self, function: Callable[..., _T], *args: object) -> _T:
         """Run something that blocks for a short time in a thread."""
@@ -195,44 +239,137 @@ class Core:
         )
 
     @property
+    def image_size(self) -> int:
+        """S, side of the square that the image tower sees."""
+        return self.bundle.manifest.preprocessing.image_size
+
+    @property
+    def embedding_width(self) -> int:
+        """E, numbers of an embedding."""
+        return self.bundle.manifest.backbone.embed_dim
+
+    @property
     def _logit_scale(self) -> float:
         return self.bundle.manifest.logit_scale
 
-    async def _encode(self, images: Sequence[bytes]) -> list[Outcome]:
-        timeout_s = self.settings.request_timeout_s
-        future = self.batcher.submit(images, time.monotonic() + timeout_s)
+    async def _tasks(self, selection: Selection, n_images: int, top_k: int) -> NamedTasks:
+        """The tasks that are meant, within the limits."""
+        if top_k < 1:
+            raise RequestInvalid(f"top_k is {top_k}; wanted 1 or more.", top_k=top_k)
+        if not selection.names and not selection.tags:
+            raise RequestInvalid(
+                "The request names no task. Give one or more 'task' or 'tag' fields (or query "
+                "parameters); task=* means all."
+            )
+        settings = self.settings
+        _check_count("tasks", len(selection.names), settings.max_tasks)
+        _check_count("tags", len(selection.tags), settings.max_tasks)
+        facts = current()
+        facts.images, facts.tasks = n_images, len(selection.names)
+        with facts.timings.during("registry"):
+            names = await self.reading(self._names, selection)
+        facts.tasks = len(names)
+        _check_count("tasks", len(names), settings.max_tasks)
+        scores = n_images * len(names) * top_k
+        _check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
+        with facts.timings.during("registry"):
+            tasks = await self.reading(self.tasks.resolve, names)
+        classes = n_images * sum(len(task.class_names) for task in tasks)
+        _check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
+        return list(zip(names, tasks, strict=True))
+
+    def _names(self, selection: Selection) -> Sequence[str]:
+        """What was named, then what tags and ``*`` add to it."""
+        added: list[str] = []
+        for tag in selection.tags:
+            of_tag = self.registry.names_with_tag(tag)
+            if not of_tag:
+                raise TaskNotFound(f"No task has the tag {tag[:200]!r}.", name=tag[:200], loaded=())
+            added += of_tag
+        if EVERY_TASK in selection.names:
+            added += self.registry.all_names()
+            if not added:
+                raise TaskNotFound("There are no tasks yet.", name=EVERY_TASK, loaded=())
+        named = [name for name in selection.names if name != EVERY_TASK]
+        return [*named, *(name for name in dict.fromkeys(added) if name not in set(named))]
+
+    async def _encode(self, images: Sequence[ImageItem], deadline: Deadline) -> list[Outcome]:
+        """The outcome of every image; those that are errors already are not run."""
+        current().images = len(images)
+        contents = await self._fetched(images, deadline)
+        given = {i: c for i, c in enumerate(contents) if not isinstance(c, PromptServeError)}
+        encoded: Sequence[Outcome] = []
+        if given:
+            encoded = await self._run(list(given.values()), deadline)
+        outcomes = dict(zip(given, encoded, strict=True))
+        return [
+            content if isinstance(content, PromptServeError) else outcomes[index]
+            for index, content in enumerate(contents)
+        ]
+
+    async def _fetched(
+        self, images: Sequence[ImageItem], deadline: Deadline
+    ) -> list[Given | PromptServeError]:
+        """Images as they came, those behind URLs fetched."""
+        urls = {
+            i: c.url for i, c in enumerate(i.content for i in images) if isinstance(c, ImageUrl)
+        }
+        found = await self.urls.fetch_all(list(urls.values()), deadline) if urls else []
+        fetched = dict(zip(urls, found, strict=True))
+        return [
+            fetched[index] if isinstance(image.content, ImageUrl) else image.content
+            for index, image in enumerate(images)
+        ]
+
+    async def _run(self, given: Sequence[Given], deadline: Deadline) -> list[Outcome]:
+        future = self.batcher.submit(given, deadline.at)
+        left_s = max(0.0, deadline.at - time.monotonic())
+        expiry = asyncio.get_running_loop().call_later(left_s, self.batcher.expire, future)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(future), timeout_s + _GRACE_S)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                f"No answer within {timeout_s:g} s. Send fewer images at once.",
-                timeout_s=timeout_s,
-            ) from error
+            # Cancelled when the client has gone, and the images leave the queue with it.
+            return await asyncio.wrap_future(future)
+        finally:
+            expiry.cancel()
+
+    async def _scored(
+        self,
+        items: Sequence[ImageItem] | Sequence[EmbeddingItem],
+        outcomes: Sequence[Outcome],
+        tasks: NamedTasks,
+        top_k: int,
+    ) -> ClassifyAnswer:
+        score = partial(scored, items, outcomes, tasks, top_k, self._logit_scale)
+        multiplications = sum(task.class_features.size for _, task in tasks)
+        work = len(items) * (multiplications + len(tasks) * _COST_OF_A_PREDICTION)
+        with metrics.score_seconds.time(), current().timings.during("score"):
+            results = score() if work <= _SCORED_IN_LOOP else await self._in(self._scorers, score)
+        return ClassifyAnswer(results=results, backbone=self.bundle.manifest.backbone.id)
+
+    def _check_fingerprint(self, fingerprint: str | None) -> None:
+        here = self.bundle.manifest.backbone
+        if fingerprint is not None and fingerprint != here.fingerprint:
+            raise BackboneMismatch(
+                f"The embeddings were made by a backbone with the fingerprint "
+                f"{fingerprint[:12]!r}, but this server runs {here.id!r} "
+                f"({here.fingerprint[:12]}). Embed the images here.",
+                learned_on=fingerprint[:64],
+                served=here.id,
+            )
 
     async def _in(self, pool: ThreadPoolExecutor, function: Callable[..., _T], *args: object) -> _T:
+        # The thread knows the request as well: whose it is, for the audit log.
+        run = copy_context().run
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+            return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
         except RuntimeError as error:
             if "shutdown" not in str(error):
                 raise
             raise NotReady("The service is stopping.", retry_after_s=1.0) from error
 
-    def _check_request(self, n_images: int, n_tasks: int, top_k: int) -> None:
-        if n_images == 0:
-            raise RequestInvalid(
-                "The request has no image. Send one or more file parts named 'image' "
-                "(multipart/form-data), or an image as the body."
-            )
-        if n_tasks == 0:
-            raise RequestInvalid(
-                "The request names no task. Give one or more 'task' fields (or query parameters)."
-            )
-        if top_k < 1:
-            raise RequestInvalid(f"top_k is {top_k}; wanted 1 or more.", top_k=top_k)
-        settings = self.settings
-        _check_count("images", n_images, settings.max_images)
-        _check_count("tasks", n_tasks, settings.max_tasks)
-        _check_count("scores (images x tasks x top_k)", n_images * n_tasks * top_k, _MAX_SCORES)
+
+def _check_some(items: Sequence[object], what: str, form: str) -> None:
+    if not items:
+        raise RequestInvalid(f"The request has no {what}. Send one or more: {form}.")
 
 
 def _check_count(what: str, count: int, limit: int) -> None:
@@ -243,55 +380,3 @@ def _check_count(what: str, count: int, limit: int) -> None:
             limit=limit,
             count=count,
         )
-
-
-def _results(
-    images: Sequence[ImageFile],
-    outcomes: Sequence[Outcome],
-    tasks: Sequence[tuple[str, Task]],
-    top_k: int,
-    logit_scale: float,
-) -> list[ImageResult]:
-    """One result an image. All images of the request go through each task at once."""
-    good = [index for index, outcome in enumerate(outcomes) if isinstance(outcome, np.ndarray)]
-    predictions: dict[int, list[TaskPrediction]] = {index: [] for index in good}
-    if good:
-        image_features: FloatArray = np.stack([np.asarray(outcomes[index]) for index in good])
-        for name, task in tasks:
-            logits = class_logits(image_features, task.class_features, logit_scale)
-            for index, row in zip(good, logits, strict=True):
-                predictions[index].append(_prediction(name, task, row, top_k))
-    return [
-        ImageResult(
-            index=index,
-            filename=image.filename,
-            predictions=predictions.get(index),
-            error=problem_of(outcome) if isinstance(outcome, PromptServeError) else None,
-        )
-        for index, (image, outcome) in enumerate(zip(images, outcomes, strict=True))
-    ]
-
-
-def _prediction(name: str, task: Task, logits: FloatArray, top_k: int) -> TaskPrediction:
-    best = top_classes(logits, task.class_names, top_k, temperature=task.temperature)
-    return TaskPrediction(
-        task=name,
-        version=task.version,
-        unknown=is_unknown(best[0].probability, task.unknown_below),
-        classes=[ClassScore(**vars(prediction)) for prediction in best],
-    )
-
-
-def _all_failed(outcomes: Sequence[Outcome], results: Sequence[ImageResult]) -> PromptServeError:
-    """The first image's error, carrying those of all."""
-    first = outcomes[0]
-    assert isinstance(first, PromptServeError)  # noqa: S101 (all outcomes are errors here)
-    if len(outcomes) == 1:
-        return first
-    errors = [
-        {"index": result.index, "filename": result.filename, **result.error.model_dump()}
-        for result in results
-        if result.error is not None
-    ]
-    message = f"None of the {len(outcomes)} images could be classified; the first: {first.message}"
-    return type(first)(message, **{**first.facts, "errors": errors})

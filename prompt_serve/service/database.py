@@ -32,6 +32,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from prompt_serve.errors import ConfigInvalid, DependencyMissing, NotReady
 
 BUSY_TIMEOUT_S = 5.0  # how long a writer waits for others
+UPGRADE_TIMEOUT_S = 600.0  # and a start for another one that upgrades the tables
 
 _FAULTS_OF_OURS = (ProgrammingError, IntegrityError)  # not of the disk or the database
 _OUTAGES = (DBAPIError, PoolTimeout)
@@ -64,13 +65,14 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        from prompt_serve.service.migrating import upgrade
+        from prompt_serve.service.migrating import head, schema_version, upgrade
 
         self._engine = _connect(_checked(url))
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         try:
-            with self.write(raise_revision=False) as connection:
-                upgrade(connection)
+            if self.read(schema_version) != head():
+                with self._write_patiently() as connection:
+                    upgrade(connection)
         except BaseException:  # nobody gets this object to close it
             self.close()
             raise
@@ -107,6 +109,18 @@ class Database:
                     connection.execute(
                         revision_table.update().values(value=revision_table.c.value + 1)
                     )
+                yield connection
+        except _FAULTS_OF_OURS:
+            raise
+        except _OUTAGES as error:
+            raise _unavailable("written", error) from error
+
+    @contextmanager
+    def _write_patiently(self) -> Iterator[Connection]:
+        """Another process may be changing all the tables; that takes as long as it takes."""
+        patient = self._writing.execution_options(prompt_serve_patience_s=UPGRADE_TIMEOUT_S)
+        try:
+            with patient.begin() as connection:
                 yield connection
         except _FAULTS_OF_OURS:
             raise
@@ -150,6 +164,7 @@ def _connect(url: URL) -> Engine:
             url, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, connect_args=_PATIENCE
         )
         sa.event.listen(engine, "connect", _set_up_postgresql)
+        sa.event.listen(engine, "begin", _begin_postgresql)
         return engine
     if url.database:
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
@@ -194,8 +209,18 @@ def _begin_sqlite(connection: Connection) -> None:
     # A transaction that reads first and writes later fails when another writer came between;
     # one that takes the write lock at once waits for its turn. Reads need none: each statement
     # sees one state of the database.
-    if connection.get_execution_options().get("prompt_serve_writes", False):
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    options = connection.get_execution_options()
+    if not options.get("prompt_serve_writes", False):
+        return
+    patience_s = options.get("prompt_serve_patience_s", BUSY_TIMEOUT_S)
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * patience_s)}")
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin_postgresql(connection: Connection) -> None:
+    patience_s = connection.get_execution_options().get("prompt_serve_patience_s")
+    if patience_s is not None:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * patience_s)}")
 
 
 def _unavailable(what: str, error: SQLAlchemyError) -> NotReady:

@@ -15,6 +15,7 @@ from prompt_serve.class_features import class_features
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable, ServiceError
 from prompt_serve.prompt_file import Prompt
 from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.service.encoding import at_low_priority
 from prompt_serve.text_inputs import text_inputs
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -48,7 +49,10 @@ class Engine:
         self._buckets = None if cuda_device is None else batch_buckets(max_batch)
         self._warm_up_sizes = self._buckets or sorted({1, max_batch})
         self._image_session = _open(str(bundle.image_encoder), cuda_device, threads)
-        self._text_session = _open(str(bundle.text_encoder), cuda_device, threads)
+        # Its threads stand back behind those of the image encoder: an upload can wait.
+        self._text_session = at_low_priority(
+            lambda: _open(str(bundle.text_encoder), cuda_device, threads)
+        )
         self.provider = str(self._image_session.get_providers()[0])
         self.text_provider = str(self._text_session.get_providers()[0])
         self.runtime = f"onnxruntime {ort.__version__}"

@@ -55,7 +55,7 @@ def upgrade(connection: Connection) -> None:
 def schema_version(connection: Connection) -> str | None:
     """The version of the tables; None where there are none yet."""
     if _has_table(connection, VERSION_TABLE):
-        query = sa.select(sa.column("version_num")).select_from(sa.table(VERSION_TABLE))
+        query = sa.select(sa.column("version_num", sa.String)).select_from(sa.table(VERSION_TABLE))
         found: str | None = connection.execute(query).scalar_one_or_none()
         return found
     return FIRST if _has_table(connection, "prompt_file") else None

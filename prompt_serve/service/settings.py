@@ -54,6 +54,9 @@ class Settings(BaseModel):
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
     shutdown_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
     feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20  # class features in memory
+    keep_versions: Annotated[int, Field(ge=0)] = 20  # files kept for each name; 0: all
+    max_changes: Count = 32  # uploads and other changes of tasks, being made or waiting
+    max_bulk_tasks: Count = 1000  # prompt files in one bulk upload
 
     allow_anonymous: bool = False  # without any key, answer whoever can reach the service
     cors_origins: str = ""  # web pages that may ask, separated by commas; "*": any

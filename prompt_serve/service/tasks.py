@@ -6,12 +6,9 @@ A request keeps the ``Task`` objects it resolved; later swaps do not touch them.
 """
 
 import difflib
-import re
-import threading
-from collections import OrderedDict
+import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,32 +16,39 @@ from prompt_serve import __version__
 from prompt_serve.bundle import Bundle
 from prompt_serve.class_features import EncodeText, class_features
 from prompt_serve.encodings import describe
-from prompt_serve.errors import TaskNameInvalid, TaskNotFound
+from prompt_serve.errors import (
+    NotReady,
+    PromptServeError,
+    RequestInvalid,
+    TaskNotFound,
+    VersionAmbiguous,
+    VersionNotFound,
+)
 from prompt_serve.probe import probe
 from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes, version_of
-from prompt_serve.schemas import TASK_NAME_PATTERN, TaskInfo, TaskList, TaskSummary, ZeroShotTask
+from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary, ZeroShotTask
+from prompt_serve.service import metrics
 from prompt_serve.service.class_features import check_backbone, verified_class_features
-from prompt_serve.service.registry import Registry, StoredTask
+from prompt_serve.service.cursors import cursor_of, number_after, text_after
+from prompt_serve.service.encoding import EncodingQueue
+from prompt_serve.service.registry import EVERY, NewTask, Registry, Wanted
+from prompt_serve.service.registry_tables import StoredTask
+from prompt_serve.service.task_cache import CacheStatistics, Task, TaskCache
+from prompt_serve.service.versions import (
+    ALWAYS,
+    Condition,
+    check_task_name,
+    checked_prefix,
+    pin_of,
+)
 from prompt_serve.types import FloatArray
 
-_BYTES_OF_A_NAME = 60  # a str and its place in a tuple, beside its characters
+__all__ = ["Task", "TaskStore", "check_task_name", "task_not_found"]
+
 _STORED_FLOAT = np.dtype("<f4")
+_MAX_SEARCH = 200  # characters
 
-
-@dataclass(frozen=True, kw_only=True)
-class Task:
-    """One version of a task, ready to answer."""
-
-    version: str  # sha256 of the prompt file
-    class_names: tuple[str, ...]
-    class_features: FloatArray  # (C, E), unit length, read-only
-    temperature: float = 1.0  # of the probabilities
-    unknown_below: float = 0.0  # a best probability below it means that the image shows no class
-
-    @property
-    def size_bytes(self) -> int:
-        names = sum(len(name) + _BYTES_OF_A_NAME for name in self.class_names)
-        return self.class_features.nbytes + names
+_log = logging.getLogger(__name__)
 
 
 class TaskStore:
@@ -54,7 +58,7 @@ class TaskStore:
         registry: where tasks live.
         bundle: the backbone that runs here.
         encode_text: its text encoder.
-        cache_bytes: class features kept in memory; the most recently used version always is.
+        cache_bytes: class features kept in memory.
     """
 
     def __init__(
@@ -65,28 +69,65 @@ class TaskStore:
         self._encode_text = encode_text
         self._fingerprint = bundle.manifest.backbone.fingerprint
         self._names = _Names(-1, {})
-        self._loaded = _LeastRecentlyUsed(cache_bytes)
+        self._cache = TaskCache(cache_bytes)
+        self._encoding = EncodingQueue()
+
+    def close(self) -> None:
+        """Finish what is being encoded."""
+        self._encoding.close()
+
+    # Answering
 
     def resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
-        """The tasks of ``names``, as they are now.
+        """The tasks of ``names``, as they are now; ``name@sha`` is a version of its history.
 
         Raises:
             TaskNotFound: there is none of that name; with close ones.
+            VersionNotFound, VersionAmbiguous, RequestInvalid: of what stands behind an @.
             BackboneMismatch: it was uploaded when the service ran another backbone.
         """
-        revision = self._registry.revision()
-        known = self._names
-        if known.revision != revision:
-            # A thread that is late puts an older number here; then the next request asks again.
-            known = self._names = _Names(revision, {})
-        versions = known.versions
-        missing = [name for name in names if name not in versions]
-        if missing:
-            # Read after the revision was, so no entry is older than the number it stands under.
-            versions.update(self._registry.versions(missing))
-        return tuple(self._task(self._version(name, versions)) for name in names)
+        try:
+            return self._resolve(names)
+        except _VersionGone:
+            # Between the reading of its version and of its file the name was pointed elsewhere so
+            # often that the file was dropped. The next reading finds the new version.
+            self._names = _Names(-1, {})
+            return self._resolve(names)
 
-    def upload(self, name: str, data: bytes) -> tuple[TaskInfo, bool]:
+    def load_pinned(self) -> int:
+        """Load what is to stay in memory; the number of tasks. What cannot be served is logged."""
+        self._names_now()
+        loaded = 0
+        for version in self._registry.pinned():
+            try:
+                self._task(version)
+                loaded += 1
+            except NotReady:
+                raise
+            except PromptServeError as error:
+                _log.error("pinned version %s is not served: %s", version[:12], error.message)
+        return loaded
+
+    @property
+    def cache_statistics(self) -> CacheStatistics:
+        return self._cache.statistics()
+
+    @property
+    def encoded(self) -> int:
+        """Versions whose class features were computed since the start."""
+        return self._encoding.encoded
+
+    @property
+    def waiting_to_encode(self) -> int:
+        """Versions whose class features are being computed, or wait for it."""
+        return self._encoding.waiting
+
+    # Changing
+
+    @metrics.counted_upload()
+    def upload(
+        self, name: str, data: bytes, condition: Condition = ALWAYS
+    ) -> tuple[TaskInfo, bool]:
         """Check a prompt file whole, compute its class features, then point ``name`` at it.
 
         Returns:
@@ -95,15 +136,25 @@ class TaskStore:
         Raises:
             TaskNameInvalid: the name has other characters than a name may have.
             PromptError: the file cannot be served here; the message says why.
+            VersionChanged: the condition does not hold.
         """
+        self.check(name, condition)
+        new = self.checked(name, data)
+        return self._put(new, condition)
+
+    def checked(self, name: str, data: bytes) -> NewTask:
+        """A prompt file with its class features, for ``Registry.put``; nothing is changed yet."""
         check_task_name(name)
         prompt = from_bytes(data)
-        features = self._features_for_upload(prompt, version_of(data))
-        return self._put(name, data, prompt, features)
+        features = self._features(prompt, version_of(data))
+        return NewTask(name=name, data=data, prompt=prompt, features=_to_stored(features))
 
-    def add_zero_shot(self, wanted: ZeroShotTask) -> tuple[TaskInfo, bool]:
+    @metrics.counted_upload()
+    def add_zero_shot(
+        self, wanted: ZeroShotTask, condition: Condition = ALWAYS
+    ) -> tuple[TaskInfo, bool]:
         """A task from class names and templates alone; the same ones give the same version."""
-        check_task_name(wanted.name)
+        self.check(wanted.name, condition)
         unprobed = Prompt(
             name=wanted.name,
             method="zero-shot",
@@ -113,45 +164,199 @@ class TaskStore:
             probe=np.zeros(len(wanted.class_names), dtype=np.float16),
             tool_version=__version__,
         )
-        features = class_features(unprobed, self._bundle.text_side, self._encode_text)
+        features = self._encoding.run(
+            version_of(to_bytes(unprobed)),
+            lambda: class_features(unprobed, self._bundle.text_side, self._encode_text),
+        )
         prompt = _with_probe(unprobed, features)
-        return self._put(wanted.name, to_bytes(prompt), prompt, features)
+        new = NewTask(
+            name=wanted.name,
+            data=to_bytes(prompt),
+            prompt=prompt,
+            features=_to_stored(features),
+        )
+        return self._put(new, condition)
 
-    def delete(self, name: str) -> None:
-        """Remove a task; requests that hold it finish with it."""
-        if not self._registry.delete(name):
+    def rollback(self, name: str, to: str | None, condition: Condition = ALWAYS) -> TaskInfo:
+        """Point a name at a version of its history again; of a deleted name, bring it back.
+
+        Args:
+            name: of the task.
+            to: the version or its beginning; None: the one before, or the one it was deleted at.
+            condition: what must hold.
+
+        Raises:
+            TaskNotFound, VersionNotFound, VersionAmbiguous: there is nothing to go back to.
+            BackboneMismatch: the version was learned on another backbone.
+        """
+        self.check(name, condition)
+        version = self._version_back(name, to)
+        return self._point(name, version, "rollback", condition)
+
+    def alias(self, name: str, of: str, condition: Condition = ALWAYS) -> tuple[TaskInfo, bool]:
+        """Point a name at the version of another task; returns whether the name is new."""
+        self.check(name, condition)
+        version = self._version_named(of)
+        is_new = self._registry.task(name) is None
+        return self._point(name, version, "alias", condition), is_new
+
+    def delete(self, name: str, condition: Condition = ALWAYS) -> None:
+        """Remove a task; requests that hold it finish with it, and a rollback brings it back."""
+        if not self._registry.delete(name, condition):
             raise self._not_found(name)
 
+    def delete_version(self, prefix: str) -> str:
+        """Remove a prompt file that no name points at; returns its version."""
+        version = self._only(
+            self._registry.versions_like(checked_prefix(prefix)), prefix, "of any task"
+        )
+        self._registry.delete_version(version)
+        return version
+
+    def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
+        if not self._registry.set_tags(name, tags):
+            raise self._not_found(name)
+        return self.info(name)
+
+    def set_pinned(self, name: str, pinned: bool) -> TaskInfo:
+        """Keep a task in memory, loading it now, or no longer.
+
+        Raises:
+            RequestInvalid: the pinned tasks would fill the memory that all tasks share.
+        """
+        version = self._version_named(name)
+        size_bytes = self._task(version).size_bytes if pinned else 0
+        held = self._cache.pinned_bytes(without=version)
+        limit = self._cache.statistics().max_bytes
+        if held + size_bytes > limit:
+            raise RequestInvalid(
+                f"Task {name!r} takes {size_bytes:,} bytes; with {held:,} of other pinned tasks "
+                f"that exceeds the {limit:,} of the cache. Unpin others, or raise "
+                f"PROMPT_SERVE_FEATURE_CACHE_BYTES."
+            )
+        if not self._registry.set_pinned(name, pinned):
+            raise self._not_found(name)
+        self._names_now()
+        return self.info(name)
+
+    def check(self, name: str, condition: Condition) -> None:
+        """Raise at once what a change of ``name`` would raise after the encoding."""
+        check_task_name(name)
+        if condition != ALWAYS:
+            condition.check(name, self._registry.versions([name]).get(name))
+
+    # Telling
+
     def info(self, name: str) -> TaskInfo:
-        """All there is to know about a task."""
+        """All there is to know about a task, or about ``name@sha``."""
         stored, data = self._stored(name)
-        return _info(stored, from_bytes(data))
+        return self._info(stored, from_bytes(data))
 
     def file(self, name: str) -> tuple[str, bytes]:
         """Version and bytes of a task's prompt file."""
         stored, data = self._stored(name)
         return stored.version, data
 
-    def page(self, after: str, limit: int) -> TaskList:
-        """Up to ``limit`` tasks in the order of their names, from the first past ``after``."""
-        stored, revision = self._registry.tasks(after, limit + 1)
-        shown = [TaskSummary(**vars(task)) for task in stored[:limit]]
-        more = shown[-1].name if len(stored) > limit else None
+    def page(self, cursor: str | None, limit: int, wanted: Wanted = EVERY) -> TaskList:
+        """Up to ``limit`` tasks in the order of their names, from where ``cursor`` says."""
+        if len(wanted.search) > _MAX_SEARCH:
+            raise RequestInvalid(f"Search for {_MAX_SEARCH} characters at most.")
+        stored, revision = self._registry.tasks(text_after(cursor), limit + 1, wanted)
+        shown = [TaskSummary(**self._summary(task)) for task in stored[:limit]]
+        more = cursor_of(shown[-1].name) if len(stored) > limit else None
         return TaskList(tasks=shown, revision=revision, next=more)
 
-    def _put(
-        self, name: str, data: bytes, prompt: Prompt, features: FloatArray
-    ) -> tuple[TaskInfo, bool]:
-        stored, is_new = self._registry.put(name, data, prompt, _to_stored(features))
-        self._loaded.put(_task(stored.version, prompt, features))
-        return _info(stored, prompt), is_new
+    def history(self, name: str, cursor: str | None, limit: int) -> History:
+        """What a name pointed at, newest first."""
+        check_task_name(name)
+        found = self._registry.history(name, number_after(cursor), limit + 1)
+        if not found and cursor is None:
+            raise self._not_found(name)
+        shown = [Change(**vars(change)) for change in found[:limit]]
+        more = cursor_of(shown[-1].id) if len(found) > limit else None
+        return History(name=name, changes=shown, next=more)
 
-    def _features_for_upload(self, prompt: Prompt, version: str) -> FloatArray:
+    def _resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
+        known = self._names_now()
+        versions = known.versions
+        missing = [name for name in names if name not in versions]
+        if missing:
+            # Read after the revision was, so no entry is older than the number it stands under.
+            versions.update(self._registry.versions(missing))
+            for name in missing:
+                if "@" in name:
+                    versions[name] = self._version_named(name)
+        return tuple(self._task(self._version(name, versions)) for name in names)
+
+    def _names_now(self) -> "_Names":
+        revision = self._registry.revision()
+        known = self._names
+        if known.revision != revision:
+            self._cache.pin(frozenset(self._registry.pinned()))
+            # A thread that is late puts an older number here; then the next request asks again.
+            known = self._names = _Names(revision, {})
+        return known
+
+    def _put(self, new: NewTask, condition: Condition) -> tuple[TaskInfo, bool]:
+        stored, is_new = self._registry.put(new, condition)
+        assert new.features is not None  # noqa: S101 (made by ``checked``)
+        self._cache.put(_task(stored.version, new.prompt, self._from_stored(new.features)))
+        return self._info(stored, new.prompt), is_new
+
+    def _point(self, name: str, version: str, what: str, condition: Condition) -> TaskInfo:
+        task = self._task(version)  # before the swap: what cannot be served is refused here
+        features = (self._fingerprint, _to_stored(task.class_features))
+        if not self._registry.point(name, version, what, condition, features):
+            raise _gone(version)
+        return self.info(name)
+
+    def _version_back(self, name: str, to: str | None) -> str:
+        if to is not None:
+            return self._version_in_history(name, checked_prefix(to))
+        version = self._registry.version_before(name)
+        if version is not None and self._registry.prompt(version, "") is not None:
+            return version
+        if version is None and not self._registry.versions_of(name):
+            raise self._not_found(name)
+        raise VersionNotFound(
+            f"There is no version of {name!r} before this one, or it is kept no longer. "
+            f"Its history shows those that are kept."
+        )
+
+    def _version_named(self, name: str) -> str:
+        """Of a task, or of ``name@sha``."""
+        pin = pin_of(name)
+        plain = name if pin is None else pin.name
+        version = self._version(plain, self._registry.versions([plain]))
+        return version if pin is None else self._version_in_history(plain, pin.prefix)
+
+    def _version_in_history(self, name: str, prefix: str) -> str:
+        return self._only(
+            self._registry.versions_of(name, prefix), prefix, f"in the history of {name!r}"
+        )
+
+    def _only(self, versions: list[str], prefix: str, where: str) -> str:
+        if not versions:
+            raise VersionNotFound(
+                f"No version {where} begins with {prefix[:64]}, or it is kept no longer."
+            )
+        if len(versions) > 1:
+            raise VersionAmbiguous(
+                f"Several versions {where} begin with {prefix[:64]}. Give more digits.",
+                versions=tuple(sorted(versions)),
+            )
+        return versions[0]
+
+    def _features(self, prompt: Prompt, version: str) -> FloatArray:
+        """Class features of a file: known ones, or computed in turn with others."""
         check_backbone(prompt, self._bundle)
         known = self._registry.prompt(version, self._fingerprint)
         if known is not None and known.features is not None:
             return self._from_stored(known.features)
-        return verified_class_features(prompt, self._bundle, self._encode_text)
+        return self._encoding.run(version, self._verified(prompt))
+
+    def _verified(self, prompt: Prompt) -> Callable[[], FloatArray]:
+        return lambda: verified_class_features(prompt, self._bundle, self._encode_text)
 
     def _version(self, name: str, versions: dict[str, str]) -> str:
         try:
@@ -160,27 +365,32 @@ class TaskStore:
             raise self._not_found(name) from None
 
     def _task(self, version: str) -> Task:
-        return self._loaded.get(version, lambda: self._load(version))
+        return self._cache.get(version, lambda: self._load(version))
 
     def _load(self, version: str) -> Task:
         stored = self._registry.prompt(version, self._fingerprint)
         if stored is None:
-            raise TaskNotFound(f"Version {version[:12]} was removed.", name=version, loaded=())
+            raise _gone(version)
         prompt = from_bytes(stored.data)
         if stored.features is not None:
             return _task(version, prompt, self._from_stored(stored.features))
-        features = verified_class_features(prompt, self._bundle, self._encode_text)
+        check_backbone(prompt, self._bundle)
+        features = self._encoding.run(version, self._verified(prompt))
         self._registry.save_features(version, self._fingerprint, _to_stored(features))
         return _task(version, prompt, features)
 
     def _stored(self, name: str) -> tuple[StoredTask, bytes]:
-        stored = self._registry.task(name)
+        pin = pin_of(name)
+        stored = self._registry.task(name if pin is None else pin.name)
         if stored is None:
             raise self._not_found(name)
-        prompt = self._registry.prompt(stored.version, self._fingerprint)
-        if prompt is None:
+        version = stored.version if pin is None else self._version_named(name)
+        found = self._registry.prompt(version, self._fingerprint)
+        if found is None:
             raise self._not_found(name)
-        return stored, prompt.data
+        if version == stored.version:
+            return stored, found.data
+        return _at(stored, version, found.data), found.data
 
     def _from_stored(self, features: bytes) -> FloatArray:
         width = self._bundle.manifest.backbone.embed_dim
@@ -188,6 +398,26 @@ class TaskStore:
 
     def _not_found(self, name: str) -> TaskNotFound:
         return task_not_found(name, self._registry.names_like(name))
+
+    def _summary(self, stored: StoredTask) -> dict[str, object]:
+        facts = {**vars(stored), "tags": list(stored.tags)}
+        return {**facts, "servable": facts.pop("fingerprint") == self._fingerprint}
+
+    def _info(self, stored: StoredTask, prompt: Prompt) -> TaskInfo:
+        return TaskInfo.model_validate(
+            {
+                **self._summary(stored),
+                "class_names": list(prompt.class_names),
+                "templates": list(prompt.templates),
+                "class_position": prompt.class_position,
+                "encodings": {b: describe(e) for b, e in prompt.encodings.items()},
+                "temperature": prompt.temperature,
+                "unknown_below": prompt.unknown_below,
+                "learned_numbers": prompt.learned_numbers,
+                "payload_bytes": prompt.payload_bytes,
+                "metrics": dict(prompt.metrics),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -198,62 +428,12 @@ class _Names:
     versions: dict[str, str]
 
 
-class _LeastRecentlyUsed:
-    """Tasks by version within a budget of bytes; several threads that want one load it once."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._size_bytes = 0
-        self._tasks: OrderedDict[str, Task] = OrderedDict()
-        self._loading: dict[str, Future[Task]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, version: str, load: Callable[[], Task]) -> Task:
-        with self._lock:
-            task = self._tasks.get(version)
-            if task is not None:
-                self._tasks.move_to_end(version)
-                return task
-            running = self._loading.get(version)
-            if running is None:
-                mine = self._loading[version] = Future()
-        if running is not None:
-            return running.result()
-        return self._load(version, load, mine)
-
-    def put(self, task: Task) -> None:
-        with self._lock:
-            old = self._tasks.pop(task.version, None)
-            self._size_bytes += task.size_bytes - (old.size_bytes if old else 0)
-            self._tasks[task.version] = task
-            while self._size_bytes > self._max_bytes and len(self._tasks) > 1:
-                _, evicted = self._tasks.popitem(last=False)
-                self._size_bytes -= evicted.size_bytes
-
-    def _load(self, version: str, load: Callable[[], Task], waited_for: Future[Task]) -> Task:
-        try:
-            task = load()
-        # Whatever it is, those who wait for this load must hear of it.
-        except BaseException as error:
-            with self._lock:
-                del self._loading[version]
-            waited_for.set_exception(error)
-            raise
-        self.put(task)
-        with self._lock:
-            del self._loading[version]
-        waited_for.set_result(task)
-        return task
+class _VersionGone(VersionNotFound):
+    """The file was dropped between two readings."""
 
 
-def check_task_name(name: str) -> None:
-    """Raise TaskNameInvalid unless ``name`` may be the name of a task."""
-    if re.fullmatch(TASK_NAME_PATTERN.strip("^$"), name) is None:
-        raise TaskNameInvalid(
-            f"{name[:200]!r} cannot be the name of a task. Use 1 to 128 letters, digits, dots, "
-            f"underscores and hyphens, beginning with a letter or digit.",
-            name=name[:200],
-        )
+def _gone(version: str) -> _VersionGone:
+    return _VersionGone(f"Version {version[:12]} was removed.")
 
 
 def task_not_found(name: str, candidates: Sequence[str]) -> TaskNotFound:
@@ -269,6 +449,20 @@ def _with_probe(prompt: Prompt, features: FloatArray) -> Prompt:
     return Prompt(**{**vars(prompt), "probe": probe(features)})
 
 
+def _at(stored: StoredTask, version: str, data: bytes) -> StoredTask:
+    """A task as it was at another version."""
+    prompt = from_bytes(data)
+    return replace(
+        stored,
+        version=version,
+        method=prompt.method,
+        backbone=prompt.backbone.id,
+        fingerprint=prompt.backbone.fingerprint,
+        n_classes=len(prompt.class_names),
+        size_bytes=len(data),
+    )
+
+
 def _task(version: str, prompt: Prompt, features: FloatArray) -> Task:
     features.flags.writeable = False
     return Task(
@@ -282,18 +476,3 @@ def _task(version: str, prompt: Prompt, features: FloatArray) -> Task:
 
 def _to_stored(features: FloatArray) -> bytes:
     return features.astype(_STORED_FLOAT, copy=False).tobytes()
-
-
-def _info(stored: StoredTask, prompt: Prompt) -> TaskInfo:
-    return TaskInfo(
-        **vars(stored),
-        class_names=list(prompt.class_names),
-        templates=list(prompt.templates),
-        class_position=prompt.class_position,
-        encodings={branch: describe(encoding) for branch, encoding in prompt.encodings.items()},
-        temperature=prompt.temperature,
-        unknown_below=prompt.unknown_below,
-        learned_numbers=prompt.learned_numbers,
-        payload_bytes=prompt.payload_bytes,
-        metrics=dict(prompt.metrics),
-    )

@@ -1,8 +1,7 @@
 """The tables: made, upgraded from every earlier state, never touched when they are newer."""
 
 import shutil
-import subprocess
-import sys
+import sqlite3
 from importlib import import_module
 from pathlib import Path
 
@@ -12,11 +11,14 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from prompt_serve.errors import ConfigInvalid, DatabaseUnsupported, NotReady
+from prompt_serve.prompt_file import to_bytes, version_of
 from prompt_serve.service.database import Database, metadata
 from prompt_serve.service.migrating import head, schema_version
-from tests.service.databases import ROOT
+from prompt_serve.service.registry import Registry, Wanted
+from tests.golden import GOLDEN
+from tests.service.databases import ROOT, new_database
 
-OWNERS = ("registry",)  # the modules that declare tables
+OWNERS = ("registry_tables", "keys", "audit")  # the modules that declare tables
 
 
 def test_the_steps_make_the_tables_that_the_code_declares(database: Database) -> None:
@@ -39,53 +41,93 @@ def test_opening_again_changes_nothing(database: Database, database_url: str) ->
         again.close()
 
 
-_OPEN = """
-import sys
-from prompt_serve.service.database import Database
-Database(sys.argv[1]).close()
-"""
-
-
-def test_several_processes_may_make_the_tables_at_once(database_url: str) -> None:
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", _OPEN, database_url], stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        for _ in range(4)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-
-
 def test_tables_of_a_newer_version_are_left_alone(database: Database, database_url: str) -> None:
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
 
-    with pytest.raises(DatabaseUnsupported, match=r"has tables of version 9999; .* Install that version"):
+    with pytest.raises(
+        DatabaseUnsupported, match=r"has tables of version 9999; .* Install that version"
+    ):
         Database(database_url)
 
     assert database.read(schema_version) == "9999"
 
 
+OLD = ROOT / "tests" / "data" / "registry_0001.db"  # written by the code before Alembic
+
+
+def test_a_database_of_the_first_version_is_upgraded_without_loss(tmp_path: Path) -> None:
+    url = f"sqlite:///{shutil.copy(OLD, tmp_path)}"
+    database = Database(url)
+    registry = Registry(database)
+    try:
+        tasks, revision = registry.tasks("", 9)
+        assert revision == 5
+        assert {task.name: task.version for task in tasks} == {
+            "copy": version_of(to_bytes(GOLDEN["low_rank"])),
+            "pets": version_of(to_bytes(GOLDEN["zero_shot"])),
+        }
+        for task, golden in zip(tasks, ("low_rank", "zero_shot"), strict=True):
+            stored = registry.prompt(task.version, GOLDEN[golden].backbone.fingerprint)
+            assert stored is not None
+            assert stored.data == to_bytes(GOLDEN[golden])
+            assert stored.features == b"\0\1\2\3"
+            assert task.fingerprint == GOLDEN[golden].backbone.fingerprint
+            [entry] = registry.history(task.name, None, 9)
+            assert (entry.at, entry.what, entry.version) == (task.updated, "put", task.version)
+        found, _ = registry.tasks("", 9, Wanted(search=GOLDEN["low_rank"].class_names[0]))
+        assert "copy" in [task.name for task in found]
+        assert database.read(schema_version) == head()
+    finally:
+        database.close()
+
+
+def test_a_database_of_the_first_version_on_postgresql_is_upgraded(postgres: str) -> None:
+    url = new_database(postgres)
+    database = Database(url)
+    with database.write(raise_revision=False) as connection:
+        connection.exec_driver_sql("DROP SCHEMA public CASCADE")
+        connection.exec_driver_sql("CREATE SCHEMA public")
+        # As ``metadata.create_all`` of that time made them.
+        old = sqlite3.connect(OLD)
+        for (statement,) in old.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL"):
+            connection.exec_driver_sql(statement.replace("BLOB", "BYTEA"))
+        for table in ("prompt_file", "task", "revision", "class_features"):
+            for row in old.execute(f"SELECT * FROM {table}"):
+                marks = ", ".join(["%s"] * len(row))
+                connection.exec_driver_sql(f"INSERT INTO {table} VALUES ({marks})", row)
+        old.close()
+    database.close()
+
+    upgraded = Database(url)
+    try:
+        tasks, revision = Registry(upgraded).tasks("", 9)
+        assert [task.name for task in tasks] == ["copy", "pets"]
+        assert revision == 5
+        assert upgraded.read(schema_version) == head()
+    finally:
+        upgraded.close()
+
+
 def test_a_failed_step_leaves_the_tables_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = shutil.copy(ROOT / "tests" / "data" / "registry_0001.db", tmp_path)
-    step = import_module("prompt_serve.service.migrations.versions.v0002_history")
+    url = f"sqlite:///{shutil.copy(OLD, tmp_path)}"
 
-    def fail(*_: object) -> None:
+    def fail(_: object) -> None:
         raise RuntimeError("in the middle")
 
-    monkeypatch.setattr("prompt_serve.service.prompt_words.prompt_words", fail)
+    monkeypatch.setattr("prompt_serve.prompt_file.from_bytes", fail)
     with pytest.raises(RuntimeError, match="in the middle"):
-        Database(f"sqlite:///{path}")
+        Database(url)
     monkeypatch.undo()
 
-    assert step.down_revision == "0001"
-    opened = Database(f"sqlite:///{path}")
-    assert opened.read(schema_version) == head()
-    opened.close()
+    tables = sqlite3.connect(url.removeprefix("sqlite:///"))
+    assert ("change",) not in tables.execute("SELECT name FROM sqlite_master").fetchall()
+    tables.close()
+    database = Database(url)
+    assert Registry(database).count() == 2
+    database.close()
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://host/name", ""])
@@ -95,5 +137,5 @@ def test_other_urls_are_refused_with_those_that_are_wanted(url: str) -> None:
 
 
 def test_a_server_that_is_away_is_an_outage() -> None:
-    with pytest.raises(NotReady, match="cannot be written"):
+    with pytest.raises(NotReady, match="cannot be read"):
         Database("postgresql://nobody@127.0.0.1:1/none")
