@@ -15,11 +15,16 @@ router = APIRouter()
 
 
 class _App(FastAPI):
-    """FastAPI whose OpenAPI document holds the schema that ``problems`` refers to."""
+    """FastAPI whose OpenAPI document holds the schema that ``problems`` refers to, and what every
+    route may answer: keys are asked for and bodies are limited before a route is reached."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        for operation in (o for path in document["paths"].values() for o in path.values()):
+            common = (401, 403, 500, 503) if "requestBody" not in operation else (401, 403, 413, 500)
+            for status, answer in problems(*common).items():
+                operation["responses"].setdefault(str(status), answer)
         return document
 
 
