@@ -46,6 +46,9 @@ COMMANDS: dict[str, LazyCommand] = {
     "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
     "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
     "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
+    "registry": LazyCommand(
+        "prompt_serve.cli.registry", "registry", "Export, import and upgrade all tasks at once."
+    ),
     "keys": LazyCommand("prompt_serve.cli.keys", "keys", "Make and revoke a service's API keys."),
     "classify": LazyCommand(
         "prompt_serve.cli.classify", "classify", "Ask a running service about a few images."

@@ -4,8 +4,9 @@ Needs neither torch nor bentoml. ``docs/client.md`` shows both at work.
 """
 
 from prompt_serve.client.async_client import AsyncClient
+from prompt_serve.client.embedding import Embeddings
 from prompt_serve.client.images import ImageSource
 from prompt_serve.client.scoring import ScoredImage
 from prompt_serve.client.sync_client import Client
 
-__all__ = ["AsyncClient", "Client", "ImageSource", "ScoredImage"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "ImageSource", "ScoredImage"]

@@ -1,7 +1,7 @@
 """Anything a caller calls an image -> the bytes of an image file, as they are sent.
 
-Paths, bytes and open files are sent as they are. Pictures in memory (Pillow, numpy) are sent as
-PNG, which is lossless, so they get the answer their file would get.
+Paths, bytes and open files are sent as they are, URLs for the service to fetch. Pictures in memory
+(Pillow, numpy) are sent as PNG, which is lossless, so they get the answer their file would get.
 """
 
 import io
@@ -39,6 +39,7 @@ class ImageFile:
     index: int
     name: str
     data: bytes
+    is_url: bool = False  # ``data`` is a URL, which the service fetches
 
     @property
     def sent_bytes(self) -> int:
@@ -133,7 +134,7 @@ def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | Unse
     # File names of other encodings hold surrogates, which cannot be sent.
     name = Path(source_of(image)).name.encode("utf-8", "replace").decode() or f"image-{index}"
     try:
-        file = ImageFile(index, name, read_image(image))
+        file = _image_file(index, name, image)
     except ImageInvalid as error:
         return Unsent(index, name, error)
     if file.sent_bytes > max_bytes:
@@ -144,6 +145,17 @@ def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | Unse
         )
         return Unsent(index, name, too_large)
     return file
+
+
+def _image_file(index: int, name: str, image: ImageSource) -> ImageFile:
+    if isinstance(image, str) and is_url(image):
+        return ImageFile(index, name, image.encode(), is_url=True)
+    return ImageFile(index, name, read_image(image))
+
+
+def is_url(text: str) -> bool:
+    """Whether a string is where an image is in the web, and not the path of a file."""
+    return text[:8].lower().startswith(("http://", "https://"))
 
 
 def _read_path(path: Path) -> bytes:

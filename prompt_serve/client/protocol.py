@@ -4,6 +4,7 @@ An answer becomes a message of ``schemas``, or the package's own exception with 
 the service put into its problem document.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,16 +18,30 @@ from prompt_serve.client.retrying import retry_after_s
 from prompt_serve.errors import (
     ERRORS_BY_CODE,
     DeadlineExceeded,
+    ImageInvalid,
+    ImageTooLarge,
+    ImageUnreachable,
     NotReady,
     Overloaded,
     PromptServeError,
     RequestTooLarge,
     ServiceFailed,
+    UrlRefused,
 )
-from prompt_serve.schemas import ClassifyAnswer, ImageResult, Problem
+from prompt_serve.schemas import (
+    TIMEOUT_HEADER,
+    ClassifyAnswer,
+    EmbedAnswer,
+    EmbeddedImage,
+    ImageResult,
+    Problem,
+)
 
 EXCERPT_CHARACTERS = 200
 _RESERVED = {"args", "message", "facts"}  # what an exception already has
+_CODES_OF_IMAGES = frozenset(
+    kind.code for kind in (ImageInvalid, ImageTooLarge, ImageUnreachable, UrlRefused)
+)
 # What a proxy in front of the service means when it answers in the service's place.
 _ERRORS_BY_STATUS: dict[int, type[PromptServeError]] = {
     413: RequestTooLarge,
@@ -48,14 +63,58 @@ class Call:
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
-def classify_call(files: Sequence[ImageFile], tasks: Sequence[str], top_k: int) -> Call:
+def classify_call(
+    files: Sequence[ImageFile],
+    tasks: Sequence[str],
+    tags: Sequence[str],
+    top_k: int,
+    deadline_s: float | None,
+) -> Call:
     """``POST /v1/classify`` as multipart/form-data."""
-    parts = [("image", (file.name, file.data, "application/octet-stream")) for file in files]
-    return Call(
-        "POST",
-        "/v1/classify",
-        {"files": parts, "data": {"task": list(tasks), "top_k": str(top_k)}},
-    )
+    fields = {"task": list(tasks), "tag": list(tags), "top_k": str(top_k)}
+    body = {"files": list(map(_part, files)), "data": fields}
+    return Call("POST", "/v1/classify", body | _deadline(deadline_s))
+
+
+def embed_call(files: Sequence[ImageFile], deadline_s: float | None) -> Call:
+    """``POST /v1/embed`` as multipart/form-data, answered in JSON."""
+    return Call("POST", "/v1/embed", {"files": list(map(_part, files))} | _deadline(deadline_s))
+
+
+def score_call(
+    rows: Sequence[Sequence[float]],
+    tasks: Sequence[str],
+    tags: Sequence[str],
+    top_k: int,
+    deadline_s: float | None,
+    fingerprint: str | None,
+) -> Call:
+    """``POST /v1/score`` in JSON."""
+    wanted = {
+        "embeddings": [_plain(row) for row in rows],
+        "tasks": list(tasks),
+        "tags": list(tags),
+        "top_k": top_k,
+        "fingerprint": fingerprint,
+    }
+    return Call("POST", "/v1/score", {"json": wanted} | _deadline(deadline_s))
+
+
+def _plain(row: Sequence[float]) -> list[float]:
+    # JSON has no NaN. Zeros have no direction either, and are refused one by one.
+    return list(row) if all(map(math.isfinite, row)) else [0.0] * len(row)
+
+
+def _part(file: ImageFile) -> tuple[str, tuple[str | None, bytes, str] | tuple[None, bytes]]:
+    if file.is_url:
+        return "image_url", (None, file.data)
+    return "image", (file.name, file.data, "application/octet-stream")
+
+
+def _deadline(deadline_s: float | None) -> dict[str, dict[str, str]]:
+    if deadline_s is None:
+        return {}
+    return {"headers": {TIMEOUT_HEADER: str(max(1, round(1000 * deadline_s)))}}
 
 
 def read_answer(response: httpx.Response, message: type[Message]) -> Message:
@@ -111,25 +170,54 @@ def problem_from(error: PromptServeError) -> Problem:
 
 
 def results_of(
-    response: httpx.Response, files: Sequence[ImageFile], n_tasks: int
+    response: httpx.Response, files: Sequence[ImageFile], n_tasks: int | None
 ) -> list[ImageResult]:
     """One result a file, in the order of ``files``, each with its file's index and name.
 
     A request whose images are all bad is answered as a problem whose ``errors`` tell them apart.
     """
-    errors = _errors_by_image(response)
+    results = scores_of(response, len(files), n_tasks)
+    return [
+        result.model_copy(update={"index": file.index, "filename": file.name})
+        for file, result in zip(files, results, strict=True)
+    ]
+
+
+def scores_of(response: httpx.Response, n_items: int, n_tasks: int | None) -> list[ImageResult]:
+    """One result an image or embedding, in the order in which they were sent.
+
+    Args:
+        response: of the service.
+        n_items: how many were sent.
+        n_tasks: how many predictions each gets; None: the service alone knows.
+    """
+    errors = _errors_by_image(response, n_items)
     if errors is not None:
         results = [ImageResult(index=place, error=error) for place, error in errors.items()]
     else:
         results = read_answer(response, ClassifyAnswer).results
     by_place = {result.index: result for result in results}
     whole = all(_is_whole(result, n_tasks) for result in results)
-    if len(results) != len(files) or set(by_place) != set(range(len(files))) or not whole:
-        raise _failed(response, f"does not answer {len(files)} images and {n_tasks} tasks")
-    return [
-        by_place[place].model_copy(update={"index": file.index, "filename": file.name})
-        for place, file in enumerate(files)
-    ]
+    if len(results) != n_items or set(by_place) != set(range(n_items)) or not whole:
+        raise _failed(response, f"does not answer {n_items} images and {n_tasks or 'its'} tasks")
+    return [by_place[place] for place in range(n_items)]
+
+
+def embeddings_of(
+    response: httpx.Response, n_images: int
+) -> tuple[list[EmbeddedImage], EmbedAnswer | None]:
+    """One embedding or error an image, in their order; and the whole answer, if any is good."""
+    errors = _errors_by_image(response, n_images)
+    if errors is not None:
+        answer = None
+        results = [EmbeddedImage(index=place, error=error) for place, error in errors.items()]
+    else:
+        answer = read_answer(response, EmbedAnswer)
+        results = answer.results
+    by_place = {result.index: result for result in results}
+    if len(results) != n_images or set(by_place) != set(range(n_images)):
+        raise _failed(response, f"does not answer {n_images} images")
+    return [by_place[place] for place in range(n_images)], answer
 
 
 def only(results: Sequence[ImageResult]) -> ImageResult:
@@ -154,12 +242,17 @@ def merged(parts: Sequence[ImageResult]) -> ImageResult:
     return parts[0].model_copy(update={"predictions": predictions})
 
 
-def _is_whole(result: ImageResult, n_tasks: int) -> bool:
-    return result.error is not None or len(result.predictions or []) == n_tasks
+def _is_whole(result: ImageResult, n_tasks: int | None) -> bool:
+    if result.error is not None:
+        return True
+    found = len(result.predictions or [])
+    return found > 0 if n_tasks is None else found == n_tasks
 
 
-def _errors_by_image(response: httpx.Response) -> dict[int, Problem] | None:
+def _errors_by_image(response: httpx.Response, n_items: int) -> dict[int, Problem] | None:
     problem = None if response.is_success else _problem_in(response)
+    if problem is not None and n_items == 1 and problem.code in _CODES_OF_IMAGES:
+        return {0: problem}  # a request of one image is refused with its own error
     listed = (problem.model_extra or {}).get("errors") if problem else None
     if not isinstance(listed, list) or not listed:
         return None

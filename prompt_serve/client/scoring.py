@@ -28,6 +28,7 @@ from prompt_serve.schemas import ClassScore, ImageResult, Limits, Problem
 CHUNK_IMAGES = 32
 # Requests this large cost nothing more an image, and hold little memory on both sides.
 REQUEST_BYTES = 8 * 2**20
+EMBEDDINGS = 512  # of a request
 
 Chunk: TypeAlias = list[tuple[int, ImageSource]]
 Result = TypeVar("Result")
@@ -65,6 +66,7 @@ class Plan:
     request_bytes: int
     max_body_bytes: int
     max_tasks: int
+    max_embeddings: int
 
     @property
     def depth(self) -> int:
@@ -86,18 +88,30 @@ def plan_for(limits: Limits, *, concurrency: int, chunk_size: int = CHUNK_IMAGES
         request_bytes=min(REQUEST_BYTES, limits.max_body_bytes),
         max_body_bytes=limits.max_body_bytes,
         max_tasks=limits.max_tasks,
+        max_embeddings=min(EMBEDDINGS, limits.max_embeddings or EMBEDDINGS),
     )
 
 
 def rows_of(
     chunk: Chunk, results: Iterable[ImageResult], tasks: Sequence[str]
 ) -> list[ScoredImage]:
-    """A row for each image and task, image by image."""
+    """A row for each image and task, image by image.
+
+    Args:
+        chunk: the images.
+        results: theirs.
+        tasks: what an image without an answer has rows for: the names, or ``*``, or a tag.
+    """
     return [
         row
         for (index, image), result in zip(chunk, results, strict=True)
         for row in _rows_of_image(index, source_of(image), result, tasks)
     ]
+
+
+def n_images(rows: Iterable[ScoredImage]) -> int:
+    """How many images some rows are about."""
+    return len({row.index for row in rows})
 
 
 def _rows_of_image(
@@ -114,13 +128,13 @@ def _rows_of_image(
         ScoredImage(
             index=index,
             source=source,
-            task=task,
+            task=prediction.task,
             version=prediction.version,
             classes=tuple(prediction.classes),
             error=None,
             unknown=prediction.unknown,
         )
-        for task, prediction in zip(tasks, result.predictions, strict=True)
+        for prediction in result.predictions
     ]
 
 

@@ -4,28 +4,34 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
+from functools import partial
 from types import TracebackType
 from typing import Self, overload
 
 from prompt_serve.client.async_client import DEFAULT_URL, AsyncClient
-from prompt_serve.client.classifying import task_names
+from prompt_serve.client.classifying import question
+from prompt_serve.client.embedding import Embeddings, EmbeddingSource
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.progress import progress_bar
 from prompt_serve.client.protocol import only
-from prompt_serve.client.scoring import CHUNK_IMAGES, Chunk, ScoredImage, chunks_of, in_order
-from prompt_serve.client.uploads import PromptSource
+from prompt_serve.client.scoring import (
+    CHUNK_IMAGES,
+    Chunk,
+    ScoredImage,
+    chunks_of,
+    in_order,
+    n_images,
+)
+from prompt_serve.client.sync_task_calls import SyncTaskCalls
 from prompt_serve.schemas import (
-    DEFAULT_TEMPLATE,
     DEFAULT_TOP_K,
     ImageResult,
     ServiceInfo,
-    TaskInfo,
-    TaskSummary,
 )
 
 
-class Client:
+class Client(SyncTaskCalls):
     """Asks one service; use it as ``with Client(url) as client``.
 
     Does what ``AsyncClient`` does, whose methods say it in full, on an event loop in a thread of
@@ -76,42 +82,84 @@ class Client:
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is one path, never a list
-        self, images: ImageSource, tasks: str | Sequence[str], top_k: int = DEFAULT_TOP_K
+        self,
+        images: ImageSource,
+        tasks: str | Sequence[str] = (),
+        top_k: int = DEFAULT_TOP_K,
+        *,
+        tags: str | Sequence[str] = (),
+        deadline_s: float | None = None,
     ) -> ImageResult: ...
 
     @overload
     def classify(
-        self, images: Iterable[ImageSource], tasks: str | Sequence[str], top_k: int = DEFAULT_TOP_K
+        self,
+        images: Iterable[ImageSource],
+        tasks: str | Sequence[str] = (),
+        top_k: int = DEFAULT_TOP_K,
+        *,
+        tags: str | Sequence[str] = (),
+        deadline_s: float | None = None,
     ) -> list[ImageResult]: ...
 
     def classify(
         self,
         images: ImageSource | Iterable[ImageSource],
-        tasks: str | Sequence[str],
+        tasks: str | Sequence[str] = (),
         top_k: int = DEFAULT_TOP_K,
+        *,
+        tags: str | Sequence[str] = (),
+        deadline_s: float | None = None,
     ) -> ImageResult | list[ImageResult]:
         """One image's result, or a list of results; see ``AsyncClient.classify``."""
         one, many = one_or_many(images)
         # A list, because a generator must run in the thread that it came from.
-        results = self._loop.run(self._client.classify_all, list(many), tasks, top_k)
+        asked = question(tasks, tags, top_k, deadline_s)
+        results = self._loop.run(self._client.classify_all, list(many), asked)
         return only(results) if one else results
+
+    def embed(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        *,
+        deadline_s: float | None = None,
+    ) -> Embeddings:
+        """Embeddings of one or many images; see ``AsyncClient.embed``."""
+        _, many = one_or_many(images)
+        embed = partial(self._client.embed, deadline_s=deadline_s)
+        return self._loop.run(embed, list(many))
+
+    def score_embeddings(
+        self,
+        embeddings: EmbeddingSource,
+        tasks: str | Sequence[str] = (),
+        top_k: int = DEFAULT_TOP_K,
+        *,
+        tags: str | Sequence[str] = (),
+        deadline_s: float | None = None,
+    ) -> list[ImageResult]:
+        """Predictions for embeddings; see ``AsyncClient.score_embeddings``."""
+        score = partial(self._client.score_embeddings, tags=tags, deadline_s=deadline_s)
+        return self._loop.run(score, embeddings, tasks, top_k)
 
     def score(
         self,
         images: Iterable[ImageSource],
-        tasks: str | Sequence[str],
+        tasks: str | Sequence[str] = (),
         *,
+        tags: str | Sequence[str] = (),
         top_k: int = 1,
         chunk_size: int = CHUNK_IMAGES,
         retry_for_s: float = 60.0,
+        deadline_s: float | None = None,
         progress: bool = False,
     ) -> Iterator[ScoredImage]:
         """Score a stream of images of any length; see ``AsyncClient.score``.
 
         ``images`` is consumed in the thread that takes the rows.
         """
-        names = task_names(tasks)
-        scorer = self._loop.run(self._client.scorer, names, top_k, chunk_size, retry_for_s)
+        asked = question(tasks, tags, top_k, deadline_s)
+        scorer = self._loop.run(self._client.scorer, asked, chunk_size, retry_for_s)
         chunks = chunks_of(images, scorer.plan.chunk_size)
 
         def submit(chunk: Chunk) -> "Future[list[ScoredImage]]":
@@ -123,42 +171,7 @@ class Client:
         ):
             for rows in scored:
                 yield from rows
-                bar.update(len(rows) // len(names))
-
-    def upload(self, file: PromptSource, name: str | None = None) -> TaskInfo:
-        """Serve a prompt as a task; see ``AsyncClient.upload``."""
-        return self._loop.run(self._client.upload, file, name)
-
-    def create_zero_shot(
-        self,
-        name: str,
-        class_names: Sequence[str],
-        templates: Sequence[str] = (DEFAULT_TEMPLATE,),
-    ) -> TaskInfo:
-        """Serve a task made of class names alone; ``{}`` in a template is the class name."""
-        return self._loop.run(self._client.create_zero_shot, name, class_names, templates)
-
-    def tasks(self) -> Iterator[TaskSummary]:
-        """All tasks in the order of their names, fetched page by page."""
-        after: str | None = None
-        while True:
-            page = self._loop.run(self._client.tasks_page, after)
-            yield from page.tasks
-            if page.next is None:
-                return
-            after = page.next
-
-    def task(self, name: str) -> TaskInfo:
-        """All there is to know about a task."""
-        return self._loop.run(self._client.task, name)
-
-    def download(self, name: str) -> bytes:
-        """The prompt file of a task."""
-        return self._loop.run(self._client.download, name)
-
-    def delete(self, name: str) -> None:
-        """Stop serving a task."""
-        self._loop.run(self._client.delete, name)
+                bar.update(n_images(rows))
 
     def info(self) -> ServiceInfo:
         """What the service runs, and its limits."""

@@ -65,12 +65,13 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        from prompt_serve.service.migrating import head, schema_version, upgrade
+        from prompt_serve.service.migrating import schema_version, upgrade
+        from prompt_serve.service.migrations import HEAD
 
         self._engine = _connect(_checked(url))
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         try:
-            if self.read(schema_version) != head():
+            if self.read(schema_version) != HEAD:
                 with self._write_patiently() as connection:
                     upgrade(connection)
         except BaseException:  # nobody gets this object to close it
@@ -84,6 +85,11 @@ class Database:
     def dialect(self) -> str:
         """``sqlite`` or ``postgresql``."""
         return self._engine.dialect.name
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without its password."""
+        return self._engine.url.render_as_string(hide_password=True)
 
     def read(self, read: Callable[[Connection], _T]) -> _T:
         """What ``read`` makes of a connection; it must not write."""

@@ -6,17 +6,16 @@ left alone.
 """
 
 import threading
-from functools import cache
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from alembic import command
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from sqlalchemy.engine import Connection
 
 from prompt_serve.errors import DatabaseUnsupported
-from prompt_serve.service import migrations
+from prompt_serve.service.migrations import FOLDER, HEAD
+
+if TYPE_CHECKING:
+    from alembic.config import Config
 
 VERSION_TABLE = "alembic_version"
 FIRST = "0001"  # what databases without Alembic's table hold
@@ -35,17 +34,22 @@ def upgrade(connection: Connection) -> None:
         # Held until the transaction ends. On SQLite the transaction itself is the lock.
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_OF_POSTGRESQL)))
     found = schema_version(connection)
-    if found == head():
+    if found == HEAD:
         return
-    if found is not None and found not in _known():
+    # Imported here: most starts find their tables as they should be, and need no Alembic.
+    from alembic import command
+    from alembic.script import ScriptDirectory
+
+    config = _config()
+    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if found is not None and found not in known:
         raise DatabaseUnsupported(
             f"The database has tables of version {found}; this prompt-serve knows those up to "
-            f"{head()}. A newer prompt-serve has upgraded it. Install that version or a newer one.",
+            f"{HEAD}. A newer prompt-serve has upgraded it. Install that version or a newer one.",
             found=found,
-            newest=head(),
+            newest=HEAD,
         )
     with _one_at_a_time:
-        config = _config()
         config.attributes["connection"] = connection
         if found == FIRST and not _has_table(connection, VERSION_TABLE):
             command.stamp(config, FIRST)
@@ -61,28 +65,14 @@ def schema_version(connection: Connection) -> str | None:
     return FIRST if _has_table(connection, "prompt_file") else None
 
 
-@cache
-def head() -> str:
-    """The version of the tables that this prompt-serve works with."""
-    found = ScriptDirectory.from_config(_config()).get_current_head()
-    assert found is not None  # noqa: S101 (there is one file at least)
-    return found
-
-
-@cache
-def _known() -> frozenset[str]:
-    scripts = ScriptDirectory.from_config(_config())
-    return frozenset(script.revision for script in scripts.walk_revisions())
-
-
 def _has_table(connection: Connection, name: str) -> bool:
     return sa.inspect(connection).has_table(name)
 
 
-def _config() -> Config:
+def _config() -> "Config":
+    from alembic.config import Config
+
     config = Config()
-    config.set_main_option(
-        "script_location", str(Path(migrations.__file__).parent).replace("%", "%%")
-    )
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config

@@ -208,6 +208,11 @@ class Registry:
         query = sa.select(sa.func.count()).select_from(task)
         return self._db.read(lambda db: int(db.execute(query).scalar_one()))
 
+    def count_versions(self) -> int:
+        """Prompt files that are kept."""
+        query = sa.select(sa.func.count()).select_from(prompt_file)
+        return self._db.read(lambda db: int(db.execute(query).scalar_one()))
+
     def names_like(self, name: str, limit: int = 200) -> list[str]:
         """Some names that start as ``name`` does, for hints."""
         query = (

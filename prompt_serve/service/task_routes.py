@@ -22,7 +22,6 @@ from prompt_serve.schemas import (
 )
 from prompt_serve.service.bulk import import_zip, upload_zip
 from prompt_serve.service.exchange import exported
-from prompt_serve.service.metrics import counted_upload
 from prompt_serve.service.registry import Wanted
 from prompt_serve.service.routing import BINARY, OCTETS, CoreOfApp, body, json_answer, problems
 from prompt_serve.service.versions import condition_of
@@ -115,8 +114,7 @@ async def upload_task(
     """Upload a prompt file under a name. The next request gets it, from every worker."""
     condition = condition_of(if_match, if_none_match)
     data = await request.body()
-    with counted_upload():
-        uploaded, is_new = await core.changing(core.tasks.upload, name, data, condition)
+    uploaded, is_new = await core.changing(core.tasks.upload, name, data, condition)
     return _task_answer(uploaded, is_new=is_new)
 
 

@@ -238,7 +238,7 @@ def _app(behaviour: Behaviour) -> Starlette:
             name = str((await request.json())["name"])
             behaviour.tasks[name] = b""
             return JSONResponse(_task_info(name), 201)
-        limit, after = int(request.query_params["limit"]), request.query_params.get("after", "")
+        limit, after = int(request.query_params["limit"]), request.query_params.get("cursor", "")
         names = sorted(name for name in behaviour.tasks if name > after)
         page = names[:limit]
         following = page[-1] if len(names) > limit else None

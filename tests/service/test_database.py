@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
 from prompt_serve.errors import ConfigInvalid, DatabaseUnsupported, NotReady
 from prompt_serve.prompt_file import to_bytes, version_of
 from prompt_serve.service.database import Database, metadata
-from prompt_serve.service.migrating import head, schema_version
+from prompt_serve.service.migrating import schema_version
+from prompt_serve.service.migrations import FOLDER, HEAD
 from prompt_serve.service.registry import Registry, Wanted
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT, new_database
@@ -29,13 +32,16 @@ def test_the_steps_make_the_tables_that_the_code_declares(database: Database) ->
         return list(compare_metadata(MigrationContext.configure(connection), metadata))
 
     assert database.read(differences) == []
-    assert database.read(schema_version) == head()
+    assert database.read(schema_version) == HEAD
+    config = Config()
+    config.set_main_option("script_location", str(FOLDER))
+    assert ScriptDirectory.from_config(config).get_heads() == [HEAD]
 
 
 def test_opening_again_changes_nothing(database: Database, database_url: str) -> None:
     again = Database(database_url)
     try:
-        assert again.read(schema_version) == head()
+        assert again.read(schema_version) == HEAD
         assert again.revision() == 0
     finally:
         again.close()
@@ -77,7 +83,7 @@ def test_a_database_of_the_first_version_is_upgraded_without_loss(tmp_path: Path
             assert (entry.at, entry.what, entry.version) == (task.updated, "put", task.version)
         found, _ = registry.tasks("", 9, Wanted(search=GOLDEN["low_rank"].class_names[0]))
         assert "copy" in [task.name for task in found]
-        assert database.read(schema_version) == head()
+        assert database.read(schema_version) == HEAD
     finally:
         database.close()
 
@@ -104,7 +110,7 @@ def test_a_database_of_the_first_version_on_postgresql_is_upgraded(postgres: str
         tasks, revision = Registry(upgraded).tasks("", 9)
         assert [task.name for task in tasks] == ["copy", "pets"]
         assert revision == 5
-        assert upgraded.read(schema_version) == head()
+        assert upgraded.read(schema_version) == HEAD
     finally:
         upgraded.close()
 

@@ -1,9 +1,12 @@
 """Tasks by name: an upload is what the next request gets, and no request gets half of one."""
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +15,26 @@ import pytest
 
 from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import Bundle
+from prompt_serve.class_features import EncodeText
 from prompt_serve.errors import (
     BackboneMismatch,
     PromptFileInvalid,
+    RequestInvalid,
     TaskNameInvalid,
     TaskNotFound,
+    VersionAmbiguous,
+    VersionChanged,
+    VersionInUse,
+    VersionNotFound,
 )
 from prompt_serve.prompt_file import from_bytes, to_bytes, version_of
 from prompt_serve.schemas import ZeroShotTask
+from prompt_serve.service.database import Database
+from prompt_serve.service.encoding import NICENESS
 from prompt_serve.service.engine import Engine
-from prompt_serve.service.registry import Registry
+from prompt_serve.service.registry import NewTask, Registry
 from prompt_serve.service.tasks import TaskStore
+from prompt_serve.service.versions import Condition
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.types import FloatArray
@@ -32,15 +44,34 @@ CACHE_BYTES = 10**7
 
 
 @pytest.fixture
-def registry(tmp_path: Path) -> Iterator[Registry]:
-    opened = Registry(f"sqlite:///{tmp_path / 'registry.db'}")
-    yield opened
-    opened.close()
+def database_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'registry.db'}"  # SQL is tested in test_registry, on both
 
 
 @pytest.fixture
-def store(registry: Registry, bundle: Bundle, engine: Engine) -> TaskStore:
-    return TaskStore(registry, bundle, engine.encode_text, CACHE_BYTES)
+def registry(database: Database) -> Registry:
+    return Registry(database)
+
+
+@pytest.fixture
+def open_store(
+    registry: Registry, bundle: Bundle, engine: Engine
+) -> Iterator[Callable[..., TaskStore]]:
+    """Stores of one registry, as after a restart or in another process."""
+    opened: list[TaskStore] = []
+
+    def make(encode: EncodeText = engine.encode_text, cache_bytes: int = CACHE_BYTES) -> TaskStore:
+        opened.append(TaskStore(registry, bundle, encode, cache_bytes))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: Callable[..., TaskStore]) -> TaskStore:
+    return open_store()
 
 
 def never(sequences: Sequences) -> FloatArray:
@@ -106,26 +137,29 @@ def test_a_deleted_task_is_gone_at_once(store: TaskStore, tiny_backbone: Backbon
 
 
 def test_a_restart_encodes_nothing(
-    store: TaskStore, registry: Registry, bundle: Bundle, tiny_backbone: Backbone
+    store: TaskStore, open_store: Callable[..., TaskStore], tiny_backbone: Backbone
 ) -> None:
     store.upload("pets", to_bytes(learned_prompt(tiny_backbone, ["cat", "dog"])))
     (before,) = store.resolve(["pets"])
 
-    (after,) = TaskStore(registry, bundle, never, CACHE_BYTES).resolve(["pets"])
+    (after,) = open_store(never).resolve(["pets"])
 
     assert (after.class_features == before.class_features).all()
 
 
 def test_features_that_are_missing_are_computed_once_and_kept(
-    store: TaskStore, registry: Registry, bundle: Bundle, engine: Engine, tiny_backbone: Backbone
+    store: TaskStore,
+    open_store: Callable[..., TaskStore],
+    database: Database,
+    tiny_backbone: Backbone,
 ) -> None:
     prompt = learned_prompt(tiny_backbone, ["cat", "dog"])
     store.upload("pets", to_bytes(prompt))
-    with registry._writing.begin() as db:
+    with database.write() as db:
         db.exec_driver_sql("DELETE FROM class_features")
 
-    TaskStore(registry, bundle, engine.encode_text, CACHE_BYTES).resolve(["pets"])
-    TaskStore(registry, bundle, never, CACHE_BYTES).resolve(["pets"])
+    open_store().resolve(["pets"])
+    open_store(never).resolve(["pets"])
 
 
 @pytest.mark.parametrize(
@@ -193,28 +227,185 @@ def test_a_zero_shot_task_is_stored_as_a_prompt_file_like_any_other(
     assert np.abs(features - class_features_of(prompt, tiny_backbone)).max() <= 2e-6
 
 
-def test_memory_holds_the_tasks_used_last_within_its_budget(
-    registry: Registry, bundle: Bundle, engine: Engine, tiny_backbone: Backbone
+@pytest.fixture
+def versions(store: TaskStore, tiny_backbone: Backbone) -> list[str]:
+    """Of a task "pets" that was uploaded three times, the oldest first."""
+    files = [to_bytes(learned_prompt(tiny_backbone, ["cat", "dog"], seed=s)) for s in range(3)]
+    return [store.upload("pets", data)[0].version for data in files]
+
+
+def test_a_pin_is_that_version_whatever_the_name_points_at(
+    store: TaskStore, versions: list[str]
 ) -> None:
-    filling = TaskStore(registry, bundle, engine.encode_text, CACHE_BYTES)
-    names = ["a", "b", "c", "d"]
-    for seed, name in enumerate(names):
-        prompt = learned_prompt(tiny_backbone, ["cat", "dog"], seed=seed)
-        filling.upload(name, to_bytes(prompt))
-    size = filling.resolve(["a"])[0].size_bytes
+    named = [f"pets@{versions[0][:8]}", f"pets@{versions[1].upper()}", "pets"]
 
-    store = TaskStore(registry, bundle, never, cache_bytes=2 * size)
-    first = store.resolve(["a"])[0]
-    store.resolve(["b"])
-    assert store.resolve(["a"])[0] is first
-    store.resolve(["c"])  # b goes: it was used longest ago
+    assert [task.version for task in store.resolve(named)] == versions
+    assert store.info(named[0]).version == versions[0]
+    assert store.file(named[1])[0] == versions[1]
 
-    assert store.resolve(["a"])[0] is first
-    assert len(store._loaded._tasks) == 2
-    assert store._loaded._size_bytes == 2 * size
 
-    tiny = TaskStore(registry, bundle, never, cache_bytes=0)
-    assert [t.version for t in tiny.resolve(names)] == [t.version for t in store.resolve(names)]
+def test_pins_reach_only_the_history_of_their_name(
+    store: TaskStore, registry: Registry, versions: list[str], tiny_backbone: Backbone
+) -> None:
+    other, _ = store.upload("other", to_bytes(learned_prompt(tiny_backbone, ["cat"], seed=9)))
+
+    with pytest.raises(VersionNotFound, match="in the history of 'pets'"):
+        store.resolve([f"pets@{other.version[:8]}"])
+    with pytest.raises(TaskNotFound, match="No task named 'none'"):
+        store.resolve([f"none@{versions[0][:8]}"])
+    for short in ("pets@", "pets@1234567", "pets@nothexad", f"pets@{versions[0]}0"):
+        with pytest.raises(RequestInvalid, match="give 8 to 64 hexadecimal digits"):
+            store.resolve([short])
+
+
+def test_a_pin_that_several_versions_begin_with_is_ambiguous(
+    store: TaskStore, database: Database, versions: list[str]
+) -> None:
+    twin = versions[0][:60] + ("0000" if versions[0][60:] != "0000" else "1111")
+    with database.write() as db:  # two real files whose sha256 agree so far cannot be found
+        db.exec_driver_sql(
+            "INSERT INTO prompt_file (version, data, method, backbone, n_classes, size_bytes) "
+            f"SELECT '{twin}', data, method, backbone, n_classes, size_bytes FROM prompt_file "
+            f"WHERE version = '{versions[0]}'"
+        )
+        db.exec_driver_sql(
+            "INSERT INTO change (name, at, who, what, version) "
+            f"VALUES ('pets', '', '', 'put', '{twin}')"
+        )
+
+    with pytest.raises(VersionAmbiguous, match="Give more digits"):
+        store.resolve([f"pets@{versions[0][:12]}"])
+    assert store.resolve([f"pets@{versions[0]}"])[0].version == versions[0]
+
+
+def test_a_rollback_goes_to_the_version_before_and_encodes_nothing(
+    store: TaskStore, open_store: Callable[..., TaskStore], versions: list[str]
+) -> None:
+    restarted = open_store(never)
+
+    assert restarted.rollback("pets", None).version == versions[1]
+    assert store.resolve(["pets"])[0].version == versions[1]
+    assert store.rollback("pets", None).version == versions[2]  # undoes the rollback
+    assert store.rollback("pets", versions[0][:10]).version == versions[0]
+    whats = [change.what for change in store.history("pets", None, 9).changes]
+    assert whats == ["rollback"] * 3 + ["put"] * 3
+
+
+def test_a_deleted_task_comes_back_by_a_rollback(store: TaskStore, versions: list[str]) -> None:
+    store.delete("pets")
+
+    assert store.rollback("pets", None).version == versions[2]
+    assert store.resolve(["pets"])[0].version == versions[2]
+    with pytest.raises(TaskNotFound, match="No task named 'never'"):
+        store.rollback("never", None)
+    with pytest.raises(VersionNotFound, match="begins with 00000000"):
+        store.rollback("pets", "00000000")
+
+
+def test_nothing_is_before_the_first_version(store: TaskStore, tiny_backbone: Backbone) -> None:
+    store.upload("new", to_bytes(learned_prompt(tiny_backbone, ["cat"])))
+
+    with pytest.raises(VersionNotFound, match="no version of 'new' before this one"):
+        store.rollback("new", None)
+
+
+def test_an_alias_is_another_name_of_the_same_version(
+    store: TaskStore, versions: list[str], tiny_backbone: Backbone
+) -> None:
+    task, is_new = store.alias("prod", f"pets@{versions[1][:8]}")
+    assert is_new
+    assert task.version == versions[1]
+    assert not store.alias("prod", "pets")[1]
+
+    store.upload("pets", to_bytes(learned_prompt(tiny_backbone, ["cow"], seed=5)))
+
+    assert store.resolve(["prod"])[0].version == versions[2]
+    with pytest.raises(VersionInUse, match="'prod' points at"):
+        store.delete_version(versions[2][:8])
+
+
+def test_a_change_that_comes_too_late_encodes_nothing(
+    open_store: Callable[..., TaskStore], versions: list[str], tiny_backbone: Backbone
+) -> None:
+    late = to_bytes(learned_prompt(tiny_backbone, ["new"], seed=7))
+
+    with pytest.raises(VersionChanged, match=f"is at version {versions[2][:12]}"):
+        open_store(never).upload("pets", late, Condition(versions=frozenset({versions[0]})))
+
+
+def test_one_file_uploaded_under_many_names_at_once_is_encoded_once(
+    engine: Engine, open_store: Callable[..., TaskStore], tiny_backbone: Backbone
+) -> None:
+    entered, go_on = threading.Event(), threading.Event()
+
+    def slow(sequences: Sequences) -> FloatArray:
+        entered.set()
+        assert go_on.wait(60)
+        return engine.encode_text(sequences)
+
+    store = open_store(slow)
+    data = to_bytes(learned_prompt(tiny_backbone, ["cat", "dog"]))
+    with ThreadPoolExecutor(4) as pool:
+        uploads = [pool.submit(store.upload, f"copy-{i}", data) for i in range(4)]
+        assert entered.wait(60)
+        go_on.set()
+        results = [upload.result(timeout=60) for upload in uploads]
+
+    assert {info.version for info, _ in results} == {version_of(data)}
+    assert store.encoded == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
+def test_class_names_are_encoded_at_low_priority(
+    engine: Engine, open_store: Callable[..., TaskStore], tiny_backbone: Backbone
+) -> None:
+    seen = []
+
+    def encode(sequences: Sequences) -> FloatArray:
+        seen.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return engine.encode_text(sequences)
+
+    here = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    open_store(encode).upload("pets", to_bytes(learned_prompt(tiny_backbone, ["cat"])))
+
+    assert seen == [max(here, NICENESS)]
+
+
+def test_tasks_of_another_backbone_are_listed_and_say_why_they_are_not_served(
+    store: TaskStore, registry: Registry, tiny_backbone: Backbone
+) -> None:
+    prompt = learned_prompt(tiny_backbone, ["cat", "dog"])
+    other = prompt.backbone.model_copy(update={"fingerprint": "0" * 64, "id": "other"})
+    stranger = replace(prompt, backbone=other)
+    registry.put(NewTask(name="old", data=to_bytes(stranger), prompt=stranger, features=None))
+    store.upload("new", to_bytes(prompt))
+    registry.set_pinned("old", True)
+
+    listed = {task.name: task.servable for task in store.page(None, 9).tasks}
+    assert listed == {"old": False, "new": True}
+    assert not store.info("old").servable
+    with pytest.raises(BackboneMismatch, match="learned on 'other'"):
+        store.resolve(["new", "old"])
+    assert store.load_pinned() == 0  # a start goes on without it
+
+
+def test_cursors_are_opaque_and_others_are_refused(store: TaskStore, versions: list[str]) -> None:
+    for name in ("a", "b", "c"):
+        store.alias(name, "pets")
+    first = store.page(None, 2)
+    second = store.page(first.next, 2)
+    assert [task.name for task in first.tasks + second.tasks] == ["a", "b", "c", "pets"]
+    assert second.next is None
+
+    history = store.history("pets", None, 2)
+    rest = store.history("pets", history.next, 2)
+    assert [c.version for c in history.changes + rest.changes] == versions[::-1]
+
+    for wrong in ("b", "!!", "WyJhIiwgMV0", history.next, "W10"):
+        with pytest.raises(RequestInvalid, match="is not a cursor"):
+            store.page(wrong, 2)
+    with pytest.raises(RequestInvalid, match="is not a cursor"):
+        store.history("pets", first.next, 2)
 
 
 _OTHER_PROCESS = """
@@ -222,25 +413,25 @@ import sys
 from pathlib import Path
 from prompt_serve.bundle import open_bundle
 from prompt_serve.service.engine import Engine
+from prompt_serve.service.database import Database
 from prompt_serve.service.registry import Registry
 from prompt_serve.service.tasks import TaskStore
 bundle = open_bundle(Path(sys.argv[2]))
 engine = Engine(bundle, cuda_device=None, threads=1, max_batch=1)
-store = TaskStore(Registry(sys.argv[1]), bundle, engine.encode_text, 10**7)
+store = TaskStore(Registry(Database(sys.argv[1])), bundle, engine.encode_text, 10**7)
 for line in sys.stdin:
     print(store.resolve([line.strip()])[0].version, flush=True)
 """
 
 
 def test_another_process_on_the_same_file_serves_an_upload_at_once(
-    store: TaskStore, bundle: Bundle, tiny_backbone: Backbone, tmp_path: Path
+    store: TaskStore, bundle: Bundle, tiny_backbone: Backbone, database_url: str
 ) -> None:
     files = [
         to_bytes(learned_prompt(tiny_backbone, ["cat", "dog"], seed=seed)) for seed in range(2)
     ]
     store.upload("pets", files[0])
-    url = f"sqlite:///{tmp_path / 'registry.db'}"
-    command = [sys.executable, "-c", _OTHER_PROCESS, url, str(bundle.path)]
+    command = [sys.executable, "-c", _OTHER_PROCESS, database_url, str(bundle.path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

@@ -11,3 +11,8 @@ one transaction, on SQLite and on PostgreSQL. There is no way back: restore a co
 The tables that the code uses are declared with ``prompt_serve.service.database.metadata`` by the
 module that owns them; tests/service/test_database.py holds them equal to what the steps make.
 """
+
+from pathlib import Path
+
+HEAD = "0004"  # the last step: what this version of the code works with
+FOLDER = Path(__file__).parent
