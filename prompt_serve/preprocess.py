@@ -2,14 +2,16 @@
 
 What happens to unusual images, decided once for both sides:
 
-* EXIF orientation is applied.
+* EXIF orientation is applied; EXIF that cannot be read is passed over.
 * Transparent pixels (RGBA, LA, a palette with transparency) are laid on white.
 * CMYK, palette, grey and 16-bit images are converted to 8-bit RGB; 16-bit grey is scaled, not cut.
-* An animated file is its first frame.
+* An animated file, or one of several pages, is its first frame.
+* Colour profiles (ICC) are passed over: what the backbones were trained on was read so.
 * A file is refused by its *declared* size before any pixel is decoded.
 """
 
 import io
+import struct
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,7 +84,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any Pillow image as 8-bit RGB: orientation applied, transparency on white."""
-    image = ImageOps.exif_transpose(image)
+    image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _scale_to_8_bit(image).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -90,6 +92,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF says; as it is where that cannot be read, as viewers do."""
+    image.load()  # what is wrong with the pixels is not taken for a fault of the EXIF
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+        return image
 
 
 def _scale_to_8_bit(image: Image.Image) -> Image.Image:

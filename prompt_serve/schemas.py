@@ -10,6 +10,7 @@ from prompt_serve.types import ClassPosition, Precision
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOP_K = 5
 TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # of a request: how long its caller waits
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 

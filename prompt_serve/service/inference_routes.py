@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
+    TIMEOUT_HEADER,
     ClassifyAnswer,
     ClassifyRequest,
     EmbedAnswer,
@@ -18,7 +19,6 @@ from prompt_serve.service.batcher import Outcome
 from prompt_serve.service.bodies import AskedOfImages, read_classify, read_embed, read_score
 from prompt_serve.service.core import Core
 from prompt_serve.service.disconnects import unless_gone
-from prompt_serve.service.inputs import TIMEOUT_HEADER
 from prompt_serve.service.routing import BINARY, OCTETS, CoreOfApp, json_answer, problems
 from prompt_serve.service.tensors import NPY, SAFETENSORS, npy_bytes, safetensors_bytes
 

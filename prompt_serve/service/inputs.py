@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid
+from prompt_serve.schemas import TIMEOUT_HEADER
 from prompt_serve.types import FloatArray, PixelArray
 
 EVERY_TASK = "*"
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ IMAGE = b"the bytes of an image"
 class Server:
     """A web server on the loopback that notes what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, image: bytes = IMAGE) -> None:
         server = self
+        self._image = image
         self.asked: list[tuple[str, str]] = []  # path and Host
 
         class Handler(BaseHTTPRequestHandler):
@@ -82,7 +83,7 @@ class Server:
         elif path == "/gzip":
             self._send(to, 200, IMAGE, ("Content-Encoding", "gzip"))
         elif path == "/image":
-            self._send(to, 200, IMAGE)
+            self._send(to, 200, self._image)
         else:
             self._send(to, 404, b"nothing here")
 
