@@ -1,0 +1,184 @@
+"""The pages at /v1/ui and /v1/docs, in a real browser against a really started service."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.service.guarding import Guarded
+from tests.service.process import Served
+from tests.service.prompts import picture
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+PATIENCE_MS = 60_000
+PAGES = ("/v1/ui", "/v1/docs")
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+class Watched:
+    """A tab of the browser, and what should not happen in it."""
+
+    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
+        self.page: Page = browser.new_context(base_url=url, **options).new_page()
+        self.page.set_default_timeout(PATIENCE_MS)
+        self.complaints: list[str] = []
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url, url))
+
+    def _note(self, asked: str, own: str) -> None:
+        if not asked.startswith((own, "blob:", "data:")):
+            self.complaints.append(f"asked another host: {asked}")
+
+
+@pytest.fixture
+def tasks(http: httpx.Client) -> Iterator[None]:
+    names = ("page-fruit", "page-weather")
+    for name in names:
+        body = {"name": name, "class_names": [f"{name} {n}" for n in range(3)]}
+        http.post("/v1/tasks", json=body).raise_for_status()
+    yield
+    for name in names:
+        http.delete(f"/v1/tasks/{name}")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[Path]:
+    good, bad = tmp_path / "it's good.png", tmp_path / "bad.jpg"
+    good.write_bytes(picture())
+    bad.write_bytes(b"no image")
+    return [good, bad]
+
+
+@pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
+def test_tasks_are_chosen_images_dropped_and_predictions_seen(
+    browser: Browser, served: Served, tasks: None, images: list[Path], width: int
+) -> None:
+    tab = Watched(browser, served.url, viewport={"width": width, "height": 800})
+    page = tab.page
+    page.goto("/v1/ui")
+    page.fill("#search", "page-w")
+    expect(page.locator("#tasks li")).to_have_count(1, timeout=PATIENCE_MS)
+    page.check("text=page-weather")
+    page.fill("#search", "page-")
+    page.check("text=page-fruit")
+    page.set_input_files("#files", images)
+
+    cards = page.locator("article")
+    expect(cards).to_have_count(2, timeout=PATIENCE_MS)
+    expect(cards.nth(0).locator("h4")).to_have_text(["page-weather", "page-fruit"])
+    expect(cards.nth(0).locator("progress")).to_have_count(6)
+    percent = [float(t.split()[0]) for t in cards.nth(0).locator("text=/%$/").all_inner_texts()]
+    assert 99 < sum(percent[:3]) < 101
+    expect(cards.nth(1).locator(".error")).to_contain_text("not an image in a format we read")
+    expect(page.locator("#status")).to_have_text("1 of 2 could not be read.")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.complaints == []
+
+    curl = page.inner_text("#curl")
+    assert curl.startswith(f"curl {served.url}/v1/classify")
+    assert "-F 'image=@it'\\''s good.png'" in curl
+    assert "-F task=page-weather" in curl
+
+
+def test_the_curl_line_is_one_that_works(
+    browser: Browser, served: Served, tasks: None, images: list[Path]
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is missing")
+    page = Watched(browser, served.url).page
+    page.goto("/v1/ui")
+    page.fill("#search", "page-fruit")
+    page.check("text=page-fruit")
+    page.set_input_files("#files", images)
+    expect(page.locator("article")).to_have_count(2, timeout=PATIENCE_MS)
+
+    command = ["sh", "-c", page.inner_text("#curl")]
+    done = subprocess.run(command, cwd=images[0].parent, capture_output=True, text=True, check=True)
+    assert '"task":"page-fruit"' in done.stdout
+    assert '"code":"image-invalid"' in done.stdout
+
+
+def test_the_keyboard_alone_is_enough(browser: Browser, served: Served, tasks: None) -> None:
+    page = Watched(browser, served.url).page
+    page.goto("/v1/ui")
+    page.focus("#search")
+    page.keyboard.type("page-fruit")
+    expect(page.locator("#tasks li")).to_have_count(1, timeout=PATIENCE_MS)
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+
+    expect(page.locator("#chosen")).to_have_text("1 chosen")
+    reached = []
+    for _ in range(5):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id"))
+    assert {"files", "top", "clear", "curl"} <= set(reached)
+
+
+def test_the_page_asks_for_a_key_where_one_is_wanted(browser: Browser, guarded: Guarded) -> None:
+    url = guarded.served.url
+    tab = Watched(browser, url, http_credentials={"username": "any", "password": guarded.infer})
+    tab.page.goto("/v1/ui")
+    expect(tab.page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
+
+    wrong = {"username": "any", "password": guarded.infer}
+    page = Watched(browser, url, http_credentials=wrong).page
+    page.goto("/v1/ui")
+    page.evaluate("sessionStorage.setItem('prompt-serve-key', 'ps_wrong')")
+    page.reload()
+    expect(page.locator("#key-form")).to_be_visible(timeout=PATIENCE_MS)
+    page.fill("#key", guarded.infer)
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
+    expect(page.locator("#key-form")).to_be_hidden()
+    assert "$PROMPT_SERVE_API_KEY" in page.inner_text("#curl")
+    assert guarded.infer not in page.content()
+
+
+def test_the_api_documentation_works_without_any_other_host(
+    browser: Browser, served: Served
+) -> None:
+    tab = Watched(browser, served.url)
+    tab.page.goto("/v1/docs")
+    tab.page.wait_for_selector(".opblock")
+    shown = tab.page.locator(".opblock-summary-path").all_inner_texts()
+
+    assert any("classify" in path for path in shown)
+    assert any("tasks" in path for path in shown)
+    assert tab.complaints == []
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_pages_allow_nothing_but_their_own_files(http: httpx.Client, path: str) -> None:
+    page = http.get(path)
+    policy = page.headers["content-security-policy"]
+
+    assert page.status_code == 200
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert not re.search(r"https?://|<script>|style=| on\w+=", page.text)
+    for file in re.findall(r'(?:src|href)="((?:ui|docs)/[^"]+)"', page.text):
+        got = http.get(f"/v1/{file}")
+        assert got.status_code == 200
+        assert got.headers["x-content-type-options"] == "nosniff"
+        again = http.get(f"/v1/{file}", headers={"if-none-match": got.headers["etag"]})
+        assert again.status_code == 304
