@@ -36,7 +36,7 @@ OPEN = frozenset({"/livez", "/readyz", "/healthz"})
 _READS = ("GET", "HEAD")
 # BentoML serves its own page with its own scripts; they hold nothing of the registry.
 _READ_BY_INFER = re.compile(
-    r"/|/docs\.json|/schema\.json|/(assets|static_content)/.*|/metrics"
+    r"/|/docs\.json|/schema\.json|/(assets|static_content)(/.*)?|/metrics"
     r"|/v1/(info|docs(/.*)?|ui(/.*)?|openapi\.json)|/v1/tasks(/.*)?"
 )
 _ASKED_BY_INFER = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})

@@ -11,6 +11,7 @@ from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.service.database import Database
 from prompt_serve.service.engine import Engine
 from tests.service.databases import new_database, postgres_programs, postgres_server
+from tests.service.guarding import Guarded, make_keys
 from tests.service.process import Served, service
 
 
@@ -28,9 +29,24 @@ def engine(bundle: Bundle) -> Engine:
 def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One service for all tests that leave it as they found it; each uses names of its own."""
     with service(
-        tmp_path_factory.mktemp("served"), tiny_bundle, max_queue_images="128", decode_threads="2"
+        tmp_path_factory.mktemp("served"),
+        tiny_bundle,
+        max_queue_images="128",
+        decode_threads="2",
+        image_urls="true",
+        image_url_private_hosts="127.0.0.1",
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def guarded(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """A service with keys, open to the network; it writes JSON lines."""
+    home = tmp_path_factory.mktemp("guarded")
+    tokens = make_keys(home, infer="infer", admin="admin")
+    settings = {"cors_origins": "https://page.example", "log_format": "json", "log_level": "debug"}
+    with service(home, tiny_bundle, host="0.0.0.0", decode_threads="1", **settings) as running:
+        yield Guarded(running, **tokens)
 
 
 @pytest.fixture

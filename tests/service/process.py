@@ -29,14 +29,16 @@ class Served:
 
 
 @contextlib.contextmanager
-def service(home: Path, bundle: Path, **settings: str) -> Iterator[Served]:
+def service(
+    home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
+) -> Iterator[Served]:
     """Plain ``bentoml serve`` in the checkout; stopped as by Ctrl-C at the end."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "service.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", str(port)],
+            [sys.executable, "-m", "bentoml", "serve", "--host", host, "--port", str(port)],
             cwd=ROOT,
             env=environment(home, bundle, **settings),
             stdout=output,

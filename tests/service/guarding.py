@@ -1,0 +1,42 @@
+"""A started service that asks for keys, and its keys."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from prompt_serve.service.database import Database
+from prompt_serve.service.keys import Keys, Role
+from tests.service.process import Served
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The service, and a key of each role."""
+
+    served: Served
+    infer: str
+    admin: str
+
+    def client(self, key: str | None, **headers: str) -> httpx.Client:
+        if key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        return httpx.Client(base_url=self.served.url, headers=headers, timeout=30)
+
+
+@contextmanager
+def keys_of(home: Path) -> Iterator[Keys]:
+    """The keys of the service in ``home``, beside it, as the command line has them."""
+    database = Database(f"sqlite:///{home / 'registry.db'}")
+    try:
+        yield Keys(database)
+    finally:
+        database.close()
+
+
+def make_keys(home: Path, **roles: Role) -> dict[str, str]:
+    """Keys by their names."""
+    with keys_of(home) as keys:
+        return {name: keys.create(name, role)[0] for name, role in roles.items()}

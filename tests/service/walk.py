@@ -1,0 +1,29 @@
+"""Print method and template of every route of the service, whichever framework holds it."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+
+from prompt_serve.service import bento
+
+
+def walk(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """All routes below."""
+    for route in routes:
+        path = prefix + (getattr(route, "path", None) or "")
+        inner = getattr(route, "original_router", None) or getattr(route, "app", None)
+        if getattr(route, "path", None) == "/v1":
+            inner = bento._app  # mounted as a plain function
+        below = getattr(inner, "routes", None)
+        methods = getattr(route, "methods", None)
+        if below:
+            yield from walk(below, path)
+        elif methods:
+            yield from ((method, path) for method in methods)
+        else:
+            yield "GET", path  # a folder of files
+
+
+if __name__ == "__main__":
+    app = bento.PromptServe.to_asgi(is_main=True)  # type: ignore[attr-defined]  # a Service
+    json.dump(sorted(walk(app.routes)), sys.stdout)
