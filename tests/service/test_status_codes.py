@@ -15,6 +15,7 @@ from prompt_serve.errors import ERRORS_BY_CODE
 from prompt_serve.prompt_file import to_bytes
 from prompt_serve.service.api import create_app
 from prompt_serve.service.problems import MEDIA_TYPE
+from prompt_serve.service.settings import PREFIX, Settings
 from prompt_serve.training.backbone import Backbone
 from tests.service.guarding import Guarded
 from tests.service.process import ROOT
@@ -205,6 +206,12 @@ def _provoked_by_keys(guarded: Guarded) -> Iterator[tuple[str, httpx.Response]]:
     with guarded.client(None) as nobody, guarded.client(guarded.infer) as infer:
         yield "not-authenticated", nobody.get("/v1/info")
         yield "not-allowed", infer.delete("/v1/tasks/anything")
+
+
+def test_every_setting_is_documented() -> None:
+    names = {row[0].strip("`") for row in _table("Settings")}
+
+    assert names == {PREFIX + name.upper() for name in Settings.model_fields}
 
 
 def test_the_json_examples_of_the_document_are_json() -> None:
