@@ -401,7 +401,8 @@ class TaskStore:
 
     def _summary(self, stored: StoredTask) -> dict[str, object]:
         facts = {**vars(stored), "tags": list(stored.tags)}
-        return {**facts, "servable": facts.pop("fingerprint") == self._fingerprint}
+        facts["servable"] = facts.pop("fingerprint") == self._fingerprint
+        return facts
 
     def _info(self, stored: StoredTask, prompt: Prompt) -> TaskInfo:
         return TaskInfo.model_validate(
