@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prompt_serve.errors import PromptServeError
+from prompt_serve.errors import ConfigInvalid, PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
 from prompt_serve.service import logs, metrics, preflight
 from prompt_serve.service.access import Access
@@ -65,9 +65,17 @@ async def _metrics(_: Request) -> Response:
     return Response(await run_in_threadpool(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
 
+def _workers() -> int:
+    """As set; settings that are not valid are told by ``prepare``, before a worker starts."""
+    try:
+        return Settings.from_environment().workers
+    except ConfigInvalid:
+        return 1
+
+
 @bentoml.service(
     name="prompt_serve",
-    workers=1,  # one process a device: each worker loads the model anew
+    workers=_workers(),
     traffic={"timeout": _LAST_RESORT_TIMEOUT_S},
     # BentoML labels its series with the path as it came: every task name and every 404 of a
     # scanner would add twenty.

@@ -35,6 +35,7 @@ class Settings(BaseModel):
     bundle: Path | None = None  # the exported backbone; None: bundles/embedded in ``home``
     database_url: str | None = None  # of SQLAlchemy; None: SQLite, registry.db in ``home``
 
+    workers: Annotated[int, Field(ge=1, le=64)] = 1  # processes; each loads the model anew
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
     inference_threads: CountOrAuto = 0  # of the image encoder on a CPU; 0: one a core
     decode_threads: CountOrAuto = 0  # decode and resize images; 0: one a core, at most 16

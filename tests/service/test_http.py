@@ -297,12 +297,12 @@ def test_tasks_are_listed_in_pages(http: httpx.Client, tiny_backbone: Backbone) 
         http.put(f"/v1/tasks/{name}", content=data)
 
     seen: list[str] = []
-    after: str | None = ""
-    while after is not None:
-        response = http.get("/v1/tasks", params={"limit": 2, "after": after})
+    cursor: str | None = ""
+    while cursor is not None:
+        response = http.get("/v1/tasks", params={"limit": 2, "cursor": cursor})
         page = TaskList.model_validate_json(response.content)
         seen += [task.name for task in page.tasks]
-        after = page.next
+        cursor = page.next
     assert seen == sorted(seen)
     assert set(names) <= set(seen)
     for name in names:
@@ -334,7 +334,7 @@ def test_garbage_never_brings_a_5xx(http: httpx.Client, rng: np.random.Generator
         for kind in ("application/json", "multipart/form-data; boundary=a", "image/png", ""):
             for method, path in (
                 ("POST", "/v1/classify"), ("POST", "/v1/tasks"), ("PUT", "/v1/tasks/fuzz"),
-                ("GET", "/v1/tasks?after=%00%ff"), ("DELETE", "/v1/tasks/%00"),
+                ("GET", "/v1/tasks?cursor=%00%ff"), ("DELETE", "/v1/tasks/%00"),
             ):  # fmt: skip
                 response = http.request(
                     method, path, content=garbage, headers={"content-type": kind}
