@@ -2,12 +2,12 @@
 
 import click
 
-from prompt_serve.cli.options import service_options, task_option
+from prompt_serve.cli.options import check_tasks, deadline_option, service_options, task_options
 
 
 @click.command()
 @click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
-@task_option
+@task_options
 @click.option(
     "--top-k",
     type=click.IntRange(min=1),
@@ -16,27 +16,33 @@ from prompt_serve.cli.options import service_options, task_option
     help="Classes to show of each task, best first.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object an image.")
+@deadline_option
 @service_options
 def classify(
     images: tuple[str, ...],
     tasks: tuple[str, ...],
+    tags: tuple[str, ...],
     top_k: int,
     as_json: bool,
+    deadline_s: float | None,
     url: str,
     timeout_s: float,
 ) -> None:
     """Ask a running service about a few images.
 
-    A bad image is reported and the others are answered; the exit code is then 1. Where a task
-    knows which images show none of its classes, those are marked "unknown".
+    IMAGE is a path, or a URL where the service fetches from URLs. A bad image is reported and the
+    others are answered; the exit code is then 1. Where a task knows which images show none of its
+    classes, those are marked "unknown".
 
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
+    prompt-serve classify cat.jpg --tag season --deadline 2
     """
     from prompt_serve.client import Client
 
+    check_tasks(tasks, tags)
     with Client(url, timeout_s=timeout_s) as client:
-        results = client.classify(list(images), tasks, top_k)
+        results = client.classify(list(images), tasks, top_k, tags=tags, deadline_s=deadline_s)
     for path, result in zip(images, results, strict=True):
         if as_json:
             click.echo(result.model_dump_json(exclude_none=True))

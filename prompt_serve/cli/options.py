@@ -29,13 +29,38 @@ def service_options(command: Command) -> Command:
     return url(timeout(command))
 
 
-def task_option(command: Command) -> Command:
-    """``--task``, which may be given several times."""
-    return click.option(
+def task_options(command: Command) -> Command:
+    """``--task`` and ``--tag``, which may be given several times; one of them must be."""
+    task = click.option(
         "--task",
         "tasks",
         multiple=True,
-        required=True,
         metavar="NAME",
-        help="Task to ask; give it again for more: --task pets --task colours.",
+        help="Task to ask; give it again for more: --task pets --task colours. NAME@VERSION is one "
+        "version of a task, '*' is all tasks.",
+    )
+    tag = click.option(
+        "--tag",
+        "tags",
+        multiple=True,
+        metavar="TAG",
+        help="Ask all tasks that have this tag. May be repeated.",
+    )
+    return task(tag(command))
+
+
+def check_tasks(tasks: tuple[str, ...], tags: tuple[str, ...]) -> None:
+    """Raise a usage error where neither a task nor a tag was given."""
+    if not tasks and not tags:
+        raise click.UsageError("Missing option '--task' (or '--tag').")
+
+
+def deadline_option(command: Command) -> Command:
+    """``--deadline``: how long the service may take."""
+    return click.option(
+        "--deadline",
+        "deadline_s",
+        type=click.FloatRange(min=0, min_open=True),
+        help="Seconds the service may take over a request; images that wait longer are errors. "
+        "[default: the service's own limit]",
     )(command)

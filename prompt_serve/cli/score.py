@@ -3,15 +3,21 @@
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from prompt_serve.cli.options import service_options, task_option
+from prompt_serve.cli.options import check_tasks, deadline_option, service_options, task_options
+
+if TYPE_CHECKING:
+    from prompt_serve.client import Client
+
+_EVERY_TASK = "*"
 
 
 @click.command()
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(), metavar="INPUT...")
-@task_option
+@task_options
 @click.option(
     "-o",
     "--out",
@@ -53,10 +59,12 @@ from prompt_serve.cli.options import service_options, task_option
     help="Seconds to go on asking a service that restarts or is busy.",
 )
 @click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar.")
+@deadline_option
 @service_options
 def score(
     inputs: tuple[str, ...],
     tasks: tuple[str, ...],
+    tags: tuple[str, ...],
     out: Path,
     top_k: int,
     resume: bool,
@@ -65,6 +73,7 @@ def score(
     chunk_size: int,
     retry_for_s: float,
     progress: bool,
+    deadline_s: float | None,
     url: str,
     timeout_s: float,
 ) -> None:
@@ -82,24 +91,24 @@ def score(
     from prompt_serve.cli.score_tables import check_output, open_table, row_of, rows_done
     from prompt_serve.client import Client
 
+    check_tasks(tasks, tags)
     check_output(out, resume=resume, overwrite=overwrite)
-    tasks = tuple(dict.fromkeys(tasks))
     paths = image_paths(inputs)
     done = rows_done(out) if resume else set()
-    left = [path for path in paths if not all((path, task) in done for task in tasks)]
-    if len(left) < len(paths):
-        click.echo(f"{len(paths) - len(left):,} of {len(paths):,} images are in {out} already.")
     counts = Counter[str]()
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
-        for task in tasks:
-            client.task(task)  # a misspelt name is told before a table is touched
+        tasks = _tasks_meant(client, tasks, tags)
+        left = [path for path in paths if not all((path, task) in done for task in tasks)]
+        if len(left) < len(paths):
+            click.echo(f"{len(paths) - len(left):,} of {len(paths):,} images are in {out} already.")
         rows = client.score(
             left,
             tasks,
             top_k=top_k,
             chunk_size=chunk_size,
             retry_for_s=retry_for_s,
+            deadline_s=deadline_s,
             progress=progress,
         )
         with open_table(out, resume=resume) as table:
@@ -108,6 +117,24 @@ def score(
                     table.write(row_of(row))
                 counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
     _summarise(counts, len(left), time.monotonic() - started, out)
+
+
+def _tasks_meant(
+    client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The names behind ``*`` and tags as they are now: the rows of a table are of these tasks."""
+    from prompt_serve.errors import TaskNotFound
+
+    named = [task for task in tasks if task != _EVERY_TASK]
+    for task in named:
+        if "@" not in task:
+            client.task(task)  # a misspelt name is told before a table is touched
+    if tags or len(named) < len(tasks):
+        is_every = len(named) < len(tasks)
+        named += [t.name for t in client.tasks() if is_every or set(t.tags) & set(tags)]
+    if not named:
+        raise TaskNotFound(f"No task has the tag(s) {', '.join(tags)}.", name="", loaded=())
+    return tuple(dict.fromkeys(named))
 
 
 def _summarise(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
