@@ -1,96 +1,150 @@
-"""One image against many tasks: what a request costs with K tasks beside what it costs with one.
+"""What ten thousand registered tasks cost a service: at its start, in memory, and to a hot task.
 
-    python -m benchmarks.many_tasks --bundle DIR --tasks 100 --classes 100 --rounds 30
+    python -m benchmarks.many_tasks --bundle ~/.prompt-serve/bundles/embedded --tasks 10000
 
-Encodes one image through the bundle's image graph, then scores it by random tasks of as many
-classes, exactly as the service does (``service.answers``), answers in JSON included. One task and K
-tasks take turns within one run; the figures are medians. The target is a ratio of at most 1.2.
+Every task has a prompt file of its own with class features that are stored, as after uploads. Each
+figure is taken in a process of its own, since what Python once took of the memory it rarely gives
+back. Prints one JSON line.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from prompt_serve.bundle import open_bundle
-from prompt_serve.schemas import ClassifyAnswer
-from prompt_serve.scoring import class_logits, top_classes, unit
-from prompt_serve.service.answers import NamedTasks, scored
-from prompt_serve.service.engine import Engine
-from prompt_serve.service.inputs import ImageItem
-from prompt_serve.service.tasks import Task
-from prompt_serve.types import FloatArray
+from prompt_serve.probe import probe
+from prompt_serve.prompt_file import Prompt, to_bytes
+from prompt_serve.service.core import Core
+from prompt_serve.service.database import Database
+from prompt_serve.service.registry import NewTask, Registry
+from prompt_serve.service.settings import Settings
+
+CHUNK = 500  # names that are resolved at once, and tasks that are stored in one transaction
+HOT = "task-00000"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bundle", type=Path, required=True, help="from prompt-serve export")
-    parser.add_argument("--tasks", type=int, default=100)
-    parser.add_argument("--classes", type=int, default=100, help="of each task")
-    parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--threads", type=int, default=2, help="of ONNX Runtime")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--tasks", type=int, default=10_000)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--measure", choices=("start", "names", "hot"), help=argparse.SUPPRESS)
+    parser.add_argument("--home", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.measure is not None:
+        measure = {"start": at_start, "names": cold_names, "hot": hot_task}[options.measure]
+        print(json.dumps(measure(options.home, options.bundle)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        one, many = Path(folder, "one"), Path(folder, "many")
+        fill(one, options.bundle, 1, options.classes)
+        fill(many, options.bundle, options.tasks, options.classes)
+        print(json.dumps(compare(one, many, options.bundle, options.tasks)))
 
-    bundle = open_bundle(options.bundle)
-    engine = Engine(bundle, cuda_device=None, threads=options.threads, max_batch=1)
-    side, width = (
-        engine.bundle.manifest.preprocessing.image_size,
-        bundle.manifest.backbone.embed_dim,
-    )
-    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    tasks = random_tasks(options.tasks, options.classes, width)
-    scale = bundle.manifest.logit_scale
-    engine.encode_images(pixels)
 
-    def ask(asked: NamedTasks) -> None:
-        (features,) = engine.encode_images(pixels)
-        results = scored([ImageItem(b"")], [features], asked, 5, scale)
-        ClassifyAnswer(results=results, backbone="").model_dump_json()
-
-    (features,) = engine.encode_images(pixels)
-    steps: dict[str, Callable[[], object]] = {
-        "encoder alone": lambda: engine.encode_images(pixels),
-        "one task": lambda: ask(tasks[:1]),
-        f"{options.tasks} tasks": lambda: ask(tasks),
-        "their scores, together": lambda: scored([ImageItem(b"")], [features], tasks, 5, scale),
-        "their scores, one by one": lambda: one_by_one(features, tasks, scale),
+def compare(one: Path, many: Path, bundle: Path, n_tasks: int) -> dict[str, float]:
+    """The service with one task beside the one with many."""
+    alone, among = (_measured("hot", home, bundle) for home in (one, many))
+    few, all_of_them = (_measured("names", home, bundle) for home in (one, many))
+    grown = all_of_them["rss_bytes"] - few["rss_bytes"]
+    return {
+        "tasks": n_tasks,
+        "registry_at_start_s": _measured("start", many, bundle)["registry_s"],
+        "rss_bytes_a_cold_task": grown / n_tasks,
+        "hot_resolve_alone_p50_ms": alone["p50_ms"],
+        "hot_resolve_among_many_p50_ms": among["p50_ms"],
     }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(options.rounds + 1):
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    medians = {name: statistics.median(measured[1:]) for name, measured in seconds.items()}
-    print(f"{bundle.manifest.backbone.id} ({bundle.manifest.precision}), {options.classes} classes")
-    for name, median in medians.items():
-        print(f"{name:26} {1000 * median:8.2f} ms")
-    print(f"ratio {medians[f'{options.tasks} tasks'] / medians['one task']:.2f}")
 
 
-def random_tasks(n_tasks: int, n_classes: int, width: int) -> NamedTasks:
-    rng = np.random.default_rng(1)
-    names = tuple(f"class {label}" for label in range(n_classes))
-    return [
-        (
-            f"task-{n}",
-            Task(
-                version="0" * 64,
-                class_names=names,
-                class_features=unit(rng.standard_normal((n_classes, width)).astype(np.float32)),
-            ),
-        )
-        for n in range(n_tasks)
-    ]
+def fill(home: Path, bundle_path: Path, n_tasks: int, n_classes: int) -> None:
+    """A registry with prompt files that differ, their class features random but stored."""
+    bundle = open_bundle(bundle_path)
+    rng = np.random.default_rng(0)
+    backbone = bundle.manifest.backbone
+    features = rng.standard_normal((n_classes, backbone.embed_dim)).astype("<f4")
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    prompt = Prompt(
+        name="task",
+        method="zero-shot",
+        class_names=tuple(f"class {i}" for i in range(n_classes)),
+        templates=("a photo of a {}.",),
+        backbone=backbone,
+        probe=probe(features),
+        tool_version="benchmark",
+    )
+    home.mkdir()
+    database = Database(f"sqlite:///{home / 'registry.db'}")
+    registry = Registry(database)
+    for start in range(0, n_tasks, CHUNK):
+        numbers = range(start, min(start + CHUNK, n_tasks))
+        registry.put_all([_task(prompt, n, features.tobytes()) for n in numbers])
+    database.close()
 
 
-def one_by_one(features: FloatArray, tasks: NamedTasks, scale: float) -> None:
-    for _, task in tasks:
-        (logits,) = class_logits(features[np.newaxis], task.class_features, scale)
-        top_classes(logits, task.class_names, 5)
+def at_start(home: Path, bundle: Path) -> dict[str, float]:
+    """Seconds that opening the registry takes, the bundle apart."""
+    with_registry = _seconds(lambda: _core(home, bundle).close())
+    with tempfile.TemporaryDirectory() as empty:
+        _core(Path(empty), bundle).close()  # makes the tables
+        without = _seconds(lambda: _core(Path(empty), bundle).close())
+    return {"registry_s": with_registry - without}
+
+
+def cold_names(home: Path, bundle: Path) -> dict[str, float]:
+    """Memory once every name was asked for, none of which stays."""
+    core = _core(home, bundle, feature_cache_bytes=0)
+    names = core.registry.all_names()
+    for start in range(0, len(names), CHUNK):
+        core.tasks.resolve(names[start : start + CHUNK])
+    rss_bytes = psutil.Process().memory_info().rss
+    core.close()
+    return {"rss_bytes": float(rss_bytes)}
+
+
+def hot_task(home: Path, bundle: Path) -> dict[str, float]:
+    """The median time to resolve a task that is in memory."""
+    core = _core(home, bundle)
+    core.tasks.resolve([HOT])
+    times = [_seconds(lambda: core.tasks.resolve([HOT])) for _ in range(2000)]
+    core.close()
+    return {"p50_ms": 1000 * statistics.median(times)}
+
+
+def _task(prompt: Prompt, number: int, features: bytes) -> NewTask:
+    own = replace(prompt, name=f"task-{number:05}")
+    return NewTask(name=own.name, data=to_bytes(own), prompt=own, features=features)
+
+
+def _core(home: Path, bundle: Path, **settings: int) -> Core:
+    return Core(Settings(home=home, bundle=bundle, **settings))  # type: ignore[arg-type]  # all int
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def _measured(what: str, home: Path, bundle: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", "benchmarks.many_tasks", "--measure", what]
+    done = subprocess.run(
+        [*command, "--home", str(home), "--bundle", str(bundle)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    figures: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return figures
 
 
 if __name__ == "__main__":
