@@ -144,7 +144,7 @@ def rows_of_embeddings(embeddings: EmbeddingSource) -> tuple[FloatArray, str | N
     except (TypeError, ValueError) as error:
         raise RequestInvalid(f"The embeddings are no table of numbers: {error}") from error
     rows = rows[np.newaxis] if rows.ndim == 1 else rows
-    if rows.ndim != 2 or len(rows) == 0:
+    if rows.ndim != 2 or rows.size == 0:
         raise RequestInvalid(f"The embeddings have the shape {rows.shape}; wanted (N, width).")
     fingerprint = embeddings.fingerprint if isinstance(embeddings, Embeddings) else None
     return rows, fingerprint
