@@ -73,7 +73,8 @@ def test_a_full_disk_and_a_lost_database_are_told_and_recovered_from(
             add_task(served, "kept")
             filler = fill(disk)
             wait_for("readyz to see the full disk", lambda: status(served, "readyz") == 503)
-            refused = httpx.put(f"{served.url}/v1/tasks/new", content=b"x", timeout=60)
+            many = {"name": "new", "class_names": [f"class {n}" for n in range(3000)]}
+            refused = httpx.post(f"{served.url}/v1/tasks", json=many, timeout=GENEROUS_S)
             still = ask(served, "kept")
             alive = status(served, "livez")
             filler.unlink()
@@ -86,7 +87,7 @@ def test_a_full_disk_and_a_lost_database_are_told_and_recovered_from(
             (disk / "elsewhere.db").rename(disk / "registry.db")
             wait_for("readyz to find the database", lambda: status(served, "readyz") == 200)
 
-    assert refused.status_code in (422, 503)
+    assert (refused.status_code, refused.json()["code"]) == (503, "not-ready")
     assert still.status_code == 200
     assert alive == 200
     assert "No space left" in served.log.read_text()

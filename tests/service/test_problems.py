@@ -1,0 +1,54 @@
+"""Faults that nobody foresaw, and those of the web framework, as problem documents."""
+
+import asyncio
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from prompt_serve.service.problems import MEDIA_TYPE, add_problem_handlers
+
+
+@pytest.fixture
+def app() -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/unforeseen")
+    async def unforeseen() -> None:
+        raise RuntimeError("a secret of the code")
+
+    @app.get("/framework")
+    async def framework() -> None:
+        raise HTTPException(400, "no such thing")
+
+    add_problem_handlers(app)
+    return app
+
+
+def _get(app: FastAPI, path: str) -> httpx.Response:
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            return await client.get(path)
+
+    return asyncio.run(ask())
+
+
+def test_a_fault_nobody_foresaw_is_an_internal_error_without_its_reason(
+    app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = _get(app, "/unforeseen")
+
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == MEDIA_TYPE
+    assert answer.json()["code"] == "internal-error"
+    assert "secret" not in answer.text
+    assert "a secret of the code" in caplog.text
+
+
+def test_what_the_framework_refuses_is_a_request_error(app: FastAPI) -> None:
+    answer = _get(app, "/framework")
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "request-error")
+    assert answer.json()["detail"] == "no such thing"
