@@ -135,6 +135,11 @@ revision = Gauge(
 
 cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
 images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
+# From zero on, so that the first one shows in a rate.
+for _result in ("refused", "failed"):
+    images.labels(_result)
+    uploads.labels(_result)
+uploads.labels("stored")
 
 
 def result_of(error: BaseException) -> Literal["refused", "failed"]:

@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -58,7 +60,7 @@ def routes() -> set[tuple[str, str]]:
     """Method and template of every route. By a process of its own: BentoML's imports warn."""
     command = [sys.executable, "-m", "tests.service.walk"]
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
     )
     return {(method, path) for method, path in json.loads(done.stdout)}
 
@@ -135,32 +137,48 @@ def test_wrong_keys_are_refused_and_never_repeated(guarded: Guarded) -> None:
     right = guarded.infer
     swapped = right[:-1] + ("A" if right[-1] != "A" else "B")
     unknown = "ps_" + "0" * 12 + right[15:]
-    for wrong in (swapped, unknown, right + "x", "ps_", "", "hunter2hunter2", right.upper()):
+    for wrong in (swapped, unknown, right + "x", "ps_", "hunter2hunter2", right.upper()):
         with guarded.client(wrong) as http:
             answer = http.get("/v1/info")
         assert answer.status_code == 401, wrong
-        assert not wrong or wrong not in answer.text
+        assert wrong == "ps_" or wrong not in answer.text  # "ps_..." is in the help
 
 
 def test_a_revoked_or_expired_key_stops_within_a_second(guarded: Guarded) -> None:
     with keys_of(guarded.served.home) as keys:
-        token, _ = keys.create("leaving", "infer")
-        soon = datetime.now(UTC) + timedelta(seconds=0.3)
-        expiring, _ = keys.create("expiring", "infer", soon)
+        token, key = keys.create("leaving", "infer")
         with guarded.client(token) as http:
             assert http.get("/v1/info").status_code == 200
-            revoked_at = time.monotonic()
             keys.revoke("leaving")
-            while (answer := http.get("/v1/info")).status_code == 200:
-                # What was admitted before the second is over may still be answered.
-                assert time.monotonic() - revoked_at < GONE_WITHIN_S + 5
-        assert answer.status_code == 401
-        assert "'leaving' is revoked" in answer.json()["detail"]
-        with guarded.client(expiring) as http:
-            while (answer := http.get("/v1/info")).status_code == 200:
-                assert datetime.now(UTC) < soon + timedelta(seconds=5)
-        assert "'expiring' is expired" in answer.json()["detail"]
-        assert keys.find(token.split("_")[1]).last_used is not None  # type: ignore[union-attr]
+            detail = _refused_after(http, time.monotonic() + GONE_WITHIN_S)
+        assert "'leaving' is revoked" in detail
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        token, _ = keys.create("expiring", "infer", soon)
+        with guarded.client(token) as http:
+            detail = _refused_after(http, time.monotonic() + 2)
+        assert "'expiring' is expired" in detail
+        used = _until(lambda: [k.last_used for k in keys.all() if k.id == key.id and k.last_used])
+        assert datetime.fromisoformat(used[0]) <= datetime.now(UTC)
+
+
+def _refused_after(http: httpx.Client, end: float) -> str:
+    """Ask until the key is refused, and see that nothing asked after ``end`` was answered."""
+    while True:
+        asked_at = time.monotonic()
+        answer = http.get("/v1/info")
+        if answer.status_code == 401:
+            return str(answer.json()["detail"])
+        assert answer.status_code == 200
+        assert asked_at < end
+
+
+def _until(found: Callable[[], list[Any]]) -> list[Any]:
+    """What ``found`` returns once it is something."""
+    give_up = time.monotonic() + 60
+    while not (something := found()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return something
 
 
 def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
@@ -251,7 +269,7 @@ def test_a_service_for_the_network_does_not_start_without_keys(
         start_new_session=True,
     )
     try:
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     finally:
         stop(process)
     assert process.returncode == 1
