@@ -266,8 +266,10 @@ class Core:
         _check_count("tags", len(selection.tags), settings.max_tasks)
         facts = current()
         facts.images, facts.tasks = n_images, len(selection.names)
-        with facts.timings.during("registry"):
-            names = await self.reading(self._names, selection)
+        names = selection.names
+        if selection.tags or EVERY_TASK in names:
+            with facts.timings.during("registry"):
+                names = await self.reading(self._names, selection)
         facts.tasks = len(names)
         _check_count("tasks", len(names), settings.max_tasks)
         scores = n_images * len(names) * top_k
