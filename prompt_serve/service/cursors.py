@@ -7,6 +7,7 @@ import binascii
 import json
 
 from prompt_serve.errors import RequestInvalid
+from prompt_serve.service.versions import is_task_name
 
 
 def cursor_of(last: str | int) -> str:
@@ -15,11 +16,11 @@ def cursor_of(last: str | int) -> str:
 
 
 def text_after(cursor: str | None) -> str:
-    """The name that a page of names follows; empty for the first page."""
+    """The name of the task that a page follows; empty for the first page."""
     last = _last(cursor, "")
-    if not isinstance(last, str):
+    if last != "" and not (isinstance(last, str) and is_task_name(last)):
         raise _invalid(cursor)
-    return last
+    return str(last)
 
 
 def number_after(cursor: str | None) -> int | None:

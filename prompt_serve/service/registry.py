@@ -177,6 +177,8 @@ class Registry:
 
     def names_with_tag(self, tag: str) -> list[str]:
         """Names of the tasks that have a tag, in their order."""
+        if "\0" in tag:  # PostgreSQL's texts cannot hold it
+            return []
         query = (
             sa.select(task.c.name)
             .join(task_tag, task_tag.c.name == task.c.name)

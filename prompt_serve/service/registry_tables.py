@@ -106,4 +106,5 @@ class StoredChange:
 
 def words_of(prompt: Prompt) -> str:
     """What a search looks through beside names of tasks."""
-    return "\n".join([prompt.method, *prompt.class_names]).casefold()
+    words = "\n".join([prompt.method, *prompt.class_names]).casefold()
+    return words.replace("\0", " ")  # PostgreSQL's texts cannot hold it

@@ -39,6 +39,7 @@ from prompt_serve.service.versions import (
     Condition,
     check_task_name,
     checked_prefix,
+    is_task_name,
     pin_of,
 )
 from prompt_serve.types import FloatArray
@@ -202,7 +203,7 @@ class TaskStore:
 
     def delete(self, name: str, condition: Condition = ALWAYS) -> None:
         """Remove a task; requests that hold it finish with it, and a rollback brings it back."""
-        if not self._registry.delete(name, condition):
+        if not is_task_name(name) or not self._registry.delete(name, condition):
             raise self._not_found(name)
 
     def delete_version(self, prefix: str) -> str:
@@ -214,7 +215,7 @@ class TaskStore:
         return version
 
     def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
-        if not self._registry.set_tags(name, tags):
+        if not is_task_name(name) or not self._registry.set_tags(name, tags):
             raise self._not_found(name)
         return self.info(name)
 
@@ -224,6 +225,7 @@ class TaskStore:
         Raises:
             RequestInvalid: the pinned tasks would fill the memory that all tasks share.
         """
+        check_task_name(name)  # a pin of a version (name@sha) is none of a name
         version = self._version_named(name)
         size_bytes = self._task(version).size_bytes if pinned else 0
         held = self._cache.pinned_bytes(without=version)
@@ -259,8 +261,8 @@ class TaskStore:
 
     def page(self, cursor: str | None, limit: int, wanted: Wanted = EVERY) -> TaskList:
         """Up to ``limit`` tasks in the order of their names, from where ``cursor`` says."""
-        if len(wanted.search) > _MAX_SEARCH:
-            raise RequestInvalid(f"Search for {_MAX_SEARCH} characters at most.")
+        if len(wanted.search) > _MAX_SEARCH or "\0" in "".join((wanted.search, *wanted.tags)):
+            raise RequestInvalid(f"Search for {_MAX_SEARCH} characters at most, none of them NUL.")
         stored, revision = self._registry.tasks(text_after(cursor), limit + 1, wanted)
         shown = [TaskSummary(**self._summary(task)) for task in stored[:limit]]
         more = cursor_of(shown[-1].name) if len(stored) > limit else None
@@ -282,7 +284,7 @@ class TaskStore:
         missing = [name for name in names if name not in versions]
         if missing:
             # Read after the revision was, so no entry is older than the number it stands under.
-            versions.update(self._registry.versions(missing))
+            versions.update(self._versions_of(missing))
             for name in missing:
                 if "@" in name:
                     versions[name] = self._version_named(name)
@@ -323,11 +325,14 @@ class TaskStore:
             f"Its history shows those that are kept."
         )
 
+    def _versions_of(self, names: Sequence[str]) -> dict[str, str]:
+        return self._registry.versions([name for name in names if is_task_name(name)])
+
     def _version_named(self, name: str) -> str:
         """Of a task, or of ``name@sha``."""
         pin = pin_of(name)
         plain = name if pin is None else pin.name
-        version = self._version(plain, self._registry.versions([plain]))
+        version = self._version(plain, self._versions_of([plain]))
         return version if pin is None else self._version_in_history(plain, pin.prefix)
 
     def _version_in_history(self, name: str, prefix: str) -> str:
@@ -381,7 +386,8 @@ class TaskStore:
 
     def _stored(self, name: str) -> tuple[StoredTask, bytes]:
         pin = pin_of(name)
-        stored = self._registry.task(name if pin is None else pin.name)
+        plain = name if pin is None else pin.name
+        stored = self._registry.task(plain) if is_task_name(plain) else None
         if stored is None:
             raise self._not_found(name)
         version = stored.version if pin is None else self._version_named(name)
@@ -397,7 +403,8 @@ class TaskStore:
         return np.frombuffer(features, dtype=_STORED_FLOAT).reshape(-1, width)
 
     def _not_found(self, name: str) -> TaskNotFound:
-        return task_not_found(name, self._registry.names_like(name))
+        known = self._registry.names_like(name) if is_task_name(name[:1]) else ()
+        return task_not_found(name, known)
 
     def _summary(self, stored: StoredTask) -> dict[str, object]:
         facts = {**vars(stored), "tags": list(stored.tags)}

@@ -11,9 +11,14 @@ _PREFIX = re.compile(r"[0-9a-f]{8,64}")
 _TASK_NAME = re.compile(TASK_NAME_PATTERN.strip("^$"))
 
 
+def is_task_name(name: str) -> bool:
+    """Whether a task may be named so; other texts never reach the database."""
+    return _TASK_NAME.fullmatch(name) is not None
+
+
 def check_task_name(name: str) -> None:
     """Raise TaskNameInvalid unless ``name`` may be the name of a task."""
-    if _TASK_NAME.fullmatch(name) is None:
+    if not is_task_name(name):
         raise TaskNameInvalid(
             f"{name[:200]!r} cannot be the name of a task. Use 1 to 128 letters, digits, dots, "
             f"underscores and hyphens, beginning with a letter or digit.",

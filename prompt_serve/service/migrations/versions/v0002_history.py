@@ -58,6 +58,6 @@ def _describe_files() -> None:
             prompt = from_bytes(bytes(data))
         except PromptError:
             continue  # unreadable since it was stored; asking for it will say so
-        words = "\n".join([prompt.method, *prompt.class_names]).casefold()
+        words = "\n".join([prompt.method, *prompt.class_names]).casefold().replace("\0", " ")
         described = {"fingerprint": prompt.backbone.fingerprint, "words": words}
         db.execute(files.update().where(this).values(**described))
