@@ -289,7 +289,8 @@ def test_a_client_that_hangs_up_takes_its_images_out_of_the_queue(
     address = urlparse(served.url)
     with socket.create_connection((address.hostname, address.port)) as connection:
         head = (
-            f"POST /v1/classify?task=in-0 HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\n"
+            f"POST /v1/classify?task=in-0 HTTP/1.1\r\nHost: {address.netloc}\r\n"
+            f"Content-Type: {kind}\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         connection.sendall(head.encode() + body)
@@ -463,7 +464,7 @@ def test_openapi_shows_every_form_with_an_example(http: httpx.Client) -> None:
 def slow_body() -> tuple[bytes, str]:
     """A request of 64 images that take a while to decode, as it is sent."""
     file = io.BytesIO()
-    Image.new("RGB", (3000, 2000), (9, 99, 199)).save(file, "PNG", compress_level=1)
+    Image.new("RGB", (1200, 800), (9, 99, 199)).save(file, "PNG", compress_level=1)
     files = [("image", (f"{n}.png", file.getvalue(), "image/png")) for n in range(64)]
     request = httpx.Request("POST", "http://x", files=files)
     return request.read(), request.headers["content-type"]
