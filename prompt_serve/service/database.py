@@ -9,9 +9,11 @@ the lock on that row), so writers queue up instead of failing half-way. Readers 
 them: SQLite runs in WAL mode.
 """
 
+import contextlib
 import importlib.util
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,6 +72,11 @@ class Database:
 
         self._engine = _connect(_checked(url))
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
+        # SQLite lets those who wait for its lock try now and then, in no order. Threads of one
+        # process take turns here, so that none of them runs out of patience.
+        self._turn: contextlib.AbstractContextManager[object] = (
+            threading.Lock() if self.dialect == "sqlite" else contextlib.nullcontext()
+        )
         try:
             if self.read(schema_version) != HEAD:
                 with self._write_patiently() as connection:
@@ -110,7 +117,7 @@ class Database:
                 writers of several processes take turns.
         """
         try:
-            with self._writing.begin() as connection:
+            with self._turn, self._writing.begin() as connection:
                 if raise_revision:
                     connection.execute(
                         revision_table.update().values(value=revision_table.c.value + 1)
