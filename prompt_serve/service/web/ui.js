@@ -64,7 +64,7 @@ async function showTasks() {
   byId("tasks").replaceChildren(...page.tasks.map(taskRow));
   let note = "";
   if (page.next) note = `The first ${page.tasks.length}; search for others.`;
-  if (!page.tasks.length) note = search ? "No task is called so." : "There are no tasks yet: prompt-serve tasks put NAME FILE";
+  if (!page.tasks.length) note = search ? "No task is called so." : "There are no tasks yet. From a shell: prompt-serve tasks upload";
   byId("tasks-note").textContent = note;
 }
 
@@ -152,7 +152,8 @@ function card(image, result) {
   for (const prediction of result.predictions || []) body.append(...predicted(prediction));
   const picture = element("img");
   picture.src = image.url;
-  picture.alt = result.error ? "cannot be shown" : "";
+  picture.alt = "";
+  picture.addEventListener("error", () => picture.remove()); // no image, as the error below says
   const made = element("article");
   made.append(picture, body);
   return made;
