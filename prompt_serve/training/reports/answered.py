@@ -59,7 +59,7 @@ def answered(runs: Sequence[KeptRun], choice: Choice, thumbnails: Thumbnails) ->
         if len(shown.answers.class_names) <= MATRIX_CLASSES:
             blocks.append(_confusion(shown))
         else:
-            blocks += _classes_tables(shown)
+            blocks.append(_classes_tables(shown)[0])
         blocks.append(_reliability(shown))
         blocks.append(confused_pairs(shown.answers, shown.title, thumbnails))
     return Section(
