@@ -53,7 +53,7 @@ class EpochRecord:
     val_accuracy: float | None  # after the epoch; None without validation images
     val_loss: float | None
     # ID_k for k = 1, 2, ...: the share of the k largest singular values of the vectors in their
-    # sum (DIP, section 3); the flatter, the denser the information. Mean over the blocks.
+    # sum (DIP, section 3); the nearer to 1, the denser. Mean over the blocks.
     idk: tuple[float, ...]
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the method, such as tokens left
