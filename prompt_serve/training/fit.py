@@ -340,8 +340,9 @@ class Run:
         if own is None:
             class_features = self.class_features(text)
             return class_features, self.backbone.logit_scale * image_features @ class_features.T
-        each = [self.class_features(BranchContext(context=context)) for context in own]
-        class_features = torch.stack(each)
+        class_features = self.towers.stacked_class_features(
+            self.vectors, [BranchContext(context=context) for context in own]
+        )
         cosines = torch.einsum("be,bce->bc", image_features, class_features)
         return class_features, self.backbone.logit_scale * cosines
 
