@@ -126,7 +126,7 @@ def _task(prompt: Prompt, number: int, features: bytes) -> NewTask:
 
 
 def _core(home: Path, bundle: Path, **settings: int) -> Core:
-    return Core(Settings(home=home, bundle=bundle, **settings))  # type: ignore[arg-type]  # all int
+    return Core(Settings(home=home, bundle=bundle, **settings))
 
 
 def _seconds(work: Callable[[], object]) -> float:

@@ -93,7 +93,7 @@ def fan_out(options: argparse.Namespace) -> None:
         names = [f"bench-{n}" for n in range(FAN_OUT_TASKS)]
 
         def ask(tasks: list[str]) -> None:
-            query = {"task": tasks, "top_k": 1}
+            query: dict[str, str | list[str]] = {"task": tasks, "top_k": "1"}
             headers = {"content-type": "image/jpeg"}
             url = "/v1/classify"
             client.post(url, params=query, content=here.first, headers=headers).raise_for_status()

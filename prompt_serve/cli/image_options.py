@@ -12,24 +12,33 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def renames(
-    context: click.Context, option: click.Parameter, pairs: tuple[str, ...]
-) -> dict[str, str]:
-    """OLD=NEW pairs as a mapping."""
-    named = {}
-    for pair in pairs:
-        old, equals, new = pair.partition("=")
-        if not (old and equals and new):
-            raise click.BadParameter(f"{pair!r} is not OLD=NEW, as in roses=rose.")
-        named[old] = new
-    return named
+def pairs(wanted: str) -> Callable[..., dict[str, str]]:
+    """A click callback that reads repeated options of the form A=B, both sides given.
+
+    Args:
+        wanted: the form with an example, for who writes something else.
+    """
+
+    def read(
+        context: click.Context, option: click.Parameter, values: tuple[str, ...]
+    ) -> dict[str, str]:
+        named = {}
+        for value in values:
+            name, equals, other = value.partition("=")
+            if not (name and equals and other):
+                raise click.BadParameter(f"{value!r} is not {wanted}.")
+            named[name] = other
+        return named
+
+    return read
 
 
 def image_options(command: Command) -> Command:
     """How classes are called, where features are kept, and where the towers run."""
     for option in (
         click.option(
-            "--class-name", "renames", multiple=True, callback=renames, metavar="OLD=NEW",
+            "--class-name", "renames", multiple=True, metavar="OLD=NEW",
+            callback=pairs("OLD=NEW, as in roses=rose"),
             help="Call a class otherwise than its folder, as in roses=rose. May be repeated.",
         ),
         click.option(

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from prompt_serve.cli.image_options import pairs
 from prompt_serve.cli.protocol_options import (
     DESCRIBED,
     check_there,
@@ -36,18 +37,6 @@ EXAMPLES = {
 }
 
 
-def _domains(
-    context: click.Context, option: click.Parameter, values: tuple[str, ...]
-) -> dict[str, Path]:
-    domains = {}
-    for value in values:
-        name, equals, folder = value.partition("=")
-        if not (name and equals and folder):
-            raise click.BadParameter(f"{value!r} is not NAME=DATASET, as in sketch=sketches/.")
-        domains[name] = Path(folder)
-    return domains
-
-
 def _command(name: str, summary: str) -> click.Command:
     example = f"prompt-serve protocol {name} {EXAMPLES[name]} --methods coop,dip --out runs/mine"
 
@@ -58,14 +47,16 @@ def _command(name: str, summary: str) -> click.Command:
     @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
                     type=click.Path(path_type=Path))  # fmt: skip
     @click.option(
-        "--domain", "domains", multiple=True, callback=_domains, metavar="NAME=DATASET",
+        "--domain", "domains", multiple=True, metavar="NAME=DATASET",
+        callback=pairs("NAME=DATASET, as in sketch=sketches/"),
         help="For domain-generalisation: test images of the source's classes in another look.",
     )  # fmt: skip
     @protocol_options
-    def command(sources: tuple[Path, ...], domains: dict[str, Path], **options: Any) -> None:
+    def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
         from prompt_serve.training.datasets.own import folder_suite
 
-        suite = folder_suite(sources, source=options["source"], domains=domains)
+        folders = {name: Path(folder) for name, folder in domains.items()}
+        suite = folder_suite(sources, source=options["source"], domains=folders)
         check_there(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)
         if not options["quiet"]:

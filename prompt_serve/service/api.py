@@ -22,8 +22,8 @@ class _App(FastAPI):
         document = super().openapi()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
         for operation in (o for path in document["paths"].values() for o in path.values()):
-            common = (401, 403, 500, 503) if "requestBody" not in operation else (401, 403, 413, 500)
-            for status, answer in problems(*common).items():
+            common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
+            for status, answer in common.items():
                 operation["responses"].setdefault(str(status), answer)
         return document
 

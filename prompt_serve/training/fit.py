@@ -53,7 +53,7 @@ class EpochRecord:
     val_accuracy: float | None  # after the epoch; None without validation images
     val_loss: float | None
     # ID_k for k = 1, 2, ...: the share of the k largest singular values of the vectors in their
-    # sum (DIP, section 3); the flatter, the denser the information. Mean over the blocks.
+    # sum (DIP, section 3); the nearer to 1, the denser. Mean over the blocks.
     idk: tuple[float, ...]
     seconds: float
     facts: Mapping[str, Any] = field(default_factory=dict)  # of the method, such as tokens left
@@ -340,8 +340,9 @@ class Run:
         if own is None:
             class_features = self.class_features(text)
             return class_features, self.backbone.logit_scale * image_features @ class_features.T
-        each = [self.class_features(BranchContext(context=context)) for context in own]
-        class_features = torch.stack(each)
+        class_features = self.towers.stacked_class_features(
+            self.vectors, [BranchContext(context=context) for context in own]
+        )
         cosines = torch.einsum("be,bce->bc", image_features, class_features)
         return class_features, self.backbone.logit_scale * cosines
 

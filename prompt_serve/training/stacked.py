@@ -177,23 +177,7 @@ class Stack:
 
     def class_features(self, texts: Sequence[BranchContext[Tensor]]) -> Tensor:
         """(R, C, E) of the runs' vectors."""
-        sequences = [self._vectors(text.context) for text in texts]
-        suffixes = [suffix for _, suffix, _ in sequences]
-        # Without vectors behind the prefix all runs read the very same suffix.
-        shared = all(suffix is suffixes[0] for suffix in suffixes)
-        return self._towers.class_features(
-            (
-                torch.stack([prefix for prefix, _, _ in sequences]),
-                suffixes[0] if shared else torch.stack(suffixes),
-                sequences[0][2],
-            ),
-            BranchContext(
-                deeper=tuple(
-                    torch.stack(blocks)
-                    for blocks in zip(*(text.deeper for text in texts), strict=True)
-                )
-            ),
-        )
+        return self._towers.stacked_class_features(self._vectors, texts)
 
 
 def _seen(run: Run, images: CachedImages, batch: Batch, class_features: Tensor) -> Step:

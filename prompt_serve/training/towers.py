@@ -12,7 +12,7 @@ from prompt_serve.contexts import BranchContext
 from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.config import TowerPrecision
 from prompt_serve.training.image_tower import ImageTower
-from prompt_serve.training.text_tower import TextTower
+from prompt_serve.training.text_tower import PlanVectors, TextTower
 
 DTYPES: dict[TowerPrecision, torch.dtype] = {
     "fp32": torch.float32,
@@ -54,6 +54,33 @@ class FrozenTowers:
             self._cast(vectors.keys_values),
         )
         return features
+
+    def stacked_class_features(
+        self, vectors: PlanVectors, texts: Sequence[BranchContext[Tensor]]
+    ) -> Tensor:
+        """(R, C, E) of R text branches of one shape, in one pass of the text tower.
+
+        Args:
+            vectors: of the class names that all of them share.
+            texts: R of them, without keys and values.
+        """
+        sequences = [vectors(text.context) for text in texts]
+        suffixes = [suffix for _, suffix, _ in sequences]
+        # Without vectors behind the prefix all read the very same suffix.
+        shared = all(suffix is suffixes[0] for suffix in suffixes)
+        return self.class_features(
+            (
+                torch.stack([prefix for prefix, _, _ in sequences]),
+                suffixes[0] if shared else torch.stack(suffixes),
+                sequences[0][2],
+            ),
+            BranchContext(
+                deeper=tuple(
+                    torch.stack(blocks)
+                    for blocks in zip(*(text.deeper for text in texts), strict=True)
+                )
+            ),
+        )
 
     def image_features(self, pixels: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
         """(B, S, S, 3) uint8 pixels -> (B, E) of unit length, float32."""

@@ -218,7 +218,7 @@ class _Soak:
             return 0.0
         mean_x, mean_y = (sum(column) / len(half) for column in zip(*half, strict=True))
         over = sum((x - mean_x) * (y - mean_y) for x, y in half)
-        return over / sum((x - mean_x) ** 2 for x, _ in half)
+        return float(over / sum((x - mean_x) ** 2 for x, _ in half))
 
 
 async def _soak(served: Served, prompts: list[bytes]) -> _Soak:

@@ -16,7 +16,8 @@ from tests.service.prompts import picture
 
 pytestmark = pytest.mark.serve
 
-IMAGE = {"content": picture(3), "headers": {"content-type": "image/png"}}
+IMAGE = picture(3)
+PNG = {"content-type": "image/png"}
 
 
 def stale_answers(services: Sequence[Served], rounds: int) -> int:
@@ -27,12 +28,17 @@ def stale_answers(services: Sequence[Served], rounds: int) -> int:
         body = {"name": "swapped", "class_names": ["cat", f"dog {i % 7}"]}
         put = httpx.post(f"{writer.url}/v1/tasks", json=body, timeout=120)
         assert put.status_code in (200, 201), put.text
-        asked = httpx.post(f"{reader.url}/v1/classify?task=swapped", timeout=120, **IMAGE)
+        asked = classify(reader)
         assert asked.status_code == 200, asked.text
         [prediction] = asked.json()["results"][0]["predictions"]
         stale += prediction["version"] != put.json()["version"]
     print({"stale": stale, "of": rounds})
     return stale
+
+
+def classify(served: Served) -> httpx.Response:
+    url = f"{served.url}/v1/classify?task=swapped"
+    return httpx.post(url, content=IMAGE, headers=PNG, timeout=120)
 
 
 def test_services_that_share_postgresql_serve_each_others_uploads(
@@ -50,11 +56,10 @@ def test_services_that_share_postgresql_serve_each_others_uploads(
 
         # A rollback and a deletion through one hold in the other as well.
         back = httpx.post(f"{services[0].url}/v1/tasks/swapped/rollback", timeout=120).json()
-        asked = httpx.post(f"{services[1].url}/v1/classify?task=swapped", timeout=120, **IMAGE)
+        asked = classify(services[1])
         assert asked.json()["results"][0]["predictions"][0]["version"] == back["version"]
         httpx.delete(f"{services[1].url}/v1/tasks/swapped", timeout=120).raise_for_status()
-        gone = httpx.post(f"{services[0].url}/v1/classify?task=swapped", timeout=120, **IMAGE)
-        assert gone.status_code == 404
+        assert classify(services[0]).status_code == 404
 
 
 @pytest.mark.long

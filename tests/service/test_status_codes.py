@@ -198,7 +198,7 @@ def _provoked_by_requests(http: httpx.Client) -> Iterator[tuple[str, httpx.Respo
 
 def _bad_prompts(backbone: Backbone) -> Iterator[tuple[str, bytes]]:
     good = learned_prompt(backbone, ["a", "b"])
-    elsewhere = replace(backbone.ref, fingerprint="0" * 64)
+    elsewhere = backbone.ref.model_copy(update={"fingerprint": "0" * 64})
     text, image = unservable(backbone.ref.text_width, 64, backbone.ref.embed_dim)["VPT"]
     long = " ".join(["word"] * 200)
     yield "prompt-file-invalid", b"no prompt file"

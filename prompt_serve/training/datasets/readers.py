@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid
@@ -65,11 +65,7 @@ def read_domain(place: Place, spec: DatasetSpec, names: Mapping[str, str]) -> Im
     strangers = sorted(set(folders) - set(own))
     images = ImageSet(
         class_names=tuple(names[synset] for synset in own),
-        items=tuple(
-            LabelledImage(path, label)
-            for label, synset in enumerate(own)
-            for path in _images(folders[synset])
-        ),
+        items=tuple(_labelled(own, folders)),
     )
     faults = limited([f"{folders[name]}: {CLASS_NAMES} has no such class" for name in strangers], 5)
     faults += published_faults(spec, place.images, images.class_names, {"test": images})
@@ -101,12 +97,7 @@ def read_imagenet(place: Place) -> Listing:
     if not test:
         listing.faults.append("sort the images in val/ into a folder for each synset")
     for part, folders in (("train", train), ("test", test)):
-        listing.items[part] = [
-            LabelledImage(path, label)
-            for label, synset in enumerate(known)
-            if synset in folders
-            for path in _images(folders[synset])
-        ]
+        listing.items[part] = _labelled(known, folders)
     return listing
 
 
@@ -142,6 +133,16 @@ def _class_folders(root: Path) -> dict[str, Path]:
         for folder in sorted(root.iterdir())
         if (_SYNSET.fullmatch(folder.name) or folder.name.isdecimal()) and folder.is_dir()
     }
+
+
+def _labelled(synsets: Sequence[str], folders: Mapping[str, Path]) -> list[LabelledImage]:
+    """The images of each folder that is there, labelled in the order of ``synsets``."""
+    return [
+        LabelledImage(path, label)
+        for label, synset in enumerate(synsets)
+        if synset in folders
+        for path in _images(folders[synset])
+    ]
 
 
 def _is_number(name: str, synsets: list[str]) -> bool:

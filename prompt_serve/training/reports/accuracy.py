@@ -139,7 +139,10 @@ def _transfer(
     targets = [name for name in summary.test_sets if name not in (SOURCE, AVERAGE)]
     names = [SOURCE, AVERAGE, *targets]
     rows = [summary.row(dataset, label, shots) for label in labels]
-    columns = [_column([_figure(row, name) for row in rows], rows) for name in names]
+    columns = [
+        _column([_figure(row, name) for row in rows], rows, of_average=name == AVERAGE)
+        for name in names
+    ]
     heads = [f"{dataset} (source)", "average of targets", *targets]
     return _table(f"{title}: learned on {dataset}", heads, labels, columns)
 
@@ -157,38 +160,48 @@ def _figure(row: TableRow | None, test: str) -> Figure | None:
     return None if row is None else row.figures.get(test)
 
 
-def _column(figures: Sequence[Figure | None], rows: Sequence[TableRow | None]) -> list[Cell]:
+def _column(
+    figures: Sequence[Figure | None],
+    rows: Sequence[TableRow | None],
+    *,
+    of_average: bool = True,
+) -> list[Cell]:
     """The cells of a column. An average that leaves something out is shown and never the best."""
-    pairs = list(zip(figures, rows, strict=True))
-    reference = next(
-        (f.mean for f, row in pairs if f and row and row.method == ZERO_SHOT and not row.partial),
-        None,
-    )
-    ranked = [
-        f.mean for f, row in pairs if f and row and row.method != ZERO_SHOT and not row.partial
+    known = [
+        (figure, row, of_average and row.partial)
+        for figure, row in zip(figures, rows, strict=True)
+        if figure and row
     ]
-    best = max(ranked, default=None)
-    cells = []
-    for figure, row in pairs:
-        if figure is None or row is None:
-            cells.append(NOTHING)
-            continue
-        learned = row.method != ZERO_SHOT
-        detail = ""
-        if learned and reference is not None and not row.partial:
-            detail = points(figure.mean - reference)
-        if row.partial:
-            detail = f"without {len(row.missing)}"
-        spread = f" ± {percent(figure.spread)}" if figure.seeds > 1 else ""
-        cells.append(
-            Cell(
-                text=f"{percent(figure.mean)}{spread}",
-                value=figure.mean,
-                detail=detail,
-                best=learned and not row.partial and figure.mean == best and len(ranked) > 1,
-            )
-        )
-    return cells
+    whole = [(figure.mean, row.method) for figure, row, partial in known if not partial]
+    reference = next((mean for mean, method in whole if method == ZERO_SHOT), None)
+    learned = [mean for mean, method in whole if method != ZERO_SHOT]
+    best = max(learned) if len(learned) > 1 else None
+    cells = {
+        row.label: _cell(figure, row, reference, best, partial=partial)
+        for figure, row, partial in known
+    }
+    return [
+        cells[row.label] if figure and row else NOTHING
+        for figure, row in zip(figures, rows, strict=True)
+    ]
+
+
+def _cell(
+    figure: Figure, row: TableRow, reference: float | None, best: float | None, *, partial: bool
+) -> Cell:
+    learned = row.method != ZERO_SHOT
+    detail = ""
+    if partial:
+        detail = f"without {len(row.missing)}"
+    elif learned and reference is not None:
+        detail = points(figure.mean - reference)
+    spread = f" ± {percent(figure.spread)}" if figure.seeds > 1 else ""
+    return Cell(
+        text=f"{percent(figure.mean)}{spread}",
+        value=figure.mean,
+        detail=detail,
+        best=learned and not partial and figure.mean == best,
+    )
 
 
 def points(difference: float) -> str:

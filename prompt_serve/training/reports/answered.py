@@ -10,7 +10,7 @@ import numpy as np
 from prompt_serve.training.calibration import BINS
 from prompt_serve.training.protocols.results import Answers
 from prompt_serve.training.reports.choice import Choice, most_shots
-from prompt_serve.training.reports.drawing import BLUES, INK, PALE, draw, name_of, panels, styles
+from prompt_serve.training.reports.drawing import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.training.reports.kept import KeptRun, by_comparison
 from prompt_serve.training.reports.overview import title_of
 from prompt_serve.training.reports.page import Block, Cell, Chart, Section, Table, Text, percent
@@ -59,7 +59,7 @@ def answered(runs: Sequence[KeptRun], choice: Choice, thumbnails: Thumbnails) ->
         if len(shown.answers.class_names) <= MATRIX_CLASSES:
             blocks.append(_confusion(shown))
         else:
-            blocks += _classes_tables(shown)
+            blocks.append(_classes_tables(shown)[0])
         blocks.append(_reliability(shown))
         blocks.append(confused_pairs(shown.answers, shown.title, thumbnails))
     return Section(
@@ -274,10 +274,10 @@ def _reliability(shown: Shown) -> Chart:
         svg=draw(paint, name=f"{shown.name}-reliability", width=4.1 * len(found) + 0.4, height=3.4),
         alt=f"share of right answers against confidence; expected calibration error: {said}",
         caption=f"{BINS} equal bins of confidence, the probability of the answered class. On the "
-        "diagonal the confidence says how often an answer is right; a bar below it is too sure of "
-        "itself. Pale bars hold fewer than 10 images; the thin line is the share of images in each "
-        "bin. ECE is the expected calibration error, from the probabilities as they were kept "
-        "(float16).",
+        "dotted diagonal the confidence says how often an answer is right; a bar below it is too "
+        "sure of itself. Pale bars hold fewer than 10 images; the thin line is the share of images "
+        "in each bin. ECE is the expected calibration error, from the probabilities as they were "
+        "kept (float16).",
         tables=[_bins_table(row, bins, shown.title) for row, bins in found.items()],
     )
 
@@ -290,7 +290,7 @@ def _bars(axes: "Axes", bins: Sequence[Bin | None], colour: str) -> None:
                      alpha=0.85 if one.images >= 10 else 0.3)  # fmt: skip
     shares = [100 * one.images / max(1, images) if one else 0.0 for one in bins]
     axes.stairs(shares, np.linspace(0, 1, BINS + 1), color=INK, linewidth=0.8)
-    axes.plot([0, 1], [0, 100], color=PALE, linewidth=1.2, zorder=3)
+    axes.plot([0, 1], [0, 100], color=INK, linestyle=(0, (1, 2)), linewidth=1.0, zorder=3)
     axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="confidence")
 
 

@@ -90,7 +90,7 @@ def _chart(runs: Sequence[KeptRun], title: str, name: str) -> Chart:
         ):
             _map(axes, found.epochs, by_epoch, highest)
             left = sum(by_epoch[-1])
-            axes.set(title=f"{tower} tower: {left:g} left at the end", xlabel="epoch")
+            axes.set(title=f"{tower} tower: {_short(left)} left at the end", xlabel="epoch")
         figure.supylabel("block", fontsize=8)
 
     end = {tower: by_epoch[-1] for tower, by_epoch in found.towers.items()}
@@ -99,8 +99,8 @@ def _chart(runs: Sequence[KeptRun], title: str, name: str) -> Chart:
         svg=draw(paint, name=name, height=1.1 + 0.19 * blocks),
         alt="keys and values that each block keeps, by epoch, of both towers; at the end "
         + "; ".join(f"{tower}: {_listed(own)}" for tower, own in end.items()),
-        caption=f"Keys and values that each block has left, the darker the more, of {highest:g}; "
-        f"to the right, how many at the end. {_over(seeds)}",
+        caption="Keys and values that each block has left, the darker the more, of "
+        f"{_short(highest)}; to the right, how many at the end. {_over(seeds)}",
         tables=[_table(found, title)],
     )
 
@@ -123,8 +123,8 @@ def _map(
             first += count
         axes.broken_barh(spans, (block + 0.54, 0.92), facecolors=shades)
         axes.text(
-            epochs[-1] + 0.5, block + 1, f" {column[-1]:g}" if column[-1] % 1 == 0 else
-            f" {column[-1]:.1f}", va="center", fontsize=7, color=INK,
+            epochs[-1] + 0.5, block + 1, f" {_short(column[-1])}", va="center", fontsize=7,
+            color=INK,
         )  # fmt: skip
     axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), ylim=(0.4, blocks + 0.6))
     axes.set_yticks(range(1, blocks + 1))
@@ -138,8 +138,8 @@ def _table(found: Lengths, title: str) -> Table:
     rows = []
     for tower, by_epoch in found.towers.items():
         for block in range(len(by_epoch[0])):
-            rows.append([f"{tower} {block + 1}", *(f"{by_epoch[i][block]:g}" for i in at)])
-        rows.append([f"{tower}, all blocks", *(f"{sum(by_epoch[i]):g}" for i in at)])
+            rows.append([f"{tower} {block + 1}", *(_short(by_epoch[i][block]) for i in at)])
+        rows.append([f"{tower}, all blocks", *(_short(sum(by_epoch[i])) for i in at)])
     return Table(
         caption=f"Context lengths: {title}",
         heads=["", *(f"after epoch {found.epochs[i]}" for i in at)],
@@ -147,8 +147,13 @@ def _table(found: Lengths, title: str) -> Table:
     )
 
 
+def _short(length: float) -> str:
+    """With one digit behind the point, where there is any."""
+    return f"{length:.1f}".removesuffix(".0")
+
+
 def _listed(own: Sequence[float]) -> str:
-    return ", ".join(f"{length:g}" for length in own)
+    return ", ".join(_short(length) for length in own)
 
 
 def _over(seeds: int) -> str:

@@ -11,6 +11,7 @@ from prompt_serve.training.protocols.summary import (
     CROSS_DATASET,
     DOMAIN_GENERALISATION,
     FEW_SHOT,
+    TRANSFER,
     Summary,
 )
 from prompt_serve.training.reports.kept import KeptRun, by_comparison
@@ -115,13 +116,13 @@ def _precision(results: Sequence[Result]) -> Iterable[str]:
 
 
 def _gaps(summary: Summary) -> Iterable[str]:
-    partial = [row for row in summary.rows if row.partial]
-    for row in partial:
-        which = "targets" if row.dataset in summary.datasets else "datasets"
-        yield (
-            f"{row.label} ({row.shots} shots) lacks the {which} {_joined(row.missing)}; its "
-            f"average is over the others and cannot be held beside that of a whole row."
-        )
+    """Targets of transfer that some rows have and others have not."""
+    for row in summary.rows:
+        if summary.protocol in TRANSFER and row.partial:
+            yield (
+                f"{row.label} has no results for the targets {_joined(row.missing)}; its average "
+                f"is over the others and cannot be held beside that of a whole row."
+            )
 
 
 def _backbones(runs: Sequence[KeptRun]) -> Table:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
+WITH_SPREAD = 12  # rows; the bars of more would hide their points
 # Places for a label around its point, in points, the first that is free is taken.
 PLACES = [
     (dx * far, dy * far) for far in (1, 2, 3.2, 4.6)
@@ -54,7 +55,10 @@ def frontier(rows: Sequence[TableRow], figure: str) -> list[TableRow]:
 def _chart(summary: Summary, rows: Sequence[TableRow], shots: int, number: int) -> Chart:
     figure_name = headline(summary)
     looks = styles(summary.labels)
-    leading = frontier([row for row in rows if row.payload_bytes], figure_name)
+    learned = [row for row in rows if row.payload_bytes]
+    leading = frontier(learned, figure_name)
+    few = len(learned) <= WITH_SPREAD
+    spread = ", with the standard deviation over seeds" if few else ""
 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
@@ -64,13 +68,13 @@ def _chart(summary: Summary, rows: Sequence[TableRow], shots: int, number: int) 
     title = f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {shots} shots"
     return Chart(
         title=title,
-        svg=draw(paint, name=f"bytes{number}", width=8.4, height=4.4),
+        svg=draw(paint, name=f"bytes{number}", width=8.8, height=3.6 + 0.06 * len(rows)),
         alt=f"{headline_name(summary)} against bytes of learned numbers, logarithmic, a point for "
         f"each row; on the frontier: {', '.join(row.label for row in leading)}",
-        caption=f"Upwards: {headline_name(summary)}, in percent, with the standard deviation over "
-        "seeds. To the right: bytes of learned numbers in the prompt file (logarithmic), mean over "
-        "runs. The line is the frontier: nothing with as few bytes is better. These are test "
-        "images; a choice made by this plot would be made on them.",
+        caption=f"Upwards: {headline_name(summary)}, in percent{spread}. To the right: bytes of "
+        "learned numbers in the prompt file (logarithmic), mean over runs. The line is the "
+        "frontier: nothing with as few bytes is better. These are test images; a choice made by "
+        "this plot would be made on them.",
         tables=[
             Table(
                 caption=title,
@@ -127,9 +131,14 @@ def _points(
                 xycoords=("axes fraction", "data"), textcoords="offset points", color=GREY,
             )  # fmt: skip
             continue
-        axes.errorbar(
-            row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=look.colour,
-            marker=look.mark, markersize=5.5, elinewidth=0.7, capsize=2, alpha=0.95, zorder=3,
+        if len(learned) <= WITH_SPREAD:
+            axes.errorbar(
+                row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=look.colour,
+                elinewidth=0.7, capsize=2, alpha=0.5, zorder=2,
+            )  # fmt: skip
+        axes.plot(
+            row.payload_bytes, mean, look.mark, color=look.colour, markersize=5.5, zorder=3,
+            markeredgewidth=0,
         )  # fmt: skip
     _label(
         figure,

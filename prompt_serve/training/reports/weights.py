@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 PANELS = 8
 BINS = 48
+OUTSIDE = 0.004  # share of all numbers that the axis leaves out: a few of 100 times the size
 FEW_VALUES = 32  # so many different numbers are drawn as lines, not counted in bins
 PLAIN, CODED = "coop", "qcoop"  # what the paper compares
 DIVERGENCE, RECLUSTERINGS = "code_divergence", "reclusterings"
@@ -114,7 +115,8 @@ def _histograms(
     if not found:
         return []
     everything = np.concatenate([*found.values(), *([] if start is None else [start])])
-    edges = np.linspace(float(everything.min()), float(everything.max()) + 1e-9, BINS + 1)
+    low, high = np.quantile(everything, [OUTSIDE / 2, 1 - OUTSIDE / 2]).tolist()
+    edges = np.linspace(low, high + 1e-9, BINS + 1)
 
     def paint(figure: "Figure") -> None:
         columns = min(4, max(2, len(found)))
@@ -133,6 +135,7 @@ def _histograms(
                 axes.stairs(shares, edges, color=GREY, linewidth=0.9)
             axes.set_title(name_of(label, 30))
             axes.set_ylim(bottom=0)
+            axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
             axes.locator_params(axis="x", nbins=4)
         figure.supxlabel("value", fontsize=8)
         figure.supylabel("share of numbers (%)", fontsize=8)
@@ -150,7 +153,8 @@ def _histograms(
             alt="histograms of the learned numbers of the text tower's first vectors, a panel for "
             "each row",
             caption=f"Vectors of the text tower's input as they are used, a panel a row; a row "
-            f"with a codebook has as many values as the codebook. {against}",
+            f"with a codebook has as many values as the codebook. {against} The outermost "
+            f"{100 * OUTSIDE:g} % of all numbers lie outside.",
             tables=[_moments(found, coded, start, title)],
         )
     ]

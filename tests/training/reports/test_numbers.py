@@ -16,7 +16,7 @@ from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.protocols.results import Answers
 from prompt_serve.training.protocols.summary import summarise
-from prompt_serve.training.reports.accuracy import points
+from prompt_serve.training.reports.accuracy import accuracy, points
 from prompt_serve.training.reports.answered import (
     calibration_error,
     confusion_matrix,
@@ -27,6 +27,8 @@ from prompt_serve.training.reports.curves import POINTS, Curve, mean_curve, thin
 from prompt_serve.training.reports.density import POOLED, WITHIN, Dot, correlations, spearman
 from prompt_serve.training.reports.kept import KeptRun, best_row, learned_once, read_runs
 from prompt_serve.training.reports.lengths import mean_lengths
+from prompt_serve.training.reports.overview import notes
+from prompt_serve.training.reports.page import Cell, Table
 from prompt_serve.training.reports.sizes import frontier
 from prompt_serve.training.reports.thumbnails import surest_mistakes, typical
 from prompt_serve.training.reports.weights import start_numbers, text_numbers
@@ -111,6 +113,27 @@ def test_the_best_of_a_column_is_learned_whole_and_largest(page: str, lines: Lin
     means = {label: summary.row("average", label).figures["H"].mean for label in ROWS}  # type: ignore[union-attr]  # they are there
     best = max(means[label] for label in ROWS if label != "zero-shot")
     assert f'class="best"><data value="{best}">' in rows
+
+
+def test_a_row_without_a_target_is_held_back_in_the_average_alone(lines: Lines) -> None:
+    transfer = []
+    for line in lines:
+        shares = {"source": 0.5, "near": 0.4, "far": 0.2 if line["seed"] == 1 else 0.3}
+        if line["label"] == COOP:  # better than all others, where it was measured
+            shares = {"source": 0.9, "near": 0.8}
+        if line["dataset"] == "ink":
+            transfer.append({**line, "protocol": "cross-dataset", "accuracy": shares})
+    summaries = summarise(run.result for run in read_runs_of(transfer))
+    (table,) = accuracy(summaries).blocks
+    assert isinstance(table, Table)
+    assert list(table.heads) == ["", "ink (source)", "average of targets", "near", "far"]
+    rows = {str(row[0]): [cell for cell in row[1:] if isinstance(cell, Cell)] for row in table.rows}
+    source, average, near, far = rows[COOP]
+    assert (source.text, source.best, source.detail) == ("90.0 ± 0.0", True, "+40.0")
+    assert (near.best, far.missing) == (True, True)
+    assert (average.text, average.best, average.detail) == ("80.0 ± 0.0", False, "without 1")
+    assert [cell.text for cell in rows["QCoOp, 1 bit"]][1] == "32.5 ± 3.5"
+    assert any("has no results for the targets far" in note for note in notes([], summaries))
 
 
 def read_runs_of(lines: Lines) -> list[KeptRun]:
