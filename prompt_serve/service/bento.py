@@ -32,10 +32,8 @@ from prompt_serve.service.key_ring import KeyRing
 from prompt_serve.service.keys import Keys
 from prompt_serve.service.observing import Observed
 from prompt_serve.service.settings import Settings
+from prompt_serve.service.timeouts import WithoutBentoTimeouts
 from prompt_serve.service.tracing import Tracing, provider_from_environment
-
-# Ours answer long before; an upload of 100,000 classes may take this long to encode.
-_LAST_RESORT_TIMEOUT_S = 4 * 3600
 
 _log = logging.getLogger(__name__)
 _app = create_app()
@@ -55,7 +53,8 @@ def _gates(app: ASGIApp) -> ASGIApp:
     app = Access(app, lambda: _app.state.key_ring, anonymous_by(settings))
     # Outside of access control: browsers ask what they may ask without a key.
     app = cross_origin(app, settings.cors_origins)
-    return Observed(app, Tracing(provider_from_environment()))
+    app = Observed(app, Tracing(provider_from_environment()))
+    return WithoutBentoTimeouts(app)
 
 
 async def _metrics(_: Request) -> Response:
@@ -76,7 +75,6 @@ def _workers() -> int:
 @bentoml.service(
     name="prompt_serve",
     workers=_workers(),
-    traffic={"timeout": _LAST_RESORT_TIMEOUT_S},
     # BentoML labels its series with the path as it came: every task name and every 404 of a
     # scanner would add twenty.
     metrics={"enabled": False},

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90.0
+STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -78,13 +80,19 @@ def wait_until_ready(served: Served) -> None:
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    if process.poll() is None:
-        process.send_signal(signal.SIGINT)
+    """As by Ctrl-C; a service that does not stop fails the test, and leaves nothing behind."""
+    if process.poll() is not None:
+        return
+    everything = [process, *psutil.Process(process.pid).children(recursive=True)]
+    process.send_signal(signal.SIGINT)
     try:
-        process.wait(timeout=30)
+        process.wait(timeout=STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in everything:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait()
+        raise
 
 
 def free_port() -> int:

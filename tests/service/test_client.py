@@ -199,6 +199,6 @@ def test_the_examples_of_the_documentation_run(
     client.delete("pets")
 
     printed = capsys.readouterr().out
-    assert len(examples) == 4
+    assert len(examples) == 5
     assert "No task named 'pest' is loaded" in printed
     assert "photos/dog.jpg" in printed

@@ -119,7 +119,7 @@ def test_bentos_own_client_gets_the_same_answer(served: Served, http: httpx.Clie
     script = """
 import bentoml, json, sys
 url, image = sys.argv[1:]
-with bentoml.SyncHTTPClient(url, token="none") as client:
+with bentoml.SyncHTTPClient(url) as client:
     print(json.dumps(client.classify(images=[image], tasks=["pets"], top_k=5)))
 """
     image = base64.b64encode(picture(2)).decode()
@@ -312,7 +312,7 @@ def test_tasks_are_listed_in_pages(http: httpx.Client, tiny_backbone: Backbone) 
 def test_openapi_documents_every_route_and_both_bodies(http: httpx.Client) -> None:
     document = http.get("/v1/openapi.json").json()
 
-    assert "/v1/openapi.json" in http.get("/v1/docs").text
+    assert "openapi.json" in http.get("/v1/docs").text
     bodies = document["paths"]["/classify"]["post"]["requestBody"]["content"]
     assert {"multipart/form-data", "image/*"} <= bodies.keys()
     assert {"get", "put", "delete"} <= document["paths"]["/tasks/{name}"].keys()
