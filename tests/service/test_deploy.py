@@ -191,13 +191,14 @@ def test_a_bento_serves_from_a_read_only_file_system_as_a_plain_user(
     with _open_folder() as folder:
         shutil.copytree(tiny_bundle, folder / "bundle")
         shutil.copytree(bento, folder / "bento")
+        (folder / "bento").chmod(0o755)  # a build is closed to other users; an image gives it away
         for name in ("scratch", "home"):
             (folder / name).mkdir()
         port = free_port()
         log = folder / "log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["unshare", "--mount", "--propagation", "private", "sh", "-euc", _JAIL],
+                _jailed(_JAIL),
                 cwd=folder,
                 env=environment(folder / "home", folder / "bundle")
                 | {
@@ -206,9 +207,8 @@ def test_a_bento_serves_from_a_read_only_file_system_as_a_plain_user(
                     "HOME": str(folder / "scratch"),
                     "TMPDIR": str(folder / "scratch"),
                     "PYTHONPATH": str(folder / "bento" / "src"),
-                    "PYTHON": sys.executable,
                     "PORT_TO_BIND": str(port),
-                    "USER_ID": USER_ID,
+                    **_interpreter(),
                 },
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -220,22 +220,66 @@ def test_a_bento_serves_from_a_read_only_file_system_as_a_plain_user(
             body = {"name": "kept", "class_names": ["a", "b"]}
             added = httpx.post(f"{served.url}/v1/tasks", json=body, timeout=60)
             page = httpx.get(f"{served.url}/v1/ui", timeout=60)
+            its_root = Path(f"/proc/{process.pid}/root")  # with what is mounted there alone
+            registry = its_root / folder.relative_to("/") / "home" / "registry.db"
+            owner = registry.stat().st_uid
         finally:
             stop(process)
 
         assert (added.status_code, page.status_code) == (201, 200)
-        assert (folder / "home" / "registry.db").stat().st_uid == int(USER_ID)
+        assert owner == int(USER_ID)
 
 
-_JAIL = """
+_OPEN_INTERPRETER = """
+if [ -n "$CLOSED" ]; then
+    mkdir -p interpreter
+    mount --rbind "$BASE" interpreter
+    mount -t tmpfs -o mode=0755 tmpfs "$CLOSED"
+    mkdir -p "$BASE"
+    mount --move interpreter "$BASE"
+fi
+as_user() { setpriv --reuid $USER_ID --regid $USER_ID --clear-groups --no-new-privs "$@"; }
+"""
+
+_PROBE = (
+    _OPEN_INTERPRETER
+    + """
+as_user "$PYTHON" -c "
+import bentoml, subprocess, sys
+subprocess.run([sys.executable, '-V'], check=True)
+"
+"""
+)
+
+_JAIL = (
+    _OPEN_INTERPRETER
+    + """
 for name in scratch home; do
     mount -t tmpfs -o mode=0700,uid=$USER_ID,gid=$USER_ID tmpfs $name
 done
 mount -o remount,bind,ro / || { mount --rbind / / && mount -o remount,bind,ro /; }
 if touch /written 2>/dev/null; then echo "/ is not read-only"; exit 1; fi
 exec setpriv --reuid $USER_ID --regid $USER_ID --clear-groups --no-new-privs \
-    "$PYTHON" -m bentoml serve --host 127.0.0.1 --port $PORT_TO_BIND bento
+    "$PYTHON" -m bentoml serve --host 127.0.0.1 --port $PORT_TO_BIND "$PWD/bento"
 """
+)
+
+
+def _jailed(script: str) -> list[str]:
+    """A command that runs ``script`` where it may mount things that nobody else sees."""
+    return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
+
+
+def _interpreter() -> dict[str, str]:
+    """Where Python is, and the folder on the way to it that is closed to other users, if any."""
+    base = Path(sys.base_prefix)
+    closed = [folder for folder in reversed(base.parents) if not folder.stat().st_mode & 0o001]
+    return {
+        "PYTHON": sys.executable,
+        "BASE": str(base),
+        "CLOSED": str(closed[0]) if closed else "",
+        "USER_ID": USER_ID,
+    }
 
 
 @contextlib.contextmanager
@@ -244,9 +288,10 @@ def _open_folder() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="prompt-serve-"))
     try:
         folder.chmod(0o755)
-        probe = ["unshare", "--mount", "setpriv", "--reuid", USER_ID, "--clear-groups"]
-        command = [*probe, sys.executable, "-c", "import bentoml"]
-        allowed = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        settings = os.environ | _interpreter()
+        allowed = subprocess.run(
+            _jailed(_PROBE), cwd=folder, env=settings, capture_output=True, text=True
+        )
         if os.geteuid() != 0 or allowed.returncode != 0:
             pytest.skip(f"other users and mounts are not to be had here: {allowed.stderr[-300:]}")
         yield folder

@@ -1,4 +1,4 @@
-"""BentoML's timeout keeps a timer of every request, and requests of those who have gone for ever."""
+"""BentoML's timeout keeps a timer of every request, and waits for ever on those who have gone."""
 
 import asyncio
 from collections.abc import Mapping
