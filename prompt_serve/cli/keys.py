@@ -111,7 +111,13 @@ def revoke(name_or_id: str) -> None:
 
 
 @keys.command()
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 100_000),
+    default=50,
+    show_default=True,
+    help="How many changes.",
+)
 @click.option("--subject", help="Only changes of this task or key.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a change.")
 def audit(limit: int, subject: str | None, as_json: bool) -> None:

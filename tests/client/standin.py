@@ -214,6 +214,8 @@ def _app(behaviour: Behaviour) -> Starlette:
             random.shuffle(results)
         errors = [r for r in results if "error" in r]
         if len(errors) == len(images):
+            if len(images) == 1:  # a request of one image fails with its own error
+                return problem("image-invalid", 422, str(errors[0]["error"]["detail"]))
             listed = [{"index": r["index"], **r["error"]} for r in errors]
             return problem("image-invalid", 422, "No image is good.", errors=listed)
         return JSONResponse({"results": results, "backbone": "stand-in"})
