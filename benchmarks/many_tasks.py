@@ -103,7 +103,7 @@ def at_start(home: Path, bundle: Path) -> dict[str, float]:
 def cold_names(home: Path, bundle: Path) -> dict[str, float]:
     """Memory once every name was asked for, none of which stays."""
     core = _core(home, bundle, feature_cache_bytes=0)
-    names = core.registry.all_names()
+    names = core.registry.names_of_backbone(core.bundle.manifest.backbone.fingerprint)
     for start in range(0, len(names), CHUNK):
         core.tasks.resolve(names[start : start + CHUNK])
     rss_bytes = psutil.Process().memory_info().rss

@@ -8,6 +8,7 @@ from typing import IO
 from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge
 from prompt_serve.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
+from prompt_serve.service import metrics
 from prompt_serve.service.archives import Archive, prompt_files
 from prompt_serve.service.exchange import read_index, read_version
 from prompt_serve.service.problems import problem_of
@@ -101,6 +102,7 @@ def _all_or_none(
         except PromptServeError as error:
             if error.status >= 500:
                 raise
+            metrics.count_upload(metrics.result_of(error))
             errors.append({"name": source.name, **problem_of(error).model_dump()})
             continue
         held_bytes += len(ready[-1].features or b"")
@@ -118,6 +120,7 @@ def _all_or_none(
             errors=errors[:1000],
         )
     stored = registry.put_all(ready, what=what)
+    metrics.count_upload("stored", len(stored))
     items = [
         BulkItem(name=task.name, version=task.version, is_new=is_new) for task, is_new in stored
     ]
@@ -128,8 +131,9 @@ def _each(registry: Registry, sources: Iterable[_Source], check: Check, what: st
     items = []
     for source in sources:
         try:
-            new = check(source.name, source.read())
-            [(task, is_new)] = registry.put_all([new], what=what)
+            with metrics.counted_upload():
+                new = check(source.name, source.read())
+                [(task, is_new)] = registry.put_all([new], what=what)
             items.append(BulkItem(name=source.name, version=task.version, is_new=is_new))
         except PromptServeError as error:
             if error.status >= 500:

@@ -281,17 +281,20 @@ class Core:
         return list(zip(names, tasks, strict=True))
 
     def _names(self, selection: Selection) -> Sequence[str]:
-        """What was named, then what tags and ``*`` add to it."""
+        """What was named, then what tags and ``*`` add to it of what this backbone serves."""
+        fingerprint = self.bundle.manifest.backbone.fingerprint
         added: list[str] = []
         for tag in selection.tags:
-            of_tag = self.registry.names_with_tag(tag)
+            of_tag = self.registry.names_of_backbone(fingerprint, tag)
             if not of_tag:
-                raise TaskNotFound(f"No task has the tag {tag[:200]!r}.", name=tag[:200], loaded=())
+                message = f"No task of the backbone that runs here has the tag {tag[:200]!r}."
+                raise TaskNotFound(message, name=tag[:200], loaded=())
             added += of_tag
         if EVERY_TASK in selection.names:
-            added += self.registry.all_names()
+            added += self.registry.names_of_backbone(fingerprint)
             if not added:
-                raise TaskNotFound("There are no tasks yet.", name=EVERY_TASK, loaded=())
+                message = "There are no tasks of the backbone that runs here yet."
+                raise TaskNotFound(message, name=EVERY_TASK, loaded=())
         named = [name for name in selection.names if name != EVERY_TASK]
         return [*named, *(name for name in dict.fromkeys(added) if name not in set(named))]
 

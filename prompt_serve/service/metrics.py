@@ -154,9 +154,14 @@ def counted_upload() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        uploads.labels(result_of(error)).inc()
+        count_upload(result_of(error))
         raise
-    uploads.labels("stored").inc()
+    count_upload("stored")
+
+
+def count_upload(result: str, files: int = 1) -> None:
+    """Count prompt files that were uploaded, by what came of them."""
+    uploads.labels(result).inc(files)
 
 
 def prepare_folder() -> None:

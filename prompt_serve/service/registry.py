@@ -170,21 +170,24 @@ class Registry:
 
         return self._db.read(read)
 
-    def all_names(self) -> list[str]:
-        """Names of all tasks, in their order."""
-        query = sa.select(task.c.name).order_by(task.c.name)
-        return self._db.read(lambda db: list(db.execute(query).scalars()))
+    def names_of_backbone(self, fingerprint: str, tag: str | None = None) -> list[str]:
+        """Names of the tasks that were learned on a backbone, in their order.
 
-    def names_with_tag(self, tag: str) -> list[str]:
-        """Names of the tasks that have a tag, in their order."""
-        if "\0" in tag:  # PostgreSQL's texts cannot hold it
-            return []
+        Args:
+            fingerprint: of the backbone.
+            tag: only those that have it.
+        """
         query = (
             sa.select(task.c.name)
-            .join(task_tag, task_tag.c.name == task.c.name)
-            .where(task_tag.c.tag == tag)
+            .join(prompt_file)
+            .where(prompt_file.c.fingerprint == fingerprint)
             .order_by(task.c.name)
         )
+        if tag is not None:
+            if "\0" in tag:  # PostgreSQL's texts cannot hold it
+                return []
+            query = query.join(task_tag, task_tag.c.name == task.c.name)
+            query = query.where(task_tag.c.tag == tag)
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     def pinned(self) -> list[str]:

@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 from urllib.parse import urlparse
@@ -24,6 +25,8 @@ from prompt_serve.errors import BackboneMismatch, ImageInvalid
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.prompt_file import to_bytes
 from prompt_serve.schemas import ClassifyAnswer, EmbedAnswer, ServiceInfo, TaskPrediction
+from prompt_serve.service.database import Database
+from prompt_serve.service.registry import NewTask, Registry
 from prompt_serve.service.tensors import NPY, SAFETENSORS
 from prompt_serve.training.backbone import Backbone
 from tests.service.process import Served
@@ -187,6 +190,34 @@ def test_tasks_are_named_by_name_version_tag_or_all(http: httpx.Client) -> None:
     assert predictions(in_query) == predictions(in_form)
     nowhere = {"images": in_json(image), "tags": ["nowhere"]}
     problem(http.post("/v1/classify", json=nowhere), 404, "task-not-found")
+
+
+def test_all_tasks_are_those_of_the_backbone_that_runs(
+    served: Served, http: httpx.Client, tiny_backbone: Backbone
+) -> None:
+    prompt = learned_prompt(tiny_backbone, PETS)
+    other = prompt.backbone.model_copy(update={"fingerprint": "0" * 64, "id": "other"})
+    stranger = replace(prompt, backbone=other)
+    new = NewTask(
+        name="in-other", data=to_bytes(stranger), prompt=stranger, features=None, tags=("in-mixed",)
+    )
+    with closing(Database(f"sqlite:///{served.home / 'registry.db'}")) as database:
+        Registry(database).put(new)
+    http.put("/v1/tasks/in-0/tags", json={"tags": ["in-mixed"]})
+    image = in_json(picture(5))
+
+    def asked(**selection: list[str]) -> httpx.Response:
+        return http.post("/v1/classify", json={"images": image, **selection})
+
+    everything = [found.task for found in predictions(asked(tasks=["*"]))[0]]
+    tagged = [found.task for found in predictions(asked(tags=["in-mixed"]))[0]]
+    named = asked(tasks=["in-other"])
+    http.delete("/v1/tasks/in-other").raise_for_status()
+
+    assert "in-other" not in everything
+    assert "in-0" in everything
+    assert tagged == ["in-0"]
+    problem(named, 422, "backbone-mismatch")
 
 
 def test_requests_that_make_no_sense_are_refused_in_every_form(http: httpx.Client) -> None:

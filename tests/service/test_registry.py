@@ -307,22 +307,27 @@ def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> Non
     assert "other" in names(Wanted(search=word.upper()))
     assert names(Wanted(search="%")) == []
     assert names(Wanted(search="eu", tags=("eu",))) == ["Pets-EU"]
-    assert registry.names_with_tag("eu") == ["Pets-EU", "labels"]
+    assert with_tag(registry, "eu") == ["Pets-EU", "labels"]
+    assert registry.names_of_backbone("0" * 64, "eu") == []
     stored = registry.task("labels")
     assert stored is not None
     assert stored.tags == ("eu", "prod")
+
+
+def with_tag(registry: Registry, tag: str) -> list[str]:
+    return registry.names_of_backbone(GOLDEN["zero_shot"].backbone.fingerprint, tag)
 
 
 def test_a_deleted_task_comes_back_with_its_tags_and_a_new_one_has_none(registry: Registry) -> None:
     first = put(registry, "a", GOLDEN["low_rank"])
     registry.set_tags("a", ["eu"])
     registry.delete("a")
-    assert registry.names_with_tag("eu") == []
+    assert with_tag(registry, "eu") == []
     registry.point("a", first, "rollback")
-    assert registry.names_with_tag("eu") == ["a"]
+    assert with_tag(registry, "eu") == ["a"]
     registry.delete("a")
     put(registry, "a", GOLDEN["zero_shot"])
-    assert registry.names_with_tag("eu") == []
+    assert with_tag(registry, "eu") == []
 
 
 def test_pages_neither_repeat_nor_leave_out_while_others_write(registry: Registry) -> None:

@@ -81,8 +81,15 @@ def test_of_many_changes_with_one_etag_exactly_one_is_made(
     client.delete("contested-etag", expected=won)
 
 
+def uploads(served: Served, result: str) -> float:
+    """So many prompt files were received with that result."""
+    text = httpx.get(f"{served.url}/metrics").text
+    name = f'prompt_serve_uploads_total{{result="{result}"}}'
+    return next(float(s.rpartition(" ")[2]) for s in text.splitlines() if s.startswith(name))
+
+
 def test_a_folder_is_uploaded_whole_or_file_by_file(
-    client: Client, files: list[bytes], tmp_path: Path
+    served: Served, client: Client, files: list[bytes], tmp_path: Path
 ) -> None:
     for i, data in enumerate(files[:3]):
         (tmp_path / f"bulk-{i}.safetensors").write_bytes(data)
@@ -93,8 +100,11 @@ def test_a_folder_is_uploaded_whole_or_file_by_file(
     assert [error["name"] for error in caught.value.facts["errors"]] == ["bulk-bad"]  # type: ignore[attr-defined]
     assert list(client.tasks(search="bulk-")) == []
 
+    before = {result: uploads(served, result) for result in ("stored", "refused")}
     report = client.upload_many(tmp_path, atomic=False)
     assert (report.served, report.failed) == (3, 1)
+    risen = {result: uploads(served, result) - count for result, count in before.items()}
+    assert risen == {"stored": 3, "refused": 1}
     [bad] = [item for item in report.items if item.error is not None]
     assert bad.name == "bulk-bad"
     assert {task.version for task in client.tasks(search="bulk-")} == {
