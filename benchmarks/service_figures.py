@@ -3,14 +3,18 @@
     python -m benchmarks.service_figures mixed      1,000 tasks mixed uniformly against one task
     python -m benchmarks.service_figures fan-out    one image by 100 tasks against one task
     python -m benchmarks.service_figures upload     a prompt file sent -> it answers
+    python -m benchmarks.service_figures swaps      latency while 20 swaps a second are made
+    python -m benchmarks.service_figures overload   five times as many requests as can be answered
 
 Options of ``http_throughput`` for the bundle, images and rounds hold here as well. Turns alternate,
 so that whatever else the machine does meets both sides; a ratio is of the sums over all rounds.
 """
 
 import argparse
+import asyncio
 import contextlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,16 +22,18 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 
 from benchmarks import http_throughput as http
 from tests.service.process import Served, service
 
 MIXED_TASKS, FAN_OUT_TASKS, FAN_OUT_CLASSES, UPLOADS, UPLOAD_CLASSES = 1000, 100, 100, 100, 100
+SWAPS_A_SECOND, OVERLOAD = 20, 5
 
 
 def main() -> None:
     options = parse()
-    {"mixed": mixed, "fan-out": fan_out, "upload": upload}[options.figure](options)
+    FIGURES[options.figure](options)
 
 
 def parse() -> argparse.Namespace:
@@ -35,7 +41,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("figure", choices=["mixed", "fan-out", "upload"])
+    add("figure", choices=sorted(FIGURES))
     add("--bundle", type=Path, help="an exported backbone; default: exported once from --model")
     add("--model", default="ViT-B-16/random", help="backbone to export [default: %(default)s]")
     add("--precision", default="int8", help="of the image encoder [default: %(default)s]")
@@ -58,11 +64,12 @@ class Started:
 
 
 @contextlib.contextmanager
-def started(options: argparse.Namespace) -> Iterator[Started]:
+def started(options: argparse.Namespace, **settings: str) -> Iterator[Started]:
     bundle = http.prepared_bundle(options)
     with tempfile.TemporaryDirectory() as folder:
         images = http.write_images(Path(folder) / "images", options.size)
-        with service(Path(folder) / "home", bundle, device=options.device) as served:
+        home = Path(folder) / "home"
+        with service(home, bundle, device=options.device, **settings) as served:
             yield Started(served, images, min(images.iterdir()).read_bytes())
 
 
@@ -143,6 +150,111 @@ def version_that_answers(client: httpx.Client, image: bytes) -> str:
     answer = client.post("/v1/classify?task=fresh", content=image, headers=headers).json()
     return str(answer["results"][0]["predictions"][0]["version"])
 
+
+def swaps(options: argparse.Namespace) -> None:
+    """Latency of requests one after the other, with and without a task that changes all the time.
+
+    The two files that take turns under one name are known to the service, so this is what swaps
+    cost, not the text encoder.
+    """
+    with started(options) as here:
+        http.add_tasks(here.served, 3, 100)
+        found: dict[bool, list[float]] = {False: [], True: []}
+        made = 0
+        for _ in range(options.rounds):
+            for swapping, times in found.items():
+                with swapped(here.served) if swapping else contextlib.nullcontext([0]) as count:
+                    options.tasks = 1
+                    load = http.run_client(here.served, here.images, options, concurrency=2)
+                times += load.latencies_ms
+                made += count[0]
+    seconds = options.rounds * options.seconds
+    (quiet50, quiet99), (busy50, busy99) = (
+        np.percentile(found[s], [50, 99]) for s in (False, True)
+    )
+    print(f"{made / seconds:.1f} swaps/s: p50 {quiet50:.0f} -> {busy50:.0f} ms, "
+          f"p99 {quiet99:.0f} -> {busy99:.0f} ms, ratio of p99 {busy99 / quiet99:.3f}")  # fmt: skip
+
+
+@contextlib.contextmanager
+def swapped(served: Served) -> Iterator[list[int]]:
+    """Point a name at one of two tasks' versions in turn, ``SWAPS_A_SECOND``; counts them."""
+    stop, count = threading.Event(), [0]
+
+    def swap() -> None:
+        with httpx.Client(base_url=served.url, timeout=600) as client:
+            began = time.perf_counter()
+            while not stop.wait(max(0.0, began + count[0] / SWAPS_A_SECOND - time.perf_counter())):
+                body = {"of": f"bench-{1 + count[0] % 2}"}
+                client.put("/v1/tasks/swapped/alias", json=body).raise_for_status()
+                count[0] += 1
+
+    thread = threading.Thread(target=swap)
+    thread.start()
+    try:
+        yield count
+    finally:
+        stop.set()
+        thread.join()
+
+
+def overload(options: argparse.Namespace) -> None:
+    """Requests come five times as fast as they can be answered, whatever becomes of those before.
+
+    The queue is as long as the peak needs, so that what is over it is refused at once.
+    """
+    length = options.concurrency
+    with started(options, max_queue_images=str(max(64, length)), max_images=str(length)) as here:
+        http.add_tasks(here.served, 1, 10)
+        options.tasks = 1
+        worker = max(psutil.Process(here.served.process.pid).children(recursive=True), key=_rss)
+        peak = http.run_client(here.served, here.images, options).images_per_s
+        before = _rss(worker)
+        seconds = options.rounds * options.seconds
+        answers = asyncio.run(flood(here, OVERLOAD * peak, seconds))
+        grown = (_rss(worker) - before) / 2**20
+    refused = [ms for status, ms in answers if status == 429]
+    good = sum(status == 200 for status, _ in answers)
+    others = len(answers) - good - len(refused)
+    p50, p99 = np.percentile(refused, [50, 99])
+    print(f"peak {peak:.2f} images/s; {len(answers) / seconds:.1f} requests/s came, "
+          f"{good / seconds:.2f} were answered (ratio {good / seconds / peak:.3f}), "
+          f"{len(refused)} refused after p50 {p50:.1f} ms, p99 {p99:.1f} ms, {others} others; "
+          f"memory {grown:+.0f} MiB")  # fmt: skip
+
+
+async def flood(here: Started, rate: float, seconds: float) -> list[tuple[int, float]]:
+    """Status and milliseconds of requests sent at ``rate``, however many are unanswered."""
+    url = f"{here.served.url}/v1/classify?task=bench-0"
+    limits = httpx.Limits(max_connections=None)
+
+    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
+
+        async def ask() -> tuple[int, float]:
+            began = time.perf_counter()
+            headers = {"content-type": "image/jpeg"}
+            answer = await client.post(url, content=here.first, headers=headers)
+            return answer.status_code, 1000 * (time.perf_counter() - began)
+
+        began = time.perf_counter()
+        asked: list[asyncio.Task[tuple[int, float]]] = []
+        while (now := time.perf_counter()) < began + seconds:
+            await asyncio.sleep(max(0.0, began + len(asked) / rate - now))
+            asked.append(asyncio.create_task(ask()))
+        return await asyncio.gather(*asked)
+
+
+def _rss(process: psutil.Process) -> int:
+    return int(process.memory_info().rss)
+
+
+FIGURES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "mixed": mixed,
+    "fan-out": fan_out,
+    "upload": upload,
+    "swaps": swaps,
+    "overload": overload,
+}
 
 if __name__ == "__main__":
     main()
