@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from benchmarks import http_throughput as http
+from benchmarks.http_client import prepare, read_answer
 from tests.service.process import Served, service
 
 MIXED_TASKS, FAN_OUT_TASKS, FAN_OUT_CLASSES, UPLOADS, UPLOAD_CLASSES = 1000, 100, 100, 100, 100
@@ -225,23 +226,24 @@ def overload(options: argparse.Namespace) -> None:
 
 async def flood(here: Started, rate: float, seconds: float) -> list[tuple[int, float]]:
     """Status and milliseconds of requests sent at ``rate``, however many are unanswered."""
-    url = f"{here.served.url}/v1/classify?task=bench-0"
-    limits = httpx.Limits(max_connections=None)
+    requests = prepare(sorted(here.images.iterdir()), 1)
+    port = int(here.served.url.rpartition(":")[2])
 
-    async with httpx.AsyncClient(timeout=600, limits=limits) as client:
-
-        async def ask() -> tuple[int, float]:
-            began = time.perf_counter()
-            headers = {"content-type": "image/jpeg"}
-            answer = await client.post(url, content=here.first, headers=headers)
-            return answer.status_code, 1000 * (time.perf_counter() - began)
-
+    async def ask(request: bytes) -> tuple[int, float]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         began = time.perf_counter()
-        asked: list[asyncio.Task[tuple[int, float]]] = []
-        while (now := time.perf_counter()) < began + seconds:
-            await asyncio.sleep(max(0.0, began + len(asked) / rate - now))
-            asked.append(asyncio.create_task(ask()))
-        return await asyncio.gather(*asked)
+        writer.write(request)
+        status = await read_answer(reader)
+        took_ms = 1000 * (time.perf_counter() - began)
+        writer.close()
+        return status, took_ms
+
+    began = time.perf_counter()
+    asked: list[asyncio.Task[tuple[int, float]]] = []
+    while (now := time.perf_counter()) < began + seconds:
+        await asyncio.sleep(max(0.0, began + len(asked) / rate - now))
+        asked.append(asyncio.create_task(ask(requests[len(asked) % len(requests)])))
+    return await asyncio.gather(*asked)
 
 
 def _rss(process: psutil.Process) -> int:
