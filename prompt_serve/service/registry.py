@@ -25,12 +25,13 @@ from prompt_serve.service.registry_tables import (
     StoredTask,
     change,
     class_features,
+    kept_version,
     prompt_file,
     task,
     task_tag,
     words_of,
 )
-from prompt_serve.service.retention import drop_unused
+from prompt_serve.service.retention import drop_file, drop_unused, keep
 from prompt_serve.service.timing import current
 from prompt_serve.service.versions import ALWAYS, Condition
 
@@ -98,13 +99,9 @@ class Registry:
 
     def versions_of(self, name: str, prefix: str = "", limit: int = 2) -> list[str]:
         """Versions that a name has pointed at and whose files are kept, by their beginning."""
-        query = (
-            sa.select(change.c.version)
-            .distinct()
-            .join(prompt_file, prompt_file.c.version == change.c.version)
-            .where(change.c.name == name, change.c.version.startswith(prefix, autoescape=True))
-            .limit(limit)
-        )
+        begins = kept_version.c.version.startswith(prefix, autoescape=True)
+        query = sa.select(kept_version.c.version).where(kept_version.c.name == name, begins)
+        query = query.limit(limit)
         return self._db.read(lambda db: [str(v) for v in db.execute(query).scalars()])
 
     def versions_like(self, prefix: str, limit: int = 2) -> list[str]:
@@ -303,12 +300,11 @@ class Registry:
                     version=version,
                     names=tuple(users),
                 )
-            db.execute(class_features.delete().where(class_features.c.version == version))
             db.execute(task.update().where(task.c.previous == version).values(previous=None))
-            found = db.execute(prompt_file.delete().where(prompt_file.c.version == version))
-            if found.rowcount:
+            was_there = drop_file(db, version)
+            if was_there:
                 record(db, "version.delete", version, before=version)
-        return bool(found.rowcount)
+        return was_there
 
     def set_tags(self, name: str, tags: Iterable[str]) -> bool:
         """Replace the tags of a name; False if there is no such name."""
@@ -424,7 +420,9 @@ def _note(db: Connection, name: str, what: str, *, before: str | None, after: st
         "version": after,
         "previous": before,
     }
-    db.execute(change.insert(), row)
+    change_id = db.execute(change.insert().returning(change.c.id), row).scalar_one()
+    if after is not None:
+        keep(db, name, after, change_id)
     record(db, f"task.{what}", name, before=before, after=after)
 
 

@@ -4,6 +4,7 @@ prompt_file     version (sha256) -> the file's bytes and what listings show; nev
 task            name -> version, the version before, and whether it stays in memory
 task_tag        labels of a name, to find tasks by
 change          what each name pointed at, since when, and who said so; only ever grows
+kept_version    what each name has pointed at and can go back to: the last ``keep_versions``
 class_features  (version, backbone fingerprint) -> float32; a cache: a restart encodes nothing
 """
 
@@ -57,6 +58,13 @@ change = sa.Table(
     sa.Column("version", sa.String(64), index=True),
     sa.Column("previous", sa.String(64)),
     sa.Index("ix_change_name_id", "name", "id"),
+)
+kept_version = sa.Table(
+    "kept_version",
+    metadata,
+    sa.Column("name", NAME, primary_key=True),
+    sa.Column("version", sa.ForeignKey("prompt_file.version"), primary_key=True, index=True),
+    sa.Column("change_id", COUNTER, nullable=False),  # the last one that pointed there
 )
 class_features = sa.Table(
     "class_features",

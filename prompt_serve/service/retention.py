@@ -1,9 +1,23 @@
-"""What may go after a name was pointed elsewhere: files too old to be kept, features not in use."""
+"""What may go after a name was pointed elsewhere: files too old to be kept, features not in use.
+
+None of it looks through the history, which only ever grows.
+"""
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from prompt_serve.service.registry_tables import change, class_features, prompt_file, task
+from prompt_serve.service.registry_tables import class_features, kept_version, prompt_file, task
+
+_FEWEST = 2  # a name always keeps what it is at and what it was at before
+
+
+def keep(db: Connection, name: str, version: str, change_id: int) -> None:
+    """Note that a name can go back to a version, as it was pointed there by a change."""
+    this = (kept_version.c.name == name) & (kept_version.c.version == version)
+    noted = db.execute(kept_version.update().where(this).values(change_id=change_id))
+    if not noted.rowcount:
+        row = {"name": name, "version": version, "change_id": change_id}
+        db.execute(kept_version.insert(), row)
 
 
 def drop_unused(db: Connection, name: str, keep_versions: int) -> None:
@@ -14,48 +28,33 @@ def drop_unused(db: Connection, name: str, keep_versions: int) -> None:
         name: of the task.
         keep_versions: the last so many files of a name stay; 0: all.
     """
-    versions = _last_versions(db, name)
-    used = _in_use(db, versions)
-    idle = [version for version in versions if version not in used]
-    if not idle:
+    of_name = sa.select(kept_version.c.version).where(kept_version.c.name == name)
+    features_of = class_features.c.version
+    db.execute(class_features.delete().where(features_of.in_(of_name), ~_in_use(features_of)))
+    if not keep_versions:
         return
-    db.execute(class_features.delete().where(class_features.c.version.in_(idle)))
-    too_old = set(versions[keep_versions:]) & set(idle) if keep_versions else set()
-    gone = [version for version in too_old if not _kept_by_others(db, name, version, keep_versions)]
-    if gone:
-        db.execute(prompt_file.delete().where(prompt_file.c.version.in_(gone)))
+    newest_first = of_name.order_by(kept_version.c.change_id.desc())
+    too_old = list(db.execute(newest_first.offset(max(keep_versions, _FEWEST))).scalars())
+    if too_old:
+        _forget(db, name, too_old)
 
 
-def _last_versions(db: Connection, name: str) -> list[str]:
-    """The versions of a name whose files are there, the one it was pointed at last first."""
-    latest = sa.func.max(change.c.id)
-    query = (
-        sa.select(change.c.version)
-        .join(prompt_file, prompt_file.c.version == change.c.version)
-        .where(change.c.name == name)
-        .group_by(change.c.version)
-        .order_by(latest.desc())
-    )
-    return [str(version) for version in db.execute(query).scalars()]
+def drop_file(db: Connection, version: str) -> bool:
+    """Remove a prompt file that no name is at, and what belongs to it; False: there is none."""
+    for table in (class_features, kept_version):
+        db.execute(table.delete().where(table.c.version == version))
+    return bool(db.execute(prompt_file.delete().where(prompt_file.c.version == version)).rowcount)
 
 
-def _in_use(db: Connection, versions: list[str]) -> set[str]:
-    """Those that a name is at, or was at right before."""
-    columns = (task.c.version, task.c.previous)
-    return {
-        str(version)
-        for column in columns
-        for version in db.execute(sa.select(column).where(column.in_(versions))).scalars()
-    }
+def _forget(db: Connection, name: str, versions: list[str]) -> None:
+    """A name cannot go back there any more; files that no name can go back to are removed."""
+    of_name = kept_version.c.name == name
+    db.execute(kept_version.delete().where(of_name, kept_version.c.version.in_(versions)))
+    kept = sa.select(kept_version.c.version).where(kept_version.c.version.in_(versions))
+    for version in set(versions) - set(db.execute(kept).scalars()):
+        drop_file(db, version)
 
 
-def _kept_by_others(db: Connection, name: str, version: str, keep_versions: int) -> bool:
-    others = (
-        sa.select(change.c.name)
-        .distinct()
-        .where(change.c.version == version, change.c.name != name)
-    )
-    return any(
-        version in _last_versions(db, other)[:keep_versions]
-        for other in db.execute(others).scalars().all()
-    )
+def _in_use(version: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
+    """Whether a name is at a version, or was there right before."""
+    return sa.exists().where((task.c.version == version) | (task.c.previous == version))

@@ -1,5 +1,6 @@
 """The registry on real databases: one revision, whole changes, history, several processes."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -288,6 +289,36 @@ def test_only_the_last_versions_of_a_name_are_kept(database: Database) -> None:
     put(registry, "b", GOLDEN["codebook_2"])
     put(registry, "b", GOLDEN["codebook_4"])
     assert registry.prompt(shared, "") is None
+
+
+def test_a_swap_costs_the_same_however_often_it_was_made(tmp_path: Path) -> None:
+    database = Database(f"sqlite:///{tmp_path / 'registry.db'}")
+    registry = Registry(database, keep_versions=2)
+    versions = [put(registry, name, GOLDEN[name]) for name in ("low_rank", "zero_shot")]
+
+    def steps_of_a_swap() -> int:
+        """What SQLite's virtual machine does for it."""
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        driver = database.read(lambda db: db.connection.driver_connection)
+        assert isinstance(driver, sqlite3.Connection)
+        driver.set_progress_handler(count, 1)
+        for version in versions:
+            registry.point("swapped", version, "alias")
+        driver.set_progress_handler(None, 1)
+        return steps
+
+    steps_of_a_swap()
+    first = steps_of_a_swap()
+    for _ in range(200):
+        steps_of_a_swap()
+    assert 0 < steps_of_a_swap() < 1.2 * first
+    database.close()
 
 
 def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> None:

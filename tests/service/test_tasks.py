@@ -269,8 +269,7 @@ def test_a_pin_that_several_versions_begin_with_is_ambiguous(
             f"WHERE version = '{versions[0]}'"
         )
         db.exec_driver_sql(
-            "INSERT INTO change (name, at, who, what, version) "
-            f"VALUES ('pets', '', '', 'put', '{twin}')"
+            f"INSERT INTO kept_version (name, version, change_id) VALUES ('pets', '{twin}', 99)"
         )
 
     with pytest.raises(VersionAmbiguous, match="Give more digits"):

@@ -4,6 +4,7 @@
     0002  history, tags, pinning, search
     0003  keys and roles
     0004  audit log
+    0005  what each name can go back to
 
 A further step is a file ``vNNNN_subject.py`` with ``revision``, ``down_revision`` (the one before)
 and ``upgrade()``. The steps are written by hand and stay as they are once released; they run in
@@ -14,5 +15,5 @@ module that owns them; tests/service/test_database.py holds them equal to what t
 
 from pathlib import Path
 
-HEAD = "0004"  # the last step: what this version of the code works with
+HEAD = "0005"  # the last step: what this version of the code works with
 FOLDER = Path(__file__).parent
