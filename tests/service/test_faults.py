@@ -110,7 +110,7 @@ def classify_large(served: Served, images: int) -> httpx.Response:
 
 def test_livez_answers_while_large_images_are_decoded(doomed: Served) -> None:
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(classify_large, doomed, 64)
+        asked = pool.submit(classify_large, doomed, 24)
         answered = 0
         while not asked.done():
             assert status(doomed, "livez") == 200
@@ -130,7 +130,7 @@ def test_a_killed_worker_is_replaced(doomed: Served) -> None:
 
 def test_requests_in_flight_are_answered_after_sigterm(doomed: Served) -> None:
     with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(classify_large, doomed, 16) for _ in range(4)]
+        answers = [pool.submit(classify_large, doomed, 8) for _ in range(4)]
         wait_for("images in the queue", lambda: is_busy(doomed) or answers[0].done())
         doomed.process.send_signal(signal.SIGTERM)
         statuses = Counter(code_or_refused(answer.result) for answer in answers)

@@ -52,7 +52,7 @@ def test_services_that_share_postgresql_serve_each_others_uploads(
             )
             for n in (1, 2)
         ]
-        assert stale_answers(services, 100) == 0
+        assert stale_answers(services, 40) == 0
 
         # A rollback and a deletion through one hold in the other as well.
         back = httpx.post(f"{services[0].url}/v1/tasks/swapped/rollback", timeout=120).json()
