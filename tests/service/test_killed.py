@@ -1,6 +1,7 @@
 """A process that is killed while it uploads leaves the old version or the new one, never half."""
 
 import random
+import re
 import subprocess
 import sys
 import time
@@ -65,9 +66,10 @@ def kill_one(url: str, rng: random.Random) -> list[str]:
     said = [process.stdout.readline() for _ in range(2 * rng.randint(1, 6))]
     time.sleep(rng.random() * 0.02)  # anywhere within an upload
     process.kill()
-    rest, _ = process.communicate(timeout=60)
-    said += [line for line in rest.splitlines() if len(line.split()) == 2]
-    return [line for line in said if len(line.split()[1]) == 64]
+    with process.stdout as stdout:
+        said += stdout.readlines()
+    process.wait(timeout=60)
+    return [line for line in said if re.fullmatch(r"(begins|done) [0-9a-f]{64}\n", line)]
 
 
 def test_an_upload_that_is_killed_leaves_a_whole_version(tmp_path: Path) -> None:
