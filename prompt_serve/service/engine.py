@@ -4,6 +4,7 @@ that runs, or nothing does."""
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from prompt_serve.errors import BundleInvalid, ProviderUnavailable, ServiceError
 from prompt_serve.prompt_file import Prompt
 from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.service.encoding import at_low_priority
+from prompt_serve.service.placement import RECORD, strayed
 from prompt_serve.text_inputs import text_inputs
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -139,6 +141,7 @@ def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSess
     # Work in small blocks: a thread that lost its core for a moment to a decoding one does not
     # keep all others waiting with a large block of its own.
     options.add_session_config_entry("session.dynamic_block_base", "4")
+    options.add_session_config_entry(RECORD, "1")
     options.log_severity_level = 3
     wanted = _CPU if cuda_device is None else _CUDA
     providers = [(_CPU, {})] if cuda_device is None else _cuda_providers(cuda_device)
@@ -153,6 +156,13 @@ def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSess
     active = session.get_providers()[0]
     if active != wanted:
         raise _no_cuda(cuda_device, f"the session came up on {active}")
+    if left := strayed(session, wanted):
+        nodes = ", ".join(f"{count} {op}" for op, count in left.most_common())
+        raise _no_cuda(
+            cuda_device,
+            f"it leaves products of matrices in {Path(path).name} to another provider ({nodes}); "
+            f"an int8 bundle is for CPUs, export with --precision fp16",
+        )
     return session
 
 

@@ -3,17 +3,22 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import httpx
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 
 from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, Bundle, open_bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
 from prompt_serve.prompt_file import to_bytes
+from prompt_serve.service import engine as engine_module
 from prompt_serve.service import preflight
 from prompt_serve.service.engine import Engine, batch_buckets
+from prompt_serve.service.placement import RECORD, strayed
 from prompt_serve.service.settings import Settings
 from prompt_serve.training.backbone import Backbone
 from tests.service.process import ROOT, environment, free_port, service, stop
@@ -55,6 +60,28 @@ _HAS_GPU = Path("/proc/driver/nvidia/version").exists()
 def test_cuda_that_cannot_run_is_no_quiet_cpu(bundle: Bundle) -> None:
     with pytest.raises(ProviderUnavailable, match=r"CUDA device 0 was asked for.*DEVICE=cpu"):
         Engine(bundle, cuda_device=0, threads=1, max_batch=1)
+
+
+def test_products_of_matrices_that_stray_to_another_provider_stop_the_start(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(RECORD, "1")
+    session = ort.InferenceSession(
+        str(bundle.image_encoder), options, providers=["CPUExecutionProvider"]
+    )
+    graph = onnx.load(bundle.image_encoder).graph
+    heavy = ("MatMul", "Gemm", "Conv", "MultiHeadAttention")
+    products = Counter(node.op_type for node in graph.node if node.op_type in heavy)
+
+    assert not strayed(session, "CPUExecutionProvider")
+    left = strayed(session, "CUDAExecutionProvider")
+    assert left["Conv"] == products["Conv"] > 0
+    assert left.keys() == products.keys()
+
+    monkeypatch.setattr(engine_module, "strayed", lambda *_: left)
+    with pytest.raises(ProviderUnavailable, match=r"in image_encoder.onnx to another provider"):
+        Engine(bundle, cuda_device=None, threads=1, max_batch=1)
 
 
 @pytest.mark.gpu
