@@ -17,6 +17,7 @@ from prompt_serve.training.backbone import EMBEDDED, load_backbone
 pytestmark = pytest.mark.slow
 
 
+@pytest.mark.long
 def test_vit_b_16_becomes_a_bundle(tmp_path: Path) -> None:
     with quiet_libraries():
         backbone = load_backbone("ViT-B-16/random")
