@@ -65,8 +65,18 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
+    parser = options_of_a_load(__doc__, seconds=20)
+    add = parser.add_argument
+    add("--tasks", type=int, default=1, help="tasks, asked in turn [default: %(default)s]")
+    add("--classes", type=int, default=10, help="classes a task [default: %(default)s]")
+    add("--batch", type=int, help="of the raw session; default: what the service uses")
+    return parser.parse_args()
+
+
+def options_of_a_load(description: str | None, seconds: float) -> argparse.ArgumentParser:
+    """What every benchmark that asks a started service can be told."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("--bundle", type=Path, help="an exported backbone; default: exported once from --model")
@@ -75,13 +85,10 @@ def parse() -> argparse.Namespace:
     add("--device", default="cpu", help="cpu or cuda[:N] [default: %(default)s]")
     add("--cache", type=Path, default=Path("~/.cache/prompt-serve/benchmarks").expanduser())
     add("--concurrency", type=int, default=32, help="requests in flight [default: %(default)s]")
-    add("--tasks", type=int, default=1, help="tasks, asked in turn [default: %(default)s]")
-    add("--classes", type=int, default=10, help="classes a task [default: %(default)s]")
-    add("--seconds", type=float, default=20, help="of each turn [default: %(default)s]")
-    add("--rounds", type=int, default=3, help="turns of raw and http [default: %(default)s]")
-    add("--batch", type=int, help="of the raw session; default: what the service uses")
+    add("--seconds", type=float, default=seconds, help="of each turn [default: %(default)s]")
+    add("--rounds", type=int, default=3, help="turns of each side [default: %(default)s]")
     add("--size", type=int, nargs=2, default=(500, 375), help="of the JPEG images, in pixels")
-    return parser.parse_args()
+    return parser
 
 
 def prepared_bundle(options: argparse.Namespace) -> Path:

@@ -38,20 +38,8 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("figure", choices=sorted(FIGURES))
-    add("--bundle", type=Path, help="an exported backbone; default: exported once from --model")
-    add("--model", default="ViT-B-16/random", help="backbone to export [default: %(default)s]")
-    add("--precision", default="int8", help="of the image encoder [default: %(default)s]")
-    add("--device", default="cpu", help="cpu or cuda[:N] [default: %(default)s]")
-    add("--cache", type=Path, default=Path("~/.cache/prompt-serve/benchmarks").expanduser())
-    add("--concurrency", type=int, default=32, help="requests in flight [default: %(default)s]")
-    add("--seconds", type=float, default=15, help="of each turn [default: %(default)s]")
-    add("--rounds", type=int, default=3, help="turns of each side [default: %(default)s]")
-    add("--size", type=int, nargs=2, default=(500, 375), help="of the JPEG images, in pixels")
+    parser = http.options_of_a_load(__doc__, seconds=15)
+    parser.add_argument("figure", choices=sorted(FIGURES))
     return parser.parse_args()
 
 
