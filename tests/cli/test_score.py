@@ -217,6 +217,8 @@ def test_ctrl_c_keeps_the_rows_there_are(service: StandIn, photos: Path, tmp_pat
         [*command, "--out", str(out), "--chunk-size", "1", "--concurrency", "1"],
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that a script runs in the background have Ctrl-C switched off, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The first three images are answered, then the service hangs.
     service.behaviour.delay_s = lambda: (
