@@ -23,6 +23,9 @@ from prompt_serve.errors import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
+# Services close connections that were idle for 5 s (uvicorn's default). Whoever keeps them as long
+# now and then sends into one that is just being closed.
+KEEP_ALIVE_S = 3.0
 KEY_VARIABLE = "PROMPT_SERVE_API_KEY"
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
 
@@ -63,6 +66,7 @@ class Connection:
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), pool=None),
             headers={**_with_key(api_key), **(headers or {})},
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
             follow_redirects=False,
         )
 

@@ -405,7 +405,8 @@ async def _interleave(
     rounds: int,
     rng: np.random.Generator,
 ) -> None:
-    limits = httpx.Limits(max_connections=34)
+    # The service closes connections after 5 s without a request, and httpx would keep them as long.
+    limits = httpx.Limits(max_connections=34, keepalive_expiry=2)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
 
         async def ask(image: int, task: int) -> None:
