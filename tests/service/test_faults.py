@@ -22,7 +22,7 @@ import pytest
 from prompt_serve.prompt_file import to_bytes
 from prompt_serve.training.backbone import Backbone
 from tests.service.process import ROOT, Served, environment, free_port, service
-from tests.service.prompts import learned_prompt, picture
+from tests.service.prompts import bomb, learned_prompt, picture
 from tests.service.test_health import fill, small_disk
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -106,6 +106,23 @@ def classify_large(served: Served, images: int) -> httpx.Response:
     files = [("image", (str(n), large, "image/jpeg")) for n in range(images)]
     url = f"{served.url}/v1/classify"
     return httpx.post(url, files=files, data={"task": "kept"}, timeout=GENEROUS_S)
+
+
+def test_an_image_that_declares_too_many_pixels_costs_no_memory(doomed: Served) -> None:
+    (worker,) = workers(doomed)
+    before = peak_mb(worker)
+    for _ in range(5):
+        url = f"{doomed.url}/v1/classify?task=kept"
+        answer = httpx.post(url, content=bomb(), headers=PNG, timeout=GENEROUS_S)
+        assert (answer.status_code, answer.json()["code"]) == (413, "image-too-large")
+    assert peak_mb(worker) - before < 50
+
+
+def peak_mb(process: psutil.Process) -> float:
+    """The most memory that a process has held so far."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
+    return float(kilobytes) / 1024
 
 
 def test_livez_answers_while_large_images_are_decoded(doomed: Served) -> None:
