@@ -21,10 +21,8 @@ def strayed(session: ort.InferenceSession, provider: str) -> Counter[str]:
         provider: the one that was asked for.
 
     Returns:
-        How many nodes of each operator; none where this ONNX Runtime (before 1.24) cannot tell.
+        How many nodes of each operator.
     """
-    if not hasattr(session, "get_provider_graph_assignment_info"):
-        return Counter()
     return Counter(
         str(node.op_type)
         for part in session.get_provider_graph_assignment_info()

@@ -18,6 +18,7 @@ import psutil
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
+REFUSAL_TIMEOUT_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,31 @@ def service(
         yield served
     finally:
         stop(process)
+
+
+def refused_start(settings: dict[str, str], *options: str) -> str:
+    """What ``bentoml serve`` says that does not start, as it must not: it says so and exits.
+
+    Args:
+        settings: the environment.
+        options: further ones of the command.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port()), *options],
+        cwd=ROOT,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=REFUSAL_TIMEOUT_S)
+    finally:
+        stop(process)
+    assert process.returncode == 1
+    assert "Traceback" not in output
+    return output
 
 
 def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
