@@ -10,12 +10,12 @@ from pathlib import Path
 
 from benchmarks.learned_vs_zero_shot import emoji_folder
 from benchmarks.methods_table import TEXT, put, spread
-from prompt_serve.training.backbone import load_backbone
-from prompt_serve.training.baselines import Baseline, measure_baselines
+from prompt_serve.research.baselines import Baseline, measure_baselines
 from prompt_serve.training.class_sets import halves
+from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.features import FeatureCache
-from prompt_serve.training.reading import read_dataset
+from prompt_serve.training.data.features import FeatureCache
+from prompt_serve.training.data.loading import read_dataset
 
 
 def line(seeds: list[Baseline]) -> str:

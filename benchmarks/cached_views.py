@@ -12,12 +12,12 @@ import statistics
 
 from benchmarks.learned_vs_zero_shot import emoji_folder
 from benchmarks.methods_table import TEXT, spread
-from prompt_serve.training.backbone import load_backbone
 from prompt_serve.training.class_sets import halves
+from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.features import FeatureCache
-from prompt_serve.training.reading import read_dataset
-from prompt_serve.training.run import train_prompt
+from prompt_serve.training.data.features import FeatureCache
+from prompt_serve.training.data.loading import read_dataset
+from prompt_serve.training.train import train_prompt
 
 METHODS = {"coop": 0.05, "dip": 0.2}  # with their learning rates
 

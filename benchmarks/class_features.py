@@ -20,13 +20,13 @@ import torch
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
 from torch import Tensor, nn
 
-from prompt_serve.assembly import assemble, plan_sequences
 from prompt_serve.export.graphs import export_graph, text_graph
 from prompt_serve.export.parity import padded_ids
 from prompt_serve.export.quiet import quiet_libraries
-from prompt_serve.text_inputs import text_inputs
-from prompt_serve.training.backbone import Backbone, load_backbone
-from prompt_serve.training.text_tower import TextTower
+from prompt_serve.prompts.sequences import assemble, plan_sequences
+from prompt_serve.prompts.text_inputs import text_inputs
+from prompt_serve.training.clip.backbone import Backbone, load_backbone
+from prompt_serve.training.clip.text_tower import TextTower
 
 
 def main() -> None:

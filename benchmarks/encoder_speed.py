@@ -20,10 +20,10 @@ import torch
 
 from prompt_serve.export.graphs import image_graph
 from prompt_serve.export.parity import disagreement, run
-from prompt_serve.export.quantise import quantise
+from prompt_serve.export.quantize import quantise
 from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.training.backbone import load_backbone
+from prompt_serve.training.clip.backbone import load_backbone
 
 EAGER = "open_clip eager fp32"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_serve.bundle import open_bundle
-from prompt_serve.service.engine import Engine, batch_buckets
+from prompt_serve.service.inference.engine import Engine, batch_buckets
 
 
 def main() -> None:

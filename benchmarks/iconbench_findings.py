@@ -14,11 +14,11 @@ from pathlib import Path
 
 from benchmarks.methods_table import put
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.protocols.comparison import compare_with_papers
-from prompt_serve.training.protocols.comparison_tables import as_markdown
-from prompt_serve.training.protocols.paired import Paired, compare_rows
-from prompt_serve.training.protocols.results import Result, read_results
-from prompt_serve.training.protocols.summary import (
+from prompt_serve.research.protocols.comparison import compare_with_papers
+from prompt_serve.research.protocols.comparison_tables import as_markdown
+from prompt_serve.research.protocols.paired import Paired, compare_rows
+from prompt_serve.research.protocols.results import Result, read_results
+from prompt_serve.research.protocols.summary import (
     AVERAGE,
     BASE,
     BASE_TO_NEW,
@@ -29,7 +29,7 @@ from prompt_serve.training.protocols.summary import (
     NEW,
     TEST,
 )
-from prompt_serve.training.reports.density import Dot, centred, spearman
+from prompt_serve.research.reports.density import Dot, centred, spearman
 
 PTQ = "CoOp, 1 bit afterwards"
 TEXT, IMAGE = "embedded", "embedded-vit"

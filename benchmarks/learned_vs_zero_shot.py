@@ -15,13 +15,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from prompt_serve.prompt_file import to_bytes
-from prompt_serve.training.backbone import Backbone, load_backbone
+from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.config import AUTO, TrainConfig
-from prompt_serve.training.data import Split
-from prompt_serve.training.features import FeatureCache
+from prompt_serve.training.data.dataset import Split
+from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.progress import Progress
-from prompt_serve.training.run import TrainingResult, open_dataset, train_prompt
+from prompt_serve.training.train import TrainingResult, open_dataset, train_prompt
 
 LearningRate = float | Literal["auto"] | None
 

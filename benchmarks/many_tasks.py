@@ -23,12 +23,12 @@ import numpy as np
 import psutil
 
 from prompt_serve.bundle import open_bundle
-from prompt_serve.probe import probe
-from prompt_serve.prompt_file import Prompt, to_bytes
+from prompt_serve.prompts.probe import probe
+from prompt_serve.prompts.prompt_file import Prompt, to_bytes
 from prompt_serve.service.core import Core
-from prompt_serve.service.database import Database
-from prompt_serve.service.registry import NewTask, Registry
 from prompt_serve.service.settings import Settings
+from prompt_serve.service.storage.database import Database
+from prompt_serve.service.storage.registry import NewTask, Registry
 
 CHUNK = 500  # tasks that are stored in one transaction
 HOT = "task-00000"

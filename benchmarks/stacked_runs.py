@@ -16,11 +16,11 @@ import torch
 
 from benchmarks.training_speed import class_names
 from prompt_serve.scoring import unit
-from prompt_serve.training.backbone import load_backbone
+from prompt_serve.training.batched_loop import fit_stacked
+from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.features import FeatureSet
-from prompt_serve.training.fit import fit
-from prompt_serve.training.stacked import fit_stacked
+from prompt_serve.training.data.features import FeatureSet
+from prompt_serve.training.loop import fit
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.coop_reference import CoopReference
-from prompt_serve.assembly import plan_sequences
-from prompt_serve.training.backbone import load_backbone
-from prompt_serve.training.text_tower import PlanVectors
+from prompt_serve.prompts.sequences import plan_sequences
+from prompt_serve.training.clip.backbone import load_backbone
+from prompt_serve.training.clip.text_tower import PlanVectors
 
 TEMPLATE, N_CTX = "a photo of a {}.", 4
 ADJECTIVES = ("red", "small", "wild", "golden retriever and", "old", "striped", "wooden", "arctic")

@@ -24,7 +24,7 @@ from pretraining.image_features import IMAGE_SIZE, encode_images, image_encoder,
 from pretraining.text_tower import PRODUCT_TEMPLATE, TokenTable, encode_texts
 from pretraining.tokens import load_tokenizer
 from pretraining.workdir import EMBEDDED, EMOJI_SAMPLE, WorkDir
-from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 GROUPS = ("Animals & Nature", "Food & Drink", "Objects")
 FLOWER_NAMES = {"roses": "rose", "sunflowers": "sunflower", "tulips": "tulip"}

@@ -7,7 +7,7 @@ import torch
 
 from pretraining.icons import TRAINED_EMOJI_STYLES, list_sets
 from pretraining.workdir import WorkDir
-from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 # Share of a batch by kind of drawing: emoji are closest to what the product is shown.
 SHARES = {"emoji": 0.6, "colour": 0.2, "plain": 0.2}

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from prompt_serve.training.iconbench.icons import whole_svg
-from prompt_serve.training.iconbench.styles import (
+from prompt_serve.research.iconbench.icons import whole_svg
+from prompt_serve.research.iconbench.styles import (
     KNOWN_STYLE,
     TRAIN_STYLES,
     UNSEEN_STYLES,

@@ -7,7 +7,7 @@ import numpy as np
 
 from pretraining.icons import COPIES_OF_UNSEEN_STYLES, trained_sets
 from pretraining.workdir import EMBEDDED, WorkDir
-from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 BODY = (Path(__file__).parent / "model_card.md.in").read_text
 SPDX_NOTE = "Licences as iconify lists them (SPDX)."

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pretraining.icons import Icon, list_sets, read_set
 from pretraining.workdir import EMOJI_SAMPLE, WorkDir
-from prompt_serve.training.iconbench.drawing import draw, on_background
-from prompt_serve.training.iconbench.icons import slug
+from prompt_serve.research.iconbench.drawing import draw, on_background
+from prompt_serve.research.iconbench.icons import slug
 
 TRAIN_STYLES = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
 TEST_STYLE = "emojione"

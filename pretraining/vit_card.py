@@ -7,7 +7,7 @@ from pretraining.icons import COPIES_OF_UNSEEN_STYLES
 from pretraining.names import EMBED_DIM
 from pretraining.small_vit import FINAL, HEAD_WIDTH, MEAN, STD
 from pretraining.workdir import EMBEDDED_VIT, WorkDir
-from prompt_serve.training.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 
 def write_vit_card(work: WorkDir) -> None:

@@ -31,11 +31,11 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from prompt_serve.class_features import TextSide
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.preprocess import Preprocessing
-from prompt_serve.prompt_file import BackboneRef
-from prompt_serve.tokenizer import Tokenizer
+from prompt_serve.prompts.class_features import TextSide
+from prompt_serve.prompts.prompt_file import BackboneRef
+from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.types import FloatArray, Precision
 
 BUNDLE_FORMAT = 2

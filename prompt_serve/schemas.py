@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prompt_serve.prompt_file import BackboneRef
+from prompt_serve.prompts.prompt_file import BackboneRef
 from prompt_serve.types import ClassPosition, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."

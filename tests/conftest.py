@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prompt_serve.export.build import export_bundle
-from prompt_serve.training.backbone import Backbone, load_backbone
+from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from tests.backbones import write_tiny_backbone
 
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_serve.coding import Coded
-from prompt_serve.encodings import (
+from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
     Dense,
@@ -18,7 +17,8 @@ from prompt_serve.encodings import (
     Projection,
     Ragged,
 )
-from prompt_serve.prompt_file import BackboneRef, Prompt, to_bytes
+from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
+from prompt_serve.prompts.quantized_tensor import Coded
 
 DATA = Path(__file__).parent / "data"
 

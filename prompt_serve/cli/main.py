@@ -19,7 +19,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """Where a command lives: the object ``name`` of ``module``. ``help`` is shown in the list."""
+    """A command: the object ``name`` of ``module``, with its line in the list of commands."""
 
     module: str
     name: str
@@ -27,34 +27,56 @@ class LazyCommand:
 
 
 COMMANDS: dict[str, LazyCommand] = {
-    "train": LazyCommand("prompt_serve.cli.train", "train", "Learn a prompt from labelled images."),
-    "methods": LazyCommand("prompt_serve.cli.methods", "methods", "List what can be learned."),
+    "train": LazyCommand(
+        "prompt_serve.cli.learning.train", "train", "Learn a prompt from labelled images."
+    ),
+    "methods": LazyCommand(
+        "prompt_serve.cli.learning.methods", "methods", "List what can be learned."
+    ),
     "evaluate": LazyCommand(
-        "prompt_serve.cli.evaluate", "evaluate", "Measure a prompt file on labelled images."
+        "prompt_serve.cli.learning.evaluate",
+        "evaluate",
+        "Measure a prompt file on labelled images.",
     ),
     "baselines": LazyCommand(
-        "prompt_serve.cli.baselines", "baselines", "Measure what a prompt has to beat."
+        "prompt_serve.cli.research.baselines", "baselines", "Measure what a prompt has to beat."
     ),
-    "data": LazyCommand("prompt_serve.cli.data", "data", "See and fetch benchmark datasets."),
+    "data": LazyCommand(
+        "prompt_serve.cli.research.data", "data", "See and fetch benchmark datasets."
+    ),
     "protocol": LazyCommand(
-        "prompt_serve.cli.protocol", "protocol", "Measure methods on your datasets, as papers do."
+        "prompt_serve.cli.research.protocol",
+        "protocol",
+        "Measure methods on your datasets, as papers do.",
     ),
     "reproduce": LazyCommand(
-        "prompt_serve.cli.reproduce", "reproduce", "Put the papers' figures beside ours."
+        "prompt_serve.cli.research.reproduce", "reproduce", "Put the papers' figures beside ours."
     ),
-    "report": LazyCommand("prompt_serve.cli.report", "report", "Show runs on one HTML page."),
-    "inspect": LazyCommand("prompt_serve.cli.inspect", "inspect", "Show what a file holds."),
-    "export": LazyCommand("prompt_serve.cli.export", "export", "Export a backbone to ONNX."),
-    "tasks": LazyCommand("prompt_serve.cli.tasks", "tasks", "List and change a service's tasks."),
+    "report": LazyCommand(
+        "prompt_serve.cli.research.report", "report", "Show runs on one HTML page."
+    ),
+    "inspect": LazyCommand(
+        "prompt_serve.cli.learning.inspect", "inspect", "Show what a file holds."
+    ),
+    "export": LazyCommand(
+        "prompt_serve.cli.learning.export", "export", "Export a backbone to ONNX."
+    ),
+    "tasks": LazyCommand(
+        "prompt_serve.cli.serving.tasks", "tasks", "List and change a service's tasks."
+    ),
     "registry": LazyCommand(
-        "prompt_serve.cli.registry", "registry", "Export, import and upgrade all tasks at once."
+        "prompt_serve.cli.serving.registry",
+        "registry",
+        "Export, import and upgrade all tasks at once.",
     ),
-    "keys": LazyCommand("prompt_serve.cli.keys", "keys", "Make and revoke a service's API keys."),
+    "keys": LazyCommand(
+        "prompt_serve.cli.serving.keys", "keys", "Make and revoke a service's API keys."
+    ),
     "classify": LazyCommand(
-        "prompt_serve.cli.classify", "classify", "Ask a running service about a few images."
+        "prompt_serve.cli.serving.classify", "classify", "Ask a running service about a few images."
     ),
     "score": LazyCommand(
-        "prompt_serve.cli.score", "score", "Score a folder of images into a table."
+        "prompt_serve.cli.serving.score", "score", "Score a folder of images into a table."
     ),
 }
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from prompt_serve.client import protocol
-from prompt_serve.client.classifying import Classifier, ImageAsker, Question, question
+from prompt_serve.client.classify_request import Classifier, ImageAsker, Question, question
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.embedding import (
     Embedder,
@@ -21,7 +21,7 @@ from prompt_serve.client.embedding import (
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.progress import progress_bar
 from prompt_serve.client.protocol import Call
-from prompt_serve.client.retrying import RetryPolicy
+from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,

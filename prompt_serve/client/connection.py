@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import httpx
 
 from prompt_serve.client.protocol import Call
-from prompt_serve.client.retrying import (
+from prompt_serve.client.retries import (
     RETRIED_STATUSES,
     Patience,
     RetryPolicy,

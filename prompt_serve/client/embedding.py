@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_serve.client import protocol
-from prompt_serve.client.classifying import ImageAsker, Question, is_of_one_image
+from prompt_serve.client.classify_request import ImageAsker, Question, is_of_one_image
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.images import ImageFile, Unsent
-from prompt_serve.client.retrying import RetryPolicy
+from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import Plan
 from prompt_serve.errors import (
     BackboneMismatch,

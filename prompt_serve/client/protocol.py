@@ -14,7 +14,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from prompt_serve.client.images import ImageFile, Unsent
-from prompt_serve.client.retrying import retry_after_s
+from prompt_serve.client.retries import retry_after_s
 from prompt_serve.errors import (
     ERRORS_BY_CODE,
     DeadlineExceeded,

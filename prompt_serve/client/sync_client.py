@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, overload
 
 from prompt_serve.client.async_client import DEFAULT_URL, AsyncClient
-from prompt_serve.client.classifying import question
+from prompt_serve.client.classify_request import question
 from prompt_serve.client.embedding import Embeddings, EmbeddingSource
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread

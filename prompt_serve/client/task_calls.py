@@ -11,10 +11,10 @@ from pydantic import BaseModel
 from prompt_serve.client import protocol
 from prompt_serve.client.connection import Connection, Reply
 from prompt_serve.client.protocol import Call
-from prompt_serve.client.retrying import RetryPolicy
+from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.uploads import PromptSource, prompt_to_upload, zip_of
 from prompt_serve.errors import TaskNameInvalid, TaskNotFound, VersionChanged, VersionNotFound
-from prompt_serve.prompt_file import version_of
+from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import (
     DEFAULT_TEMPLATE,
     BulkReport,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prompt_serve.errors import ArchiveInvalid, PromptFileInvalid, RequestInvalid
-from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 
 _SUFFIX = ".safetensors"
 

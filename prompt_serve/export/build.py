@@ -30,8 +30,8 @@ from prompt_serve.bundle import (
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.graphs import image_graph, text_graph
 from prompt_serve.export.parity import check_parity
-from prompt_serve.export.quantise import quantise, quantised_share
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.export.quantize import quantise, quantised_share
+from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import Precision
 
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from prompt_serve.export.attention import with_exported_attention
 from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.export.text_encoder import TextEncoder
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 
 OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 runs it
 

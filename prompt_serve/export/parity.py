@@ -13,7 +13,6 @@ import numpy as np
 import onnxruntime
 import torch
 
-from prompt_serve.assembly import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
 from prompt_serve.errors import ExportParityFailed
 from prompt_serve.export.samples import (
     NAMES,
@@ -22,9 +21,10 @@ from prompt_serve.export.samples import (
     random_pixels,
     sample_pixels,
 )
+from prompt_serve.prompts.sequences import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
+from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.scoring import unit
-from prompt_serve.text_inputs import text_inputs
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray, IntArray, PixelArray, Precision
 
 Report = Callable[[str], None]

@@ -13,8 +13,8 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_serve.training.attention import after_attention, heads_of, keys_values_of
-from prompt_serve.training.text_tower import TextTower
+from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
+from prompt_serve.training.clip.text_tower import TextTower
 
 
 class TextEncoder(nn.Module):

@@ -19,21 +19,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from prompt_serve.errors import ConfigInvalid, PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
-from prompt_serve.service import logs, metrics, preflight
-from prompt_serve.service.access import Access
-from prompt_serve.service.api import create_app
-from prompt_serve.service.binding import anonymous_by, check_start
-from prompt_serve.service.body_limit import BodyLimit
+from prompt_serve.service import preflight
+from prompt_serve.service.bind_address import anonymous_by, check_start
 from prompt_serve.service.core import Core
-from prompt_serve.service.cross_origin import cross_origin
-from prompt_serve.service.gauges import note_registry, tell_what_runs
-from prompt_serve.service.inputs import Selection, image_of_text
-from prompt_serve.service.key_ring import KeyRing
-from prompt_serve.service.keys import Keys
-from prompt_serve.service.observing import Observed
+from prompt_serve.service.http.app import create_app
+from prompt_serve.service.inference.requests import Selection, image_of_text
+from prompt_serve.service.middleware.api_key_cache import KeyRing
+from prompt_serve.service.middleware.auth import Access
+from prompt_serve.service.middleware.bento_timeout import WithoutBentoTimeouts
+from prompt_serve.service.middleware.body_limit import BodyLimit
+from prompt_serve.service.middleware.cors import cross_origin
+from prompt_serve.service.observability import logs, metrics
+from prompt_serve.service.observability.request_log import Observed
+from prompt_serve.service.observability.service_metrics import note_registry, tell_what_runs
+from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.timeouts import WithoutBentoTimeouts
-from prompt_serve.service.tracing import Tracing, provider_from_environment
+from prompt_serve.service.storage.api_keys import Keys
 
 _log = logging.getLogger(__name__)
 _app = create_app()

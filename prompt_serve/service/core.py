@@ -27,14 +27,11 @@ from prompt_serve.errors import (
 )
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ClassifyAnswer, ServiceInfo
-from prompt_serve.service import metrics
-from prompt_serve.service.answers import NamedTasks, raise_if_all_failed, scored
-from prompt_serve.service.batcher import Batcher, Given, Outcome
-from prompt_serve.service.cold_start import ColdStart
-from prompt_serve.service.database import Database
-from prompt_serve.service.engine import Engine
 from prompt_serve.service.health import Health
-from prompt_serve.service.inputs import (
+from prompt_serve.service.inference.batcher import Batcher, Given, Outcome
+from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.inference.predictions import NamedTasks, raise_if_all_failed, scored
+from prompt_serve.service.inference.requests import (
     EVERY_TASK,
     Deadline,
     EmbeddingItem,
@@ -42,11 +39,14 @@ from prompt_serve.service.inputs import (
     ImageUrl,
     Selection,
 )
-from prompt_serve.service.registry import Registry
+from prompt_serve.service.inference.url_fetcher import ImageUrls
+from prompt_serve.service.observability import metrics
+from prompt_serve.service.observability.startup_timer import ColdStart
+from prompt_serve.service.request_context import current
 from prompt_serve.service.settings import Settings, available_cores
-from prompt_serve.service.tasks import TaskStore
-from prompt_serve.service.timing import current
-from prompt_serve.service.urls import ImageUrls
+from prompt_serve.service.storage.database import Database
+from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.tasks.store import TaskStore
 
 # Scoring that takes more than about a millisecond leaves the event loop: so many multiplications,
 # of which sorting out the best classes of one image and task counts as some.

@@ -22,7 +22,7 @@ from PIL import Image
 from sqlalchemy.engine import make_url
 
 from prompt_serve.errors import NotReady, PromptServeError
-from prompt_serve.service.batcher import Batcher
+from prompt_serve.service.inference.batcher import Batcher
 
 FRESH_S = 2.0
 PATIENCE_S = 2.5

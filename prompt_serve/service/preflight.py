@@ -9,7 +9,7 @@ import sys
 
 from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, bundle_format, open_bundle
 from prompt_serve.errors import BundleInvalid, PromptServeError, ProviderUnavailable
-from prompt_serve.service.engine import Engine
+from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
 
 _EMBEDDED = "embedded"

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import Problem
-from prompt_serve.service.timing import current
+from prompt_serve.service.request_context import current
 
 MEDIA_TYPE = "application/problem+json"
 _CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from prompt_serve.encodings import Dense
 from prompt_serve.errors import DatasetInvalid, PromptUnsupported
-from prompt_serve.probe import probe
-from prompt_serve.prompt_file import Prompt, check_class_names
-from prompt_serve.training.backbone import Backbone
-from prompt_serve.training.data import ImageSet, LabelledImage, Split
+from prompt_serve.prompts.encodings import Dense
+from prompt_serve.prompts.probe import probe
+from prompt_serve.prompts.prompt_file import Prompt, check_class_names
+from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
 from prompt_serve.training.evaluate import probed_features
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast, get_args
 
-from prompt_serve.coding import BITS
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid
-from prompt_serve.prompt_file import check_templates
+from prompt_serve.prompts.prompt_file import check_templates
+from prompt_serve.prompts.quantized_tensor import BITS
 from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.types import ClassPosition
 

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prompt_serve.class_features import class_features, folded_image, template_features
-from prompt_serve.coding import Stored, numbers
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import Conditional
 from prompt_serve.errors import BackboneMismatch
-from prompt_serve.prompt_file import Prompt
+from prompt_serve.prompts.class_features import class_features, folded_image, template_features
+from prompt_serve.prompts.encodings import Conditional
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.quantized_tensor import Stored, numbers
 from prompt_serve.scoring import calibrated, class_logits
-from prompt_serve.training.backbone import Backbone
 from prompt_serve.training.calibration import expected_calibration_error
-from prompt_serve.training.features import FeatureSet
-from prompt_serve.training.image_source import ImageData
-from prompt_serve.training.pixels import PixelSet
+from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.data.features import FeatureSet
+from prompt_serve.training.data.image_batches import ImageData
+from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.types import FloatArray, IntArray
 
 IMAGES_AT_ONCE = 32  # through the prompted image tower

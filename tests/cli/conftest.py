@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from prompt_serve.cli.main import main
-from tests.client.standin import StandIn, running_standin
+from tests.client.fake_service import StandIn, running_standin
 
 Run = Callable[..., Result]
 

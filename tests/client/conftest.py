@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from prompt_serve.client import Client
-from tests.client.standin import StandIn, running_standin
+from tests.client.fake_service import StandIn, running_standin
 
 
 @pytest.fixture

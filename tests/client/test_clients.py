@@ -12,8 +12,8 @@ import pytest
 
 from prompt_serve.client import AsyncClient, Client
 from prompt_serve.errors import PromptFileInvalid, RequestInvalid, TaskNameInvalid, TaskNotFound
-from prompt_serve.prompt_file import BackboneRef, Prompt, to_bytes
-from tests.client.standin import StandIn, numbered_image
+from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
+from tests.client.fake_service import StandIn, numbered_image
 
 
 def prompt(name: str) -> Prompt:

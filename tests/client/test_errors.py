@@ -17,7 +17,7 @@ from prompt_serve.errors import (
     ServiceUnreachable,
     TaskNotFound,
 )
-from tests.client.standin import StandIn, numbered_image, problem
+from tests.client.fake_service import StandIn, numbered_image, problem
 
 RETRIED = {"overloaded", "not-ready", "deadline-exceeded", "service-unreachable"}
 

@@ -15,7 +15,7 @@ from prompt_serve.client.images import ImageFile, Unsent, one_or_many, pack, rea
 from prompt_serve.errors import ImageInvalid
 from prompt_serve.preprocess import decode_image
 from prompt_serve.types import PixelArray
-from tests.client.standin import StandIn, numbered_image
+from tests.client.fake_service import StandIn, numbered_image
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from prompt_serve.client import Client
-from prompt_serve.client.retrying import Patience, RetryPolicy, retry_after_s
+from prompt_serve.client.retries import Patience, RetryPolicy, retry_after_s
 from prompt_serve.errors import (
     DeadlineExceeded,
     NotReady,
@@ -17,7 +17,7 @@ from prompt_serve.errors import (
     ServiceUnreachable,
     TaskNotFound,
 )
-from tests.client.standin import Drop, StandIn, problem
+from tests.client.fake_service import Drop, StandIn, problem
 
 
 def test_dropped_connections_are_asked_again(service: StandIn, client: Client) -> None:

@@ -15,7 +15,7 @@ from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.scoring import Chunk, ScoredImage, chunks_of, in_order, plan_for
 from prompt_serve.errors import ServiceUnreachable, TaskNotFound
 from prompt_serve.schemas import Limits
-from tests.client.standin import LIMITS, Drop, StandIn, numbered_image, problem
+from tests.client.fake_service import LIMITS, Drop, StandIn, numbered_image, problem
 
 
 def numbers_of(rows: list[ScoredImage]) -> list[str | None]:

@@ -8,7 +8,7 @@ from prompt_serve.bundle import MANIFEST, TOKEN_EMBEDDING, open_bundle
 from prompt_serve.errors import BundleInvalid, ExportParityFailed
 from prompt_serve.export import build, parity
 from prompt_serve.export.build import export_bundle
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 
 
 def contents(folder: Path) -> dict[str, bytes]:

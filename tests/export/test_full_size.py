@@ -12,7 +12,7 @@ from prompt_serve.export.build import export_bundle
 from prompt_serve.export.graphs import image_graph
 from prompt_serve.export.parity import compare_images, open_session
 from prompt_serve.export.quiet import quiet_libraries
-from prompt_serve.training.backbone import EMBEDDED, load_backbone
+from prompt_serve.training.clip.backbone import EMBEDDED, load_backbone
 
 pytestmark = pytest.mark.slow
 

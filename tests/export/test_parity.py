@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from prompt_serve.assembly import Sequences
 from prompt_serve.bundle import open_bundle
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.parity import FP32_LIMIT, open_session
-from prompt_serve.text_inputs import TEXT_INPUTS, text_inputs
-from prompt_serve.training.backbone import Backbone, load_backbone
+from prompt_serve.prompts.sequences import Sequences
+from prompt_serve.prompts.text_inputs import TEXT_INPUTS, text_inputs
+from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.types import FloatArray, Precision
 from tests.backbones import write_tiny_backbone
 

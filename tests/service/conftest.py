@@ -8,8 +8,8 @@ import httpx
 import pytest
 
 from prompt_serve.bundle import Bundle, open_bundle
-from prompt_serve.service.database import Database
-from prompt_serve.service.engine import Engine
+from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.storage.database import Database
 from tests.service.databases import new_database, postgres_programs, postgres_server
 from tests.service.guarding import Guarded, make_keys
 from tests.service.process import Served, service

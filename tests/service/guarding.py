@@ -7,8 +7,8 @@ from pathlib import Path
 
 import httpx
 
-from prompt_serve.service.database import Database
-from prompt_serve.service.keys import Keys, Role
+from prompt_serve.service.storage.api_keys import Keys, Role
+from prompt_serve.service.storage.database import Database
 from tests.service.process import Served
 
 

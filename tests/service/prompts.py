@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from prompt_serve.coding import Coded
-from prompt_serve.encodings import (
+from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
     Dense,
@@ -19,9 +18,10 @@ from prompt_serve.encodings import (
     Ragged,
     TextEncoding,
 )
-from prompt_serve.probe import probe
-from prompt_serve.prompt_file import Prompt
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.prompts.probe import probe
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import probed_features
 from prompt_serve.types import HalfArray
 

@@ -19,8 +19,8 @@ import httpx
 import psutil
 import pytest
 
-from prompt_serve.prompt_file import to_bytes
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import ROOT, Served, environment, free_port, service
 from tests.service.prompts import bomb, learned_prompt, picture
 from tests.service.test_health import fill, small_disk

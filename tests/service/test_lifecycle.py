@@ -14,13 +14,13 @@ import pytest
 
 from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, Bundle, open_bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
-from prompt_serve.prompt_file import to_bytes
-from prompt_serve.service import engine as engine_module
+from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service import preflight
-from prompt_serve.service.engine import Engine, batch_buckets
-from prompt_serve.service.placement import RECORD, strayed
+from prompt_serve.service.inference import engine as engine_module
+from prompt_serve.service.inference.engine import Engine, batch_buckets
+from prompt_serve.service.inference.ort_placement import RECORD, strayed
 from prompt_serve.service.settings import Settings
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
 from tests.service.prompts import learned_prompt, picture
 

@@ -7,12 +7,12 @@ import open_clip
 import pytest
 import torch
 
-from prompt_serve import class_features as class_features_module
-from prompt_serve.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.errors import BackboneMismatch
-from prompt_serve.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.prompts import class_features as class_features_module
+from prompt_serve.prompts.encodings import Dense, LowRank, TextEncoding
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of, evaluate
 from prompt_serve.types import FloatArray
 from tests.golden import half

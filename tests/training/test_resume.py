@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.backbone import Backbone
+from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.fit import EpochRecord, Fitted, fit
-from prompt_serve.training.image_source import ImageData
+from prompt_serve.training.data.image_batches import ImageData
+from prompt_serve.training.data.pixels import PixelSet
+from prompt_serve.training.loop import EpochRecord, Fitted, fit
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.pixels import PixelSet
-from tests.training.fitted import numbers_of
-from tests.training.test_stacked import NAMES, features_of
+from tests.training.test_batched_loop import NAMES, features_of
+from tests.training.trained import numbers_of
 
 EPOCHS, STOPPED_AFTER = 4, 1
 EXTRA: dict[str, dict[str, Any]] = {

@@ -1,16 +1,14 @@
 """The methods by name. A new one is a file with a ``METHOD`` and a line in this list."""
 
+from prompt_serve.research import cocoop
+from prompt_serve.training.baselines import kgcoop, prograd, promptsrc
 from prompt_serve.training.methods import (
     adapt,
-    cocoop,
     coop,
     dip,
     dip_losses,
     ivlp,
-    kgcoop,
     maple,
-    prograd,
-    promptsrc,
     qcoop,
     vpt,
     zero_shot,

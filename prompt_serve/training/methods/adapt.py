@@ -36,11 +36,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prompt_serve.coding import Stored
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import Ragged
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.codebook import AdaptiveCodebook, quantised, saves_bytes
+from prompt_serve.prompts.encodings import Ragged
+from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.quantized_tensor import Stored
 from prompt_serve.training.config import AUTO, PruneScore, TrainConfig
 from prompt_serve.training.methods.base import (
     Contexts,
@@ -51,7 +50,8 @@ from prompt_serve.training.methods.base import (
     Start,
     half,
 )
-from prompt_serve.training.methods.vectors import CODEBOOK_SETTINGS
+from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS
+from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantised, saves_bytes
 
 
 class Adapt(PromptLearner):

@@ -1,7 +1,7 @@
 """What a method of prompt learning is, and what the training loop asks of it.
 
-How contexts are learned (a ``PromptLearner``), how they are stored (``prompt_serve.encodings``) and
-how they are folded for use (``prompt_serve.folding``) are three things. A learner knows the first
+How contexts are learned (a ``PromptLearner``), how they are stored (``prompts.encodings``) and
+how they are folded for use (``prompts.folding``) are three things. A learner knows the first
 and hands over the second; nothing but ``folding`` does the third. While learning, a learner makes
 contexts of its own (``contexts``): with dropout, noise or a straight-through codebook. Whatever is
 measured, in validation as at the end, is folded from ``encodings``.
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import ImageEncoding, TextEncoding
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
+from prompt_serve.prompts.encodings import ImageEncoding, TextEncoding
+from prompt_serve.prompts.prompt_vectors import BranchContext
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.types import HalfArray
 

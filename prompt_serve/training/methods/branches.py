@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import Deep, Dense, LowRank
 from prompt_serve.errors import ConfigInvalid
+from prompt_serve.prompts.encodings import Deep, Dense, LowRank
+from prompt_serve.prompts.prompt_vectors import BranchContext
 from prompt_serve.training.methods.base import Contexts, Encodings, Moment, PromptLearner, Start
-from prompt_serve.training.methods.vectors import Vectors, codebook_facts, observe
+from prompt_serve.training.methods.parameters import Vectors, codebook_facts, observe
 
 
 class BlockVectors(PromptLearner):

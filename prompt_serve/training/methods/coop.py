@@ -15,7 +15,7 @@ from torch import Tensor
 
 from prompt_serve.training.methods.base import Method, Start
 from prompt_serve.training.methods.branches import TextVectors, check_placing
-from prompt_serve.training.methods.vectors import (
+from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
     WholeVectors,
     initial_text_vectors,

@@ -22,7 +22,7 @@ so the product stands alone: 772 numbers on ViT-B/16.
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.methods.base import Method, PromptLearner, Start
 from prompt_serve.training.methods.branches import ImageVectors, TextVectors, check_placing
-from prompt_serve.training.methods.vectors import (
+from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
     LowRankVectors,
     low_rank_text_vectors,

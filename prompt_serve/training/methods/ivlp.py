@@ -14,7 +14,7 @@ from prompt_serve.training.methods.branches import (
     check_placing,
     encoding_of,
 )
-from prompt_serve.training.methods.vectors import CODEBOOK_SETTINGS, whole_text_vectors
+from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS, whole_text_vectors
 from prompt_serve.training.methods.vpt import image_vectors
 
 DEPTH = 9  # MaPLe's; less in a tower that has fewer blocks

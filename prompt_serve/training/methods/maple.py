@@ -28,10 +28,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.contexts import BranchContext
-from prompt_serve.encodings import Deep, Dense, Projected, Projection
-from prompt_serve.folding import fold_image, fold_text
-from prompt_serve.training.codebook import quantised, saves_bytes
+from prompt_serve.prompts.encodings import Deep, Dense, Projected, Projection
+from prompt_serve.prompts.folding import fold_image, fold_text
+from prompt_serve.prompts.prompt_vectors import BranchContext
 from prompt_serve.training.methods.base import Contexts, Encodings, Method, Start, half
 from prompt_serve.training.methods.branches import (
     TextVectors,
@@ -39,13 +38,14 @@ from prompt_serve.training.methods.branches import (
     encoding_of,
 )
 from prompt_serve.training.methods.dip import check_low_rank
-from prompt_serve.training.methods.vectors import (
+from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
     Leaf,
     Vectors,
     low_rank_text_vectors,
     whole_text_vectors,
 )
+from prompt_serve.training.quantization.codebook import quantised, saves_bytes
 from prompt_serve.types import FloatArray
 
 DEPTH = 9  # the paper's; less in a tower that has fewer blocks

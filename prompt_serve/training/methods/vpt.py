@@ -11,7 +11,7 @@ layer norm in front of the first block, where CLIP has one.
 
 from prompt_serve.training.methods.base import Method, Start
 from prompt_serve.training.methods.branches import ImageVectors
-from prompt_serve.training.methods.vectors import (
+from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
     Vectors,
     WholeVectors,

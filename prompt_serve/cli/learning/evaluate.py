@@ -1,0 +1,158 @@
+"""``prompt-serve evaluate``: the accuracy of a prompt file on a dataset."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.learning.image_options import (
+    device_of,
+    feature_cache,
+    image_options,
+    json_option,
+)
+
+if TYPE_CHECKING:
+    from prompt_serve.prompts.prompt_file import Prompt
+    from prompt_serve.training.clip.backbone import Backbone
+    from prompt_serve.training.data.dataset import ImageSet, Split
+    from prompt_serve.training.evaluate import Evaluation
+
+
+@click.command()
+@click.argument("prompt_file", metavar="PROMPT", type=click.Path(path_type=Path))
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--part", type=click.Choice(["train", "val", "test"]),
+    help="Which part of DATASET, all its images. [default: test, or the only part there is]",
+)  # fmt: skip
+@click.option(
+    "--backbone",
+    help="Frozen CLIP, as in prompt-serve train. [default: the one that PROMPT names]",
+)
+@click.option(
+    "--class-names", metavar="A,B,C",
+    help="Ask for these classes in place of the file's, with the same learned context.",
+)  # fmt: skip
+@click.option(
+    "--new-classes", is_flag=True,
+    help="Ask for the classes of DATASET in place of the file's, with the same learned context.",
+)  # fmt: skip
+@click.option(
+    "--fewer-classes-ok", is_flag=True, help="DATASET need not have images of every class."
+)
+@image_options
+@json_option
+def evaluate(**options: Any) -> None:
+    """Measure the accuracy of the prompt file PROMPT on the images of DATASET.
+
+    DATASET is what prompt-serve train takes. Its classes are matched with the file's by name, in
+    whatever order.
+
+    Example: prompt-serve evaluate flowers.safetensors flowers/ --part test
+    """
+    from prompt_serve.prompts.prompt_file import read_prompt_file
+    from prompt_serve.training.class_sets import relabelled
+    from prompt_serve.training.clip.backbone import load_backbone
+    from prompt_serve.training.evaluate import evaluate_prompt
+    from prompt_serve.training.progress import Progress
+    from prompt_serve.training.train import image_data
+
+    if options["class_names"] and options["new_classes"]:
+        raise click.UsageError("--class-names and --new-classes exclude each other.")
+    prompt = read_prompt_file(options["prompt_file"])
+    progress = Progress(quiet=options["as_json"])
+    name = options["backbone"] or prompt.backbone.id
+    backbone = load_backbone(name).to(device_of(options["device"]))
+    split = _dataset(options, progress)
+    part, images = _part(split, options["part"], options["dataset"])
+    prompt = _asked(prompt, backbone, split, options)
+    images = relabelled(images, prompt.class_names, fewer_ok=options["fewer_classes_ok"])
+    with progress.bar(f"encoding {part}", len(images), "img") as advance:
+        data = image_data(
+            images,
+            backbone,
+            as_pixels=prompt.image is not None,
+            cache=feature_cache(options),
+            workers=options["workers"],
+            advance=advance,
+        )
+    description = _described(prompt, part, evaluate_prompt(prompt, backbone, data))
+    if options["as_json"]:
+        click.echo(json.dumps(description, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(_lines(description)))
+
+
+def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":
+    from prompt_serve.training.data.loading import image_faults, read_dataset
+
+    def unreadable(split: "Split") -> list[str]:
+        items = [item for part in split.parts.values() for item in part.items]
+        with progress.bar("checking images", len(items), "img") as advance:
+            return image_faults(items, workers=options["workers"], advance=advance)
+
+    return read_dataset(
+        options["dataset"],
+        images=options["images"],
+        rename=options["renames"],
+        checks=(unreadable,),
+    )
+
+
+def _part(split: "Split", wanted: str | None, source: Path) -> tuple[str, "ImageSet"]:
+    from prompt_serve.errors import DatasetInvalid
+
+    parts = split.parts
+    name = wanted or ("test" if len(parts) > 1 else next(iter(parts)))
+    if name not in parts:
+        raise DatasetInvalid(
+            f"{source} has no part {name!r}; name one it has with --part: {', '.join(parts)}."
+        )
+    return name, parts[name]
+
+
+def _asked(
+    prompt: "Prompt", backbone: "Backbone", split: "Split", options: Mapping[str, Any]
+) -> "Prompt":
+    from prompt_serve.training.class_sets import with_classes
+
+    if options["new_classes"]:
+        return with_classes(prompt, split.class_names, backbone)
+    if options["class_names"]:
+        names = [name.strip() for name in options["class_names"].split(",")]
+        return with_classes(prompt, names, backbone)
+    return prompt
+
+
+def _described(prompt: "Prompt", part: str, evaluation: "Evaluation") -> dict[str, Any]:
+    names = prompt.class_names
+    return {
+        "name": prompt.name,
+        "method": prompt.method,
+        "part": part,
+        "images": evaluation.images,
+        "accuracy": evaluation.accuracy,
+        "calibration_error": evaluation.calibration_error,
+        "unknown": evaluation.unknown,
+        "known_accuracy": evaluation.known_accuracy,
+        "per_class": dict(zip(names, evaluation.per_class, strict=True)),
+    }
+
+
+def _lines(description: Mapping[str, Any]) -> Iterable[str]:
+    yield f"{'prompt':<18} {description['name']} ({description['method']})"
+    yield f"{'images':<18} {description['images']:,} of part {description['part']}"
+    yield f"{'accuracy':<18} {description['accuracy']:.1%}"
+    yield f"{'calibration error':<18} {description['calibration_error']:.1%}"
+    if description["unknown"]:
+        known = description["known_accuracy"]
+        yield f"{'unknown':<18} {description['unknown']:.1%}"
+        yield f"{'accuracy of known':<18} {'-' if known is None else f'{known:.1%}'}"
+    yield ""
+    width = min(40, max(18, *(len(name) for name in description["per_class"])))
+    yield f"{'class':<{width}} accuracy"
+    for name, share in description["per_class"].items():
+        yield f"{name[:width]:<{width}} {'-' if share is None else f'{share:.1%}':>8}"

@@ -1,0 +1,160 @@
+"""``prompt-serve inspect``: what a prompt file holds, for people and for programs."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from prompt_serve.prompts.encodings import Encoding
+    from prompt_serve.prompts.prompt_file import Prompt
+
+NAMES_SHOWN = 12
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+def inspect(file: Path, as_json: bool) -> None:
+    """Show what the prompt file FILE holds: classes, backbone, learned numbers, settings, accuracy.
+
+    The whole file is checked. Example: prompt-serve inspect flowers.safetensors
+    """
+    from prompt_serve.prompts.prompt_file import read_prompt_file, version_of
+
+    prompt = read_prompt_file(file)
+    data = file.read_bytes()
+    description = describe(prompt, file_bytes=len(data), version=version_of(data))
+    if as_json:
+        click.echo(json.dumps(description, ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(_lines(description)))
+
+
+def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
+    """Everything in a prompt file but the numbers themselves, as JSON types."""
+    return {
+        "name": prompt.name,
+        "version": version,
+        "method": prompt.method,
+        "backbone": prompt.backbone.model_dump(mode="json"),
+        "class_names": list(prompt.class_names),
+        "templates": list(prompt.templates),
+        "class_position": prompt.class_position,
+        "encodings": {branch: _encoding(encoding) for branch, encoding in prompt.encodings.items()},
+        "tensors": {name: _tensor(tensor) for name, tensor in prompt.tensors.items()},
+        "temperature": prompt.temperature,
+        "unknown_below": prompt.unknown_below,
+        "learned_numbers": prompt.learned_numbers,
+        "payload_bytes": prompt.payload_bytes,
+        "file_bytes": file_bytes,
+        "training": dict(prompt.training),
+        "metrics": dict(prompt.metrics),
+        "created": prompt.created,
+        "tool_version": prompt.tool_version,
+    }
+
+
+def _encoding(encoding: "Encoding") -> dict[str, Any]:
+    from prompt_serve.prompts.encodings import Deep, Projected, Ragged
+    from prompt_serve.prompts.encodings import describe as kind_of
+
+    found: dict[str, Any] = {"kind": kind_of(encoding), "options": encoding.options()}
+    if isinstance(encoding, Deep | Projected):
+        found["blocks"] = len(encoding.layers)
+    if isinstance(encoding, Ragged):
+        found["rows_by_block"] = encoding.lengths.tolist()
+    return found
+
+
+def _tensor(tensor: Any) -> dict[str, Any]:
+    from prompt_serve.prompts.quantized_tensor import Coded
+
+    kind = f"{tensor.bits}-bit codes" if isinstance(tensor, Coded) else str(tensor.dtype)
+    return {"dtype": kind, "shape": list(tensor.shape), "bytes": tensor.nbytes}
+
+
+def _lines(description: Mapping[str, Any]) -> Iterable[str]:
+    backbone = description["backbone"]
+    yield f"{'name':<16} {description['name']}"
+    yield f"{'version':<16} {description['version']}"
+    yield f"{'method':<16} {description['method']}"
+    yield f"{'backbone':<16} {backbone['id']}"
+    yield f"{'  fingerprint':<16} {backbone['fingerprint']}"
+    yield (
+        f"{'  sizes':<16} text width {backbone['text_width']}, embedding {backbone['embed_dim']}, "
+        f"{backbone['context_length']} tokens"
+    )
+    yield f"{'classes':<16} {_shortened(description['class_names'])}"
+    for template in description["templates"]:
+        yield f"{'template':<16} {template!r}, class name at the {description['class_position']}"
+    for branch, encoding in description["encodings"].items():
+        yield f"{f'{branch} branch':<16} {', '.join(_facts_of(encoding))}"
+    if not description["encodings"]:
+        yield f"{'learned':<16} nothing"
+    yield from _tensor_lines(description["tensors"])
+    yield f"{'learned numbers':<16} {description['learned_numbers']:,}"
+    yield f"{'temperature':<16} {description['temperature']:.4g}"
+    if description["unknown_below"]:
+        yield f"{'unknown below':<16} {description['unknown_below']:.4g}"
+    yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
+    yield f"{'file':<16} {description['file_bytes']:,} bytes"
+    yield from _table("training", description["training"])
+    yield from _table("metrics", description["metrics"])
+    yield f"{'created':<16} {description['created'] or 'not stamped'}"
+    yield f"{'written by':<16} prompt-serve {description['tool_version'] or 'of unknown version'}"
+
+
+def _facts_of(encoding: Mapping[str, Any]) -> Iterable[str]:
+    yield encoding["kind"]
+    if "blocks" in encoding:
+        yield f"{encoding['blocks']} block{'s' if encoding['blocks'] > 1 else ''}"
+    layers = encoding["options"].get("layers")
+    # Of a deep context only the first block can build on words.
+    first = layers[0]["options"] if isinstance(layers, list) else encoding["options"]
+    if "base" in first:
+        yield f"base {first['base']}"
+    if "rows_by_block" in encoding:
+        yield f"rows of each block {' '.join(map(str, encoding['rows_by_block']))}"
+
+
+def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
+    """A line for each tensor; tensors that differ in nothing but their block share one."""
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, tensor in tensors.items():
+        branch, block, own = name.split(".") if name.count(".") == 2 else (name, "", "")
+        shape = " x ".join(map(str, tensor["shape"]))
+        what = f"{shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+        alike.setdefault((branch, own, what), []).append(block)
+    for (branch, own, what), blocks in alike.items():
+        if blocks == [""]:
+            yield f"{'  ' + branch:<16} {what}"
+            continue
+        in_a_row = len(blocks) > 1 and int(blocks[-1]) - int(blocks[0]) == len(blocks) - 1
+        several = f"{blocks[0]}-{blocks[-1]}" if in_a_row else ",".join(blocks)
+        each = f" each, {len(blocks)} of them" if len(blocks) > 1 else ""
+        yield f"{f'  {branch}.{several}.{own}':<16} {what}{each}"
+
+
+def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:
+    yield title if values else f"{title:<16} none"
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = ", ".join(f"{k} {_plain(v)}" for k, v in value.items())
+            yield f"  {key:<14} {inner}"
+        else:
+            yield f"  {key:<14} {_plain(value)}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list):
+        return f"[{_shortened(value)}]" if value else "[]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _shortened(values: list[Any]) -> str:
+    shown = ", ".join(str(value) for value in values[:NAMES_SHOWN])
+    rest = len(values) - NAMES_SHOWN
+    return f"{len(values):,}: {shown}" + (f", ... and {rest:,} more" if rest > 0 else "")

@@ -1,0 +1,107 @@
+"""``prompt-serve train --seeds 1,2,3``: one prompt file a seed, learned in one run."""
+
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from prompt_serve.prompts.prompt_file import Prompt
+    from prompt_serve.training.clip.backbone import Backbone
+    from prompt_serve.training.config import TrainConfig
+    from prompt_serve.training.data.dataset import Split
+    from prompt_serve.training.data.features import FeatureCache
+    from prompt_serve.training.progress import Progress
+    from prompt_serve.training.train import TrainingResult
+
+
+def parse_seeds(
+    context: click.Context, option: click.Parameter, value: str | None
+) -> tuple[int, ...]:
+    """ "1,2,3" as numbers; a click callback."""
+    if value is None:
+        return ()
+    try:
+        seeds = tuple(int(part) for part in value.split(","))
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is not a list of numbers, as in 1,2,3.") from error
+    if len(set(seeds)) < len(seeds):
+        raise click.BadParameter(f"{value!r} names a seed twice.")
+    return seeds
+
+
+def path_of_seed(out: Path, seed: int) -> Path:
+    """``pets.safetensors`` -> ``pets-seed1.safetensors``."""
+    return out.with_name(f"{out.stem}-seed{seed}{out.suffix}")
+
+
+def train_seeds(
+    backbone: "Backbone",
+    dataset: "Split",
+    config: "TrainConfig",
+    seeds: Sequence[int],
+    *,
+    out: Path,
+    name: str | None,
+    cache: "FeatureCache | None",
+    workers: int,
+    progress: "Progress",
+    log: Callable[[Mapping[str, Any]], object] = lambda line: None,
+    stamped: Callable[["TrainingResult"], "Prompt"] = lambda result: result.prompt,
+) -> list[str]:
+    """Learn and write a prompt for each seed; returns the lines of the report.
+
+    Args:
+        seeds: one or more, in place of ``config.seed``.
+        out: each seed's file is named after it (``path_of_seed``).
+        log: told of every epoch and every result, with the seed.
+        stamped: makes the prompt that is written from a result.
+    """
+    from prompt_serve.prompts.prompt_file import write_prompt_file
+    from prompt_serve.training.sweep import train_prompts
+
+    paths = [path_of_seed(out, seed) for seed in seeds]
+    results = train_prompts(
+        backbone,
+        dataset,
+        [config.replace(seed=seed) for seed in seeds],
+        names=[name or path.stem for path in paths],
+        cache=cache,
+        workers=workers,
+        progress=progress,
+        on_epoch=lambda index, record: log({"seed": seeds[index], **record.to_dict()}),
+    )
+    for seed, path, result in zip(seeds, paths, results, strict=True):
+        write_prompt_file(stamped(result), path)
+        log({"seed": seed, "metrics": dict(result.prompt.metrics)})
+    return list(seeds_report(seeds, paths, results))
+
+
+def seeds_report(
+    seeds: Sequence[int], paths: Sequence[Path], results: Sequence["TrainingResult"]
+) -> Iterable[str]:
+    """Accuracy of each seed, their mean and the sample standard deviation, in percent."""
+    first = results[0]
+    images = ", ".join(f"{count} {part}" for part, count in first.images.items())
+    yield f"{len(first.prompt.class_names)} classes; images: {images}"
+    yield from (f"Note: {n}" for n in dict.fromkeys(n for r in results for n in r.notes))
+    parts = list(first.comparisons)
+    yield ""
+    yield " ".join([f"{'seed':<6}", *(f"{part:>22}" for part in parts)]).rstrip()
+    for seed, path, result in zip(seeds, paths, results, strict=True):
+        cells = [f"{100 * result.comparisons[part].prompt.accuracy:>22.1f}" for part in parts]
+        yield " ".join([f"{seed:<6}", *cells, f" {path}"])
+    for label, of in (("mean", "prompt"), ("zero", "zero_shot")):
+        cells = []
+        for part in parts:
+            shares = [100 * getattr(r.comparisons[part], of).accuracy for r in results]
+            spread = statistics.stdev(shares) if len(shares) > 1 else 0.0
+            cells.append(f"{f'{statistics.mean(shares):.1f} ± {spread:.1f}':>22}")
+        shown = "mean" if label == "mean" else "zero-shot"
+        yield " ".join([f"{shown:<6}", *cells]).rstrip()
+    yield ""
+    yield f"payload      {first.prompt.payload_bytes:,} bytes each"
+    seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in first.seconds.items())
+    yield f"seconds      {seconds}, of all together"

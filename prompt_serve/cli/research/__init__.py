@@ -1,0 +1,1 @@
+"""Commands that run the papers' protocols and build their datasets."""

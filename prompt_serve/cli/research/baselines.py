@@ -1,0 +1,105 @@
+"""``prompt-serve baselines``: what a prompt has to beat on a dataset."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.learning.image_options import (
+    device_of,
+    feature_cache,
+    image_options,
+    json_option,
+)
+
+if TYPE_CHECKING:
+    from prompt_serve.research.baselines import Baseline
+
+
+@click.command()
+@click.argument("dataset", type=click.Path(path_type=Path))
+@click.option(
+    "--backbone", default="embedded", show_default=True,
+    help="Frozen CLIP: embedded, MODEL/TAG as in ViT-B-16/openai, or MODEL@FILE with a checkpoint.",
+)  # fmt: skip
+@click.option(
+    "--shots", type=int, default=16, show_default=True, help="Training images a class, 0 for all."
+)
+@click.option(
+    "--seed", type=int, default=1, show_default=True,
+    help="Of the draw of images, their views and all numbers.",
+)  # fmt: skip
+@click.option(
+    "--fewer-shots-ok", is_flag=True,
+    help="Where a class has fewer images than --shots, take all it has.",
+)  # fmt: skip
+@click.option(
+    "--views", type=int, default=16, show_default=True,
+    help="Augmented views an image to learn from; 0 for the plain image only.",
+)  # fmt: skip
+@click.option(
+    "--template", default="a photo of a {}.", show_default=True,
+    help="Sentence with {} for the class name, of the zero-shot row and of the adapters.",
+)  # fmt: skip
+@image_options
+@json_option
+def baselines(**options: Any) -> None:
+    """Measure zero-shot, a template ensemble and classifiers on image features on DATASET.
+
+    The images are those that prompt-serve train draws with the same shots and seed. Settings are
+    chosen on validation images; test images are looked at once, at the end.
+
+    Example: prompt-serve baselines flowers/ --shots 16 --seed 1
+    """
+    from prompt_serve.research.baselines import measure_baselines
+    from prompt_serve.training.clip.backbone import load_backbone
+    from prompt_serve.training.config import make_config
+    from prompt_serve.training.progress import Progress
+    from prompt_serve.training.train import open_dataset
+
+    names = ("shots", "seed", "fewer_shots_ok", "views", "template")
+    config = make_config({"method": "zero-shot", **{name: options[name] for name in names}})
+    progress = Progress(quiet=options["as_json"])
+    backbone = load_backbone(options["backbone"]).to(device_of(options["device"]))
+    dataset = open_dataset(
+        options["dataset"],
+        backbone,
+        config,
+        images=options["images"],
+        rename=options["renames"],
+        workers=options["workers"],
+        progress=progress,
+    )
+    rows = measure_baselines(
+        backbone,
+        dataset,
+        config,
+        cache=feature_cache(options),
+        workers=options["workers"],
+        progress=progress,
+    )
+    if options["as_json"]:
+        click.echo(json.dumps([_described(row) for row in rows], indent=2))
+    else:
+        click.echo("\n".join(_table(rows)))
+
+
+def _described(row: "Baseline") -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "learned_numbers": row.learned_numbers,
+        "settings": dict(row.settings),
+        **{part: evaluation.to_dict() for part, evaluation in row.parts.items()},
+    }
+
+
+def _table(rows: Sequence["Baseline"]) -> Iterable[str]:
+    parts = list(rows[0].parts)
+    heads = "".join(f" {part:>8}" for part in parts)
+    yield f"{'baseline':<14}{heads} {'numbers':>10}  settings"
+    for row in rows:
+        figures = "".join(f" {row.parts[part].accuracy:>8.1%}" for part in parts)
+        settings = ", ".join(f"{name} {value:.3g}" for name, value in row.settings.items())
+        yield f"{row.name:<14}{figures} {row.learned_numbers:>10,}  {settings}".rstrip()

@@ -1,0 +1,207 @@
+"""``prompt-serve data``: which datasets are there, and whether they are as published."""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.learning.image_options import json_option
+
+if TYPE_CHECKING:
+    from prompt_serve.research.datasets.spec import DatasetSpec
+    from prompt_serve.training.data.dataset import ImageSet
+
+# Commands of the group that live elsewhere: name -> module and object.
+_ELSEWHERE = {"iconbench": ("prompt_serve.cli.research.data_iconbench", "iconbench")}
+
+
+class DataGroup(click.Group):
+    """A group that imports further commands when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        elsewhere = [
+            name for name, (module, _) in _ELSEWHERE.items() if importlib.util.find_spec(module)
+        ]
+        return [*super().list_commands(ctx), *elsewhere]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _ELSEWHERE and cmd_name in self.list_commands(ctx):
+            module, name = _ELSEWHERE[cmd_name]
+            command: click.Command = getattr(importlib.import_module(module), name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=DataGroup)
+def data() -> None:
+    """See which datasets are there, and whether they are as published.
+
+    \b
+    prompt-serve data list --datasets-root /data
+    prompt-serve data check oxford_pets --datasets-root /data
+    """
+
+
+root_option = click.option(
+    "--datasets-root", "root", type=click.Path(path_type=Path), default=Path("datasets"),
+    show_default=True, envvar="PROMPT_SERVE_DATASETS", show_envvar=True,
+    help="Folder that holds imagenet/, caltech-101/, oxford_pets/ and so on, as CoOp's "
+    "DATASETS.md lays them out.",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One dataset in the list."""
+
+    spec: "DatasetSpec"
+    kind: str  # "dataset" or "domain"
+    folder: Path | None  # None: it is missing
+    lacking: str  # what is lacking and what to fetch; empty where nothing is
+
+    def document(self) -> dict[str, Any]:
+        return {
+            "name": self.spec.name,
+            "title": self.spec.title,
+            "kind": self.kind,
+            "there": self.folder is not None,
+            "folder": None if self.folder is None else str(self.folder),
+            "missing": self.lacking,
+            "classes": self.spec.classes,
+            "images": dict(self.spec.sizes),
+            "fetch": list(self.spec.fetch),
+            "note": self.spec.note,
+        }
+
+
+@data.command("list")
+@root_option
+@json_option
+def list_datasets(root: Path, as_json: bool) -> None:
+    """List the papers' datasets: which are there, and what to fetch for the others.
+
+    Only folders are looked at; "data check" reads a dataset.
+
+    \b
+    prompt-serve data list --datasets-root /data
+    """
+    rows = _rows(root)
+    if as_json:
+        documents = [row.document() for row in rows]
+        click.echo(json.dumps({"root": str(root), "datasets": documents}, indent=2))
+        return
+    click.echo("\n".join(_table(root, rows)))
+
+
+@data.command()
+@click.argument("name")
+@root_option
+@click.option("--decode", is_flag=True, help="Open every image, too; slow for large datasets.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=4, show_default=True,
+    help="Threads that open images.",
+)  # fmt: skip
+def check(name: str, root: Path, decode: bool, workers: int) -> None:
+    """Read the dataset NAME and say what in it is not as published.
+
+    Looked at are the files, the number of classes and images, the order of the labels, and
+    whether the split is the published one or was drawn anew.
+
+    \b
+    prompt-serve data check eurosat --datasets-root /data
+    """
+    spec, class_names, parts = _read(name, root)
+    if decode:
+        _decode(spec, parts, workers)
+    click.echo(f"{spec.name}: {spec.title}, as published.")
+    click.echo(f"{len(class_names):,} classes, from {class_names[0]!r} to {class_names[-1]!r}")
+    for part, images in parts.items():
+        click.echo(f"{part}: {len(images):,} images")
+    if len(parts) > 1:
+        half = (len(class_names) + 1) // 2
+        click.echo(f"The new classes begin with {class_names[half]!r}.")
+    if spec.note:
+        click.echo(f"Note: {spec.note}")
+
+
+def _rows(root: Path) -> list[Row]:
+    from prompt_serve.research.datasets.locations import Place, find
+    from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
+
+    rows = []
+    for kind, specs in (("dataset", paper_datasets()), ("domain", imagenet_domains())):
+        for spec in specs.values():
+            place = find(root, spec)
+            there = isinstance(place, Place)
+            rows.append(
+                Row(
+                    spec=spec,
+                    kind=kind,
+                    folder=place.folder if isinstance(place, Place) else None,
+                    lacking="" if there else str(place),
+                )
+            )
+    return rows
+
+
+def _table(root: Path, rows: list[Row]) -> Iterable[str]:
+    there = sum(row.folder is not None for row in rows)
+    yield f"{there} of {len(rows)} datasets are there, below {root}."
+    yield ""
+    width = max(len(row.spec.name) for row in rows)
+    for row in rows:
+        state = "there  " if row.folder is not None else "missing"
+        counts = ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items())
+        where = "" if row.folder is None else f"  {row.folder}"
+        yield f"{row.spec.name:<{width}}  {state}  {row.spec.classes:>5,} classes  {counts}{where}"
+    for row in rows:
+        if row.lacking:
+            yield ""
+            yield f"{row.spec.name}: {row.lacking}"
+
+
+def _read(name: str, root: Path) -> tuple["DatasetSpec", tuple[str, ...], dict[str, "ImageSet"]]:
+    from prompt_serve.errors import DatasetMissing
+    from prompt_serve.research.datasets.locations import Place, find
+    from prompt_serve.research.datasets.papers import domain_images
+    from prompt_serve.research.datasets.readers import read_split
+    from prompt_serve.research.datasets.spec import imagenet_domains
+
+    spec = _spec_called(name)
+    place = find(root, spec)
+    if not isinstance(place, Place):
+        raise DatasetMissing(f"Dataset {spec.name!r} is not there: {place}", name=spec.name)
+    if spec.name in imagenet_domains():
+        images = domain_images(place, spec, root)
+        return spec, images.class_names, {"test": images}
+    split = read_split(place, spec)
+    return spec, split.class_names, split.parts
+
+
+def _spec_called(name: str) -> "DatasetSpec":
+    from prompt_serve.research.datasets.locations import plain
+    from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
+
+    specs = {**paper_datasets(), **imagenet_domains()}
+    for spec in specs.values():
+        if plain(name) in map(plain, (spec.name, spec.title, *spec.folders)):
+            return spec
+    raise click.BadParameter(f"{name!r} is none of {', '.join(specs)}.", param_hint="NAME")
+
+
+def _decode(spec: "DatasetSpec", parts: dict[str, "ImageSet"], workers: int) -> None:
+    from prompt_serve.errors import DatasetInvalid
+    from prompt_serve.training.data.dataset import limited
+    from prompt_serve.training.data.loading import image_faults
+    from prompt_serve.training.progress import Progress
+
+    items = [item for images in parts.values() for item in images.items]
+    with Progress().bar("opening images", len(items), "image") as advance:
+        faults = image_faults(items, workers=workers, advance=advance)
+    if faults:
+        raise DatasetInvalid(f"{spec.title} has images that cannot be read:", limited(faults))

@@ -1,0 +1,69 @@
+"""``prompt-serve protocol``: the papers' protocols on datasets of one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from prompt_serve.cli.learning.image_options import pairs
+from prompt_serve.cli.research.protocol_options import (
+    DESCRIBED,
+    check_there,
+    experiment_of,
+    protocol_options,
+    run_protocol,
+    tables,
+)
+
+
+@click.group()
+def protocol() -> None:
+    """Measure methods by the papers' protocols on datasets of your own.
+
+    DATASETS are what prompt-serve train takes, each with test images. Methods are learned without
+    them: nothing can be chosen by what is tested.
+
+    \b
+    prompt-serve protocol base-to-new pets/ flowers/ --methods coop,dip --out runs/mine
+    prompt-serve report runs/mine --out report.html
+    """
+
+
+EXAMPLES = {
+    "base-to-new": "pets/ flowers/",
+    "few-shot": "pets/ flowers/ --shots 1,4,16",
+    "cross-dataset": "pets/ flowers/ --source pets",
+    "domain-generalisation": "pets/ --domain sketch=pet-sketches/",
+}
+
+
+def _command(name: str, summary: str) -> click.Command:
+    example = f"prompt-serve protocol {name} {EXAMPLES[name]} --methods coop,dip --out runs/mine"
+
+    @click.command(
+        name,
+        help=f"{summary}\n\nDATASETS are folders, tables or split files.\n\nExample: {example}",
+    )
+    @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
+                    type=click.Path(path_type=Path))  # fmt: skip
+    @click.option(
+        "--domain", "domains", multiple=True, metavar="NAME=DATASET",
+        callback=pairs("NAME=DATASET, as in sketch=sketches/"),
+        help="For domain-generalisation: test images of the source's classes in another look.",
+    )  # fmt: skip
+    @protocol_options
+    def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
+        from prompt_serve.research.datasets.user_datasets import folder_suite
+
+        folders = {name: Path(folder) for name, folder in domains.items()}
+        suite = folder_suite(sources, source=options["source"], domains=folders)
+        check_there(suite, options["datasets"])
+        results = run_protocol(name, suite, experiment_of(options), options)
+        if not options["quiet"]:
+            click.echo(tables(results, suite, options["datasets"]))
+
+    return command
+
+
+for _name, _summary in DESCRIBED:
+    protocol.add_command(_command(_name, _summary))

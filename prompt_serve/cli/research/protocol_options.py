@@ -1,0 +1,183 @@
+"""Options that ``prompt-serve protocol`` and ``prompt-serve reproduce`` share."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
+from prompt_serve.cli.learning.train_seeds import parse_seeds
+
+if TYPE_CHECKING:
+    from prompt_serve.research.protocols.comparison import Comparison
+    from prompt_serve.research.protocols.experiment import Experiment, Schedule
+    from prompt_serve.research.protocols.results import Result
+    from prompt_serve.research.protocols.suite import Suite
+
+DESCRIBED = (
+    ("base-to-new", "Learn half of the classes, test on them and on the other half."),
+    ("few-shot", "Learn all classes from 1, 2, 4, 8 and 16 images each."),
+    ("cross-dataset", "Learn on one dataset, test on all the others."),
+    ("domain-generalisation", "Learn on one dataset, test on its classes in other looks."),
+)
+
+
+def protocol_options(command: Command) -> Command:
+    """What is learned, how often, with what, and where it is kept."""
+    for option in reversed((
+        click.option(
+            "--methods", default="core", show_default=True, metavar="A,B,...",
+            help="Rows of the table: methods with settings (coop,dip:rank=4,qcoop:bits=1), or the "
+            "sets core, text (all that prompt the text tower) and image (the image tower).",
+        ),
+        click.option(
+            "--seeds", callback=parse_seeds, default="1,2,3", show_default=True, metavar="1,2,3",
+            help="Draws of images and numbers to average over.",
+        ),
+        click.option(
+            "--shots", "shots", metavar="16 or 1,2,4", callback=_shots,
+            help="Training images a class; for few-shot, a list. [default: 16; few-shot: "
+            "1,2,4,8,16]",
+        ),
+        click.option(
+            "--datasets", metavar="A,B,...", callback=_names,
+            help="Only these; for cross-dataset the targets. [default: all that are there]",
+        ),
+        click.option("--source", help="For transfer: the dataset that is learned on."),
+        click.option(
+            "--set", "pairs", multiple=True, metavar="NAME=VALUE",
+            help="A training setting for all rows, such as epochs=50 or learning_rate=auto; "
+            "prompt-serve methods NAME lists them. May be repeated.",
+        ),
+        click.option(
+            "--backbone", default="embedded", show_default=True,
+            help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG as in ViT-B-16/openai, or "
+            "MODEL@FILE with a checkpoint.",
+        ),
+        click.option(
+            "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True,
+            help="Run folder: results.jsonl, and a folder with prompt, log and answers for each "
+            "line. What is there already is not learned again.",
+        ),
+        tower_options,
+        click.option("--quiet", is_flag=True, help="No progress and no tables."),
+    )):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value else ()
+
+
+def _shots(context: click.Context, option: click.Parameter, value: str | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    counts = [part.strip() for part in value.split(",")]
+    if not all(count.isdecimal() and int(count) for count in counts):
+        raise click.BadParameter(f"{value!r} is not a list of numbers from 1 on, as in 1,2,4.")
+    return tuple(sorted({int(count) for count in counts}))
+
+
+def experiment_of(options: Mapping[str, Any], schedule: "Schedule | None" = None) -> "Experiment":
+    """What the options ask for; each line is told on standard error as it is done."""
+    from prompt_serve.research.protocols.experiment import Experiment, equal_schedule
+    from prompt_serve.research.protocols.rows import parse_rows, parse_settings
+    from prompt_serve.training.clip.backbone import load_backbone
+    from prompt_serve.training.progress import Progress
+
+    rows = parse_rows(options["methods"])
+    settings = parse_settings(options["pairs"])
+    for row in rows:  # before anything is read: settings that do not fit are refused at once
+        row.config(settings)
+    return Experiment(
+        backbone=load_backbone(options["backbone"]).to(device_of(options["device"])),
+        rows=rows,
+        seeds=options["seeds"],
+        settings=settings,
+        schedule=schedule or equal_schedule,
+        out=options["out"],
+        cache=feature_cache(options),
+        workers=options["workers"],
+        progress=Progress(quiet=options["quiet"]),
+        on_result=_silent if options["quiet"] else _tell,
+    )
+
+
+def _silent(result: "Result") -> None:
+    pass
+
+
+def _tell(result: "Result") -> None:
+    shown = ", ".join(f"{name} {100 * share:.1f}" for name, share in result.accuracy.items())
+    click.echo(
+        f"{result.protocol} {result.dataset} {result.label}, {result.shots} shots, "
+        f"seed {result.seed}: {shown}",
+        err=True,
+    )
+
+
+def check_there(suite: "Suite", datasets: Sequence[str]) -> None:
+    """Before anything else is loaded: that there is something to measure on.
+
+    Raises:
+        ConfigInvalid: ``datasets`` names some that the suite does not know.
+        DatasetMissing: none of them is on disk; the error says what to fetch.
+    """
+    from prompt_serve.errors import DatasetMissing
+
+    if suite.chosen(datasets):
+        return
+    wanted = [name for name in suite.missing if not datasets or name in datasets]
+    lines = "".join(f"\n  - {name}: {suite.missing[name]}" for name in wanted)
+    raise DatasetMissing(f"None of the datasets is there:{lines}", names=tuple(wanted))
+
+
+def run_protocol(
+    protocol: str, suite: "Suite", experiment: "Experiment", options: Mapping[str, Any]
+) -> "list[Result]":
+    """Run one protocol over a suite as the options ask.
+
+    Raises:
+        ConfigInvalid: options that the protocol does not have.
+    """
+    from prompt_serve.research.protocols import protocols
+    from prompt_serve.research.protocols.summary import BASE_TO_NEW, FEW_SHOT
+
+    datasets, shots = options["datasets"], options["shots"]
+    if protocol == FEW_SHOT:
+        return protocols.few_shot_learning(
+            suite, experiment, datasets=datasets, shots=shots or protocols.FEW_SHOTS
+        )
+    k = _one(shots, protocols.SHOTS, protocol)
+    if protocol == BASE_TO_NEW:
+        return protocols.base_to_new(suite, experiment, datasets=datasets, shots=k)
+    return protocols.transfer(
+        suite, experiment, [protocol], source=options["source"], datasets=datasets, shots=k
+    )
+
+
+def _one(shots: Sequence[int], default: int, protocol: str) -> int:
+    if len(shots) > 1:
+        raise click.UsageError(f"{protocol} takes one number of --shots, not {len(shots)}.")
+    return shots[0] if shots else default
+
+
+def comparisons(
+    results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str]
+) -> "tuple[Comparison, ...]":
+    """The tables of what came out, with the papers' figures where there are any."""
+    from prompt_serve.research.protocols.comparison import compare_with_papers
+
+    return compare_with_papers(results, suite, datasets)
+
+
+def tables(
+    results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str], *, markdown: bool = False
+) -> str:
+    """``comparisons`` for people to read."""
+    from prompt_serve.research.protocols.comparison_tables import as_markdown, as_text
+
+    show = as_markdown if markdown else as_text
+    return "\n\n".join(show(table) for table in comparisons(results, suite, datasets))

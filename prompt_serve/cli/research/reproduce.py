@@ -1,0 +1,101 @@
+"""``prompt-serve reproduce``: the papers' tables beside what comes out here."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from prompt_serve.cli.research.data import root_option
+from prompt_serve.cli.research.protocol_options import (
+    DESCRIBED,
+    check_there,
+    comparisons,
+    experiment_of,
+    protocol_options,
+    run_protocol,
+    tables,
+)
+
+if TYPE_CHECKING:
+    from prompt_serve.research.protocols.experiment import Schedule
+    from prompt_serve.research.protocols.suite import Suite
+
+
+@click.command()
+@click.argument("protocol", type=click.Choice([name for name, _ in DESCRIBED]))
+@click.option(
+    "--bench", type=click.Choice(["papers", "icon", "icon-sample"]), default="papers",
+    show_default=True,
+    help="papers: the 11 datasets of the papers, from --datasets-root. icon: IconBench, which "
+    "prompt-serve data iconbench fetches. icon-sample: a few hundred drawings that are installed.",
+)  # fmt: skip
+@root_option
+@click.option(
+    "--icon-folder", type=click.Path(path_type=Path),
+    help="Where IconBench is. [default: where prompt-serve data iconbench puts it]",
+)  # fmt: skip
+@click.option(
+    "--templates", type=click.Choice(["coop", "prograd", "kgcoop"]), default="coop",
+    show_default=True,
+    help="Whose hand-written sentences the zero-shot row takes on the papers' datasets.",
+)  # fmt: skip
+@click.option(
+    "--schedule", type=click.Choice(["papers", "equal"]),
+    help="papers: epochs, batches and learning rates of each paper. equal: the same for every "
+    "row. [default: papers for papers, else equal]",
+)  # fmt: skip
+@protocol_options
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="File to write the tables to, as Markdown."
+)
+@click.option("--json", "as_json", is_flag=True, help="The tables as one JSON document.")
+def reproduce(protocol: str, **options: Any) -> None:
+    """Run a PROTOCOL of the papers and put the papers' figures beside ours.
+
+    Datasets that are not on disk are listed as missing, never left out silently.
+
+    \b
+    prompt-serve reproduce base-to-new --datasets-root /data --backbone ViT-B-16/openai \\
+        --methods coop,dip,qcoop:bits=1 --out runs/papers
+    prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
+    """
+    suite = _suite(options)
+    check_there(suite, options["datasets"])
+    experiment = experiment_of(options, _schedule(options))
+    results = run_protocol(protocol, suite, experiment, options)
+    if options["markdown"]:
+        options["markdown"].parent.mkdir(parents=True, exist_ok=True)
+        text = tables(results, suite, options["datasets"], markdown=True)
+        options["markdown"].write_text(f"{text}\n", encoding="utf-8")
+    if options["as_json"]:
+        compared = comparisons(results, suite, options["datasets"])
+        documents = [table.to_dict() for table in compared]
+        click.echo(json.dumps(documents, ensure_ascii=False, indent=2))
+    elif not options["quiet"]:
+        click.echo(tables(results, suite, options["datasets"]))
+
+
+def _suite(options: dict[str, Any]) -> "Suite":
+    if options["bench"] == "icon":
+        from prompt_serve.research.iconbench.suite import icon_suite
+
+        return icon_suite(options["icon_folder"])
+    if options["bench"] == "icon-sample":
+        from prompt_serve.research.iconbench.sample import sample_suite
+
+        return sample_suite()
+    from prompt_serve.research.datasets.papers import papers_suite
+
+    return papers_suite(Path(options["root"]), templates=options["templates"])
+
+
+def _schedule(options: dict[str, Any]) -> "Schedule":
+    from prompt_serve.research.protocols.experiment import equal_schedule
+    from prompt_serve.research.protocols.icon_schedule import icon_schedule
+    from prompt_serve.research.protocols.schedules import paper_schedule
+
+    icon = options["bench"] != "papers"
+    if (options["schedule"] or ("equal" if icon else "papers")) == "papers":
+        return paper_schedule
+    return icon_schedule if icon else equal_schedule

@@ -1,0 +1,1 @@
+"""Commands that talk to a running service or to its database."""

@@ -1,0 +1,62 @@
+"""``prompt-serve classify``: ask a running service about a few images."""
+
+import click
+
+from prompt_serve.cli.serving.options import (
+    check_tasks,
+    deadline_option,
+    service_options,
+    task_options,
+)
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
+@task_options
+@click.option(
+    "--top-k",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Classes to show of each task, best first.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an image.")
+@deadline_option
+@service_options
+def classify(
+    images: tuple[str, ...],
+    tasks: tuple[str, ...],
+    tags: tuple[str, ...],
+    top_k: int,
+    as_json: bool,
+    deadline_s: float | None,
+    url: str,
+    timeout_s: float,
+) -> None:
+    """Ask a running service about a few images.
+
+    IMAGE is a path, or a URL where the service fetches from URLs. A bad image is reported and the
+    others are answered; the exit code is then 1. Where a task knows which images show none of its
+    classes, those are marked "unknown".
+
+    \b
+    prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
+    prompt-serve classify cat.jpg --tag season --deadline 2
+    """
+    from prompt_serve.client import Client
+
+    check_tasks(tasks, tags)
+    with Client(url, timeout_s=timeout_s) as client:
+        results = client.classify(list(images), tasks, top_k, tags=tags, deadline_s=deadline_s)
+    for path, result in zip(images, results, strict=True):
+        if as_json:
+            click.echo(result.model_dump_json(exclude_none=True))
+        elif result.error is not None:
+            click.echo(f"{path}: Error: {result.error.detail}", err=True)
+        for prediction in [] if as_json else result.predictions or []:
+            verdict = "  unknown: none of its classes" if prediction.unknown else ""
+            click.echo(f"{path}  {prediction.task}{verdict}")
+            for score in prediction.classes:
+                click.echo(f"  {score.probability:7.2%}  {score.class_name}")
+    if any(result.error for result in results):
+        raise click.exceptions.Exit(1)

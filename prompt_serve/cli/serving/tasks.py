@@ -1,0 +1,277 @@
+"""``prompt-serve tasks``: list and change the tasks of a running service."""
+
+import json
+import os
+from pathlib import Path
+
+import click
+
+from prompt_serve.cli.serving.options import service_options
+from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
+
+
+@click.group()
+def tasks() -> None:
+    """List and change the tasks of a running service.
+
+    \b
+    prompt-serve tasks upload pets.safetensors
+    prompt-serve tasks list
+    """
+
+
+@tasks.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a task.")
+@click.option("--search", default="", help="Only with this in the name, a class or the method.")
+@click.option("--tag", "tags", multiple=True, help="Only with this tag; give it again for more.")
+@service_options
+def list_tasks(
+    as_json: bool, search: str, tags: tuple[str, ...], url: str, timeout_s: float
+) -> None:
+    """List tasks in the order of their names.
+
+    \b
+    prompt-serve tasks list --tag prod --search dog
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        for task in client.tasks(search=search, tags=tags):
+            columns = f"{task.name:<24} {task.version[:12]}  {task.method:<12}"
+            marks = " ".join([*task.tags, *(["(pinned)"] if task.pinned else [])])
+            line = f"{columns} {task.n_classes:>7,} classes  {marks}".rstrip()
+            click.echo(task.model_dump_json() if as_json else line)
+
+
+@tasks.command()
+@click.argument("name")
+@service_options
+def show(name: str, url: str, timeout_s: float) -> None:
+    """Print all there is to know about a task, as JSON.
+
+    \b
+    prompt-serve tasks show pets
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        click.echo(json.dumps(client.task(name).model_dump(), indent=2, ensure_ascii=False))
+
+
+@tasks.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--name", help="Name of the task.  [default: the prompt's own, or the file's without suffix]"
+)
+@click.option("--expected", metavar="VERSION", help="Only if this version is what is replaced.")
+@click.option("--new", is_flag=True, help="Only if there is no such task yet.")
+@click.option(
+    "--each", is_flag=True, help="Of a folder: serve what can be served, and name the others."
+)
+@service_options
+def upload(
+    file: Path,
+    name: str | None,
+    expected: str | None,
+    new: bool,
+    each: bool,
+    url: str,
+    timeout_s: float,
+) -> None:
+    """Serve a prompt file as a task; a task of that name is replaced.
+
+    FILE may be a folder of prompt files, or a zip of one: each is served under its file's name, all
+    of them or none (but see --each).
+
+    \b
+    prompt-serve tasks upload pets.safetensors --name pets-v2
+    prompt-serve tasks upload prompts/
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        if file.is_dir() or file.suffix == ".zip":
+            if name is not None or expected is not None or new:
+                raise click.UsageError("--name, --expected and --new are for a single prompt file.")
+            _say_report(client.upload_many(file, atomic=not each))
+            return
+        task = client.upload(file, name, expected=expected, new=new)
+    _say_served(task)
+
+
+@tasks.command()
+@click.argument("name")
+@click.argument("class_names", nargs=-1, required=True, metavar="CLASS...")
+@click.option(
+    "--template",
+    "templates",
+    multiple=True,
+    default=[DEFAULT_TEMPLATE],
+    show_default=True,
+    help="Sentence with {} for the class name; give several and they are averaged.",
+)
+@service_options
+def create(
+    name: str,
+    class_names: tuple[str, ...],
+    templates: tuple[str, ...],
+    url: str,
+    timeout_s: float,
+) -> None:
+    """Serve a zero-shot task made of class names alone; nothing is learned.
+
+    \b
+    prompt-serve tasks create pets cat dog "guinea pig"
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        task = client.create_zero_shot(name, class_names, templates)
+    _say_served(task)
+
+
+@tasks.command()
+@click.argument("name")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: NAME.safetensors]",
+)
+@service_options
+def download(name: str, out: Path | None, url: str, timeout_s: float) -> None:
+    """Save the prompt file of a task.
+
+    \b
+    prompt-serve tasks download pets -o backup/pets.safetensors
+    """
+    from prompt_serve.client import Client
+
+    target = out or Path(f"{name}.safetensors")
+    with Client(url, timeout_s=timeout_s) as client:
+        data = client.download(name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary.write_bytes(data)
+    temporary.replace(target)
+    click.echo(f"{target}: {len(data):,} bytes.")
+
+
+@tasks.command()
+@click.argument("name")
+@service_options
+def delete(name: str, url: str, timeout_s: float) -> None:
+    """Stop serving a task.
+
+    \b
+    prompt-serve tasks delete pets
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        client.delete(name)
+    click.echo(f"{name} is no longer served.")
+
+
+@tasks.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a change.")
+@service_options
+def history(name: str, as_json: bool, url: str, timeout_s: float) -> None:
+    """List the versions that a task was at, newest first: when, how, who.
+
+    \b
+    prompt-serve tasks history pets
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        for change in client.history(name):
+            version = (change.version or "-")[:12]
+            gone = "" if change.kept or change.version is None else "  (file removed)"
+            line = f"{change.at}  {change.what:<8}  {version:<12}  {change.who}{gone}"
+            click.echo(change.model_dump_json() if as_json else line)
+
+
+@tasks.command()
+@click.argument("name")
+@click.option(
+    "--to",
+    "version",
+    metavar="VERSION",
+    help="A version of its history, or 8 or more digits of one.  [default: the one before]",
+)
+@service_options
+def rollback(name: str, version: str | None, url: str, timeout_s: float) -> None:
+    """Serve an earlier version of a task again; bring a deleted task back.
+
+    \b
+    prompt-serve tasks rollback pets --to 74c8bf69
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        _say_served(client.rollback(name, version))
+
+
+@tasks.command()
+@click.argument("name")
+@click.argument("of")
+@service_options
+def alias(name: str, of: str, url: str, timeout_s: float) -> None:
+    """Make NAME another name of the version that task OF is at (or OF@VERSION).
+
+    \b
+    prompt-serve tasks alias pets-prod pets@74c8bf69
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        _say_served(client.alias(name, of))
+
+
+@tasks.command()
+@click.argument("name")
+@click.argument("tags", nargs=-1)
+@service_options
+def tag(name: str, tags: tuple[str, ...], url: str, timeout_s: float) -> None:
+    """Replace the tags of a task; without tags it has none any more.
+
+    \b
+    prompt-serve tasks tag pets prod eu
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        task = client.set_tags(name, tags)
+    click.echo(f"{task.name}: {' '.join(task.tags) or 'no tags'}")
+
+
+@tasks.command()
+@click.argument("name")
+@click.option("--off", is_flag=True, help="No longer.")
+@service_options
+def pin(name: str, off: bool, url: str, timeout_s: float) -> None:
+    """Keep a task in the service's memory, however seldom it is asked.
+
+    \b
+    prompt-serve tasks pin pets
+    """
+    from prompt_serve.client import Client
+
+    with Client(url, timeout_s=timeout_s) as client:
+        client.set_pinned(name, not off)
+    click.echo(f"{name} {'may leave the memory' if off else 'stays in memory'}.")
+
+
+def _say_served(task: TaskInfo) -> None:
+    click.echo(f"{task.name} is served: {task.n_classes:,} classes, version {task.version[:12]}.")
+
+
+def _say_report(report: BulkReport) -> None:
+    for item in report.items:
+        if item.error is not None:
+            click.echo(f"{item.name} is not served: {item.error.detail}", err=True)
+    click.echo(f"{report.served:,} tasks are served.")
+    if report.failed:
+        raise SystemExit(1)

@@ -1,0 +1,1 @@
+"""From a prompt file to class features: the format, its encodings, folding, and the text inputs."""

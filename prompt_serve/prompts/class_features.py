@@ -1,0 +1,122 @@
+"""A prompt -> its class features: fold, lay out one sequence a class, fill in the vectors, encode.
+
+The one path from a prompt file to class features. Training measures with it and the service serves
+with it; only the encoder differs (PyTorch there, ONNX Runtime here). Classes go through the encoder
+in chunks of similar length: memory stays bounded at 100,000 classes, and no chunk is longer than
+its longest name.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prompt_serve.errors import PromptUnsupported
+from prompt_serve.prompts.encodings import Conditional
+from prompt_serve.prompts.folding import fold_image, fold_text
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.sequences import (
+    SequencePlan,
+    Sequences,
+    assemble,
+    plan_sequences,
+    template_ids,
+)
+from prompt_serve.prompts.tokenizer import Tokenizer
+from prompt_serve.scoring import unit
+from prompt_serve.types import FloatArray, IntArray
+
+CHUNK_CLASSES = 256
+
+EncodeText = Callable[[Sequences], FloatArray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSide:
+    """What of a backbone is needed beside its text tower."""
+
+    tokenizer: Tokenizer
+    token_embedding: FloatArray  # (V, D), may be memory-mapped
+    context_length: int
+    embed_dim: int
+    causal: bool  # False: the tower wants sequences padded to the context length
+
+
+def class_features(prompt: Prompt, side: TextSide, encode_text: EncodeText) -> FloatArray:
+    """Class features of a prompt: (C, E), unit length.
+
+    With several templates: the mean of their unit features, scaled to unit length again (CLIP's
+    ensemble, Radford et al. 2021, section 3.1.4).
+
+    Raises:
+        PromptUnsupported: its class features depend on the image (CoCoOp).
+        PromptTooLong, PromptFileInvalid: the names do not fit the text tower or the template.
+    """
+    if isinstance(prompt.text, Conditional):
+        raise PromptUnsupported(
+            f"Prompt {prompt.name!r} (method {prompt.method!r}) has other class features for every "
+            f"image, so it can be trained and evaluated, but not served. "
+            f"Train it with method 'coop' or 'dip' instead."
+        )
+    per_template = [
+        template_features(prompt, template, side, encode_text) for template in prompt.templates
+    ]
+    if len(per_template) == 1:
+        return per_template[0]
+    return unit(np.mean(per_template, axis=0, dtype=np.float32))
+
+
+def template_features(
+    prompt: Prompt,
+    template: str,
+    side: TextSide,
+    encode_text: EncodeText,
+    text: BranchContext[FloatArray] | None = None,
+) -> FloatArray:
+    """Class features (C, E) of one template; ``text`` stands in for the folded text branch."""
+    branch = folded_text(prompt, template, side) if text is None else text
+    context = branch.context
+    plan = plan_sequences(
+        side.tokenizer,
+        prompt.class_names,
+        template,
+        context_length=side.context_length,
+        n_ctx=None if context is None else context.shape[-2],
+        class_position=prompt.class_position,
+        class_specific=context is not None and context.ndim == 3,
+        causal=side.causal,
+    )
+    features = np.empty((len(prompt.class_names), side.embed_dim), dtype=np.float32)
+    for rows, chunk in _chunks(plan, causal=side.causal):
+        own = context[rows] if context is not None and context.ndim == 3 else context
+        features[rows] = encode_text(
+            assemble(
+                chunk,
+                side.token_embedding,
+                own,
+                deeper=branch.deeper,
+                keys_values=branch.keys_values,
+            )
+        )
+    return features
+
+
+def folded_text(prompt: Prompt, template: str, side: TextSide) -> BranchContext[FloatArray]:
+    """The plain vectors of the text branch."""
+    words = template_ids(side.tokenizer, template)
+    return fold_text(prompt.text, np.asarray(side.token_embedding[words], dtype=np.float32))
+
+
+def folded_image(prompt: Prompt, side: TextSide) -> BranchContext[FloatArray]:
+    """The plain vectors of the image branch; empty where nothing was learned."""
+    return fold_image(prompt.image, folded_text(prompt, prompt.templates[0], side))
+
+
+def _chunks(plan: SequencePlan, *, causal: bool) -> Iterator[tuple[IntArray, SequencePlan]]:
+    """Classes in the order of their lengths; a causal tower needs nothing behind the last EOT."""
+    order = np.argsort(plan.eot, kind="stable")
+    for start in range(0, len(order), CHUNK_CLASSES):
+        rows = order[start : start + CHUNK_CLASSES]
+        length = int(plan.eot[rows].max()) + 1 if causal else plan.suffix.shape[1]
+        yield rows, replace(plan, suffix=plan.suffix[rows, :length], eot=plan.eot[rows])

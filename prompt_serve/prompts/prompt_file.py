@@ -1,0 +1,468 @@
+"""A prompt and its file: one safetensors file, no pickle (``docs/prompt-file.md`` has every byte).
+
+The tensors are the learned numbers and nothing else. Everything that explains them is one JSON
+document in the header, under the metadata key ``prompt_serve``.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors import numpy as safetensors_numpy
+
+from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.prompts.encodings import (
+    Deep,
+    Dense,
+    Encoding,
+    ImageEncoding,
+    LowRank,
+    Projected,
+    Ragged,
+    TextEncoding,
+    encoding_from,
+)
+from prompt_serve.prompts.quantized_tensor import BITS, Coded, Stored, pack, unpack
+from prompt_serve.types import ClassPosition, HalfArray
+
+FORMAT_VERSION = 2  # what this version reads at most
+PLAIN_VERSION = 1  # written where a file needs nothing that came later, so that old readers read it
+METADATA_KEY = "prompt_serve"
+MAX_FILE_BYTES = 64 * 2**20
+MAX_CLASSES = 100_000
+MAX_CLASS_NAME_CHARACTERS = 500
+
+
+class BackboneRef(BaseModel):
+    """Which backbone a prompt was learned on; enough to refuse it elsewhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1, max_length=500)
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the weights
+    text_width: int = Field(ge=1)  # D of the text tower
+    embed_dim: int = Field(ge=1)  # E
+    context_length: int = Field(ge=2)  # the longest sequence of the text tower, in tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What was learned for one task, and all that is needed to use it.
+
+    A template holds ``{}`` where the class name goes. A learned context stands in place of the
+    first M tokens before the class name, so the template of a learned prompt has at least M of
+    them (``X X X X {}.`` where no words were kept). Without a learned context (zero-shot) there
+    may be several templates; their class features are averaged.
+
+    Probabilities are ``softmax(logits / temperature)``; where the largest of an image is below
+    ``unknown_below``, the answer is that the image shows none of the classes.
+    """
+
+    name: str
+    method: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    backbone: BackboneRef
+    probe: HalfArray  # (C,)
+    class_position: ClassPosition = "end"
+    text: TextEncoding | None = None  # None: the template's own words, nothing learned
+    image: ImageEncoding | None = None  # None: the image tower as it is
+    temperature: float = 1.0  # fitted on validation images (Guo et al. 2017, section 4.2)
+    unknown_below: float = 0.0  # a probability; 0 answers always
+    training: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # the configuration it was learned with
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""  # ISO 8601, UTC; empty where the same bytes must come out again
+    tool_version: str = ""
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names)
+        check_templates(self.templates, learned=bool(self.encodings))
+        if self.probe.shape != (len(self.class_names),) or self.probe.dtype != np.float16:
+            raise PromptFileInvalid(
+                f"The probe is {self.probe.dtype} {self.probe.shape}; "
+                f"wanted float16 ({len(self.class_names)},), one number a class."
+            )
+        if not np.isfinite(self.probe).all():
+            raise PromptFileInvalid("The probe holds NaN or infinite values.")
+        if not (1e-3 <= self.temperature <= 1e3 and 0.0 <= self.unknown_below < 1.0):
+            raise PromptFileInvalid(
+                f"The temperature is {self.temperature!r} and the threshold for unknown images "
+                f"{self.unknown_below!r}; wanted 0.001 to 1,000, and 0 to less than 1."
+            )
+        self._check_text()
+        self._check_image()
+
+    def _check_text(self) -> None:
+        text = self.text
+        if text is None:
+            return
+        if isinstance(text, Projected):
+            raise PromptFileInvalid("The text branch cannot be 'projected'.")
+        if text.width != self.backbone.text_width:
+            raise PromptFileInvalid(
+                f"The context is {text.width} wide, but the text tower of "
+                f"{self.backbone.id!r} is {self.backbone.text_width} wide."
+            )
+        if text.n_classes not in (None, len(self.class_names)):
+            raise PromptFileInvalid(
+                f"The class-specific context is for {text.n_classes} classes, "
+                f"but the file names {len(self.class_names)}."
+            )
+        if isinstance(text, Deep) and self.class_position != "end":
+            raise PromptFileInvalid("A deep context wants the class name at the end.")
+
+    def _check_image(self) -> None:
+        image = self.image
+        layers = image.layers if isinstance(image, Deep) else (image,)
+        for layer in layers:
+            if layer is None or isinstance(layer, Ragged | Projected):
+                continue
+            shared = isinstance(layer, Dense | LowRank) and layer.n_classes is None
+            if not shared or (isinstance(layer, LowRank) and layer.base != "none"):
+                raise PromptFileInvalid(
+                    "The image branch wants vectors that all classes share and that do not build "
+                    "on the template's words."
+                )
+        if isinstance(image, Projected) and not isinstance(self.text, Dense | LowRank | Deep):
+            raise PromptFileInvalid("A projected image branch wants a context in the text branch.")
+
+    @property
+    def encodings(self) -> dict[str, Encoding]:
+        """The branches in which something was learned: "text", "image"."""
+        branches: dict[str, Encoding | None] = {"text": self.text, "image": self.image}
+        return {branch: encoding for branch, encoding in branches.items() if encoding is not None}
+
+    @property
+    def tensors(self) -> dict[str, Stored | NDArray[np.uint8]]:
+        """All that was learned, by the names that the file uses: ``text.p_a``."""
+        return {
+            f"{branch}.{name}": tensor
+            for branch, encoding in self.encodings.items()
+            for name, tensor in encoding.tensors().items()
+        }
+
+    @property
+    def learned_numbers(self) -> int:
+        """How many numbers were learned."""
+        return sum(t.size for t in self.tensors.values() if isinstance(t, Coded) or t.itemsize == 2)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes that the learned numbers take in the file, without its header."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+
+class _CodedHeader(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    bits: int
+    shape: list[int]
+
+
+class _BranchHeader(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    encoding: str
+    options: dict[str, Any] = {}
+    coded: dict[str, _CodedHeader] | None = None  # tensors held as indices and codebook
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format_version: int
+    name: str = Field(max_length=500)
+    method: str = Field(min_length=1, max_length=100)
+    class_names: list[str]
+    templates: list[str]
+    class_position: ClassPosition
+    backbone: BackboneRef
+    text: _BranchHeader | None
+    probe: str  # base64 of C little-endian float16 numbers
+    training: dict[str, Any]
+    metrics: dict[str, Any]
+    created: str
+    tool_version: str
+    # Since version 2.
+    image: _BranchHeader | None = None
+    temperature: float = 1.0
+    unknown_below: float = 0.0
+
+
+def to_bytes(prompt: Prompt) -> bytes:
+    """Serialise; equal prompts give equal bytes."""
+    header = _Header(
+        format_version=_version_needed(prompt),
+        name=prompt.name,
+        method=prompt.method,
+        class_names=list(prompt.class_names),
+        templates=list(prompt.templates),
+        class_position=prompt.class_position,
+        backbone=prompt.backbone,
+        text=_branch_header(prompt.text),
+        probe=base64.b64encode(prompt.probe.astype("<f2").tobytes()).decode("ascii"),
+        training=dict(prompt.training),
+        metrics=dict(prompt.metrics),
+        created=prompt.created,
+        tool_version=prompt.tool_version,
+        image=_branch_header(prompt.image),
+        temperature=prompt.temperature,
+        unknown_below=prompt.unknown_below,
+    )
+    fields = header.model_dump(mode="json")
+    if header.format_version == PLAIN_VERSION:
+        for name in ("image", "temperature", "unknown_below"):
+            del fields[name]
+    for branch in ("text", "image"):
+        if fields.get(branch) and fields[branch]["coded"] is None:
+            del fields[branch]["coded"]
+    document = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    arrays = {
+        key: np.ascontiguousarray(array)
+        for name, tensor in prompt.tensors.items()
+        for key, array in _arrays(name, tensor).items()
+    }
+    return safetensors_numpy.save(arrays, {METADATA_KEY: document})
+
+
+def from_bytes(data: bytes) -> Prompt:
+    """Read a prompt file, checking it whole.
+
+    Raises:
+        PromptFileInvalid: it is not one, is damaged, or contradicts itself; the message says how.
+    """
+    if len(data) > MAX_FILE_BYTES:
+        raise PromptFileInvalid(
+            f"The file has {len(data):,} bytes; a prompt file has at most {MAX_FILE_BYTES:,}."
+        )
+    header = _read_header(data)
+    try:
+        arrays = safetensors_numpy.load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise PromptFileInvalid(f"The tensors cannot be read: {error}") from error
+    strangers = sorted(key for key in arrays if key.partition(".")[0] not in ("text", "image"))
+    if strangers:
+        raise PromptFileInvalid(f"The file holds tensors nobody explains: {strangers}.")
+    text, image = (
+        _read_branch(branch, described, arrays)
+        for branch, described in (("text", header.text), ("image", header.image))
+    )
+    return Prompt(
+        name=header.name,
+        method=header.method,
+        class_names=tuple(header.class_names),
+        templates=tuple(header.templates),
+        class_position=header.class_position,
+        backbone=header.backbone,
+        text=text,  # type: ignore[arg-type]  # Prompt checks which encodings a branch may have
+        image=image,  # type: ignore[arg-type]
+        temperature=header.temperature,
+        unknown_below=header.unknown_below,
+        probe=_read_probe(header.probe),
+        training=header.training,
+        metrics=header.metrics,
+        created=header.created,
+        tool_version=header.tool_version,
+    )
+
+
+def write_prompt_file(prompt: Prompt, path: Path) -> bytes:
+    """Write atomically: the path holds the old file or the whole new one, never a part of it."""
+    data = to_bytes(prompt)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink()
+        raise
+    return data
+
+
+def read_prompt_file(path: Path) -> Prompt:
+    """Read a prompt file from disk; see ``from_bytes``."""
+    if not path.is_file():
+        raise PromptFileInvalid(f"There is no file {path}.")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise PromptFileInvalid(
+            f"{path} has {path.stat().st_size:,} bytes; a prompt file has at most "
+            f"{MAX_FILE_BYTES:,}."
+        )
+    return from_bytes(path.read_bytes())
+
+
+def version_of(data: bytes) -> str:
+    """The identity of a prompt: sha256 of its file, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def check_class_names(class_names: tuple[str, ...]) -> None:
+    """Raise PromptFileInvalid unless there are 1 to 100,000 distinct, sensible names."""
+    if not class_names:
+        raise PromptFileInvalid("There are no class names.")
+    if len(class_names) > MAX_CLASSES:
+        raise PromptFileInvalid(
+            f"There are {len(class_names):,} class names; at most {MAX_CLASSES:,} are accepted."
+        )
+    for index, name in enumerate(class_names):
+        if not name.strip():
+            raise PromptFileInvalid(f"Class name {index} is blank.")
+        if len(name) > MAX_CLASS_NAME_CHARACTERS:
+            raise PromptFileInvalid(
+                f"Class name {index} has {len(name):,} characters; "
+                f"at most {MAX_CLASS_NAME_CHARACTERS} are accepted: {name[:60]!r}..."
+            )
+    if len(set(class_names)) < len(class_names):
+        seen: set[str] = set()
+        twice = sorted({n for n in class_names if n in seen or seen.add(n)})  # type: ignore[func-returns-value]  # set.add returns None: falsy on purpose
+        raise PromptFileInvalid(f"Class names occur more than once: {', '.join(twice[:10])}.")
+
+
+def check_templates(templates: tuple[str, ...], *, learned: bool) -> None:
+    """Raise PromptFileInvalid unless each template has one ``{}``; a learned prompt has one."""
+    if not templates or (learned and len(templates) != 1):
+        raise PromptFileInvalid(
+            f"There are {len(templates)} templates; a learned prompt has exactly one, "
+            f"a zero-shot prompt one or more."
+        )
+    for template in templates:
+        if template.count("{}") != 1:
+            raise PromptFileInvalid(
+                f"Template {template!r} must hold '{{}}' once, where the class name goes, "
+                f"as in 'a photo of a {{}}.'."
+            )
+
+
+def _version_needed(prompt: Prompt) -> int:
+    plain = prompt.text is None or (
+        isinstance(prompt.text, Dense | LowRank)
+        and not any(isinstance(tensor, Coded) for tensor in prompt.text.tensors().values())
+    )
+    calibrated = (prompt.temperature, prompt.unknown_below) != (1.0, 0.0)
+    return PLAIN_VERSION if plain and prompt.image is None and not calibrated else FORMAT_VERSION
+
+
+def _branch_header(encoding: Encoding | None) -> _BranchHeader | None:
+    if encoding is None:
+        return None
+    coded = {
+        name: _CodedHeader(bits=tensor.bits, shape=list(tensor.shape))
+        for name, tensor in encoding.tensors().items()
+        if isinstance(tensor, Coded)
+    }
+    return _BranchHeader(encoding=encoding.kind, options=encoding.options(), coded=coded or None)
+
+
+def _arrays(name: str, tensor: Stored | NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """What stands in the file for one tensor."""
+    if isinstance(tensor, Coded):
+        packed = pack(tensor.indices, tensor.bits)
+        return {f"{name}.indices": packed, f"{name}.codebook": tensor.codebook}
+    return {name: tensor}
+
+
+def _read_header(data: bytes) -> _Header:
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > len(data) - 8:
+        raise PromptFileInvalid(
+            f"Not a prompt file: the {len(data):,} bytes are no safetensors file, "
+            f"or it is cut short."
+        )
+    try:
+        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
+        document = metadata[METADATA_KEY]
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise PromptFileInvalid(
+            f"Not a prompt file: no metadata {METADATA_KEY!r} in a safetensors header ({error!r})."
+        ) from error
+    try:
+        fields = json.loads(document)
+        # What cannot be written again (NaN, infinity, half a surrogate pair) is not let in: it
+        # would break whoever passes it on.
+        json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+        version = fields.get("format_version")
+        if version not in range(PLAIN_VERSION, FORMAT_VERSION + 1) or isinstance(version, bool):
+            raise PromptFileInvalid(
+                f"The file has format version {version!r}; this prompt-serve reads "
+                f"{PLAIN_VERSION} to {FORMAT_VERSION}. Update prompt-serve, or train the "
+                f"prompt again."
+            )
+        newer = {"image", "temperature", "unknown_below"}
+        if newer & set(fields) != (newer if version == FORMAT_VERSION else set()):
+            raise PromptFileInvalid(
+                f"The header is not valid: version {FORMAT_VERSION} has the fields "
+                f"{', '.join(sorted(newer))}, version {PLAIN_VERSION} has none of them."
+            )
+        return _Header.model_validate(fields)
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:10]
+        )
+        raise PromptFileInvalid(f"The header is not valid: {faults}.") from error
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
+        raise PromptFileInvalid(f"The header is not valid JSON: {error}.") from error
+
+
+def _read_branch(
+    branch: str, header: _BranchHeader | None, arrays: Mapping[str, Any]
+) -> Encoding | None:
+    named = {
+        key.removeprefix(f"{branch}."): array
+        for key, array in arrays.items()
+        if key.startswith(f"{branch}.")
+    }
+    if header is None:
+        if named:
+            raise PromptFileInvalid(f"The file holds tensors nobody explains: {sorted(named)}.")
+        return None
+    tensors: dict[str, Any] = dict(named)
+    for name, coded in (header.coded or {}).items():
+        try:
+            packed, codebook = tensors.pop(f"{name}.indices"), tensors.pop(f"{name}.codebook")
+        except KeyError as error:
+            raise PromptFileInvalid(f"Coded tensor {name!r} lacks {error}.") from error
+        if name in tensors:
+            raise PromptFileInvalid(f"Tensor {name!r} stands in the file twice, plain and coded.")
+        tensors[name] = _read_coded(coded, packed, codebook)
+    return encoding_from(header.encoding, tensors, header.options)
+
+
+def _read_coded(header: _CodedHeader, packed: NDArray[Any], codebook: NDArray[Any]) -> Coded:
+    wanted = codebook.size == 2**header.bits if header.bits in BITS else False
+    if not wanted or any(side < 0 for side in header.shape) or len(header.shape) > 3:
+        raise PromptFileInvalid(
+            f"A tensor of shape {header.shape} at {header.bits} bits with a codebook of "
+            f"{codebook.size} numbers contradicts itself."
+        )
+    if math.prod(header.shape) > MAX_FILE_BYTES:
+        raise PromptFileInvalid(f"A coded tensor of shape {header.shape} is too large.")
+    indices = unpack(packed, header.bits, tuple(header.shape))
+    return Coded(indices=indices, codebook=codebook)
+
+
+def _read_probe(encoded: str) -> HalfArray:
+    try:
+        raw = base64.b64decode(encoded, validate=True)
+        return np.frombuffer(raw, dtype="<f2").astype(np.float16)
+    except (binascii.Error, ValueError) as error:
+        raise PromptFileInvalid(f"The probe is not base64 of float16 numbers: {error}.") from error

@@ -1,0 +1,99 @@
+"""What is known of each public dataset: ``papers.toml`` as values."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from prompt_serve.errors import ConfigInvalid
+
+COOP = "coop"  # the set of templates that the others are differences to
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec:
+    """Where a dataset lies below the datasets root, and what makes it the published one.
+
+    ``papers.toml`` says what each field means. Counts and lists that are empty are not checked.
+    """
+
+    name: str
+    title: str
+    folders: tuple[str, ...]
+    reader: str
+    images: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    holds: tuple[str, ...] = ()
+    classes: int = 0
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    first_new: str = ""
+    published: Mapping[int, str] = field(default_factory=dict)
+    names_from: str = ""
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    fetch: tuple[str, ...] = ()
+    needs_page: str = ""
+    note: str = ""
+
+
+def paper_datasets() -> Mapping[str, DatasetSpec]:
+    """The eleven datasets, by name, in the order of the papers' tables."""
+    return _specs("datasets")
+
+
+def imagenet_domains() -> Mapping[str, DatasetSpec]:
+    """The four test sets for a prompt learned on ImageNet, by name."""
+    return _specs("domains")
+
+
+def template_sets() -> tuple[str, ...]:
+    """Whose hand-written sentences are known."""
+    return tuple(_document()["templates"])
+
+
+def template_of(dataset: str, templates: str = COOP) -> str:
+    """The hand-written sentence of a dataset, with ``{}`` for the class name.
+
+    Args:
+        dataset: a name; the default sentence where it has none of its own.
+        templates: whose.
+
+    Raises:
+        ConfigInvalid: there is no such set of templates.
+    """
+    known = _document()["templates"]
+    if templates not in known:
+        raise ConfigInvalid(
+            f"There are no templates of {templates!r}; there are those of {', '.join(known)}."
+        )
+    sentences = {**known[COOP], **known[templates]}
+    return str(sentences.get(dataset, sentences["default"]))
+
+
+@cache
+def _document() -> dict[str, Any]:
+    text = files("prompt_serve.research.datasets").joinpath("papers.toml").read_text("utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def _specs(kind: str) -> Mapping[str, DatasetSpec]:
+    document = _document()
+    return {
+        name: _spec(name, {"needs_page": _section(document["needs_page"], table), **table})
+        for name, table in document[kind].items()
+    }
+
+
+def _section(page: str, table: Mapping[str, Any]) -> str:
+    return f"{page}#{table['title'].lower()}"  # as GitHub names the sections of DATASETS.md
+
+
+def _spec(name: str, table: Mapping[str, Any]) -> DatasetSpec:
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
+    }
+    # The keys of a TOML table are strings; these are positions in a list.
+    values["published"] = {int(at): file for at, file in table.get("published", {}).items()}
+    return DatasetSpec(name=name, **values)

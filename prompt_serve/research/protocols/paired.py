@@ -1,0 +1,183 @@
+"""Whether one row of a table beats another: the same dataset and seed, one beside the other."""
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.research.protocols.results import Result
+from prompt_serve.research.protocols.summary import (
+    AVERAGE,
+    BASE,
+    HARMONIC,
+    NEW,
+    SOURCE,
+    comparison_of,
+    harmonic_mean,
+    latest,
+)
+
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+# Shares that came from whole images differ by more, or only by how a computer rounds.
+SAME = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """How much more right answers ``label`` gives than ``other``, and how sure that is."""
+
+    label: str
+    other: str
+    test_set: str
+    difference: float  # of accuracies (shares), mean over datasets of the mean over seeds
+    low: float  # 95 % interval, bootstrap over datasets and, within them, seeds
+    high: float
+    pairs: int  # of (dataset, seed)
+    wins: int  # of them
+    ties: int
+    losses: int
+    datasets: Mapping[str, float]  # mean difference of each
+    dataset_p: float  # two-sided Wilcoxon over the datasets' mean differences
+    # The same over all pairs: smaller than honest, as the seeds of one dataset share its images.
+    pair_p: float
+
+    @property
+    def sure(self) -> bool:
+        """Whether the interval leaves zero out."""
+        return self.low > 0 or self.high < 0
+
+    def text(self) -> str:
+        """One line for people, in percentage points."""
+        return (
+            f"{self.label} - {self.other}, {self.test_set}: {100 * self.difference:+.2f} points "
+            f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}], {self.wins} wins, {self.ties} ties, "
+            f"{self.losses} losses of {self.pairs} pairs, p = {self.dataset_p:.3g} over "
+            f"{len(self.datasets)} datasets"
+        )
+
+
+def compare_rows(
+    results: Iterable[Result],
+    label: str,
+    other: str,
+    *,
+    test_set: str,
+    shots: int | None = None,
+) -> Paired:
+    """Take every dataset and seed that both rows have, and look at the differences.
+
+    Args:
+        results: of one protocol, suite and backbone.
+        label: of the row that is asked about.
+        other: of the row it is held against.
+        test_set: a key of the accuracies; HARMONIC for H; AVERAGE for all targets of a transfer,
+            each of which then counts as a dataset.
+        shots: images a class; None takes all counts there are, as pairs of their own.
+
+    Raises:
+        ConfigInvalid: the results mix comparisons, or no dataset and seed has both rows.
+    """
+    kept = [one for one in latest(results) if shots in (None, one.shots)]
+    kinds = sorted({comparison_of(one) for one in kept if one.label in (label, other)})
+    if len(kinds) > 1:
+        raise ConfigInvalid(
+            f"Rows can be held against each other within one protocol, suite and backbone; these "
+            f"results have {', '.join(' / '.join(kind) for kind in kinds)}. Give those of one."
+        )
+    ours, theirs = (_values(kept, name, test_set) for name in (label, other))
+    differences = _differences(ours, theirs)
+    if not differences:
+        labels = ", ".join(map(repr, dict.fromkeys(one.label for one in kept))) or "none"
+        raise ConfigInvalid(
+            f"No dataset and seed has {test_set!r} for both {label!r} and {other!r}; "
+            f"the results have the rows {labels}."
+        )
+    return _paired(label, other, test_set, differences)
+
+
+_Key = tuple[str, int, int]  # dataset or target, seed, shots
+
+
+def _values(results: Sequence[Result], label: str, test_set: str) -> dict[_Key, float]:
+    found: dict[_Key, float] = {}
+    for one in results:
+        if one.label == label:
+            for name, value in _of_test_set(one, test_set).items():
+                found[name, one.seed, one.shots] = value
+    return found
+
+
+def _of_test_set(result: Result, test_set: str) -> dict[str, float]:
+    accuracy = result.accuracy
+    if test_set == AVERAGE:
+        targets = {name: value for name, value in accuracy.items() if name != SOURCE}
+        return {f"{result.dataset} to {name}": value for name, value in targets.items()}
+    if test_set == HARMONIC and BASE in accuracy and NEW in accuracy:
+        return {result.dataset: harmonic_mean(accuracy[BASE], accuracy[NEW])}
+    return {result.dataset: accuracy[test_set]} if test_set in accuracy else {}
+
+
+def _differences(
+    ours: Mapping[_Key, float], theirs: Mapping[_Key, float]
+) -> dict[str, list[float]]:
+    """By dataset, one for each seed (and count of shots)."""
+    found: dict[str, list[float]] = {}
+    for key, value in ours.items():
+        if key in theirs:
+            difference = value - theirs[key]
+            same = abs(difference) < SAME
+            found.setdefault(key[0], []).append(0.0 if same else difference)
+    return found
+
+
+def _paired(
+    label: str, other: str, test_set: str, differences: Mapping[str, Sequence[float]]
+) -> Paired:
+    pairs = [value for own in differences.values() for value in own]
+    means = {name: statistics.fmean(own) for name, own in differences.items()}
+    low, high = _interval(list(differences.values()))
+    return Paired(
+        label=label,
+        other=other,
+        test_set=test_set,
+        difference=statistics.fmean(means.values()),
+        low=low,
+        high=high,
+        pairs=len(pairs),
+        wins=sum(value > 0 for value in pairs),
+        ties=sum(value == 0 for value in pairs),
+        losses=sum(value < 0 for value in pairs),
+        datasets=means,
+        dataset_p=_p_value(list(means.values())),
+        pair_p=_p_value(pairs),
+    )
+
+
+def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Percentile bootstrap in two stages: datasets, then seeds within each drawn dataset."""
+    rng = np.random.default_rng(0)
+    count = len(differences)
+    # (count, RESAMPLES): a mean over redrawn seeds, for every dataset, as often as it may be drawn.
+    drawn = rng.integers(count, size=(RESAMPLES, count))
+    means = np.empty((RESAMPLES, count))
+    for index, own in enumerate(differences):
+        chosen = drawn == index
+        seeds = rng.integers(len(own), size=(int(chosen.sum()), len(own)))
+        means[chosen] = np.asarray(own)[seeds].mean(axis=1)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(means.mean(axis=1), (tail, 1 - tail))
+    return float(low), float(high)
+
+
+def _p_value(differences: Sequence[float]) -> float:
+    """Two-sided Wilcoxon signed-rank test that they lie around zero; ties with zero are left out.
+
+    1 where nothing differs. With few pairs it cannot be small: three give 0.25 at best.
+    """
+    # Equal differences have to get equal ranks, however their last bits came out.
+    kept = [round(value, 9) for value in differences if abs(value) >= SAME]
+    return float(wilcoxon(kept).pvalue) if kept else 1.0

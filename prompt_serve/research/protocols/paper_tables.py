@@ -1,0 +1,230 @@
+"""The papers' tables as data (``paper_tables.toml``), and which of our rows each of theirs is."""
+
+import math
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
+from prompt_serve.research.protocols.summary import (
+    AVERAGE,
+    BASE,
+    HARMONIC,
+    NEW,
+    SOURCE,
+    TRANSFER,
+    harmonic_mean,
+)
+from prompt_serve.training.config import make_config
+
+BACKBONE = "ViT-B/16"  # OpenAI's, of every table that does not say otherwise
+DATASETS = tuple(paper_datasets())
+DOMAINS = tuple(imagenet_domains())
+# What makes a row another row. All else (epochs, learning rates, dropout) is how it was learned.
+IDENTITY = (
+    "method",
+    "rank",
+    "projection_rank",
+    "frozen_init",
+    "bits",
+    "quantisation",
+    "branch",
+    "depth",
+    "class_specific",
+    "class_position",
+    "tokens",
+    "prune_score",
+    "noise_std",
+)
+# Of these the papers set the depth by protocol (MaPLe: 9 blocks, 3 in transfer).
+DEEP = ("vpt", "ivlp", "maple", "dip-maple", "qmaple", "promptsrc")
+# Tables round to 0.01; a harmonic mean of two rounded numbers is off by up to as much again.
+ROUNDING = 0.0101
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRow:
+    """Figures of one method on one dataset, or of their average, in one table."""
+
+    label: str  # as in the paper: "DIP+CoOp"
+    protocol: str  # as in results, or "cost"
+    dataset: str  # that was learned on, or AVERAGE
+    shots: int
+    figures: Mapping[str, float]  # by test set, in ``unit``; what is missing in the text is absent
+    paper: str  # "DIP (arXiv 2312.10813)"
+    where: str  # "Table 9"
+    backbone: str = BACKBONE
+    unit: str = "percent"
+    ablation: bool = False  # learned with other settings than the paper's main table
+    from_memory: bool = False  # not read in the paper
+    settings: Mapping[str, Any] | None = None  # of our method; None: we have none
+    size: str = ""  # learned numbers and bytes, as printed
+
+    @property
+    def source(self) -> str:
+        """Where the figures are from, for people."""
+        return f"{self.paper}, {self.where}{' (from memory)' if self.from_memory else ''}"
+
+    def at(self, test_set: str, name: str) -> "PaperRow | None":
+        """Of one test set alone, under another name; None where there is no such figure."""
+        found = self.figures.get(test_set)
+        return None if found is None else replace(self, figures={name: found})
+
+
+@dataclass(frozen=True)
+class _Tables:
+    rows: tuple[PaperRow, ...]
+    methods: Mapping[str, Mapping[str, Any]] = field(repr=False)
+
+
+def paper_rows(
+    protocol: str | None = None, *, dataset: str | None = None, ablations: bool = True
+) -> tuple[PaperRow, ...]:
+    """Rows of all tables, in the order of the file; of a protocol or dataset where given."""
+    return tuple(
+        row
+        for row in _tables().rows
+        if protocol in (None, row.protocol)
+        and dataset in (None, row.dataset)
+        and (ablations or not row.ablation)
+    )
+
+
+def paper_row_for(
+    config: Mapping[str, Any],
+    protocol: str,
+    dataset: str,
+    *,
+    shots: int = 16,
+    ablations: bool = False,
+) -> PaperRow | None:
+    """The row of the papers that learned what ``config`` learns; rows read before remembered ones.
+
+    Args:
+        config: settings as a line of results keeps them (``TrainConfig.to_dict``).
+        protocol: as in results.
+        dataset: that was learned on, or AVERAGE.
+        shots: images a class.
+        ablations: also look at rows of ablations, where no other is found.
+    """
+    wanted = identity(config)
+    found = [
+        row
+        for row in paper_rows(protocol, dataset=dataset, ablations=ablations)
+        if row.settings is not None
+        and row.shots == shots
+        and row.backbone == BACKBONE
+        and identity(row.settings) == wanted
+    ]
+    found.sort(key=lambda row: (row.ablation, row.from_memory))  # stable
+    return found[0] if found else None
+
+
+def mean_of(rows: Sequence[PaperRow | None]) -> PaperRow | None:
+    """The mean of panels, H from the mean base and new; None where one of them is."""
+    known = [row for row in rows if row is not None]
+    if not known or len(known) < len(rows):
+        return None
+    shared = [name for name in known[0].figures if all(name in row.figures for row in known)]
+    means = {name: math.fsum(row.figures[name] for row in known) / len(known) for name in shared}
+    if BASE in means and NEW in means:
+        means[HARMONIC] = harmonic_mean(means[BASE], means[NEW])
+    return replace(
+        known[0],
+        figures=means,
+        ablation=any(row.ablation for row in known),
+        from_memory=any(row.from_memory for row in known),
+    )
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that make it another row of a table, defaults filled in."""
+    resolved = make_config(
+        {name: value for name, value in config.items() if name in IDENTITY}
+    ).resolved()
+    values = {name: getattr(resolved, name) for name in IDENTITY}
+    deep = resolved.method in DEEP
+    return {**values, "depth": None if deep else resolved.depth or 1}
+
+
+def known_methods() -> Mapping[str, Mapping[str, Any]]:
+    """The papers' name of each method that we have -> its settings here."""
+    return _tables().methods
+
+
+def check_tables(rows: Sequence[PaperRow]) -> Iterator[str]:
+    """What does not add up in the papers: averages over all datasets or targets, and H."""
+    for row in rows:
+        figures = row.figures
+        if {BASE, NEW, HARMONIC} <= figures.keys():
+            expected = harmonic_mean(figures[BASE], figures[NEW])
+            yield from _off(row, HARMONIC, figures[HARMONIC], expected)
+        if row.protocol in TRANSFER and AVERAGE in figures:
+            targets = [v for name, v in figures.items() if name not in (SOURCE, AVERAGE)]
+            yield from _off(row, "the average", figures[AVERAGE], math.fsum(targets) / len(targets))
+    yield from _averages_off(rows)
+
+
+def _averages_off(rows: Sequence[PaperRow]) -> Iterator[str]:
+    plain = [row for row in rows if not row.ablation and row.protocol not in (*TRANSFER, "cost")]
+    for average in (row for row in plain if row.dataset == AVERAGE):
+        key = (average.label, average.protocol, average.shots)
+        panels = {
+            row.dataset: row.figures
+            for row in plain
+            if (row.label, row.protocol, row.shots) == key and row.dataset != AVERAGE
+        }
+        if set(panels) != set(DATASETS):
+            continue  # H of an average is no mean either, and checked above
+        for name in (name for name in average.figures if name != HARMONIC):
+            mean = math.fsum(panel[name] for panel in panels.values()) / len(panels)
+            yield from _off(average, f"the average of {name!r}", average.figures[name], mean)
+
+
+def _off(row: PaperRow, what: str, printed: float, expected: float) -> Iterator[str]:
+    if abs(printed - expected) > ROUNDING:
+        yield (
+            f"{row.source}, {row.label}, {row.protocol} of {row.dataset}: {what} is printed as "
+            f"{printed:.2f}, and comes to {expected:.2f}"
+        )
+
+
+@cache
+def _tables() -> _Tables:
+    text = resources.files(__package__).joinpath("paper_tables.toml").read_text(encoding="utf-8")
+    content = tomllib.loads(text)
+    rows = tuple(row for table in content["tables"] for row in _rows(table, content))
+    return _Tables(rows, content["methods"])
+
+
+def _rows(table: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[PaperRow]:
+    for label, values in table["rows"].items():
+        for dataset, figures in _by_dataset(table, values).items():
+            known = {name: value for name, value in figures.items() if not math.isnan(value)}
+            yield PaperRow(
+                label=label,
+                protocol=table["protocol"],
+                dataset=dataset,
+                shots=table.get("shots", 16),
+                figures=known,
+                paper=content["papers"][table["paper"]],
+                where=table["where"],
+                backbone=table.get("backbone", BACKBONE),
+                unit=table.get("unit", "percent"),
+                ablation=table.get("ablation", False),
+                from_memory=table.get("from_memory", False),
+                settings=content["methods"].get(label),
+                size=content["sizes"].get(label, ""),
+            )
+
+
+def _by_dataset(table: Mapping[str, Any], values: Any) -> dict[str, dict[str, float]]:
+    columns = table["columns"]
+    if "test_set" in table:  # the columns are datasets
+        pairs = zip(columns, values, strict=True)
+        return {dataset: {table["test_set"]: value} for dataset, value in pairs}
+    rows = {table["dataset"]: values} if "dataset" in table else values
+    return {name: dict(zip(columns, row, strict=True)) for name, row in rows.items()}

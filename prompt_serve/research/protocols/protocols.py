@@ -1,0 +1,190 @@
+"""The four protocols of the papers. Each learns every row of an experiment on every seed and
+returns one ``Result`` a line; nothing in their arguments could choose by test images.
+
+CoOp (arXiv 2109.01134), section 4; CoCoOp (arXiv 2203.05557), sections 4.1 to 4.3.
+"""
+
+from collections.abc import Sequence
+
+from prompt_serve.errors import ConfigInvalid, DatasetInvalid
+from prompt_serve.research.protocols.experiment import (
+    Experiment,
+    Report,
+    TestImages,
+    learn_and_test,
+)
+from prompt_serve.research.protocols.results import Result
+from prompt_serve.research.protocols.suite import BenchDataset, Suite
+from prompt_serve.research.protocols.summary import (
+    BASE,
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+    NEW,
+    SOURCE,
+    TEST,
+)
+from prompt_serve.training.class_sets import half_labels, of_labels
+from prompt_serve.training.data.dataset import ImageSet
+
+PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION)
+SHOTS = 16
+FEW_SHOTS = (1, 2, 4, 8, 16)
+
+
+def base_to_new(
+    suite: Suite, experiment: Experiment, *, datasets: Sequence[str] = (), shots: int = SHOTS
+) -> list[Result]:
+    """Learn on the first half of the classes; test on theirs ("base") and, with the same context
+    and other names, on the rest ("new"), each over its own classes (CoCoOp, section 4.1).
+
+    Shots are drawn over all classes and then cut to the base classes, as CoOp's code does.
+
+    Args:
+        suite: of datasets.
+        experiment: rows, seeds and the rest.
+        datasets: some of the suite's; all that are there where empty.
+        shots: training images a class.
+    """
+    results = []
+    for name in suite.chosen(datasets):
+        dataset = suite.load(name)
+        test = _test_part(dataset)
+        base, new = half_labels(len(dataset.split.class_names))
+        tests = (
+            TestImages(name=BASE, images=of_labels(test, base), template=dataset.template),
+            TestImages(name=NEW, images=of_labels(test, new), template=dataset.template),
+        )
+        results += learn_and_test(
+            experiment,
+            suite.name,
+            dataset,
+            [Report(protocol=BASE_TO_NEW, tests=tests)],
+            shots=shots,
+            labels=base,
+        )
+    return results
+
+
+def few_shot_learning(
+    suite: Suite,
+    experiment: Experiment,
+    *,
+    datasets: Sequence[str] = (),
+    shots: Sequence[int] = FEW_SHOTS,
+) -> list[Result]:
+    """Learn all classes from k images each, for each k; test on all ("test") (CoOp, section 4.1).
+
+    Args:
+        suite: of datasets.
+        experiment: rows, seeds and the rest.
+        datasets: some of the suite's; all that are there where empty.
+        shots: every k.
+    """
+    results = []
+    for name in suite.chosen(datasets):
+        dataset = suite.load(name)
+        test = TestImages(name=TEST, images=_test_part(dataset), template=dataset.template)
+        for k in shots:
+            results += learn_and_test(
+                experiment,
+                suite.name,
+                dataset,
+                [Report(protocol=FEW_SHOT, tests=(test,))],
+                shots=k,
+            )
+    return results
+
+
+def cross_dataset(
+    suite: Suite,
+    experiment: Experiment,
+    *,
+    source: str | None = None,
+    datasets: Sequence[str] = (),
+    shots: int = SHOTS,
+) -> list[Result]:
+    """Learn all classes of the source; test on it and on all classes of every other dataset with
+    the same context (CoCoOp, section 4.2). See ``transfer``."""
+    return transfer(
+        suite, experiment, [CROSS_DATASET], source=source, datasets=datasets, shots=shots
+    )
+
+
+def domain_generalisation(
+    suite: Suite, experiment: Experiment, *, source: str | None = None, shots: int = SHOTS
+) -> list[Result]:
+    """Learn all classes of the source; test on it and on its domains (CoCoOp, section 4.3). See
+    ``transfer``."""
+    return transfer(suite, experiment, [DOMAIN_GENERALISATION], source=source, shots=shots)
+
+
+def transfer(
+    suite: Suite,
+    experiment: Experiment,
+    protocols: Sequence[str] = (CROSS_DATASET, DOMAIN_GENERALISATION),
+    *,
+    source: str | None = None,
+    datasets: Sequence[str] = (),
+    shots: int = SHOTS,
+) -> list[Result]:
+    """Both protocols that learn on one dataset and test elsewhere, of one and the same prompt.
+
+    Args:
+        suite: of datasets.
+        experiment: rows, seeds and the rest.
+        protocols: which of the two to report.
+        source: the dataset to learn on; the suite's where None.
+        datasets: targets; all others that are there where empty.
+        shots: training images a class.
+
+    Raises:
+        ConfigInvalid: there is no target, or the source has no domain.
+        DatasetMissing: the source is not there.
+    """
+    dataset = suite.load(source or suite.source)
+    reports = []
+    if CROSS_DATASET in protocols:
+        reports.append(_across_datasets(suite, dataset, datasets))
+    if DOMAIN_GENERALISATION in protocols:
+        reports.append(_across_domains(dataset))
+    return learn_and_test(experiment, suite.name, dataset, reports, shots=shots)
+
+
+def _across_datasets(suite: Suite, source: BenchDataset, datasets: Sequence[str]) -> Report:
+    targets = [name for name in suite.chosen(datasets) if name != source.name]
+    if not targets:
+        raise ConfigInvalid(
+            f"There is no dataset beside the source {source.name!r} to transfer to. Name more."
+        )
+    tests = [_as_test(SOURCE, _test_part(source), source.template)]
+    for name in targets:
+        target = suite.load(name)
+        tests.append(_as_test(name, _test_part(target), target.template))
+    return Report(protocol=CROSS_DATASET, tests=tuple(tests))
+
+
+def _across_domains(source: BenchDataset) -> Report:
+    if not source.domains:
+        raise ConfigInvalid(
+            f"Dataset {source.name!r} has no domains: no test images of another look. Name another "
+            f"source, or give domains with --domain NAME=FOLDER."
+        )
+    tests = [_as_test(SOURCE, _test_part(source), source.template)]
+    tests += [_as_test(name, images, source.template) for name, images in source.domains.items()]
+    return Report(protocol=DOMAIN_GENERALISATION, tests=tuple(tests))
+
+
+def _as_test(name: str, images: ImageSet, template: str) -> TestImages:
+    return TestImages(name=name, images=images, template=template)
+
+
+def _test_part(dataset: BenchDataset) -> ImageSet:
+    if dataset.split.test is None:
+        raise DatasetInvalid(
+            f"Dataset {dataset.name!r} has no test images, and accuracy on images that were "
+            f"learned from says nothing. Add a folder test/, or a column split to its table.",
+            source=dataset.name,
+        )
+    return dataset.split.test

@@ -1,0 +1,160 @@
+"""How many keys and values each block keeps while ADAPT prunes them (its Figure 3)."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from prompt_serve.research.reports.choice import Choice, most_shots
+from prompt_serve.research.reports.drawing import BLUES, INK, draw, panels, whole_steps
+from prompt_serve.research.reports.overview import title_of
+from prompt_serve.research.reports.page import Block, Chart, Section, Table
+from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TOWERS = {"image": "image_tokens", "text": "text_tokens"}  # name, fact of the log
+ROWS = 4  # charts of a table and dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Context lengths of one row, means over seeds."""
+
+    epochs: tuple[int, ...]  # from 1
+    towers: dict[str, tuple[tuple[float, ...], ...]]  # by name: of each epoch, of each block
+
+
+def lengths(runs: Sequence[KeptRun], choice: Choice) -> Section:
+    """A chart for each row that prunes; of few-shot runs, those with the most shots."""
+    blocks: list[Block] = []
+    for number, (key, group) in enumerate(by_comparison(runs).items()):
+        own = [run for run in most_shots(group) if _prunes(run)]
+        for dataset in choice.chosen_datasets(own):
+            of_dataset = [run for run in own if run.result.dataset == dataset]
+            labels = list(dict.fromkeys(run.result.label for run in of_dataset))
+            labels = [choice.row] if choice.row in labels else labels[:ROWS]
+            for place, label in enumerate(labels):
+                chosen = [run for run in of_dataset if run.result.label == label]
+                title = f"{label}: {title_of(*key)}, {dataset}"
+                blocks.append(_chart(chosen, title, f"lengths{number}-{len(blocks)}-{place}"))
+    return Section(
+        anchor="lengths",
+        title="Pruning of context lengths",
+        after="ADAPT Figure 3",
+        blocks=blocks,
+        missing=""
+        if blocks
+        else "Left out: it wants logs (runs/<run>/history.jsonl) of a method that prunes, such as "
+        "adapt.",
+    )
+
+
+def mean_lengths(runs: Sequence[KeptRun]) -> Lengths:
+    """Means over runs of one shape, at the epochs that all have."""
+    logs = [{record.epoch + 1: record.facts for record in run.history} for run in runs]
+    epochs = sorted(set.intersection(*(set(log) for log in logs)))
+    return Lengths(
+        epochs=tuple(epochs),
+        towers={
+            tower: tuple(
+                tuple(
+                    statistics.fmean(of_block)
+                    for of_block in zip(*(log[epoch][fact] for log in logs), strict=True)
+                )
+                for epoch in epochs
+            )
+            for tower, fact in TOWERS.items()
+        },
+    )
+
+
+def _prunes(run: KeptRun) -> bool:
+    return bool(run.history) and all(
+        fact in record.facts for record in run.history for fact in TOWERS.values()
+    )
+
+
+def _chart(runs: Sequence[KeptRun], title: str, name: str) -> Chart:
+    found = mean_lengths(runs)
+    seeds = len({run.result.seed for run in runs})
+    highest = max(max(map(max, by_epoch)) for by_epoch in found.towers.values())
+    blocks = max(len(by_epoch[0]) for by_epoch in found.towers.values())
+
+    def paint(figure: "Figure") -> None:
+        for axes, (tower, by_epoch) in zip(
+            panels(figure, len(TOWERS), len(TOWERS)), found.towers.items(), strict=True
+        ):
+            _map(axes, found.epochs, by_epoch, highest)
+            left = sum(by_epoch[-1])
+            axes.set(title=f"{tower} tower: {_short(left)} left at the end", xlabel="epoch")
+        figure.supylabel("block", fontsize=8)
+
+    end = {tower: by_epoch[-1] for tower, by_epoch in found.towers.items()}
+    return Chart(
+        title=title,
+        svg=draw(paint, name=name, height=1.1 + 0.19 * blocks),
+        alt="keys and values that each block keeps, by epoch, of both towers; at the end "
+        + "; ".join(f"{tower}: {_listed(own)}" for tower, own in end.items()),
+        caption="Keys and values that each block has left, the darker the more, of "
+        f"{_short(highest)}; to the right, how many at the end. {_over(seeds)}",
+        tables=[_table(found, title)],
+    )
+
+
+def _map(
+    axes: "Axes", epochs: Sequence[int], by_epoch: Sequence[Sequence[float]], highest: float
+) -> None:
+    """A bar for each block, in the colour of its length; equal lengths in one piece."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("lengths", BLUES)
+    blocks = len(by_epoch[0])
+    for block in range(blocks):
+        column = [own[block] for own in by_epoch]
+        spans, shades, first = [], [], 0
+        for length, same in groupby(column):
+            count = len(list(same))
+            spans.append((epochs[first] - 0.5, epochs[first + count - 1] - epochs[first] + 1))
+            shades.append(colours(length / highest if highest else 0.0))
+            first += count
+        axes.broken_barh(spans, (block + 0.54, 0.92), facecolors=shades)
+        axes.text(
+            epochs[-1] + 0.5, block + 1, f" {_short(column[-1])}", va="center", fontsize=7,
+            color=INK,
+        )  # fmt: skip
+    axes.set(xlim=(epochs[0] - 0.5, epochs[-1] + 0.5), ylim=(0.4, blocks + 0.6))
+    axes.set_yticks(range(1, blocks + 1))
+    whole_steps(axes)
+    axes.grid(visible=False)
+
+
+def _table(found: Lengths, title: str) -> Table:
+    count = len(found.epochs)
+    at = sorted({round(share * (count - 1) / 4) for share in range(5)})
+    rows = []
+    for tower, by_epoch in found.towers.items():
+        for block in range(len(by_epoch[0])):
+            rows.append([f"{tower} {block + 1}", *(_short(by_epoch[i][block]) for i in at)])
+        rows.append([f"{tower}, all blocks", *(_short(sum(by_epoch[i])) for i in at)])
+    return Table(
+        caption=f"Context lengths: {title}",
+        heads=["", *(f"after epoch {found.epochs[i]}" for i in at)],
+        rows=rows,
+    )
+
+
+def _short(length: float) -> str:
+    """With one digit behind the point, where there is any."""
+    return f"{length:.1f}".removesuffix(".0")
+
+
+def _listed(own: Sequence[float]) -> str:
+    return ", ".join(_short(length) for length in own)
+
+
+def _over(seeds: int) -> str:
+    return f"Means over {seeds} seeds." if seeds > 1 else "One seed."

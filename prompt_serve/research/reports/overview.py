@@ -1,0 +1,159 @@
+"""What was run, and what has to be known before one row is held beside another."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prompt_serve.research.protocols.fairness import fairness_notes
+from prompt_serve.research.protocols.results import Result
+from prompt_serve.research.protocols.summary import (
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+    TRANSFER,
+    Summary,
+)
+from prompt_serve.research.reports.page import Block, Section, Table, Text, percent
+from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+
+PROTOCOLS = {
+    BASE_TO_NEW: "base to new",
+    FEW_SHOT: "few-shot",
+    CROSS_DATASET: "cross-dataset transfer",
+    DOMAIN_GENERALISATION: "domain generalisation",
+}
+FEW_IMAGES = 200  # one image is half a point
+ENOUGH_SEEDS = 3
+
+
+def title_of(protocol: str, suite: str, backbone: str) -> str:
+    """Of a table, for people."""
+    return f"{PROTOCOLS.get(protocol, protocol)}, suite {suite}, backbone {backbone}"
+
+
+def overview(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> Section:
+    """What was run."""
+    groups = by_comparison(runs)
+    rows = []
+    for (protocol, suite, backbone), own in groups.items():
+        results = [run.result for run in own]
+        rows.append(
+            [
+                PROTOCOLS.get(protocol, protocol),
+                suite,
+                backbone,
+                _joined(r.dataset for r in results),
+                _joined(r.label for r in results),
+                _joined(r.shots for r in results),
+                _joined(r.seed for r in results),
+                f"{len(results):,}",
+            ]
+        )
+    what = Table(
+        caption="Runs",
+        heads=["protocol", "suite", "backbone", "datasets", "rows", "shots", "seeds", "prompts"],
+        rows=rows,
+        words=True,
+    )
+    blocks: list[Block] = [
+        what,
+        _backbones(runs),
+        _environments(runs),
+        Text(
+            title="Before rows are compared",
+            lines=notes(runs, summaries)
+            or ["Nothing was found that sets one row apart from another."],
+        ),
+    ]
+    return Section(anchor="runs", title="What was run", blocks=blocks)
+
+
+def notes(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> list[str]:
+    """What sets rows apart beside their methods, and how far the figures can be trusted."""
+    found = []
+    groups = by_comparison(runs)
+    several = len({backbone for _, _, backbone in groups}) > 1
+    if several:
+        found.append(
+            "There are several backbones. Their rows stand in tables of their own; figures of one "
+            "say nothing about figures of another."
+        )
+    for (protocol, _, backbone), own in groups.items():
+        where = f"{PROTOCOLS.get(protocol, protocol)} on {backbone}"
+        results = [run.result for run in own]
+        apart = f"{backbone}: " if several else ""
+        found += [f"{apart}{note}" for note in fairness_notes(results)]
+        found += [f"{where}: {note}" for note in _precision(results)]
+    for summary in summaries:
+        where = f"{PROTOCOLS.get(summary.protocol, summary.protocol)} on {summary.backbone}"
+        found += [f"{where}: {note}" for note in _gaps(summary)]
+    return found
+
+
+def _precision(results: Sequence[Result]) -> Iterable[str]:
+    """What chance alone may do."""
+    seeds = {r.seed for r in results}
+    if len(seeds) < ENOUGH_SEEDS:
+        yield (
+            f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}; the papers average over "
+            f"{ENOUGH_SEEDS}, and differences of a point or two are within what a seed changes."
+        )
+    few = {
+        (r.dataset, test): r.images[test]
+        for r in results
+        for test in r.accuracy
+        if 0 < r.images.get(test, 0) < FEW_IMAGES
+    }
+    if few:
+        (dataset, test), least = min(few.items(), key=lambda item: item[1])
+        yield (
+            f"{len(few)} test sets have fewer than {FEW_IMAGES} images; of the smallest, {dataset} "
+            f"({test}) with {least}, one image is {percent(1 / least)} points."
+        )
+    if any("eurosat" in r.dataset.lower() for r in results):
+        yield "EuroSAT varies by some four points between seeds, in the papers' own code too."
+
+
+def _gaps(summary: Summary) -> Iterable[str]:
+    """Targets of transfer that some rows have and others have not."""
+    for row in summary.rows:
+        if summary.protocol in TRANSFER and row.partial:
+            yield (
+                f"{row.label} has no results for the targets {_joined(row.missing)}; its average "
+                f"is over the others and cannot be held beside that of a whole row."
+            )
+
+
+def _backbones(runs: Sequence[KeptRun]) -> Table:
+    found = {
+        (str(r.backbone.get("id", "")), str(r.backbone.get("fingerprint", "")))
+        for r in (run.result for run in runs)
+    }
+    return Table(
+        caption="Backbones",
+        heads=["name", "fingerprint (sha256 over the weights)"],
+        rows=[[name or "not stated", mark or "not stated"] for name, mark in sorted(found)],
+        words=True,
+    )
+
+
+def _environments(runs: Sequence[KeptRun]) -> Table:
+    """Each kind of machine and versions once, with how many prompts it learned."""
+    counts: dict[str, int] = {}
+    for run in runs:
+        key = json.dumps(dict(run.result.environment), sort_keys=True)
+        counts[key] = counts.get(key, 0) + 1
+    environments: list[dict[str, Any]] = [json.loads(key) for key in counts]
+    names = list(dict.fromkeys(name for one in environments for name in one))
+    return Table(
+        caption="Versions and machine",
+        heads=["", *(f"{count:,} prompts" for count in counts.values())],
+        rows=[[name, *(str(one.get(name, "–")) for one in environments)] for name in names],
+        words=True,
+        note="" if names else "The lines do not say what they were made with.",
+    )
+
+
+def _joined(values: Iterable[object]) -> str:
+    return ", ".join(map(str, dict.fromkeys(values)))

@@ -1,0 +1,312 @@
+"""What was answered: confusion matrix, reliability diagram, and the images behind the surest wrong
+answers."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from prompt_serve.research.protocols.results import Answers
+from prompt_serve.research.reports.choice import Choice, most_shots
+from prompt_serve.research.reports.drawing import BLUES, INK, draw, name_of, panels, styles
+from prompt_serve.research.reports.overview import title_of
+from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, Text, percent
+from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.thumbnails import Thumbnails, confused_pairs
+from prompt_serve.training.calibration import BINS
+from prompt_serve.types import IntArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TEST_SETS = 2  # of a run; transfer has ten
+MATRIX_CLASSES = 100  # more are cells of less than a pixel
+NUMBERED_CLASSES, NAMED_CLASSES = 20, 60
+LISTED = 200  # classes in a table
+CONFUSIONS = 15
+REDS = ("#fdf3ec", "#b04a00")
+ZERO_SHOT = "zero-shot"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Answers of about the same confidence."""
+
+    images: int
+    confidence: float  # mean
+    accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One run's answers on one test set."""
+
+    run: KeptRun
+    test_set: str
+    answers: Answers
+    zero_shot: Answers | None  # of the same dataset and test set
+    title: str
+    name: str  # for ids
+
+
+def answered(runs: Sequence[KeptRun], choice: Choice, thumbnails: Thumbnails) -> Section:
+    """For each table, the chosen row on the chosen datasets."""
+    blocks: list[Block] = []
+    for shown in _shown(runs, choice):
+        blocks.append(_heading(shown, choice))
+        if len(shown.answers.class_names) <= MATRIX_CLASSES:
+            blocks.append(_confusion(shown))
+        else:
+            blocks.append(_classes_tables(shown)[0])
+        blocks.append(_reliability(shown))
+        blocks.append(confused_pairs(shown.answers, shown.title, thumbnails))
+    return Section(
+        anchor="answers",
+        title="Answers: confusion, reliability, confused images",
+        intro="Of one row: the one asked for with --row, or the best by validation accuracy, mean "
+        "over its datasets and seeds. Of the datasets asked for with --dataset, or the first.",
+        blocks=blocks,
+        missing=""
+        if blocks
+        else "Left out: it wants the answers of the row (runs/<run>/answers-<test set>.npz).",
+    )
+
+
+def confusion_matrix(answers: Answers) -> IntArray:
+    """(C, C) images: of the class of the row, answered with the class of the column."""
+    classes = len(answers.class_names)
+    counts = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(counts, (answers.labels, answers.predicted[:, 0]), 1)
+    return counts
+
+
+def reliability(answers: Answers) -> tuple[Bin | None, ...]:
+    """Equal bins of confidence, those of the expected calibration error; None of an empty one."""
+    confidence = answers.probabilities[:, 0].astype(np.float64)
+    right = answers.predicted[:, 0] == answers.labels
+    numbers = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    return tuple(
+        Bin(
+            images=int(chosen.sum()),
+            confidence=float(confidence[chosen].mean()),
+            accuracy=float(right[chosen].mean()),
+        )
+        if (chosen := numbers == number).any()
+        else None
+        for number in range(BINS)
+    )
+
+
+def calibration_error(bins: Sequence[Bin | None]) -> float:
+    """Mean distance of confidence from accuracy (Guo et al. 2017, equation 3)."""
+    filled = [one for one in bins if one]
+    images = sum(one.images for one in filled)
+    return sum(abs(one.accuracy - one.confidence) * one.images for one in filled) / max(1, images)
+
+
+def confusions(answers: Answers) -> list[tuple[int, int, int]]:
+    """(class, answered class, images), the most frequent first."""
+    counts = confusion_matrix(answers)
+    np.fill_diagonal(counts, 0)
+    pairs = [(int(i), int(j), int(counts[i, j])) for i, j in np.argwhere(counts)]
+    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
+
+
+def _shown(runs: Sequence[KeptRun], choice: Choice) -> Iterator[Shown]:
+    for number, (key, group) in enumerate(by_comparison(runs).items()):
+        own = most_shots(group)
+        rows = choice.rows(own)
+        kept = [run for run in own if run.result.label in rows and run.answered]
+        for place, dataset in enumerate(choice.chosen_datasets(kept)):
+            of_dataset = [run for run in kept if run.result.dataset == dataset]
+            if not of_dataset:
+                continue
+            run = min(of_dataset, key=lambda run: run.result.seed)
+            for test_set in run.answered[:TEST_SETS]:
+                yield Shown(
+                    run=run,
+                    test_set=test_set,
+                    answers=run.answers(test_set),
+                    zero_shot=_zero_shot(own, run, test_set),
+                    title=f"{run.result.label}, {title_of(*key)}, {dataset} ({test_set})",
+                    name=f"answers{number}-{place}-{run.answered.index(test_set)}",
+                )
+
+
+def _zero_shot(runs: Sequence[KeptRun], run: KeptRun, test_set: str) -> Answers | None:
+    other = [
+        one for one in runs
+        if one.result.method == ZERO_SHOT and one.result.dataset == run.result.dataset
+        and one is not run and test_set in one.answered
+    ]  # fmt: skip
+    same = [one for one in other if one.result.seed == run.result.seed]
+    return (same or other)[0].answers(test_set) if other else None
+
+
+def _heading(shown: Shown, choice: Choice) -> Text:
+    result = shown.run.result
+    validated = (
+        "was not validated"
+        if result.validation_accuracy is None
+        else f"is right on {percent(result.validation_accuracy)} % of its validation images"
+    )
+    answers = shown.answers
+    right = float((answers.predicted[:, 0] == answers.labels).mean())
+    why = "as asked for" if choice.row else "the best row by validation accuracy"
+    return Text(
+        title=shown.title,
+        lines=[
+            f"Seed {result.seed}, {result.shots} shots, {why}: it {validated} and on "
+            f"{percent(right)} % of {len(answers.labels):,} test images of "
+            f"{len(answers.class_names):,} classes."
+        ],
+    )
+
+
+def _confusion(shown: Shown) -> Chart:
+    answers = shown.answers
+    counts = confusion_matrix(answers)
+    classes = len(counts)
+    side = min(8.6, 3.0 + 0.2 * classes)
+    return Chart(
+        title="Confusion matrix",
+        svg=draw(
+            lambda figure: _matrix(figure.subplots(), counts, answers.class_names),
+            name=f"{shown.name}-confusion",
+            width=min(9.6, side + 1.0),
+            height=side,
+        ),
+        alt=f"confusion matrix of {classes} classes; most often confused: "
+        + (
+            "; ".join(
+                f"{answers.class_names[i]} answered as {answers.class_names[j]}, {n} images"
+                for i, j, n in confusions(answers)[:3]
+            )
+            or "nothing"
+        ),
+        caption="A row holds the images of a class, as shares; a column what was answered. Right "
+        "answers are blue, wrong ones red, the darker the more of the class."
+        + (" Numbers are images." if classes <= NUMBERED_CLASSES else ""),
+        tables=_classes_tables(shown),
+    )
+
+
+def _matrix(axes: "Axes", counts: IntArray, names: Sequence[str]) -> None:
+    from matplotlib.collections import PatchCollection
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    right = LinearSegmentedColormap.from_list("right", BLUES)
+    wrong = LinearSegmentedColormap.from_list("wrong", REDS)
+    classes = len(counts)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    cells, shades = [], []
+    for i, j in np.argwhere(counts):
+        cells.append(Rectangle((j - 0.5, i - 0.5), 1, 1))
+        shades.append((right if i == j else wrong)(float(shares[i, j])))
+        if classes <= NUMBERED_CLASSES:
+            ink = "#ffffff" if shares[i, j] > 0.55 else INK
+            axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=7, color=ink)
+    axes.add_collection(PatchCollection(cells, facecolors=shades, edgecolors="none"))
+    axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
+    axes.set(xlabel="answered", ylabel="class of the image")
+    axes.grid(visible=False)
+    if classes <= NAMED_CLASSES:
+        size = 7 if classes <= 30 else 5
+        short = [name_of(name, 22) for name in names]
+        axes.set_xticks(range(classes), short, rotation=90, fontsize=size)
+        axes.set_yticks(range(classes), short, fontsize=size)
+    for spine in ("top", "right"):
+        axes.spines[spine].set_visible(True)
+
+
+def _classes_tables(shown: Shown) -> list[Table]:
+    answers = shown.answers
+    names, counts = answers.class_names, confusion_matrix(answers)
+    totals = counts.sum(axis=1)
+    frequent = confusions(answers)[:CONFUSIONS]
+    first: dict[int, str] = {}
+    for i, j, n in confusions(answers):
+        first.setdefault(i, f"{names[j]} ({n})")
+    return [
+        Table(
+            caption=f"Most frequent confusions: {shown.title}",
+            heads=["class", "answered", "images", "of the class"],
+            rows=[[names[i], names[j], f"{n:,}", f"{totals[i]:,}"] for i, j, n in frequent],
+        ),
+        Table(
+            caption=f"By class: {shown.title}",
+            heads=["class", "images", "right (%)", "most often taken for"],
+            rows=[
+                [
+                    names[i],
+                    f"{totals[i]:,}",
+                    percent(counts[i, i] / totals[i]) if totals[i] else "–",
+                    first.get(i, ""),
+                ]
+                for i in range(min(len(names), LISTED))
+            ],
+            note=f"The first {LISTED} of {len(names):,} classes." if len(names) > LISTED else "",
+        ),
+    ]
+
+
+def _reliability(shown: Shown) -> Chart:
+    label = shown.run.result.label
+    found = {label: reliability(shown.answers)}
+    if shown.zero_shot is not None:
+        found["zero-shot"] = reliability(shown.zero_shot)
+    looks = styles([label, "zero-shot"])
+
+    def paint(figure: "Figure") -> None:
+        for axes, (row, bins) in zip(panels(figure, len(found), len(found), sharey=True),
+                                     found.items(), strict=True):  # fmt: skip
+            _bars(axes, bins, looks[row].colour)
+            error = percent(calibration_error(bins))
+            axes.set_title(f"{name_of(row, 40)}: ECE {error} %")
+        figure.supylabel("share that was right (%)", fontsize=8)
+
+    said = ", ".join(f"{row} {percent(calibration_error(bins))} %" for row, bins in found.items())
+    return Chart(
+        title="Reliability diagram",
+        svg=draw(paint, name=f"{shown.name}-reliability", width=4.1 * len(found) + 0.4, height=3.4),
+        alt=f"share of right answers against confidence; expected calibration error: {said}",
+        caption=f"{BINS} equal bins of confidence, the probability of the answered class. On the "
+        "dotted diagonal the confidence says how often an answer is right; a bar below it is too "
+        "sure of itself. Pale bars hold fewer than 10 images; the thin line is the share of images "
+        "in each bin. ECE is the expected calibration error, from the probabilities as they were "
+        "kept (float16).",
+        tables=[_bins_table(row, bins, shown.title) for row, bins in found.items()],
+    )
+
+
+def _bars(axes: "Axes", bins: Sequence[Bin | None], colour: str) -> None:
+    images = sum(one.images for one in bins if one)
+    for number, one in enumerate(bins):
+        if one:
+            axes.bar((number + 0.5) / BINS, 100 * one.accuracy, width=0.9 / BINS, color=colour,
+                     alpha=0.85 if one.images >= 10 else 0.3)  # fmt: skip
+    shares = [100 * one.images / max(1, images) if one else 0.0 for one in bins]
+    axes.stairs(shares, np.linspace(0, 1, BINS + 1), color=INK, linewidth=0.8)
+    axes.plot([0, 1], [0, 100], color=INK, linestyle=(0, (1, 2)), linewidth=1.0, zorder=3)
+    axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="confidence")
+
+
+def _bins_table(row: str, bins: Sequence[Bin | None], title: str) -> Table:
+    return Table(
+        caption=f"Bins of confidence: {row} ({title})",
+        heads=["confidence", "images", "mean confidence (%)", "right (%)"],
+        rows=[
+            [
+                f"{number / BINS:.3f} to {(number + 1) / BINS:.3f}",
+                f"{one.images:,}",
+                Cell(text=percent(one.confidence), value=one.confidence),
+                Cell(text=percent(one.accuracy), value=one.accuracy),
+            ]
+            for number, one in enumerate(bins)
+            if one
+        ],
+        note=f"Expected calibration error: {percent(calibration_error(bins), 2)} %.",
+    )

@@ -1,0 +1,54 @@
+"""The HTTP interface: FastAPI under ``/v1``, the same core behind every route."""
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from prompt_serve import __version__
+from prompt_serve.schemas import Problem, ServiceInfo
+from prompt_serve.service.core import Core
+from prompt_serve.service.http import audit_routes, inference_routes, task_routes, ui
+from prompt_serve.service.http.dependencies import CoreOfApp, problems
+from prompt_serve.service.problems import add_problem_handlers
+
+router = APIRouter()
+
+
+class _App(FastAPI):
+    """FastAPI whose OpenAPI document holds the schema that ``problems`` refers to, and what every
+    route may answer: keys are asked for and bodies are limited before a route is reached."""
+
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        for operation in (o for path in document["paths"].values() for o in path.values()):
+            common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
+            for status, answer in common.items():
+                operation["responses"].setdefault(str(status), answer)
+        return document
+
+
+def create_app(core: Core | None = None) -> FastAPI:
+    """The app, to be mounted at ``/v1``; its core may come later, as ``app.state.core``."""
+    app = _App(
+        title="prompt-serve",
+        version=__version__,
+        summary="Classify images by many learned tasks over one frozen CLIP.",
+        openapi_url="/openapi.json",
+        docs_url=None,  # ui has its own, without another host
+        redoc_url=None,
+    )
+    app.state.core = core
+    app.include_router(inference_routes.router)
+    app.include_router(task_routes.router)
+    app.include_router(ui.router)
+    app.include_router(audit_routes.router)
+    app.include_router(router)
+    add_problem_handlers(app)
+    return app
+
+
+@router.get("/info", responses=problems(503))
+async def info(core: CoreOfApp) -> ServiceInfo:
+    """The backbone, the execution provider that really runs, and the limits."""
+    return await core.info()

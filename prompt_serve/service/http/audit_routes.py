@@ -1,0 +1,28 @@
+"""``GET /v1/audit``: who changed what, for keys with the role ``admin``."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from prompt_serve.schemas import AuditPage
+from prompt_serve.service.http.dependencies import CoreOfApp, problems
+from prompt_serve.service.storage.audit import AuditLog
+
+router = APIRouter()
+
+
+@router.get("/audit", responses=problems(422, 503))
+async def audit(
+    core: CoreOfApp,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[int | None, Query(description="`next` of the page before.")] = None,
+    action: Annotated[str | None, Query(description="As task.put or key.revoke.")] = None,
+    subject: Annotated[str | None, Query(description="Name of a task or key.")] = None,
+) -> AuditPage:
+    """Changes from the newest on; `next` is the `before` of the next, older page."""
+
+    def read() -> AuditPage:
+        log = AuditLog(core.database)
+        return log.page(limit=limit, before=before, action=action, subject=subject)
+
+    return await core.reading(read)

@@ -1,0 +1,1 @@
+"""Inference: from the images of a request to predictions."""

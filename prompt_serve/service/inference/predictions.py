@@ -1,0 +1,118 @@
+"""Image features and tasks -> what the caller is told, one result an image."""
+
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+
+from prompt_serve.errors import PromptServeError
+from prompt_serve.schemas import ClassScore, EmbeddedImage, ImageResult, TaskPrediction
+from prompt_serve.scoring import BestClasses, best_classes, is_unknown
+from prompt_serve.service.inference.batcher import Outcome
+from prompt_serve.service.inference.requests import EmbeddingItem, ImageItem
+from prompt_serve.service.problems import problem_of
+from prompt_serve.service.tasks.store import Task
+from prompt_serve.types import FloatArray
+
+NamedTasks = Sequence[tuple[str, Task]]  # as they were asked for, and what they are now
+
+# Images are scored in blocks of so many logits, which bounds what all the arrays take.
+_LOGITS_OF_A_BLOCK = 2_000_000
+
+
+def scored(
+    items: Sequence[ImageItem | EmbeddingItem],
+    outcomes: Sequence[Outcome],
+    tasks: NamedTasks,
+    top_k: int,
+    logit_scale: float,
+) -> list[ImageResult]:
+    """Predictions of every task for every image that has features, the error of the others."""
+    good = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
+    predictions = iter(_predictions(good, tasks, top_k, logit_scale))
+    return [
+        ImageResult(index=index, filename=item.filename, error=problem_of(outcome))
+        if isinstance(outcome, PromptServeError)
+        else ImageResult(index=index, filename=item.filename, predictions=next(predictions))
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+    ]
+
+
+def embedded(items: Sequence[ImageItem], outcomes: Sequence[Outcome]) -> list[EmbeddedImage]:
+    """The features of every image, or its error."""
+    return [
+        EmbeddedImage(index=index, filename=item.filename, error=problem_of(outcome))
+        if isinstance(outcome, PromptServeError)
+        else EmbeddedImage(index=index, filename=item.filename, embedding=outcome.tolist())
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+    ]
+
+
+def embedding_rows(outcomes: Sequence[Outcome], width: int) -> tuple[FloatArray, list[int]]:
+    """Features as (N, E), and the places of those that have none: their rows are NaN."""
+    rows = np.full((len(outcomes), width), np.nan, dtype=np.float32)
+    failed = []
+    for index, outcome in enumerate(outcomes):
+        if isinstance(outcome, PromptServeError):
+            failed.append(index)
+        else:
+            rows[index] = outcome
+    return rows, failed
+
+
+def raise_if_all_failed(
+    items: Sequence[ImageItem | EmbeddingItem], outcomes: Sequence[Outcome]
+) -> None:
+    """Raise the first image's error, carrying those of all, where no image has features."""
+    errors = [outcome for outcome in outcomes if isinstance(outcome, PromptServeError)]
+    if not errors or len(errors) < len(outcomes):
+        return
+    first = errors[0]
+    if len(errors) == 1:
+        raise first
+    listed = [
+        {"index": index, "filename": item.filename, **problem_of(error).model_dump()}
+        for index, (item, error) in enumerate(zip(items, errors, strict=True))
+    ]
+    message = f"None of the {len(errors)} images could be used; the first: {first.message}"
+    raise type(first)(message, **{**first.facts, "errors": listed})
+
+
+def _predictions(
+    features: Sequence[FloatArray], tasks: NamedTasks, top_k: int, logit_scale: float
+) -> list[list[TaskPrediction]]:
+    class_features = [task.class_features for _, task in tasks]
+    temperatures = [task.temperature for _, task in tasks]
+    block = max(1, _LOGITS_OF_A_BLOCK // max(1, sum(map(len, class_features))))
+    rows, predictions = iter(features), []
+    while images := list(islice(rows, block)):
+        best = best_classes(np.stack(images), class_features, logit_scale, temperatures, top_k)
+        for image in range(len(images)):
+            predictions.append(
+                [
+                    _prediction(name, task, of_task, image)
+                    for (name, task), of_task in zip(tasks, best, strict=True)
+                ]
+            )
+    return predictions
+
+
+def _prediction(name: str, task: Task, best: BestClasses, image: int) -> TaskPrediction:
+    probabilities = best.probabilities[image].tolist()
+    shown = zip(
+        best.labels[image].tolist(), probabilities, best.logits[image].tolist(), strict=True
+    )
+    return TaskPrediction(
+        task=name,
+        version=task.version,
+        unknown=is_unknown(probabilities[0], task.unknown_below),
+        classes=[
+            ClassScore(
+                class_name=task.class_names[label],
+                label=label,
+                probability=probability,
+                logit=logit,
+            )
+            for label, probability, logit in shown
+        ],
+    )

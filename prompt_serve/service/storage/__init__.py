@@ -1,0 +1,1 @@
+"""The database: tables, migrations, registry, keys and the audit log."""

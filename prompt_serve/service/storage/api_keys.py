@@ -1,0 +1,190 @@
+"""API keys: ``ps_<id>_<secret>``, shown once, of which the database holds the id and a hash.
+
+The secret is 256 random bits, stored as its plain SHA-256. Slow, salted hashes (bcrypt, argon2)
+protect secrets that people choose, because those can be guessed; nobody guesses 256 random bits, at
+any speed, and two keys never share a secret. A slow hash would only let anyone keep our cores busy
+with wrong keys. The id is no secret: it finds the row, and names the key in logs.
+
+Rows are never removed: a revoked key stays in the list, and a service that once had a key never
+falls back to answering everybody.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+
+from prompt_serve.errors import RequestInvalid
+from prompt_serve.service.storage import audit
+from prompt_serve.service.storage.database import Database, metadata
+
+Role = Literal["infer", "admin"]
+ROLES: tuple[Role, ...] = ("infer", "admin")
+NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+PREFIX = "ps"
+_SECRET_BYTES = 32
+_ID_BYTES = 6
+_TOKEN = re.compile(rf"{PREFIX}_([0-9a-f]{{{2 * _ID_BYTES}}})_([A-Za-z0-9_-]{{43}})")
+# Compared with where there is no such key, so that the time tells nothing of ids.
+_NOBODY = hashlib.sha256(b"").hexdigest()
+
+key_table = sa.Table(
+    "api_key",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.String(100), nullable=False),
+    sa.Column("role", sa.String(16), nullable=False),
+    sa.Column("digest", sa.String(64), nullable=False),
+    sa.Column("created", sa.String(40), nullable=False),
+    sa.Column("expires", sa.String(40)),
+    sa.Column("revoked", sa.String(40)),
+    sa.Column("last_used", sa.String(40)),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredKey:
+    """A key as stored; times are ISO 8601 in UTC."""
+
+    id: str
+    name: str
+    role: Role
+    digest: str  # SHA-256 of the secret, in hexadecimal digits
+    created: str
+    expires: str | None
+    revoked: str | None
+    last_used: str | None  # to about a minute
+
+    def state(self, now: datetime) -> Literal["valid", "expired", "revoked"]:
+        if self.revoked is not None:
+            return "revoked"
+        if self.expires is not None and datetime.fromisoformat(self.expires) <= now:
+            return "expired"
+        return "valid"
+
+
+@dataclass(frozen=True)
+class Token:
+    """What a caller sends, taken apart."""
+
+    id: str
+    secret: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Token | None":
+        """The parts of ``ps_<id>_<secret>``; None where it is nothing of that form."""
+        match = _TOKEN.fullmatch(text)
+        return None if match is None else cls(*match.groups())
+
+    def opens(self, key: StoredKey | None) -> bool:
+        """Whether this is the token of ``key``. Takes the same time for all wrong ones."""
+        digest = _NOBODY if key is None else key.digest
+        return hmac.compare_digest(_digest(self.secret), digest) and key is not None
+
+
+class Keys:
+    """The keys of a database. Its methods block."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def create(
+        self, name: str, role: Role, expires: datetime | None = None
+    ) -> tuple[str, StoredKey]:
+        """A new key: the token, which is to be had only now, and what is stored of it.
+
+        Raises:
+            RequestInvalid: the name is no name, or a valid key has it; it expires in the past.
+        """
+        now = datetime.now(UTC)
+        _check(name, expires, now)
+        secret = secrets.token_urlsafe(_SECRET_BYTES)
+        key = StoredKey(
+            id=secrets.token_hex(_ID_BYTES),
+            name=name,
+            role=role,
+            digest=_digest(secret),
+            created=_iso(now),
+            expires=None if expires is None else _iso(expires),
+            revoked=None,
+            last_used=None,
+        )
+        with self._database.write() as db:
+            named = db.execute(sa.select(key_table).where(key_table.c.name == name))
+            if any(_key(row).state(now) == "valid" for row in named):
+                raise RequestInvalid(
+                    f"There is a valid key named {name!r}. Revoke it first, or name another."
+                )
+            db.execute(key_table.insert(), vars(key))
+            audit.record(db, "key.create", name, after=key.id)
+        return f"{PREFIX}_{key.id}_{secret}", key
+
+    def all(self) -> list[StoredKey]:
+        """All keys there ever were, in the order in which they were made."""
+        query = sa.select(key_table).order_by(key_table.c.created, key_table.c.id)
+        return self._database.read(lambda db: [_key(row) for row in db.execute(query)])
+
+    def find(self, key_id: str) -> StoredKey | None:
+        query = sa.select(key_table).where(key_table.c.id == key_id)
+        row = self._database.read(lambda db: db.execute(query).one_or_none())
+        return None if row is None else _key(row)
+
+    def exist(self) -> bool:
+        """Whether there is, or ever was, a key."""
+        query = sa.select(key_table.c.id).limit(1)
+        return self._database.read(lambda db: db.execute(query).first() is not None)
+
+    def revoke(self, name_or_id: str) -> list[StoredKey]:
+        """End the keys of a name, or the key of an id.
+
+        Raises:
+            RequestInvalid: there is none that is not revoked already.
+        """
+        meant = (key_table.c.name == name_or_id) | (key_table.c.id == name_or_id)
+        now = _iso(datetime.now(UTC))
+        with self._database.write() as db:
+            query = sa.select(key_table).where(meant, key_table.c.revoked.is_(None))
+            keys = [_key(row) for row in db.execute(query)]
+            for key in keys:
+                db.execute(key_table.update().where(key_table.c.id == key.id).values(revoked=now))
+                audit.record(db, "key.revoke", key.name, before=key.id)
+        if not keys:
+            raise RequestInvalid(
+                f"There is no key {name_or_id[:100]!r} that could be revoked. "
+                f"prompt-serve keys list shows all keys."
+            )
+        return keys
+
+    def note_use(self, key_id: str) -> None:
+        """Write down that a key was used now. No change that other processes need to hear of."""
+        now = _iso(datetime.now(UTC))
+        with self._database.write(raise_revision=False) as db:
+            db.execute(key_table.update().where(key_table.c.id == key_id).values(last_used=now))
+
+
+def _check(name: str, expires: datetime | None, now: datetime) -> None:
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        raise RequestInvalid(
+            f"{name[:200]!r} cannot be the name of a key. Use 1 to 100 letters, digits, dots, "
+            f"underscores and hyphens, beginning with a letter or digit."
+        )
+    if expires is not None and expires <= now:
+        raise RequestInvalid(f"The key would expire at {_iso(expires)}, which is past.")
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _key(row: sa.Row[Any]) -> StoredKey:
+    return StoredKey(**row._mapping)
+
+
+def _iso(time: datetime) -> str:
+    return time.astimezone(UTC).isoformat(timespec="milliseconds")

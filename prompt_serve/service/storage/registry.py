@@ -1,0 +1,453 @@
+"""The registry of tasks: prompt files by content, names that point at them, and their history.
+
+A version is the sha256 of a prompt file. A name is an alias of a version; several may share one.
+Pointing a name elsewhere, the history of that, the audit log and the revision that tells all
+processes are one transaction. A file stays as long as a name points at it, or one of the last
+versions of a name is it (``keep_versions``); class features, which are far larger and can be
+computed again, stay for the version a name is at and the one before it.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from prompt_serve.errors import VersionInUse
+from prompt_serve.prompts.prompt_file import Prompt, version_of
+from prompt_serve.service.request_context import current
+from prompt_serve.service.storage.audit import record
+from prompt_serve.service.storage.database import Database, read_revision
+from prompt_serve.service.storage.preconditions import ALWAYS, Condition
+from prompt_serve.service.storage.retention import drop_file, drop_unused, keep
+from prompt_serve.service.storage.tables import (
+    StoredChange,
+    StoredPrompt,
+    StoredTask,
+    change,
+    class_features,
+    kept_version,
+    prompt_file,
+    task,
+    task_tag,
+    words_of,
+)
+
+_LISTED = (
+    task.c.name,
+    task.c.version,
+    task.c.updated,
+    prompt_file.c.method,
+    prompt_file.c.backbone,
+    prompt_file.c.n_classes,
+    prompt_file.c.size_bytes,
+    prompt_file.c.fingerprint,
+    task.c.pinned,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewTask:
+    """What a name is to point at."""
+
+    name: str
+    data: bytes  # of the prompt file
+    prompt: Prompt  # what they hold
+    features: bytes | None  # little-endian float32 (C, E) for the prompt's own backbone
+    tags: tuple[str, ...] | None = None  # None: those it has
+    pinned: bool | None = None  # None: as it is
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which tasks to list."""
+
+    search: str = ""  # in the name, the method or a class name; case does not matter
+    tags: tuple[str, ...] = ()  # all of them
+
+
+EVERY = Wanted()
+
+
+class Registry:
+    """Tasks in a database. Thread-safe; several processes may share the database.
+
+    Args:
+        database: that of the service.
+        keep_versions: files kept for each name, the one it points at included; 0: all.
+
+    Raises:
+        NotReady: (from every method) the database cannot be reached, is full or stays locked.
+    """
+
+    def __init__(self, database: Database, *, keep_versions: int = 0) -> None:
+        self._db = database
+        self._keep = keep_versions
+
+    # Reading
+
+    def revision(self) -> int:
+        """The number of changes so far."""
+        return self._db.revision()
+
+    def versions(self, names: Sequence[str]) -> dict[str, str]:
+        """The versions that names point at now; unknown names are left out."""
+        query = sa.select(task.c.name, task.c.version).where(task.c.name.in_(names))
+        return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
+
+    def versions_of(self, name: str, prefix: str = "", limit: int = 2) -> list[str]:
+        """Versions that a name has pointed at and whose files are kept, by their beginning."""
+        begins = kept_version.c.version.startswith(prefix, autoescape=True)
+        query = sa.select(kept_version.c.version).where(kept_version.c.name == name, begins)
+        query = query.limit(limit)
+        return self._db.read(lambda db: [str(v) for v in db.execute(query).scalars()])
+
+    def versions_like(self, prefix: str, limit: int = 2) -> list[str]:
+        """Versions of any task, by their beginning."""
+        query = (
+            sa.select(prompt_file.c.version)
+            .where(prompt_file.c.version.startswith(prefix, autoescape=True))
+            .limit(limit)
+        )
+        return self._db.read(lambda db: list(db.execute(query).scalars()))
+
+    def version_before(self, name: str) -> str | None:
+        """Where a rollback goes: the version before, or of a deleted name the one it was at."""
+        last = (
+            sa.select(change.c.what, change.c.previous)
+            .where(change.c.name == name)
+            .order_by(change.c.id.desc())
+            .limit(1)
+        )
+        query = sa.select(task.c.previous).where(task.c.name == name)
+
+        def read(db: Connection) -> str | None:
+            found = db.execute(query).one_or_none()
+            if found is not None:
+                return None if found.previous is None else str(found.previous)
+            deleted = db.execute(last).one_or_none()
+            return None if deleted is None else deleted.previous
+
+        return self._db.read(read)
+
+    def prompt(self, version: str, fingerprint: str) -> StoredPrompt | None:
+        """The file of a version and its class features for a backbone."""
+        cached = sa.and_(
+            class_features.c.version == prompt_file.c.version,
+            class_features.c.fingerprint == fingerprint,
+        )
+        query = (
+            sa.select(prompt_file.c.data, class_features.c.features)
+            .select_from(prompt_file.outerjoin(class_features, cached))
+            .where(prompt_file.c.version == version)
+        )
+        row = self._db.read(lambda db: db.execute(query).one_or_none())
+        return None if row is None else StoredPrompt(data=row.data, features=row.features)
+
+    def task(self, name: str) -> StoredTask | None:
+        query = _listing().where(task.c.name == name)
+
+        def read(db: Connection) -> StoredTask | None:
+            row = db.execute(query).one_or_none()
+            return None if row is None else _with_tags(db, [StoredTask(**row._mapping)])[0]
+
+        return self._db.read(read)
+
+    def tasks(self, after: str, limit: int, wanted: Wanted = EVERY) -> tuple[list[StoredTask], int]:
+        """Tasks in the order of their names from the first past ``after``, and the revision."""
+        query = _listing().where(task.c.name > after, *_matching(wanted))
+        query = query.order_by(task.c.name).limit(limit)
+
+        def read(db: Connection) -> tuple[list[StoredTask], int]:
+            revision = read_revision(db)  # first: the list is of this revision or newer
+            found = [StoredTask(**row._mapping) for row in db.execute(query)]
+            return _with_tags(db, found), revision
+
+        return self._db.read(read)
+
+    def names_of_backbone(self, fingerprint: str, tag: str | None = None) -> list[str]:
+        """Names of the tasks that were learned on a backbone, in their order.
+
+        Args:
+            fingerprint: of the backbone.
+            tag: only those that have it.
+        """
+        query = (
+            sa.select(task.c.name)
+            .join(prompt_file)
+            .where(prompt_file.c.fingerprint == fingerprint)
+            .order_by(task.c.name)
+        )
+        if tag is not None:
+            if "\0" in tag:  # PostgreSQL's texts cannot hold it
+                return []
+            query = query.join(task_tag, task_tag.c.name == task.c.name)
+            query = query.where(task_tag.c.tag == tag)
+        return self._db.read(lambda db: list(db.execute(query).scalars()))
+
+    def pinned(self) -> list[str]:
+        """Versions that stay in memory."""
+        query = sa.select(task.c.version).distinct().where(task.c.pinned)
+        return self._db.read(lambda db: list(db.execute(query).scalars()))
+
+    def history(self, name: str, before: int | None, limit: int) -> list[StoredChange]:
+        """What a name pointed at, newest first, from the first entry older than ``before``."""
+        columns = [c for c in change.c if c is not change.c.name]
+        query = (
+            sa.select(*columns, prompt_file.c.version.is_not(None).label("kept"))
+            .select_from(change.outerjoin(prompt_file, prompt_file.c.version == change.c.version))
+            .where(change.c.name == name)
+            .order_by(change.c.id.desc())
+            .limit(limit)
+        )
+        if before is not None:
+            query = query.where(change.c.id < before)
+        return self._db.read(lambda db: [StoredChange(**row._mapping) for row in db.execute(query)])
+
+    def count(self) -> int:
+        query = sa.select(sa.func.count()).select_from(task)
+        return self._db.read(lambda db: int(db.execute(query).scalar_one()))
+
+    def count_versions(self) -> int:
+        """Prompt files that are kept."""
+        query = sa.select(sa.func.count()).select_from(prompt_file)
+        return self._db.read(lambda db: int(db.execute(query).scalar_one()))
+
+    def names_like(self, name: str, limit: int = 200) -> list[str]:
+        """Some names that start as ``name`` does, for hints."""
+        query = (
+            sa.select(task.c.name)
+            .where(task.c.name.istartswith(name[:1], autoescape=True))
+            .order_by(task.c.name)
+            .limit(limit)
+        )
+        return self._db.read(lambda db: list(db.execute(query).scalars()))
+
+    # Changing
+
+    def put(self, new: NewTask, condition: Condition = ALWAYS) -> tuple[StoredTask, bool]:
+        """Point a name at a prompt file, storing it where it is new.
+
+        Returns:
+            The task, and whether the name is new.
+
+        Raises:
+            VersionChanged: the condition does not hold; nothing was changed.
+        """
+        [stored] = self.put_all([new], condition)
+        return stored
+
+    def put_all(
+        self, new: Iterable[NewTask], condition: Condition = ALWAYS, *, what: str = "put"
+    ) -> list[tuple[StoredTask, bool]]:
+        """``put`` for several names at once: all of them or, on an error, none."""
+        with self._db.write() as db:
+            return [self._put(db, one, condition, what) for one in new]
+
+    def point(
+        self,
+        name: str,
+        version: str,
+        what: str,
+        condition: Condition = ALWAYS,
+        features: tuple[str, bytes] | None = None,
+    ) -> bool:
+        """Point a name at a version that is there; False if it is there no longer.
+
+        Args:
+            name: of the task.
+            version: of a prompt file.
+            what: for the history: rollback or alias.
+            condition: what must hold.
+            features: its class features, to be kept, after the fingerprint they belong to.
+        """
+        with self._db.write() as db:
+            if not _has_file(db, version):
+                return False
+            if features is not None:
+                _insert_features(db, version, *features)
+            _point(db, name, version, what, condition)
+            drop_unused(db, name, self._keep)
+        return True
+
+    def delete(self, name: str, condition: Condition = ALWAYS) -> bool:
+        """Remove a name; False if there was none. Its history stays, and so do its files."""
+        with self._db.write() as db:
+            old = _version_of_task(db, name)
+            condition.check(name, old)
+            if old is not None:
+                db.execute(task.delete().where(task.c.name == name))
+                _note(db, name, "delete", before=old, after=None)
+                drop_unused(db, name, self._keep)
+        return old is not None
+
+    def delete_version(self, version: str) -> bool:
+        """Remove a prompt file for good; False if there was none.
+
+        Raises:
+            VersionInUse: a name points at it.
+        """
+        with self._db.write() as db:
+            names = db.execute(
+                sa.select(task.c.name).where(task.c.version == version).order_by(task.c.name)
+            )
+            if users := list(names.scalars().fetchmany(20)):
+                raise VersionInUse(
+                    f"Version {version[:12]} is what {', '.join(map(repr, users))} "
+                    f"{'points' if len(users) == 1 else 'point'} at. Roll back or delete first.",
+                    version=version,
+                    names=tuple(users),
+                )
+            db.execute(task.update().where(task.c.previous == version).values(previous=None))
+            was_there = drop_file(db, version)
+            if was_there:
+                record(db, "version.delete", version, before=version)
+        return was_there
+
+    def set_tags(self, name: str, tags: Iterable[str]) -> bool:
+        """Replace the tags of a name; False if there is no such name."""
+        wanted = sorted(set(tags))
+        with self._db.write() as db:
+            if _version_of_task(db, name) is None:
+                return False
+            _replace_tags(db, name, wanted)
+            record(db, "task.tags", name, after=",".join(wanted)[:64])
+        return True
+
+    def set_pinned(self, name: str, pinned: bool) -> bool:
+        """Keep a task in memory from now on, or no longer; False if there is no such name."""
+        with self._db.write() as db:
+            row = db.execute(task.update().where(task.c.name == name).values(pinned=pinned))
+            if row.rowcount:
+                record(db, "task.pin" if pinned else "task.unpin", name)
+        return bool(row.rowcount)
+
+    def save_features(self, version: str, fingerprint: str, features: bytes) -> None:
+        """Keep class features that had to be computed again, if the version is still there."""
+        with self._db.write() as db:
+            if _has_file(db, version):
+                _insert_features(db, version, fingerprint, features)
+
+    def _put(
+        self, db: Connection, new: NewTask, condition: Condition, what: str
+    ) -> tuple[StoredTask, bool]:
+        version = version_of(new.data)
+        fingerprint = new.prompt.backbone.fingerprint
+        _insert_prompt_file(db, version, new)
+        if new.features is not None:
+            _insert_features(db, version, fingerprint, new.features)
+        old = _point(db, new.name, version, what, condition)
+        if new.tags is not None:
+            _replace_tags(db, new.name, new.tags)
+        if new.pinned is not None:
+            this = task.c.name == new.name
+            db.execute(task.update().where(this).values(pinned=new.pinned))
+        drop_unused(db, new.name, self._keep)
+        row = db.execute(_listing().where(task.c.name == new.name)).one()
+        return _with_tags(db, [StoredTask(**row._mapping)])[0], old is None
+
+
+def _replace_tags(db: Connection, name: str, tags: Iterable[str]) -> None:
+    db.execute(task_tag.delete().where(task_tag.c.name == name))
+    rows = [{"name": name, "tag": tag} for tag in sorted(set(tags))]
+    if rows:
+        db.execute(task_tag.insert(), rows)
+
+
+def _listing() -> sa.Select[Any]:
+    return sa.select(*_LISTED).join_from(task, prompt_file)
+
+
+def _matching(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
+    conditions: list[sa.ColumnElement[bool]] = [
+        sa.exists().where(task_tag.c.name == task.c.name, task_tag.c.tag == tag)
+        for tag in wanted.tags
+    ]
+    if wanted.search:
+        text = wanted.search.casefold()
+        in_name = sa.func.lower(task.c.name).contains(text, autoescape=True)
+        conditions.append(in_name | prompt_file.c.words.contains(text, autoescape=True))
+    return conditions
+
+
+def _with_tags(db: Connection, tasks: Sequence[StoredTask]) -> list[StoredTask]:
+    if not tasks:
+        return []
+    tags: dict[str, list[str]] = {found.name: [] for found in tasks}
+    query = sa.select(task_tag).where(task_tag.c.name.in_(tags)).order_by(task_tag.c.tag)
+    for row in db.execute(query):
+        tags[row.name].append(row.tag)
+    return [replace(found, tags=tuple(tags[found.name])) for found in tasks]
+
+
+def _version_of_task(db: Connection, name: str) -> str | None:
+    query = sa.select(task.c.version).where(task.c.name == name)
+    found: str | None = db.execute(query).scalar_one_or_none()
+    return found
+
+
+def _has_file(db: Connection, version: str) -> bool:
+    known = sa.select(prompt_file.c.version).where(prompt_file.c.version == version)
+    return db.execute(known).first() is not None
+
+
+def _point(db: Connection, name: str, version: str, what: str, condition: Condition) -> str | None:
+    """Point a name at a version; returns where it pointed before."""
+    old = _version_of_task(db, name)
+    condition.check(name, old)
+    if old == version:
+        return old  # the same request again: there is nothing to note
+    pointer = {"version": version, "updated": _now(), "previous": old}
+    if old is not None:
+        db.execute(task.update().where(task.c.name == name), pointer)
+    else:
+        if what != "rollback":  # which brings a deleted task back as it was
+            db.execute(task_tag.delete().where(task_tag.c.name == name))
+        db.execute(task.insert(), {"name": name, **pointer})
+    _note(db, name, what, before=old, after=version)
+    return old
+
+
+def _note(db: Connection, name: str, what: str, *, before: str | None, after: str | None) -> None:
+    """In the history of the name and in the audit log."""
+    row = {
+        "name": name,
+        "at": _now(),
+        "who": current().actor.name[:200],
+        "what": what,
+        "version": after,
+        "previous": before,
+    }
+    change_id = db.execute(change.insert().returning(change.c.id), row).scalar_one()
+    if after is not None:
+        keep(db, name, after, change_id)
+    record(db, f"task.{what}", name, before=before, after=after)
+
+
+def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
+    if not _has_file(db, version):
+        row = {
+            "version": version,
+            "data": new.data,
+            "method": new.prompt.method,
+            "backbone": new.prompt.backbone.id,
+            "n_classes": len(new.prompt.class_names),
+            "size_bytes": len(new.data),
+            "fingerprint": new.prompt.backbone.fingerprint,
+            "words": words_of(new.prompt),
+        }
+        db.execute(prompt_file.insert(), row)
+
+
+def _insert_features(db: Connection, version: str, fingerprint: str, features: bytes) -> None:
+    table = class_features
+    key = (table.c.version == version) & (table.c.fingerprint == fingerprint)
+    if db.execute(sa.select(table.c.version).where(key)).first() is None:
+        row = {"version": version, "fingerprint": fingerprint, "features": features}
+        db.execute(table.insert(), row)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

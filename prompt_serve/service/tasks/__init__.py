@@ -1,0 +1,1 @@
+"""Tasks: from an uploaded prompt file to class features in memory."""

@@ -1,0 +1,1 @@
+"""Prompt-learning methods of other papers, trained and stored like ours, for comparison."""

@@ -1,0 +1,1 @@
+"""The frozen CLIP: loading it, and running its towers with learned vectors."""

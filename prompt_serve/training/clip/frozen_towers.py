@@ -1,0 +1,105 @@
+"""The frozen towers in the precision that a run learns with."""
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.clip.image_tower import ImageTower
+from prompt_serve.training.clip.text_tower import PlanVectors, TextTower
+from prompt_serve.training.config import TowerPrecision
+
+DTYPES: dict[TowerPrecision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+Module = TypeVar("Module", bound=nn.Module)
+
+
+class FrozenTowers:
+    """Both towers of a backbone; vectors go in and features come out in float32.
+
+    In fp32 the weights are the backbone's own; otherwise they are rounded copies.
+    """
+
+    def __init__(self, backbone: Backbone, precision: TowerPrecision = "fp32") -> None:
+        self.backbone = backbone
+        self.dtype = DTYPES[precision]
+
+    @cached_property
+    def text(self) -> TextTower:
+        return self._rounded(self.backbone.text_tower)
+
+    @cached_property
+    def image(self) -> ImageTower:
+        """Raises BackboneUnsupported where the image tower cannot be prompted."""
+        return self._rounded(self.backbone.image_tower)
+
+    def class_features(
+        self, sequences: tuple[Tensor, Tensor, Tensor], vectors: BranchContext[Tensor]
+    ) -> Tensor:
+        """Prefix, suffix and EOT (``PlanVectors``) -> (C, E) of unit length, float32."""
+        prefix, suffix, eot = sequences
+        features: Tensor = self.text(
+            prefix.to(self.dtype),
+            suffix.to(self.dtype),
+            eot,
+            self._cast(vectors.deeper),
+            self._cast(vectors.keys_values),
+        )
+        return features
+
+    def stacked_class_features(
+        self, vectors: PlanVectors, texts: Sequence[BranchContext[Tensor]]
+    ) -> Tensor:
+        """(R, C, E) of R text branches of one shape, in one pass of the text tower.
+
+        Args:
+            vectors: of the class names that all of them share.
+            texts: R of them, without keys and values.
+        """
+        sequences = [vectors(text.context) for text in texts]
+        suffixes = [suffix for _, suffix, _ in sequences]
+        # Without vectors behind the prefix all read the very same suffix.
+        shared = all(suffix is suffixes[0] for suffix in suffixes)
+        return self.class_features(
+            (
+                torch.stack([prefix for prefix, _, _ in sequences]),
+                suffixes[0] if shared else torch.stack(suffixes),
+                sequences[0][2],
+            ),
+            BranchContext(
+                deeper=tuple(
+                    torch.stack(blocks)
+                    for blocks in zip(*(text.deeper for text in texts), strict=True)
+                )
+            ),
+        )
+
+    def image_features(self, pixels: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+        """(B, S, S, 3) uint8 pixels -> (B, E) of unit length, float32."""
+        normalised = self.backbone.normalise(pixels.to(self.backbone.device)).to(self.dtype)
+        context = vectors.context
+        features: Tensor = self.image(
+            normalised,
+            BranchContext(
+                context=None if context is None else context.to(self.dtype),
+                deeper=self._cast(vectors.deeper),
+                keys_values=self._cast(vectors.keys_values),
+            ),
+        )
+        return features
+
+    def _cast(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return tuple(tensor.to(self.dtype) for tensor in tensors)
+
+    def _rounded(self, tower: Module) -> Module:
+        if self.dtype == torch.float32:
+            return tower
+        return copy.deepcopy(tower).to(self.dtype)

@@ -1,0 +1,246 @@
+"""CLIP's causal text tower, exactly and fast: the shared prefix once, nothing after EOT.
+
+Position i of a causal tower sees positions <= i only. So keys and values of what all classes share
+in front (SOS and the context) are computed once, with batch 1, and every class attends to them;
+and whatever would stand after EOT is left out. The numbers are those of the padded tower up to
+float32 rounding; the work for 100 classes is about a tenth. The backward pass sums over the
+classes into the prefix by itself.
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from open_clip import CLIP
+from open_clip.transformer import ResidualAttentionBlock
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
+from prompt_serve.prompts.sequences import SequencePlan
+from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
+
+
+class TextTower(nn.Module):
+    """The text tower of an open_clip CLIP, reading assembled sequences instead of token ids.
+
+    Args:
+        clip: its parameters are shared, not copied.
+
+    Raises:
+        BackboneUnsupported: the tower pools otherwise than at EOT, or has attention blocks that
+            this module does not know.
+    """
+
+    def __init__(self, clip: CLIP) -> None:
+        super().__init__()
+        blocks = list(clip.transformer.resblocks)
+        strangers = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
+        if strangers:
+            raise BackboneUnsupported(
+                f"The text tower has blocks of type {', '.join(sorted(strangers))}; "
+                f"only open_clip's ResidualAttentionBlock can be prompted and exported."
+            )
+        if clip.text_pool_type != "argmax":
+            raise BackboneUnsupported(
+                f"The text tower pools by {clip.text_pool_type!r}; only towers that take the "
+                f"features at the end-of-text token ('argmax') can be prompted and exported."
+            )
+        self.blocks = nn.ModuleList(blocks)
+        self.ln_final = clip.ln_final
+        self.positional_embedding = clip.positional_embedding
+        self.projection = clip.text_projection
+        self.causal = clip.attn_mask is not None
+
+    @property
+    def layers(self) -> int:
+        """How many blocks it has."""
+        return len(self.blocks)
+
+    def forward(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        eot: Tensor,
+        deeper: Sequence[Tensor] = (),
+        keys_values: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Features of C sequences, or of C sequences in each of R runs that learn at once.
+
+        Args:
+            prefix: (P, D) vectors that all sequences start with, P >= 1; of R runs (R, P, D).
+            suffix: (C, S, D) what follows in each; of R runs (R, C, S, D), or (C, S, D) where it
+                is the same in all.
+            eot: (C,) int64, position of end-of-text within the suffix.
+            deeper: J - 1 tensors (M, D), of R runs (R, M, D); number j replaces places 1 to M,
+                which must lie in the prefix, at the input of block j + 1.
+            keys_values: one tensor (n, D) for each block or none at all; they go through the
+                block's layer norm and are seen by every position (ADAPT, equation 7). All runs
+                share them.
+
+        Returns:
+            (C, E) class features of unit length; of R runs (R, C, E).
+
+        Raises:
+            PromptFileInvalid: there are vectors for more blocks than the tower has.
+        """
+        self._check(deeper, keys_values)
+        if prefix.ndim == 3:
+            return self._stacked(prefix, suffix, eot, deeper, keys_values)
+        p, s = prefix.shape[0], suffix.shape[1]
+        head = (prefix + self.positional_embedding[:p]).unsqueeze(0)
+        tail = suffix + self.positional_embedding[p : p + s]
+        if self.causal:
+            tail = self._causal(head, tail, deeper, keys_values)
+        else:
+            tail = self._full(head, tail, deeper, keys_values)
+        return self._pooled(tail, eot)
+
+    def _stacked(
+        self,
+        prefix: Tensor,
+        suffix: Tensor,
+        eot: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
+        """R runs as one batch of R heads and R C tails, run by run."""
+        r, p, _ = prefix.shape
+        c, s, _ = suffix.shape[-3:]
+        head = prefix + self.positional_embedding[:p]
+        tail = suffix + self.positional_embedding[p : p + s]
+        tail = tail.expand(r, -1, -1, -1).reshape(r * c, s, -1)
+        read = self._causal if self.causal else self._full
+        return self._pooled(read(head, tail, deeper, keys_values), eot.repeat(r)).view(r, c, -1)
+
+    def _pooled(self, tail: Tensor, eot: Tensor) -> Tensor:
+        # One row a class is all that is needed from here on.
+        last = tail[torch.arange(tail.shape[0], device=tail.device), eot]
+        return F.normalize(self._project(self.ln_final(last)).float(), dim=-1)
+
+    def _check(self, deeper: Sequence[Tensor], keys_values: Sequence[Tensor]) -> None:
+        if len(deeper) >= self.layers or len(keys_values) not in (0, self.layers):
+            raise PromptFileInvalid(
+                f"The prompt has vectors for {1 + len(deeper)} blocks and keys and values for "
+                f"{len(keys_values)}; the text tower has {self.layers} blocks."
+            )
+
+    def _causal(
+        self,
+        head: Tensor,
+        tail: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
+        p, s = head.shape[1], tail.shape[1]
+        steps = torch.arange(p + s, device=tail.device)
+        visible = steps.unsqueeze(0) <= steps.unsqueeze(1)  # (P+S, P+S), row attends to column
+        for index, module in enumerate(self.blocks):
+            block = cast(ResidualAttentionBlock, module)
+            head = _with_context(head, deeper, index)
+            head_q, head_k, head_v = heads_of(block, head)
+            tail_q, tail_k, tail_v = heads_of(block, tail)
+            seen = visible
+            if keys_values and len(keys_values[index]):
+                own_k, own_v = keys_values_of(block, keys_values[index])
+                head_k = torch.cat([_for_rows(own_k, head_k.shape[0]), head_k], 2)
+                head_v = torch.cat([_for_rows(own_v, head_v.shape[0]), head_v], 2)
+                seen = F.pad(visible, (len(keys_values[index]), 0), value=True)
+            keys = torch.cat([_for_rows(head_k, tail.shape[0]), tail_k], dim=2)
+            values = torch.cat([_for_rows(head_v, tail.shape[0]), tail_v], dim=2)
+            columns = head_k.shape[2]
+            head = after_attention(block, head, head_q, head_k, head_v, seen[:p, :columns])
+            tail = after_attention(block, tail, tail_q, keys, values, seen[p:])
+        return tail
+
+    def _full(
+        self,
+        head: Tensor,
+        tail: Tensor,
+        deeper: Sequence[Tensor],
+        keys_values: Sequence[Tensor],
+    ) -> Tensor:
+        """For towers without a causal mask: every position sees all, so nothing can be shared."""
+        x = torch.cat([_for_rows(head, tail.shape[0]), tail], dim=1)
+        for index, module in enumerate(self.blocks):
+            block = cast(ResidualAttentionBlock, module)
+            x = _with_context(x, deeper, index)
+            q, k, v = heads_of(block, x)
+            if keys_values and len(keys_values[index]):
+                own_k, own_v = keys_values_of(block, keys_values[index])
+                k = torch.cat([own_k.expand(x.shape[0], -1, -1, -1), k], dim=2)
+                v = torch.cat([own_v.expand(x.shape[0], -1, -1, -1), v], dim=2)
+            x = after_attention(block, x, q, k, v, None)
+        return x[:, head.shape[1] :]
+
+    def _project(self, x: Tensor) -> Tensor:
+        if self.projection is None:
+            return x
+        if isinstance(self.projection, nn.Linear):
+            return cast(Tensor, self.projection(x))
+        return x @ cast(Tensor, self.projection)
+
+
+def _with_context(x: Tensor, deeper: Sequence[Tensor], index: int) -> Tensor:
+    """``x`` (N, T, D) at the input of block ``index``, its places 1 to M replaced."""
+    if not 1 <= index <= len(deeper):
+        return x
+    context = deeper[index - 1]
+    rows = _for_rows(context if context.ndim == 3 else context.unsqueeze(0), x.shape[0])
+    return torch.cat([x[:, :1], rows, x[:, 1 + context.shape[-2] :]], dim=1)
+
+
+def _for_rows(shared: Tensor, rows: int) -> Tensor:
+    """``shared`` (1, ...) for each of ``rows`` sequences; (R, ...) for as many of each run."""
+    runs, *others = shared.shape
+    if runs == 1:
+        return shared.expand(rows, *[-1] * len(others))
+    each = rows // runs
+    return shared.unsqueeze(1).expand(-1, each, *[-1] * len(others)).reshape(rows, *others)
+
+
+def fill_plan(
+    plan: SequencePlan, token_embedding: Tensor, context: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Put vectors in the places of a plan: the torch twin of ``assembly.assemble``.
+
+    Args:
+        plan: what stands where.
+        token_embedding: (V, D) of the backbone.
+        context: (M, D), or (C, M, D) where each class has its own; gradients flow into it.
+
+    Returns:
+        prefix (P, D), suffix (C, S, D) and eot (C,), the inputs of ``TextTower``.
+    """
+    return PlanVectors(plan, token_embedding)(context)
+
+
+class PlanVectors:
+    """A plan with its words looked up once, to be filled with a new context at every step."""
+
+    def __init__(self, plan: SequencePlan, token_embedding: Tensor) -> None:
+        device = token_embedding.device
+        self._prefix = _Places(torch.from_numpy(plan.prefix).to(device), token_embedding)
+        self._suffix = _Places(torch.from_numpy(plan.suffix).to(device), token_embedding)
+        self._eot = torch.from_numpy(plan.eot).to(device)
+
+    def __call__(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        return self._prefix.fill(context), self._suffix.fill(context), self._eot
+
+
+class _Places:
+    def __init__(self, places: Tensor, token_embedding: Tensor) -> None:
+        self.words = token_embedding[places.clamp(min=0)]
+        self.learned = (places < 0).unsqueeze(-1)
+        self.index = (-1 - places).clamp(min=0)  # ~places, for places that hold a context vector
+        self.has_learned = bool(self.learned.any())
+
+    def fill(self, context: Tensor | None) -> Tensor:
+        if context is None or not self.has_learned:
+            return self.words
+        if context.ndim == 3:
+            index = self.index.unsqueeze(-1).expand(-1, -1, context.shape[-1])
+            vectors = context.gather(1, index)
+        else:
+            vectors = context[self.index]
+        return torch.where(self.learned, vectors, self.words)

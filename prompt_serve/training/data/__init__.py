@@ -1,0 +1,1 @@
+"""From a folder of images to batches: reading, sampling, augmentation, cached features."""

@@ -1,0 +1,72 @@
+"""Draw k images a class, exactly as CoOp draws them, so that results can be compared.
+
+CoOp calls ``random.seed(seed)`` and then, for each label in order of first appearance (not
+sorted), ``random.sample``: first over the training images, then over the validation images with
+k = min(shots, 4), in the same stream of random numbers. (CoOp, datasets/oxford_pets.py and Dassl's
+``generate_fewshot_dataset``.)
+"""
+
+import random
+from dataclasses import replace
+from typing import Protocol
+
+from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+
+VAL_SHOTS = 4  # per class, at most
+
+
+class Draw(Protocol):
+    """How images are drawn from a dataset; ``few_shot`` is one."""
+
+    def __call__(self, split: Split, /, *, shots: int, seed: int) -> Split:
+        """The drawn train and val parts, and the test part as it is."""
+
+
+def few_shot(split: Split, *, shots: int, seed: int) -> Split:
+    """Draw the images to learn from, and those to validate on.
+
+    Without validation images in the source, some are held out of the training images that were
+    not drawn: up to four a class, in the same stream. The test images are never touched.
+
+    Args:
+        split: of all images.
+        shots: images a class; classes with fewer give all they have. 0 takes all images (and
+            then holds out a fifth of each class, at most four images, where ``val`` is missing).
+        seed: of the draw.
+    """
+    rng = random.Random(seed)
+    if not shots:
+        return split if split.val is not None else _hold_out_first(split, rng)
+    train = _draw(split.train, shots, rng)
+    k = min(shots, VAL_SHOTS)
+    if split.val is not None:
+        return replace(split, train=train, val=_draw(split.val, k, rng))
+    drawn = set(train.items)
+    rest = split.train.with_items(item for item in split.train.items if item not in drawn)
+    return replace(split, train=train, val=_draw(rest, k, rng) if rest.items else None)
+
+
+def shot_faults(split: Split, shots: int) -> list[str]:
+    """One line for each class with fewer training images than ``shots`` (and at least one)."""
+    return [
+        f"class {split.class_names[label]!r} has {len(items)} training images, fewer than "
+        f"{shots} shots (take all it has with --fewer-shots-ok)"
+        for label, items in split.train.by_label().items()
+        if len(items) < shots
+    ]
+
+
+def _draw(images: ImageSet, k: int, rng: random.Random) -> ImageSet:
+    drawn: list[LabelledImage] = []
+    for items in images.by_label().values():
+        drawn += rng.sample(items, k) if len(items) >= k else items
+    return images.with_items(drawn)
+
+
+def _hold_out_first(split: Split, rng: random.Random) -> Split:
+    held: list[LabelledImage] = []
+    for items in split.train.by_label().values():
+        held += rng.sample(items, min(VAL_SHOTS, len(items) // 5))
+    out = set(held)
+    train = split.train.with_items(item for item in split.train.items if item not in out)
+    return replace(split, train=train, val=split.train.with_items(held) if held else None)

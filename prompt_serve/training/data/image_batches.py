@@ -1,0 +1,77 @@
+"""Where a step's image features come from: looked up, or computed by the prompted image tower."""
+
+import hashlib
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.training.clip.frozen_towers import FrozenTowers
+from prompt_serve.training.data.features import FeatureSet
+from prompt_serve.training.data.pixels import PixelSet
+
+ImageData = FeatureSet | PixelSet
+DIGESTED = 256
+
+
+class ImageSource(Protocol):
+    """N images in K views."""
+
+    labels: Tensor  # (N,)
+    n_views: int
+
+    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+        """Image features (B, E) of views ``views`` (B,) of images ``images`` (B,)."""
+
+
+def image_source(data: ImageData, towers: FrozenTowers) -> ImageSource:
+    """The source that fits the data."""
+    if isinstance(data, FeatureSet):
+        return CachedImages(data, towers.backbone.device)
+    return PromptedImages(data, towers)
+
+
+def digest_of(data: ImageData) -> str:
+    """sha256 that tells sets of images apart: all labels, and the first view of up to DIGESTED
+    images, spread evenly."""
+    chosen = np.unique(np.linspace(0, len(data) - 1, DIGESTED).round().astype(np.int64))
+    views = data.features if isinstance(data, FeatureSet) else data.pixels
+    digest = hashlib.sha256(str(views.shape).encode())
+    digest.update(np.ascontiguousarray(data.labels).tobytes())
+    digest.update(np.ascontiguousarray(views[chosen, np.zeros_like(chosen)]).tobytes())
+    return digest.hexdigest()
+
+
+class CachedImages:
+    """Features that never change, since the image tower is frozen and not prompted."""
+
+    def __init__(self, data: FeatureSet, device: torch.device) -> None:
+        self._features = torch.from_numpy(data.features).to(device)
+        self.labels = torch.from_numpy(data.labels).to(device)
+        self.n_views = data.features.shape[1]
+
+    @property
+    def plain(self) -> Tensor:
+        """(N, E), the features of the first view."""
+        return self._features[:, 0]
+
+    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+        if vectors.context is not None or vectors.keys_values:
+            raise TypeError("Vectors of the image branch want pixels to learn from, not features.")
+        return self._features[images, views]
+
+
+class PromptedImages:
+    """Pixels that go through the image tower with the learned vectors of the step."""
+
+    def __init__(self, data: PixelSet, towers: FrozenTowers) -> None:
+        self._pixels = data.pixels
+        self._towers = towers
+        self.labels = torch.from_numpy(data.labels).to(towers.backbone.device)
+        self.n_views = data.n_views
+
+    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+        pixels = torch.from_numpy(self._pixels[images.numpy(), views.numpy()])
+        return self._towers.image_features(pixels, vectors)

@@ -1,0 +1,184 @@
+"""Read datasets that are described by a file: a CSV or Parquet table, or CoOp's split file."""
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from prompt_serve.errors import DatasetInvalid, DependencyMissing
+from prompt_serve.training.data.dataset import PARTS, LabelledImage, Listing, limited
+
+# Where the images lie beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
+_IMAGE_FOLDERS = (
+    ".",
+    "images",
+    "jpg",
+    "2750",
+    "101_ObjectCategories",
+    "SUN397",
+    "UCF-101-midframes",
+)
+
+
+def read_table(path: Path) -> Listing:
+    """Read a table with the columns ``path`` (relative to the table), ``label`` (the class name)
+    and, if there is one, ``split`` (train, val or test). Further columns are ignored.
+
+    Classes are sorted by name; images keep the order of the table.
+    """
+    columns, rows = _rows(path)
+    missing = [name for name in ("path", "label") if name not in columns]
+    if missing:
+        return Listing(
+            faults=[
+                f"column {name!r} is missing; the table has {', '.join(columns) or 'none'}"
+                for name in missing
+            ]
+        )
+    faults: list[str] = []
+    named: list[tuple[str, Path, str]] = []
+    for number, row in enumerate(rows, start=1):
+        part = (
+            PARTS.get((row.get("split") or "").strip().lower()) if "split" in columns else "train"
+        )
+        file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
+        if part is None:
+            faults.append(f"row {number}: split {row['split']!r}; wanted train, val or test")
+        elif not file or not name:
+            faults.append(f"row {number}: {'label' if file else 'path'} is empty")
+        else:
+            named.append((part, path.parent / file, name))
+    return _listing(named, limited(faults))
+
+
+def read_split_file(path: Path, images: Path | None) -> Listing:
+    """Read CoOp's ``split_zhou_*.json``: lists of [path, label, class name] for train, val, test.
+
+    Args:
+        path: of the split file.
+        images: the folder that its paths start from; guessed beside the file where None.
+    """
+    parts, faults = _read_parts(path)
+    names = _names_by_label(parts, faults)
+    root = images or _guess_root(path, parts.get("train", []))
+    if root is None:
+        tried = ", ".join(str(path.parent / folder) for folder in _IMAGE_FOLDERS)
+        faults.append(f"its images are in none of {tried}; name their folder with --images")
+        return Listing(class_names=tuple(names.values()), faults=faults)
+    listing = Listing(class_names=tuple(names.values()), faults=faults)
+    # Where labels have gaps (a fault already noted), the further checks need dense ones.
+    dense = {label: index for index, label in enumerate(names)}
+    for part, entries in parts.items():
+        listing.items[part] = [
+            LabelledImage(root / file, dense[label]) for file, label, _ in entries
+        ]
+    listing.faults += missing_files(listing)
+    return listing
+
+
+def _rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return _parquet_rows(path)
+    if path.suffix.lower() not in (".csv", ".tsv"):
+        raise DatasetInvalid(
+            f"{path} is none of the files that describe a dataset: .csv, .tsv, .parquet, .json.", []
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetInvalid(f"{path} is not UTF-8 text: {error}.", []) from error
+    reader = csv.DictReader(
+        text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
+    )
+    return list(reader.fieldnames or ()), reader
+
+
+def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    try:
+        import pyarrow as arrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DependencyMissing(
+            "Reading Parquet needs pyarrow: pip install 'prompt-serve[tables]'"
+        ) from error
+    try:
+        table = parquet.read_table(path)
+    except (arrow.ArrowInvalid, OSError) as error:
+        raise DatasetInvalid(f"{path} is not a Parquet file: {error}", []) from error
+    rows = table.to_pylist()
+    return list(table.column_names), [
+        {key: value if value is None else str(value) for key, value in row.items()} for row in rows
+    ]
+
+
+def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> Listing:
+    names = sorted({name for part, _, name in named if part == "train"})
+    labels = {name: label for label, name in enumerate(names)}
+    listing = Listing(class_names=tuple(names), faults=faults)
+    strangers = sorted({name for _, _, name in named} - set(names))
+    listing.faults += limited([f"label {name!r} has no training image" for name in strangers])
+    for part, file, name in named:
+        if name in labels:
+            listing.items.setdefault(part, []).append(LabelledImage(file, labels[name]))
+    listing.faults += missing_files(listing)
+    return listing
+
+
+def missing_files(listing: Listing) -> list[str]:
+    """Take files that are not there out of the listing; one line for each of them."""
+    paths = dict.fromkeys(item.path for items in listing.items.values() for item in items)
+    missing = [path for path in paths if not path.is_file()]
+    # What is not there need not be looked at again, by checks that open images.
+    for part, items in listing.items.items():
+        gone = set(missing)
+        listing.items[part] = [item for item in items if item.path not in gone]
+    return limited([f"{path}: no such file" for path in missing])
+
+
+def _read_parts(path: Path) -> tuple[dict[str, list[tuple[str, int, str]]], list[str]]:
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetInvalid(f"{path} is not JSON: {error}.", []) from error
+    if not isinstance(document, dict) or not isinstance(document.get("train"), list):
+        raise DatasetInvalid(
+            f"{path} is not a split file: wanted an object with the lists train, val and test.", []
+        )
+    parts: dict[str, list[tuple[str, int, str]]] = {}
+    faults: list[str] = []
+    for part in ("train", "val", "test"):
+        for index, entry in enumerate(document.get(part) or ()):
+            match entry:
+                case [str(file), int(label), str(name)] if label >= 0:
+                    parts.setdefault(part, []).append((file, label, name))
+                case _:
+                    faults.append(f"{part}[{index}] is {entry!r}; wanted [path, label, class name]")
+    return parts, limited(faults)
+
+
+def _names_by_label(
+    parts: dict[str, list[tuple[str, int, str]]], faults: list[str]
+) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for entries in parts.values():
+        for _, label, name in entries:
+            if names.setdefault(label, name) != name:
+                faults.append(f"label {label} is both {names[label]!r} and {name!r}")
+    gaps = sorted(set(range(len(names))) - set(names))
+    if gaps:
+        faults.append(
+            f"labels are {len(names)} numbers, but not 0 to {len(names) - 1}: no {gaps[0]}"
+        )
+    faults[:] = list(dict.fromkeys(faults))
+    return dict(sorted(names.items()))
+
+
+def _guess_root(path: Path, entries: list[tuple[str, int, str]]) -> Path | None:
+    if not entries:
+        return path.parent
+    for folder in _IMAGE_FOLDERS:
+        root = path.parent / folder
+        if any((root / file).is_file() for file, _, _ in entries[:100]):
+            return root
+    return None

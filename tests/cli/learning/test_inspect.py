@@ -1,0 +1,179 @@
+"""``prompt-serve inspect``: every kind of prompt file, for people and for programs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from prompt_serve.prompts.encodings import (
+    Conditional,
+    Deep,
+    Dense,
+    ImageEncoding,
+    LowRank,
+    Projected,
+    Projection,
+    Ragged,
+    TextEncoding,
+)
+from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, write_prompt_file
+from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.types import HalfArray
+from tests.cli.conftest import Run
+
+WIDTH, IMAGE_WIDTH = 8, 12
+
+
+def zeros(*shape: int) -> HalfArray:
+    return np.zeros(shape, dtype=np.float16)
+
+
+def coded(*shape: int) -> Coded:
+    return Coded(indices=np.zeros(shape, dtype=np.uint8), codebook=zeros(2))
+
+
+def low_rank(width: int = WIDTH, *, words: bool = False) -> LowRank:
+    return LowRank(p_a=zeros(4, 1), p_b=zeros(1, width), base="template" if words else "none")
+
+
+NINE_BLOCKS = Deep(layers=(low_rank(words=True), *(low_rank() for _ in range(8))))
+RAGGED = Ragged(lengths=np.asarray([2, 0, 1], dtype=np.uint8), rows=zeros(3, WIDTH))
+PROJECTION = Projection(factors=(zeros(WIDTH, 2), zeros(2, IMAGE_WIDTH)), bias=zeros(IMAGE_WIDTH))
+CONDITIONAL = Conditional(
+    context=zeros(4, WIDTH), w_1=zeros(2, 5), b_1=zeros(2), w_2=zeros(WIDTH, 2), b_2=zeros(WIDTH)
+)
+
+KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = {
+    "nothing": (None, None, ["learned          nothing"]),
+    "low rank": (
+        low_rank(words=True),
+        None,
+        [
+            "text branch      low_rank, base template",
+            "  text.p_a       4 x 1 float16, 8 bytes",
+            "  text.p_b       1 x 8 float16, 16 bytes",
+        ],
+    ),
+    "coded": (
+        Dense(context=coded(4, WIDTH)),
+        None,
+        ["text branch      codebook", "  text.context   4 x 8 1-bit codes, 8 bytes"],
+    ),
+    "deep": (
+        NINE_BLOCKS,
+        None,
+        [
+            "text branch      deep low_rank, 9 blocks, base template",
+            "  text.0-8.p_a   4 x 1 float16, 8 bytes each, 9 of them",
+            "  text.0-8.p_b   1 x 8 float16, 16 bytes each, 9 of them",
+        ],
+    ),
+    "ragged": (
+        RAGGED,
+        None,
+        [
+            "text branch      ragged, rows of each block 2 0 1",
+            "  text.lengths   3 uint8, 3 bytes",
+            "  text.rows      3 x 8 float16, 48 bytes",
+        ],
+    ),
+    "projected": (
+        Dense(context=zeros(4, WIDTH)),
+        Projected(layers=(PROJECTION,)),
+        [
+            "text branch      dense",
+            "image branch     projected, 1 block",
+            "  text.context   4 x 8 float16, 64 bytes",
+            "  image.0.w_a    8 x 2 float16, 32 bytes",
+            "  image.0.w_b    2 x 12 float16, 48 bytes",
+            "  image.0.bias   12 float16, 24 bytes",
+        ],
+    ),
+    "some blocks coded": (
+        Deep(
+            layers=(
+                Dense(context=zeros(4, WIDTH)),
+                Dense(context=coded(4, WIDTH)),
+                Dense(context=zeros(4, WIDTH)),
+            )
+        ),
+        None,
+        [
+            "text branch      deep codebook, 3 blocks",
+            "  text.0,2.context 4 x 8 float16, 64 bytes each, 2 of them",
+            "  text.1.context 4 x 8 1-bit codes, 8 bytes",
+        ],
+    ),
+    "conditional": (
+        CONDITIONAL,
+        None,
+        [
+            "text branch      conditional",
+            "  text.context   4 x 8 float16, 64 bytes",
+            "  text.w_1       2 x 5 float16, 20 bytes",
+            "  text.b_1       2 float16, 4 bytes",
+            "  text.w_2       8 x 2 float16, 32 bytes",
+            "  text.b_2       8 float16, 16 bytes",
+        ],
+    ),
+}
+
+
+def written(folder: Path, kind: str, **fields: float) -> tuple[Prompt, Path]:
+    text, image, _ = KINDS[kind]
+    backbone = BackboneRef(
+        id="tiny", fingerprint="0" * 64, text_width=WIDTH, embed_dim=5, context_length=16
+    )
+    prompt = Prompt(
+        name="pets",
+        method="by-hand",
+        class_names=("cat", "dog"),
+        templates=("a photo of a {}.",),
+        backbone=backbone,
+        probe=zeros(2),
+        text=text,
+        image=image,
+        **fields,  # type: ignore[arg-type]  # numbers all
+    )
+    path = folder / "pets.safetensors"
+    write_prompt_file(prompt, path)
+    return prompt, path
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_encoding_is_told_in_a_few_lines(kind: str, run: Run, tmp_path: Path) -> None:
+    _, path = written(tmp_path, kind)
+
+    lines = run("inspect", path).output.splitlines()
+
+    first = next(i for i, line in enumerate(lines) if "branch" in line or "nothing" in line)
+    last = next(i for i, line in enumerate(lines) if line.startswith("learned numbers"))
+    assert lines[first:last] == KINDS[kind][2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_json_holds_every_tensor_and_setting(kind: str, run: Run, tmp_path: Path) -> None:
+    prompt, path = written(tmp_path, kind, temperature=1.5, unknown_below=0.25)
+
+    told = json.loads(run("inspect", path, "--json").output)
+
+    assert told["tensors"].keys() == prompt.tensors.keys()
+    for name, tensor in prompt.tensors.items():
+        assert told["tensors"][name]["shape"] == list(tensor.shape)
+        assert told["tensors"][name]["bytes"] == tensor.nbytes
+    assert told["encodings"].keys() == prompt.encodings.keys()
+    for branch, encoding in prompt.encodings.items():
+        assert told["encodings"][branch]["options"] == encoding.options()
+    assert (told["temperature"], told["unknown_below"]) == (1.5, 0.25)
+    assert told["payload_bytes"] == prompt.payload_bytes
+    assert told["learned_numbers"] == prompt.learned_numbers
+
+
+def test_calibration_is_told(run: Run, tmp_path: Path) -> None:
+    _, path = written(tmp_path, "low rank", temperature=1.234567, unknown_below=0.5)
+
+    told = run("inspect", path).output
+
+    assert "temperature      1.235\n" in told
+    assert "unknown below    0.5\n" in told

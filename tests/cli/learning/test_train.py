@@ -1,0 +1,243 @@
+"""``prompt-serve train`` and ``inspect`` as a user runs them."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from prompt_serve.cli.learning.inspect import inspect
+from prompt_serve.cli.learning.methods import methods
+from prompt_serve.cli.learning.train import train
+from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
+from prompt_serve.prompts.prompt_file import read_prompt_file
+from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.methods import METHODS
+from tests.golden import path_of
+from tests.training.conftest import draw_dataset
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_dataset(tmp_path_factory.mktemp("photos"), train=4, test=2)
+
+
+def invoke(photos: Path, backbone: Path, out: Path, *options: str) -> Result:
+    arguments = [photos, "--backbone", backbone, "--out", out, "--cache", out.parent / "cache"]
+    return CliRunner().invoke(
+        train,
+        [*map(str, arguments), "--shots", "3", "--epochs", "3", "--views", "2", *options],
+        catch_exceptions=False,
+    )
+
+
+def test_it_prints_a_report_and_writes_file_and_log(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, log = tmp_path / "out" / "c.safetensors", tmp_path / "logs" / "c.jsonl"
+    result = invoke(photos, tiny_folder, out, "--class-name", "red=crimson red", "--log", str(log))
+    assert result.exit_code == 0
+    prompt = read_prompt_file(out)
+    assert prompt.name == "c"
+    assert prompt.class_names == ("blue", "green", "crimson red", "yellow")
+    assert prompt.created == ""
+    for expected in (
+        r"4 classes; images: 12 train, 4 val, 8 test",
+        r"val +\d+\.\d% +\d+\.\d%",
+        r"test +\d+\.\d% +\d+\.\d%",
+        r"crimson red +\d+\.\d% +\d+\.\d%",
+        r"learned +36 numbers \(learning rate 0.2\)",
+        r"payload +72 bytes",
+        rf"file +{out.stat().st_size:,} bytes, {out}",
+    ):
+        assert re.search(expected, result.stdout), expected
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["epoch"] for line in lines[:-1]] == [0, 1, 2]
+    assert set(lines[0]) >= {"loss", "learning_rate", "val_accuracy", "idk", "seconds"}
+    assert lines[-1]["metrics"] == prompt.metrics
+
+
+def test_two_runs_write_equal_bytes_and_a_stamp_does_not(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
+    invoke(photos, tiny_folder, first, "--quiet")
+    assert invoke(photos, tiny_folder, second, "--quiet").stdout == ""
+    assert first.read_bytes() == second.read_bytes()
+    invoke(photos, tiny_folder, second, "--stamp")
+    assert re.match(r"20\d\d-\d\d-\d\dT.*\+00:00$", read_prompt_file(second).created)
+
+
+def test_options_win_over_the_settings_file(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    settings = tmp_path / "c.toml"
+    settings.write_text('method = "coop"\nseed = 7\nepochs = 9\nlearning_rate = 0.5\n')
+    out = tmp_path / "x.safetensors"
+    invoke(photos, tiny_folder, out, "--config", str(settings), "--learning-rate", "0.25")
+    training = read_prompt_file(out).training
+    assert training["method"] == "coop"
+    assert training["seed"] == 7
+    assert training["learning_rate"] == 0.25
+    assert training["epochs"] == 3  # given as an option
+
+
+def test_several_templates_make_a_zero_shot_ensemble(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    templates = ["--template", "a {}.", "--template", "the {}."]
+    result = invoke(photos, tiny_folder, out, "--method", "zero-shot", *templates)
+    assert read_prompt_file(out).templates == ("a {}.", "the {}.")
+    assert "learned " not in result.stdout
+
+
+def test_faults_are_raised_for_the_command_line_to_show(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    with pytest.raises(ConfigInvalid, match="rank is 0"):
+        invoke(photos, tiny_folder, out, "--rank", "0")
+    with pytest.raises(DatasetInvalid, match="fewer than 5 shots"):
+        invoke(photos, tiny_folder, out, "--shots", "5")
+    assert "is not OLD=NEW" in invoke(photos, tiny_folder, out, "--class-name", "red").stderr
+    assert (
+        "is not a number or 'auto'"
+        in invoke(photos, tiny_folder, out, "--learning-rate", "x").stderr
+    )
+    assert "is a folder" in invoke(photos, tiny_folder, tmp_path).stderr
+    assert not out.exists()
+
+
+def test_every_setting_is_an_option_and_the_help_states_its_default() -> None:
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    options = {option.name: option for option in train.params}
+    assert names <= {*options, "template"}
+    defaults = TrainConfig()
+    for name in names & options.keys() - {"method", "templates"}:
+        value: Any = getattr(defaults, name)
+        help_ = getattr(options[name], "help", "")
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            shown = help_.partition("[default: ")[2].rstrip("]")
+            assert str(value) == shown or float(shown) == value, name
+    assert all(getattr(o, "help", "") for o in train.params if o.name != "dataset")
+
+
+def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
+    def shown(*arguments: str) -> str:
+        return CliRunner().invoke(methods, arguments, catch_exceptions=False).output
+
+    listed = shown()
+    for name, method in METHODS.items():
+        assert re.search(rf"^{name} +{re.escape(method.summary)}$", listed, re.MULTILINE)
+        own = shown(name)
+        assert set(re.findall(r"^  --([a-z-]+)", own, re.MULTILINE)) == {
+            setting.replace("_", "-") for setting in method.settings
+        }
+        assert f"Learning rate: {method.learning_rate:g};" in own or not method.learner
+    assert "is none of zero-shot, coop" in shown("magic")
+
+
+def test_settings_of_methods_are_read_as_what_they_are(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    given = ["--method", "coop", "--depth", "2", "--noise-std", "0.01", "--no-calibrate"]
+    assert invoke(photos, tiny_folder, out, *given, "--precision", "bf16").exit_code == 0
+    training = read_prompt_file(out).training
+    assert (training["depth"], training["noise_std"], training["precision"]) == (2, 0.01, "bf16")
+    assert read_prompt_file(out).temperature == 1.0
+    assert "is not a number or 'auto'" in invoke(photos, tiny_folder, out, "--tokens", "x").stderr
+    with pytest.raises(ConfigInvalid, match="rank is no setting of method 'coop', but of dip"):
+        invoke(photos, tiny_folder, out, "--method", "coop", "--rank", "2")
+
+
+def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    whole, out = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
+    kept = tmp_path / "run.pt"
+    invoke(photos, tiny_folder, whole)
+    result = invoke(photos, tiny_folder, out, "--checkpoint", str(kept))
+    assert kept.exists()
+    log = tmp_path / "log.jsonl"
+    again = invoke(photos, tiny_folder, out, "--checkpoint", str(kept), "--log", str(log))
+    assert len(log.read_text().splitlines()) == 1  # no epoch was left to learn
+    assert out.read_bytes() == whole.read_bytes()
+    assert (result.exit_code, again.exit_code) == (0, 0)
+
+
+def test_several_seeds_are_learned_and_reported_together(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    one, out = tmp_path / "one.safetensors", tmp_path / "x.safetensors"
+    invoke(photos, tiny_folder, one, "--seed", "2", "--name", "x")
+    result = invoke(photos, tiny_folder, out, "--seeds", "1,2", "--name", "x")
+    assert result.exit_code == 0
+    assert not out.exists()
+    both = [tmp_path / f"x-seed{seed}.safetensors" for seed in (1, 2)]
+    assert [read_prompt_file(path).training["seed"] for path in both] == [1, 2]
+    alone, stacked = read_prompt_file(one).tensors, read_prompt_file(both[1]).tensors
+    for name, tensor in alone.items():
+        # float32 sums in another order, rounded to float16.
+        difference = numbers(tensor).astype(float) - numbers(stacked[name]).astype(float)  # type: ignore[arg-type]  # no bytes among them
+        assert abs(difference).max() < 1e-3
+    assert re.search(r"^mean +\d+\.\d ± \d+\.\d", result.stdout, re.MULTILINE)
+    assert "names a seed twice" in invoke(photos, tiny_folder, out, "--seeds", "1,1").stderr
+
+
+def test_auto_chooses_under_a_budget_and_writes_the_frontier(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, table = tmp_path / "x.safetensors", tmp_path / "frontier.tsv"
+    given = ["--method", "auto", "--max-bytes", "80", "--frontier", str(table)]
+    result = invoke(photos, tiny_folder, out, *given)
+    assert result.exit_code == 0
+    prompt = read_prompt_file(out)
+    assert prompt.payload_bytes <= 80
+    lines = table.read_text().splitlines()
+    assert len(lines) > 3
+    assert re.search(r"^> ", result.stdout, re.MULTILINE)
+    settings = tmp_path / "c.toml"
+    settings.write_text('method = "auto"\n')
+    refused = invoke(photos, tiny_folder, out, "--config", str(settings), "--seeds", "1,2")
+    assert "--seeds goes neither with --method auto" in refused.stderr
+    with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
+        invoke(photos, tiny_folder, out, "--method", "auto", "--rank", "2")
+
+
+@pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])
+def test_inspect_shows_all_there_is(name: str) -> None:
+    path = path_of(name)
+    prompt = read_prompt_file(path)
+    text = CliRunner().invoke(inspect, [str(path)], catch_exceptions=False).stdout
+    for expected in (
+        prompt.name,
+        prompt.method,
+        prompt.backbone.fingerprint,
+        *prompt.class_names,
+        *(repr(template) for template in prompt.templates),
+        f"{prompt.payload_bytes:,} bytes",
+        f"{path.stat().st_size:,} bytes",
+        *prompt.training,
+        *prompt.metrics,
+    ):
+        assert expected in text
+    as_json = CliRunner().invoke(inspect, [str(path), "--json"], catch_exceptions=False).stdout
+    document = json.loads(as_json)
+    assert document["class_names"] == list(prompt.class_names)
+    assert document["file_bytes"] == path.stat().st_size
+    if prompt.text is not None:
+        shapes = {f"text.{key}": list(t.shape) for key, t in prompt.text.tensors().items()}
+        assert {key: t["shape"] for key, t in document["tensors"].items()} == shapes
+
+
+def test_inspect_refuses_what_is_no_prompt_file(tmp_path: Path) -> None:
+    path = tmp_path / "cat.jpg"
+    path.write_bytes(b"\xff\xd8\xff and so on, a picture")
+    with pytest.raises(PromptFileInvalid, match="Not a prompt file"):
+        CliRunner().invoke(inspect, [str(path)], catch_exceptions=False)

@@ -1,0 +1,238 @@
+"""``prompt-serve score``: from a folder of images to a table."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from prompt_serve.cli.serving.score_tables import COLUMNS
+from tests.cli.conftest import Run
+from tests.client.fake_service import StandIn, numbered_image, problem
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """12 images in nested folders, two of them bad, beside files that are none."""
+    folder = tmp_path / "photos"
+    for i in range(12):
+        path = folder / f"day-{i // 6}" / f"{i:02}.{'PNG' if i % 2 else 'png'}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"bad" if i in (3, 8) else numbered_image(i))
+    for stranger in ("notes.txt", ".hidden.png", "day-0/._00.png"):
+        (folder / stranger).write_bytes(b"no image")
+    return folder
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        return list(pq.read_table(path).to_pylist())
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    with path.open(newline="") as file:
+        rows = [dict(row) for row in csv.DictReader(file)]
+    return [
+        {
+            **{name: value or None for name, value in row.items()},
+            "probability": float(row["probability"]) if row["probability"] else None,
+            "unknown": {"True": True, "False": False, "": None}[row["unknown"]],
+            "classes": json.loads(row["classes"]),
+        }
+        for row in rows
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_a_folder_becomes_a_table(
+    suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tables" / f"scores{suffix}"
+    service.behaviour.unknown = {7}
+
+    result = run("score", photos, "--task", "pets", "--out", out, "--chunk-size", 5)
+
+    assert result.exit_code == 0
+    assert f"{out}: 12 images, 12 rows in " in result.stdout
+    assert "2 errors, 1 unknown." in result.stdout
+    rows = read_table(out)
+    assert [tuple(row) for row in rows] == [COLUMNS] * 12
+    assert [Path(row["source"]).stem for row in rows] == [f"{i:02}" for i in range(12)]
+    assert rows[5] == {
+        "source": str(photos / "day-0" / "05.PNG"),
+        "task": "pets",
+        "version": "ab" * 32,
+        "class_name": "5",
+        "probability": 0.9,
+        "unknown": False,
+        "classes": [{"class_name": "5", "probability": 0.9}],
+        "error_code": None,
+        "error": None,
+    }
+    assert (rows[7]["unknown"], rows[7]["class_name"]) == (True, "7")
+    assert (rows[3]["unknown"], rows[3]["class_name"]) == (None, None)
+    assert (rows[3]["error_code"], rows[3]["error"]) == ("image-invalid", "Not an image.")
+    assert list(out.parent.iterdir()) == [out]
+
+
+def test_several_tasks_files_and_lists(
+    service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    service.behaviour.tasks["colours"] = b""
+    first, second = photos / "day-0" / "00.png", photos / "day-1" / "06.png"
+    odd = tmp_path / "odd.name"
+    odd.write_bytes(numbered_image(77))
+    listed = tmp_path / "list.txt"
+    listed.write_text(f"{second}\n\n{first}\n")
+    out = tmp_path / "scores.jsonl"
+
+    tasks = ["--task", "pets", "--task", "colours", "--task", "pets"]
+    assert run("score", first, listed, odd, *tasks, "-o", out).exit_code == 0
+
+    rows = read_table(out)
+    assert [(row["source"], row["task"]) for row in rows] == [
+        (str(path), task) for path in (first, second, odd) for task in ("pets", "colours")
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_run_that_broke_off_is_taken_up_where_it_ended(
+    suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+    arguments = ("score", photos, "--task", "pets", "--out", out)
+    run(*arguments)
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # the end of a killed run
+
+    service.behaviour.images_per_request.clear()
+    result = run(*arguments, "--resume")
+
+    assert result.exit_code == 0
+    held = 7 if suffix == ".jsonl" else 6
+    assert f"{held} of 12 images are in {out} already." in result.stdout
+    assert sum(service.behaviour.images_per_request) == 12 - held
+    assert out.read_bytes() == whole
+    assert "0 images, 0 rows" in run(*arguments, "--resume").stdout
+
+
+def test_resume_without_a_table_begins_one(
+    service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+
+    assert run("score", photos, "--task", "pets", "-o", out, "--resume").exit_code == 0
+
+    assert len(read_table(out)) == 12
+
+
+def test_a_task_that_is_added_on_resume_adds_its_rows_only(
+    service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    service.behaviour.tasks["colours"] = b""
+    out = tmp_path / "scores.jsonl"
+    run("score", photos, "--task", "pets", "-o", out)
+
+    run("score", photos, "--task", "pets", "--task", "colours", "-o", out, "--resume")
+
+    pairs = [(row["source"], row["task"]) for row in read_table(out)]
+    assert len(pairs) == len(set(pairs)) == 24
+
+
+def test_a_table_is_not_lost_by_accident(
+    service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+    out.write_text("precious")
+    arguments = ("score", photos, "--task", "pets", "-o", out)
+
+    assert "Add --overwrite" in run(*arguments).stderr
+    assert "not a table that this command wrote" in run(*arguments, "--resume").stderr
+    assert "No task" in run("score", photos, "--task", "pest", "-o", out, "--overwrite").stderr
+    assert out.read_text() == "precious"
+
+    assert run(*arguments, "--overwrite").exit_code == 0
+    assert len(read_table(out)) == 12
+
+
+def test_a_parquet_table_is_whole_or_not_there(
+    service: StandIn, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out" / "scores.parquet"
+    failure = problem("request-invalid", 422, "No such thing.")
+    service.behaviour.is_refused = lambda images: failure
+
+    result = run("score", photos, "--task", "pets", "-o", out)
+
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "Error: No such thing.")
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-o", "scores.xlsx"), "wanted .parquet, .csv or .jsonl"),
+        (("-o", "scores.parquet", "--resume"), "none can be taken up again"),
+        (("-o", "scores.csv", "/nowhere"), "no such files or folders:\n  - /nowhere"),
+    ],
+)
+def test_what_cannot_be_is_told_before_anything_is_asked(
+    arguments: tuple[str, ...], message: str, service: StandIn, run: Run, photos: Path
+) -> None:
+    result = run("score", photos, "--task", "pets", *arguments)
+
+    assert result.exit_code == 1
+    assert message in result.stderr
+    assert service.behaviour.paths == []
+
+
+def test_a_folder_without_images_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
+    result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
+
+    assert result.exit_code == 1
+    assert ".jpeg" in result.stderr
+
+
+def test_nothing_but_errors_is_a_failure(service: StandIn, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"bad")
+
+    result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
+
+    assert result.exit_code == 1
+    assert "no image could be scored" in result.stderr
+    assert len(read_table(tmp_path / "scores.csv")) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
+def test_ctrl_c_keeps_the_rows_there_are(service: StandIn, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.jsonl"
+    command = [sys.executable, "-m", "prompt_serve", "score", str(photos), "--task", "pets"]
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--chunk-size", "1", "--concurrency", "1"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # Tests that a script runs in the background have Ctrl-C switched off, and hand that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    # The first three images are answered, then the service hangs.
+    service.behaviour.delay_s = lambda: (
+        60.0 if sum(service.behaviour.images_per_request) >= 3 else 0.0
+    )
+    deadline = time.monotonic() + 60
+    while not out.exists() or out.read_text().count("\n") < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+
+    assert process.returncode == 130
+    assert stderr.endswith("Interrupted.\n")
+    assert "Traceback" not in stderr
+    assert len(read_table(out)) == 3

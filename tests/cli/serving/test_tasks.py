@@ -1,0 +1,73 @@
+"""``prompt-serve tasks`` and ``prompt-serve classify``."""
+
+import json
+from pathlib import Path
+
+from prompt_serve.prompts.prompt_file import write_prompt_file
+from tests.cli.conftest import Run
+from tests.client.fake_service import StandIn, numbered_image
+from tests.client.test_clients import prompt
+
+
+def test_tasks_come_and_go(service: StandIn, run: Run, tmp_path: Path) -> None:
+    data = write_prompt_file(prompt("birds"), tmp_path / "birds.safetensors")
+
+    assert run("tasks", "upload", tmp_path / "birds.safetensors").output.startswith(
+        "birds is served: 2 classes, version abab"
+    )
+    assert run("tasks", "create", "fish", "cod", "eel").exit_code == 0
+    listed = run("tasks", "list").output.splitlines()
+    assert [line.split()[0] for line in listed] == ["birds", "fish", "pets"]
+    as_json = run("tasks", "list", "--json").output.splitlines()
+    assert [json.loads(line)["name"] for line in as_json] == ["birds", "fish", "pets"]
+    assert json.loads(run("tasks", "show", "fish").output)["class_names"] == ["cat", "dog"]
+
+    target = tmp_path / "backup" / "b.safetensors"
+    assert run("tasks", "download", "birds", "-o", target).exit_code == 0
+    assert target.read_bytes() == data
+    assert [file.name for file in target.parent.iterdir()] == ["b.safetensors"]
+
+    assert run("tasks", "delete", "birds").output == "birds is no longer served.\n"
+    result = run("tasks", "delete", "birds")
+    assert (result.exit_code, result.stderr) == (1, "Error: No task.\n")
+
+
+def test_an_upload_can_be_given_a_name(service: StandIn, run: Run, tmp_path: Path) -> None:
+    write_prompt_file(prompt("birds"), tmp_path / "birds.safetensors")
+
+    run("tasks", "upload", tmp_path / "birds.safetensors", "--name", "owls")
+
+    assert "owls" in service.behaviour.tasks
+
+
+def test_no_service_is_one_line(run: Run, service: StandIn) -> None:
+    service.stop()
+
+    result = run("tasks", "list")
+
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"Error: Nothing answers at {service.url}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_images_are_classified(service: StandIn, run: Run, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good.write_bytes(numbered_image(42))
+    bad.write_bytes(b"bad")
+
+    result = run("classify", good, "--task", "pets")
+    assert result.exit_code == 0
+    assert result.output == f"{good}  pets\n   90.00%  42\n"
+
+    service.behaviour.unknown = {42}
+    result = run("classify", good, "--task", "pets")
+    assert result.output == f"{good}  pets  unknown: none of its classes\n   90.00%  42\n"
+
+    result = run("classify", good, bad, "--task", "pets")
+    assert result.exit_code == 1
+    assert "90.00%  42" in result.stdout
+    assert result.stderr == f"{bad}: Error: Not an image.\n"
+
+    lines = run("classify", good, bad, "--task", "pets", "--json").stdout.splitlines()
+    assert json.loads(lines[0])["predictions"][0]["classes"][0]["class_name"] == "42"
+    assert json.loads(lines[1])["error"]["code"] == "image-invalid"

@@ -1,0 +1,150 @@
+"""The papers' numbers as data: they add up as the papers say, and each finds its row of ours."""
+
+import math
+
+import pytest
+
+from prompt_serve.research.protocols.paper_tables import (
+    DATASETS,
+    check_tables,
+    known_methods,
+    paper_row_for,
+    paper_rows,
+)
+from prompt_serve.research.protocols.rows import row_sets
+from prompt_serve.research.protocols.summary import (
+    AVERAGE,
+    BASE_TO_NEW,
+    CROSS_DATASET,
+    DOMAIN_GENERALISATION,
+    FEW_SHOT,
+)
+from prompt_serve.training.config import TrainConfig, make_config
+from prompt_serve.training.methods import METHODS
+
+
+def test_averages_and_harmonic_means_come_out_but_for_one() -> None:
+    """RPO's H is not that of its base and new; all else is within rounding."""
+    (fault,) = check_tables(paper_rows())
+
+    assert "RPO" in fault
+    assert "H is printed as 77.78, and comes to 77.94" in fault
+
+
+def test_a_wrong_digit_is_noticed() -> None:
+    from dataclasses import replace
+
+    (row,) = [r for r in paper_rows(FEW_SHOT, dataset="dtd") if r.label == "ADAPT T=128"]
+    changed = replace(row, figures={"test": row.figures["test"] + 1})
+    rows = [changed if r is row else r for r in paper_rows()]
+
+    assert any("ADAPT T=128, few-shot of average" in fault for fault in check_tables(rows))
+
+
+def test_zero_shot_panels_from_memory_complete_the_average() -> None:
+    panels = {r.dataset: r for r in paper_rows(BASE_TO_NEW) if r.label == "CLIP" and not r.ablation}
+
+    assert set(panels) == {*DATASETS, AVERAGE}
+    remembered = {name for name, row in panels.items() if row.from_memory}
+    assert remembered == {"food101", "sun397", "dtd", "eurosat", "ucf101"}
+    for name in ("base", "new"):
+        mean = math.fsum(panels[d].figures[name] for d in DATASETS) / 11
+        # Eleven numbers rounded to 0.01.
+        assert mean == pytest.approx(panels[AVERAGE].figures[name], abs=0.0101)
+
+
+@pytest.mark.parametrize("label", ["CoOp", "DIP+CoOp", "MaPLe", "DIP+MaPLe"])
+def test_panels_that_are_not_in_the_text_are_absent(label: str) -> None:
+    known = {row.dataset for row in paper_rows(BASE_TO_NEW, ablations=False) if row.label == label}
+
+    assert set(DATASETS) - known == {"food101", "sun397", "dtd", "eurosat", "ucf101"}
+
+
+def test_a_number_that_is_missing_is_no_number() -> None:
+    (row,) = [row for row in paper_rows(CROSS_DATASET) if row.label == "DIP+CoOp"]
+
+    assert "source" not in row.figures
+    assert row.figures["eurosat"] == 42.10
+    assert all(math.isfinite(value) for row in paper_rows() for value in row.figures.values())
+
+
+def test_every_paper_method_has_settings_of_ours() -> None:
+    labels = {row.label for row in paper_rows()}
+
+    assert set(known_methods()) <= labels
+    for values in known_methods().values():
+        assert make_config(values).method in METHODS
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        (TrainConfig(method="zero-shot"), "CLIP"),
+        (TrainConfig(method="coop"), "CoOp"),
+        (TrainConfig(method="coop", depth=1, epochs=50), "CoOp"),
+        (TrainConfig(method="dip", rank=1, dropout=0.2), "DIP+CoOp"),
+        (TrainConfig(method="qcoop"), "QCoOp b=1"),
+        (TrainConfig(method="maple", depth=9), "MaPLe"),
+        (TrainConfig(method="dip-maple"), "DIP+MaPLe"),
+        (TrainConfig(method="qmaple"), "QMaPLe"),
+        (TrainConfig(method="kgcoop"), "KgCoOp"),
+    ],
+)
+def test_a_run_finds_its_row_in_the_main_table(config: TrainConfig, label: str) -> None:
+    row = paper_row_for(config.resolved().to_dict(), BASE_TO_NEW, AVERAGE)
+
+    assert row is not None
+    assert row.label == label
+    assert not row.ablation
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig(method="dip", rank=4),
+        TrainConfig(method="dip", bits=1),
+        TrainConfig(method="coop", depth=4),
+        TrainConfig(method="coop", bits=2),
+        TrainConfig(method="qcoop", bits=8),
+        TrainConfig(method="promptsrc"),
+    ],
+)
+def test_what_the_papers_did_not_learn_has_no_row(config: TrainConfig) -> None:
+    saved = config.resolved().to_dict()
+
+    assert paper_row_for(saved, BASE_TO_NEW, AVERAGE, ablations=True) is None
+
+
+def test_rows_of_ablations_only_when_asked_for() -> None:
+    after = TrainConfig(method="qcoop", bits=1, quantisation="ptq").to_dict()
+
+    assert paper_row_for(after, BASE_TO_NEW, AVERAGE) is None
+    row = paper_row_for(after, BASE_TO_NEW, AVERAGE, ablations=True)
+    assert row is not None
+    assert (row.label, row.figures["H"]) == ("QCoOp PTQ", 74.73)
+
+
+def test_figures_by_protocol() -> None:
+    adapt = paper_row_for({"method": "adapt", "tokens": 128}, FEW_SHOT, "eurosat", shots=16)
+    qcoop = paper_row_for({"method": "qcoop", "bits": 1}, DOMAIN_GENERALISATION, "imagenet")
+
+    assert adapt is not None
+    assert (adapt.figures, adapt.source) == (
+        {"test": 92.53},
+        "ADAPT (ICLR 2025 submission), Tables 1 and 2",
+    )
+    assert qcoop is not None
+    assert (qcoop.figures["imagenet-a"], qcoop.figures[AVERAGE]) == (51.10, 60.20)
+    assert paper_row_for({"method": "adapt", "tokens": 128}, FEW_SHOT, "eurosat", shots=4) is None
+
+
+def test_named_rows_find_the_papers_rows() -> None:
+    found = {
+        row.label: paper_row_for(row.config().to_dict(), BASE_TO_NEW, AVERAGE)
+        for row in (*row_sets()["text"], *row_sets()["image"])
+    }
+    labels = {label: row.label for label, row in found.items() if row is not None}
+
+    assert labels["DIP"] == "DIP+CoOp"
+    assert labels["DIP+MaPLe"] == "DIP+MaPLe"
+    assert "DIP, depth 4" not in labels

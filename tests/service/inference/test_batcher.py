@@ -1,0 +1,348 @@
+"""The batcher: the same features as one by one, outcomes per image, and nobody waits for ever."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from prompt_serve.bundle import Bundle
+from prompt_serve.errors import (
+    DeadlineExceeded,
+    ImageInvalid,
+    NotReady,
+    Overloaded,
+    PromptServeError,
+    ServiceError,
+)
+from prompt_serve.preprocess import pixels_from_bytes
+from prompt_serve.service.inference.batcher import Batcher, Outcome
+from prompt_serve.service.inference.engine import Engine
+from prompt_serve.types import FloatArray, PixelArray
+from tests.service.prompts import picture
+
+Encode = Callable[[PixelArray], FloatArray]
+
+
+@contextmanager
+def batcher(
+    encode: Encode, *, decode: Callable[[bytes], PixelArray] | None = None, **options: float
+) -> Iterator[Batcher]:
+    defaults = {"max_batch": 4, "max_queue_images": 64, "max_queue_delay_ms": 0.0}
+    chosen = {**defaults, "max_queue_bytes": 1 << 20, **options}
+    running = Batcher(
+        decode or (lambda data: np.full((2, 2, 3), data[0], dtype=np.uint8)),
+        encode,
+        max_batch=int(chosen["max_batch"]),
+        max_queue_images=int(chosen["max_queue_images"]),
+        max_queue_bytes=int(chosen["max_queue_bytes"]),
+        max_queue_delay_ms=chosen["max_queue_delay_ms"],
+        decode_threads=2,
+    )
+    try:
+        yield running
+    finally:
+        running.stop(timeout_s=1.0)
+
+
+def first_pixel(pixels: PixelArray) -> FloatArray:
+    return pixels[:, 0, 0, :1].astype(np.float32)
+
+
+def soon(seconds: float = 20.0) -> float:
+    return time.monotonic() + seconds
+
+
+def outcomes(future: Future[list[Outcome]]) -> list[Outcome]:
+    return future.result(timeout=20)
+
+
+class Gate:
+    """An encoder that waits until it is let through, and counts what it was given."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.batches: list[int] = []
+
+    def __call__(self, pixels: PixelArray) -> FloatArray:
+        self.entered.set()
+        assert self.open.wait(20)
+        self.batches.append(len(pixels))
+        return first_pixel(pixels)
+
+
+def test_batches_of_many_requests_give_what_images_give_alone(
+    bundle: Bundle, engine: Engine
+) -> None:
+    preprocessing = bundle.manifest.preprocessing
+    files = [picture(seed) for seed in range(12)]
+    with batcher(
+        engine.encode_images, decode=lambda data: pixels_from_bytes(data, preprocessing)
+    ) as running:
+        futures = [running.submit(files[i : i + 3], soon()) for i in range(0, 12, 3)]
+        together = [row for future in futures for row in outcomes(future)]
+
+    for file, row in zip(files, together, strict=True):
+        alone = engine.encode_images(pixels_from_bytes(file, preprocessing)[np.newaxis])[0]
+        # A batch is multiplied in blocks of another size: float32 rounding, no more.
+        assert np.abs(np.asarray(row) - alone).max() <= 2e-6
+
+
+def test_a_batch_is_whatever_waits_when_the_device_is_free() -> None:
+    gate = Gate()
+    with batcher(gate) as running:
+        first = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(20)
+        others = [running.submit([bytes([n])], soon()) for n in range(2, 8)]
+        _until(lambda: running._pool._work_queue.empty() and len(running._ready) == 6)
+        gate.open.set()
+        wait([first, *others], timeout=20)
+
+    assert gate.batches == [1, 4, 2]
+    assert [float(np.asarray(outcomes(f)[0])[0]) for f in others] == [2, 3, 4, 5, 6, 7]
+
+
+def test_a_queue_delay_lets_images_join_and_is_kept() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate, max_queue_delay_ms=300.0) as running:
+        started = time.monotonic()
+        futures = [running.submit([b"\x01"], soon()) for _ in range(4)]
+        wait(futures, timeout=20)
+        full_after_s = time.monotonic() - started
+        outcomes(running.submit([b"\x02"], soon()))
+
+    assert gate.batches == [4, 1]
+    assert full_after_s < 0.3  # a full batch does not wait
+
+
+def test_a_bad_image_fails_alone() -> None:
+    def decode(data: bytes) -> PixelArray:
+        if data == b"bad":
+            raise ImageInvalid("bad")
+        return np.full((2, 2, 3), data[0], dtype=np.uint8)
+
+    with batcher(first_pixel, decode=decode) as running:
+        one, two, three = outcomes(running.submit([b"\x05", b"bad", b"\x07"], soon()))
+
+    assert isinstance(two, ImageInvalid)
+    assert float(np.asarray(one)[0]) == 5
+    assert float(np.asarray(three)[0]) == 7
+
+
+def test_what_one_image_breaks_in_the_encoder_does_not_fail_its_batch() -> None:
+    def encode(pixels: PixelArray) -> FloatArray:
+        if (pixels == 13).any():
+            raise RuntimeError("out of memory")
+        return first_pixel(pixels)
+
+    with batcher(encode, max_batch=8) as running:
+        rows = outcomes(running.submit([bytes([n]) for n in range(10, 16)], soon()))
+        again = outcomes(running.submit([b"\x01"], soon()))
+
+    assert isinstance(rows[3], ServiceError)
+    assert "out of memory" not in rows[3].message
+    assert [float(np.asarray(rows[i])[0]) for i in (0, 1, 2, 4, 5)] == [10, 11, 12, 14, 15]
+    assert not isinstance(again[0], PromptServeError)
+
+
+def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_images=4) as running:
+        admitted = running.submit([b"\x01"] * 3, soon())
+        with pytest.raises(Overloaded, match="3 images are waiting, 2 more exceed the 4") as caught:
+            running.submit([b"\x01"] * 2, soon())
+        assert caught.value.retry_after_s > 0
+        fits = running.submit([b"\x02"], soon())
+        gate.open.set()
+        assert len(outcomes(admitted)) == 3
+        outcomes(fits)
+        outcomes(running.submit([b"\x03"] * 4, soon()))
+
+
+def test_images_past_their_deadline_or_given_up_are_not_run() -> None:
+    gate = Gate()
+    with batcher(gate, max_batch=8) as running:
+        blocking = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(20)
+        late = running.submit([b"\x02"], time.monotonic() + 0.05)
+        given_up = running.submit([b"\x03"], soon())
+        wanted = running.submit([b"\x04"], soon())
+        given_up.cancel()
+        time.sleep(0.1)
+        gate.open.set()
+
+        assert isinstance(outcomes(late)[0], DeadlineExceeded)
+        outcomes(wanted)
+        outcomes(blocking)
+        outcomes(running.submit([b"\x05"], soon()))
+
+    assert gate.batches == [1, 1, 1]
+
+
+def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
+    gate = Gate()
+    with batcher(gate) as running:
+        admitted = running.submit([b"\x01"] * 6, soon())
+        assert gate.entered.wait(20)
+        stopping = threading.Thread(target=running.stop, args=(20.0,))
+        stopping.start()
+        _until(lambda: running._refusing is not None)
+        with pytest.raises(NotReady, match="stopping"):
+            running.submit([b"\x02"], soon())
+        gate.open.set()
+        stopping.join(20)
+
+        assert not any(isinstance(outcome, PromptServeError) for outcome in outcomes(admitted))
+
+
+def test_stopping_does_not_wait_for_a_device_that_hangs() -> None:
+    gate = Gate()
+    with batcher(gate) as running:
+        running_now = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(20)
+        waiting = running.submit([b"\x02"], soon())
+
+        running.stop(timeout_s=0.2)
+
+        assert isinstance(outcomes(waiting)[0], NotReady)
+        assert isinstance(outcomes(running_now)[0], NotReady)
+        gate.open.set()
+
+
+def test_a_dead_inference_thread_fails_what_waits_and_what_comes() -> None:
+    def encode(pixels: PixelArray) -> FloatArray:
+        raise SystemExit
+
+    with batcher(encode) as running:
+        left = outcomes(running.submit([b"\x01"] * 3, soon()))
+        assert all(isinstance(outcome, NotReady) for outcome in left)
+        _until(lambda: not running.alive)
+        with pytest.raises(NotReady, match="died"):
+            running.submit([b"\x01"], soon())
+
+
+def test_the_queue_delay_bounds_what_an_image_waits_though_others_keep_coming() -> None:
+    delay_s = 0.3
+    started: dict[int, float] = {}
+
+    def encode(pixels: PixelArray) -> FloatArray:
+        now = time.monotonic()
+        started.update({int(number): now for number in pixels[:, 0, 0, 0]})
+        return first_pixel(pixels)
+
+    ready: dict[int, float] = {}
+    with batcher(encode, max_batch=64, max_queue_delay_ms=1000 * delay_s) as running:
+        futures = []
+        for number in range(40):  # for 2 s, more often than the delay
+            pixels = np.full((2, 2, 3), number, dtype=np.uint8)
+            ready[number] = time.monotonic()
+            futures.append(running.submit([pixels], soon()))
+            time.sleep(0.05)
+        wait(futures, timeout=20)
+
+    waits = [started[number] - ready[number] for number in ready]
+    assert min(waits) >= 0
+    # A delay that began anew with every image would make the first wait for 2.3 s.
+    assert max(waits) < delay_s + 0.7
+
+
+def test_given_up_images_leave_the_queue_at_once() -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_images=4) as running:
+        blocking = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(20)
+        given_up = running.submit([b"\x02"] * 3, soon())
+        with pytest.raises(Overloaded):
+            running.submit([b"\x03"], soon())
+        given_up.cancel()
+        assert running.waiting == (1, 1)
+        taken = running.submit([b"\x03"] * 3, soon())
+        gate.open.set()
+        outcomes(blocking)
+        assert [float(np.asarray(o)[0]) for o in outcomes(taken)] == [3, 3, 3]
+        _until(lambda: running.waiting == (0, 0))
+
+    assert sum(gate.batches) == 4
+
+
+def test_a_request_whose_time_is_up_keeps_what_it_has() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate, max_batch=1) as running:
+        done = running.submit([b"\x01"], soon())
+        outcomes(done)
+        gate.open.clear()
+        gate.entered.clear()
+        request = running.submit([b"\x02", b"\x03", b"bad"[:0]], soon())
+        assert gate.entered.wait(20)
+        _until(lambda: running.waiting[0] == 2)  # the empty image has failed
+        running.expire(request)
+        found = outcomes(request)
+        gate.open.set()
+        outcomes(running.submit([b"\x04"], soon()))
+
+    assert [type(outcome) for outcome in found[:2]] == [DeadlineExceeded] * 2
+    assert isinstance(found[2], ServiceError)
+    assert gate.batches == [1, 1, 1]  # the one that was running, and the one afterwards
+
+
+def test_the_queue_is_bounded_in_bytes_too() -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_bytes=1000) as running:
+        admitted = running.submit([b"\x01" * 600], soon())
+        with pytest.raises(Overloaded, match="600 bytes, 500 more exceed the 1,000") as caught:
+            running.submit([b"\x02" * 500], soon())
+        assert caught.value.retry_after_s > 0
+        fits = running.submit([b"\x02" * 400], soon())
+        gate.open.set()
+        outcomes(admitted)
+        outcomes(fits)
+        outcomes(running.submit([b"\x03" * 1000], soon()))
+        _until(lambda: running.waiting == (0, 0))
+
+
+def test_retry_after_is_the_time_until_there_is_room() -> None:
+    gate = Gate()
+    gate.open.set()
+
+    def slow(pixels: PixelArray) -> FloatArray:
+        time.sleep(0.1)
+        return gate(pixels)
+
+    with batcher(slow, max_batch=1, max_queue_images=10) as running:
+        outcomes(running.submit([b"\x01"] * 8, soon()))
+        gate.open.clear()
+        running.submit([b"\x01"] * 10, soon())
+        waits = []
+        for images in (1, 5, 10):
+            with pytest.raises(Overloaded) as caught:
+                running.submit([b"\x01"] * images, soon())
+            waits.append(caught.value.retry_after_s)
+        gate.open.set()
+
+    # 0.1 s and more an image, on a machine that may be busy: the ratios hold all the same.
+    assert 0.1 <= waits[0] < 1
+    assert waits[2] == pytest.approx(2 * waits[1], rel=0.1)
+    assert waits[1] == pytest.approx(5 * waits[0], rel=0.5)
+
+
+def test_pixels_go_past_the_decoder() -> None:
+    def decode(data: bytes) -> PixelArray:
+        raise AssertionError("decoded")
+
+    with batcher(first_pixel, decode=decode) as running:
+        (row,) = outcomes(running.submit([np.full((2, 2, 3), 9, dtype=np.uint8)], soon()))
+
+    assert float(np.asarray(row)[0]) == 9
+
+
+def _until(condition: Callable[[], bool]) -> None:
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up
+        time.sleep(0.002)

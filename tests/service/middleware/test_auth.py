@@ -1,0 +1,282 @@
+"""Who may ask what, against a started service that asks for keys."""
+
+import base64
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from prompt_serve.client import Client
+from prompt_serve.errors import NotAllowed, NotAuthenticated
+from prompt_serve.schemas import Problem
+from prompt_serve.service.middleware.auth import OPEN, is_loopback, role_needed
+from tests.service.guarding import Guarded, keys_of
+from tests.service.process import ROOT, environment, refused_start, service
+
+# Whatever is not in this list needs the role admin: a new route has to be put here on purpose.
+FOR_INFER = {
+    "GET /",
+    "GET /docs.json",
+    "GET /schema.json",
+    "GET /static_content",
+    "GET /metrics",
+    "GET /v1/docs",
+    "GET /v1/docs/docs.js",
+    "GET /v1/docs/swagger-ui-bundle.js",
+    "GET /v1/docs/swagger-ui.css",
+    "GET /v1/info",
+    "GET /v1/openapi.json",
+    "GET /v1/tasks",
+    "GET /v1/tasks/{name}",
+    "GET /v1/tasks/{name}/file",
+    "GET /v1/tasks/{name}/history",
+    "GET /v1/ui",
+    "GET /v1/ui/ui.css",
+    "GET /v1/ui/ui.js",
+    "POST /classify",
+    "POST /v1/classify",
+    "POST /v1/embed",
+    "POST /v1/score",
+}
+FOR_ADMIN = {
+    "DELETE /v1/tasks/{name}",
+    "GET /v1/audit",
+    "POST /v1/tasks",
+    "PUT /v1/tasks/{name}",
+}
+GONE_WITHIN_S = 1.0
+
+
+@pytest.fixture(scope="module")
+def routes() -> set[tuple[str, str]]:
+    """Method and template of every route. By a process of its own: BentoML's imports warn."""
+    command = [sys.executable, "-m", "tests.service.walk"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
+    )
+    return {(method, path) for method, path in json.loads(done.stdout)}
+
+
+def path_of(template: str) -> str:
+    return re.sub(r"\{\w+\}", "some", template)
+
+
+def test_the_walk_finds_routes_of_every_framework(routes: set[tuple[str, str]]) -> None:
+    found = {f"{method} {path}" for method, path in routes}
+    assert {*FOR_INFER, *FOR_ADMIN, "GET /livez", "GET /readyz", "GET /healthz"} <= found
+
+
+def test_every_route_asks_for_a_key_except_the_probes(
+    guarded: Guarded, routes: set[tuple[str, str]]
+) -> None:
+    with guarded.client(None) as http:
+        for method, template in sorted(routes):
+            answer = http.request(method, path_of(template))
+            expected = 200 if template in OPEN else 401
+            assert answer.status_code == expected, (method, template)
+            if expected == 401:
+                assert answer.headers["www-authenticate"].startswith("Bearer"), template
+                assert answer.headers["content-type"] == "application/problem+json"
+        for path in ("/nonsense", "/v1/nonsense", "/v1/../metrics", "//v1/info", "/livez/"):
+            assert http.get(path).status_code == 401, path
+
+
+def test_the_infer_role_reads_and_asks_and_nothing_else(
+    guarded: Guarded, routes: set[tuple[str, str]]
+) -> None:
+    with guarded.client(guarded.infer) as http:
+        for method, template in sorted(routes):
+            answer = http.request(method, path_of(template))
+            method = "GET" if method == "HEAD" else method
+            if template in OPEN or f"{method} {template}" in FOR_INFER:
+                assert answer.status_code not in (401, 403), (method, template)
+                continue
+            assert answer.status_code == 403, (method, template)
+            assert 'scope="admin"' in answer.headers["www-authenticate"]
+            if method != "HEAD" and answer.content:
+                assert Problem.model_validate_json(answer.content).code == "not-allowed"
+        assert http.get("/v1/nonsense").status_code == 403
+
+
+def test_the_admin_role_changes_tasks_and_reads_who_did(guarded: Guarded) -> None:
+    body = {"name": "audited", "class_names": ["a", "b"]}
+    with guarded.client(guarded.admin) as http:
+        made = http.post("/v1/tasks", json=body, headers={"x-request-id": "made-by-a-test"})
+        assert made.status_code == 201
+        assert http.delete("/v1/tasks/audited").status_code == 204
+        entries = http.get("/v1/audit", params={"subject": "audited"}).json()["entries"]
+        page = http.get("/v1/audit", params={"limit": 1}).json()
+        older = http.get("/v1/audit", params={"limit": 1, "before": page["next"]}).json()
+
+    removed, put = entries
+    version = made.json()["version"]
+    assert (put["before"], put["after"]) == (None, version)
+    assert (removed["before"], removed["after"]) == (version, None)
+    assert {entry["actor"] for entry in entries} == {"admin"}
+    assert put["request_id"] == "made-by-a-test"
+    assert put["key_id"] in guarded.admin
+    assert page["entries"][0]["id"] > older["entries"][0]["id"]
+
+
+@pytest.mark.parametrize("header", ["authorization", "x-api-key"])
+def test_both_headers_carry_a_key(guarded: Guarded, header: str) -> None:
+    scheme = "Bearer " if header == "authorization" else ""
+    with guarded.client(None, **{header: scheme + guarded.infer}) as http:
+        assert http.get("/v1/info").status_code == 200
+
+
+def test_wrong_keys_are_refused_and_never_repeated(guarded: Guarded) -> None:
+    right = guarded.infer
+    swapped = right[:-1] + ("A" if right[-1] != "A" else "B")
+    unknown = "ps_" + "0" * 12 + right[15:]
+    for wrong in (swapped, unknown, right + "x", "ps_", "hunter2hunter2", right.upper()):
+        with guarded.client(wrong) as http:
+            answer = http.get("/v1/info")
+        assert answer.status_code == 401, wrong
+        assert wrong == "ps_" or wrong not in answer.text  # "ps_..." is in the help
+
+
+def test_a_revoked_or_expired_key_stops_within_a_second(guarded: Guarded) -> None:
+    with keys_of(guarded.served.home) as keys:
+        token, key = keys.create("leaving", "infer")
+        with guarded.client(token) as http:
+            assert http.get("/v1/info").status_code == 200
+            keys.revoke("leaving")
+            detail = _refused_after(http, time.monotonic() + GONE_WITHIN_S)
+        assert "'leaving' is revoked" in detail
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        token, _ = keys.create("expiring", "infer", soon)
+        with guarded.client(token) as http:
+            detail = _refused_after(http, time.monotonic() + 2)
+        assert "'expiring' is expired" in detail
+        used = _until(lambda: [k.last_used for k in keys.all() if k.id == key.id and k.last_used])
+        assert datetime.fromisoformat(used[0]) <= datetime.now(UTC)
+
+
+def _refused_after(http: httpx.Client, end: float) -> str:
+    """Ask until the key is refused, and see that nothing asked after ``end`` was answered."""
+    while True:
+        asked_at = time.monotonic()
+        answer = http.get("/v1/info")
+        if answer.status_code == 401:
+            return str(answer.json()["detail"])
+        assert answer.status_code == 200
+        assert asked_at < end
+
+
+def _until(found: Callable[[], list[Any]]) -> list[Any]:
+    """What ``found`` returns once it is something."""
+    give_up = time.monotonic() + 60
+    while not (something := found()):
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    return something
+
+
+def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
+    preflight = {
+        "access-control-request-method": "PUT",
+        "access-control-request-headers": "x-api-key",
+    }
+    with guarded.client(None) as http:
+        allowed = http.options(
+            "/v1/tasks/a", headers={"origin": "https://page.example", **preflight}
+        )
+        denied = http.options(
+            "/v1/tasks/a", headers={"origin": "https://other.example", **preflight}
+        )
+        unauthorised = http.get("/v1/info", headers={"origin": "https://page.example"})
+
+    assert allowed.status_code == 200
+    assert allowed.headers["access-control-allow-origin"] == "https://page.example"
+    assert "PUT" in allowed.headers["access-control-allow-methods"]
+    assert denied.status_code == 400
+    assert "access-control-allow-origin" not in denied.headers
+    # The page must be able to read why it was refused.
+    assert unauthorised.status_code == 401
+    assert unauthorised.headers["access-control-allow-origin"] == "https://page.example"
+
+
+def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
+    guarded: Guarded,
+) -> None:
+    basic = "Basic " + base64.b64encode(f"key:{guarded.admin}".encode()).decode()
+    with guarded.client(None, accept="text/html") as http:
+        asked = http.get("/v1/ui")
+        opened = http.get("/v1/ui", headers={"authorization": basic})
+        foreign = http.delete("/v1/tasks/x", headers={"authorization": basic})
+        own = http.delete(
+            "/v1/tasks/x", headers={"authorization": basic, "sec-fetch-site": "same-origin"}
+        )
+
+    assert asked.headers["www-authenticate"].startswith("Basic ")
+    assert (opened.status_code, foreign.status_code, own.status_code) == (200, 401, 404)
+
+
+def test_the_client_sends_its_key_and_understands_refusals(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = guarded.served.url
+    with Client(url, api_key=guarded.infer) as client:
+        assert client.info().provider == "CPUExecutionProvider"
+        with pytest.raises(NotAllowed, match="needs a key with the role 'admin'") as refused:
+            client.delete("pets")
+        assert refused.value.role == "admin"
+    with Client(url) as client, pytest.raises(NotAuthenticated, match="This needs a key"):
+        client.info()
+    monkeypatch.setenv("PROMPT_SERVE_API_KEY", f"{guarded.infer}\n")
+    with Client(url) as client:
+        assert client.info().limits.max_images > 0
+
+
+def test_without_any_key_only_this_machine_is_answered(tiny_bundle: Path, tmp_path: Path) -> None:
+    with service(tmp_path, tiny_bundle) as served, httpx.Client(base_url=served.url) as http:
+        assert http.get("/v1/info").status_code == 200
+        # A page whose name was made to point here.
+        assert http.get("/v1/info", headers={"host": "evil.example"}).status_code == 401
+        with keys_of(tmp_path) as keys:
+            keys.create("first", "infer")
+        give_up = time.monotonic() + 10
+        while http.get("/v1/info").status_code == 200:
+            assert time.monotonic() < give_up
+        assert http.get("/v1/info").status_code == 401
+        with keys_of(tmp_path) as keys:
+            keys.revoke("first")
+        time.sleep(0.6)  # longer than anything is remembered
+        assert http.get("/v1/info").status_code == 401  # no way back to everybody
+
+
+@pytest.mark.serve
+def test_a_service_for_the_network_does_not_start_without_keys(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    output = refused_start(environment(tmp_path, tiny_bundle), "--host", "0.0.0.0")
+
+    assert "would listen on 0.0.0.0 without any key" in output
+    assert "prompt-serve keys create" in output
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((name, True) for name in ("127.0.0.1", "127.8.8.8", "::1", "[::1]", "localhost")),
+        *((name, False) for name in ("0.0.0.0", "::", "10.0.0.1", "localhost.evil.example", "")),
+    ],
+)
+def test_which_addresses_are_this_machine_alone(host: str, expected: bool) -> None:
+    assert is_loopback(host) is expected
+
+
+def test_unknown_routes_need_the_greatest_role() -> None:
+    assert role_needed("GET", "/v1/something-new") == "admin"
+    assert role_needed("BREW", "/v1/classify") == "admin"
+    assert role_needed("POST", "/livez") == "admin"
+    assert role_needed("GET", "/v1/tasks/a/file") == "infer"

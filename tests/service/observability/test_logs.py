@@ -1,0 +1,74 @@
+"""Lines of the log: their form, and what never is in them."""
+
+import json
+import logging
+import sys
+
+import pytest
+
+from prompt_serve.service.observability.logs import FIELDS, HumanLines, JsonLines, redacted
+from prompt_serve.service.request_context import RequestFacts, Timings, begin, end, server_timing
+
+KEY = "ps_0123456789ab_" + "sEcReT" * 7 + "x"
+
+
+def record(message: str, *arguments: object, **fields: object) -> logging.LogRecord:
+    made = logging.LogRecord("a.b", logging.WARNING, "file.py", 1, message, arguments, None)
+    setattr(made, FIELDS, fields)
+    return made
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"key {KEY} is wrong",
+        f"Authorization: Bearer {KEY}",
+        "Authorization: bearer abcdefghijklmnop",
+        "Basic a2V5OnNlY3JldA==",
+        "postgresql+psycopg://me:sEcReT@db.example/registry",
+        'connect("postgresql://:sEcReT@db")',
+    ],
+)
+def test_secrets_are_cut_out(text: str) -> None:
+    for formatter in (HumanLines(), JsonLines()):
+        line = formatter.format(record("%s", text))
+        for secret in ("sEcReT", "abcdefghijklmnop", "a2V5OnNlY3JldA"):
+            assert secret not in line
+    assert "ps_0123456789ab_***" in redacted(KEY)  # the id stays: it names the key
+
+
+def test_secrets_of_tracebacks_are_cut_out_too() -> None:
+    try:
+        raise ValueError(f"no such key: {KEY}")
+    except ValueError:
+        failed = record("failed")
+        failed.exc_info = sys.exc_info()
+    for formatter in (HumanLines(), JsonLines()):
+        line = formatter.format(failed)
+        assert "ValueError" in line
+        assert "sEcReT" not in line
+
+
+def test_json_lines_are_objects_with_the_request_and_the_fields() -> None:
+    token = begin(RequestFacts(request_id="r1"))
+    try:
+        line = JsonLines().format(record("two\nlines %d", 1, route="/v1/x", images=None))
+    finally:
+        end(token)
+    told = json.loads(line)
+    assert "\n" not in line
+    assert told["message"] == "two\nlines 1"
+    assert (told["level"], told["logger"], told["request_id"]) == ("warning", "a.b", "r1")
+    assert told["route"] == "/v1/x"
+    assert "images" not in told
+
+
+def test_server_timing_counts_images_side_by_side_once() -> None:
+    timings = Timings()
+    timings.add("queue", 2.0, 2.5)
+    timings.add("decode", 1.0, 2.0)
+    timings.add("decode", 1.5, 2.25)  # beside the first, in another thread
+    assert server_timing(timings, 3.0) == (
+        "decode;dur=1250.00, queue;dur=500.00, total;dur=3000.00"
+    )
+    assert timings.spent()["decode"].busy_s == pytest.approx(1.75)

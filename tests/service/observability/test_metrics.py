@@ -1,0 +1,74 @@
+"""Metrics of several workers as one, each in a process of its own as in the service."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from prompt_serve.service.observability import metrics
+
+# What a worker does: count, have images in its queue, and end without a word if told to.
+_WORKER = """
+import os, sys
+from prompt_serve.service import metrics
+metrics.images_answered.inc(3)
+metrics.queue_images.inc(2)
+metrics.decode_seconds.observe(0.01)
+if "orderly" in sys.argv: metrics.forget_this_worker()
+if "scrape" in sys.argv: sys.stdout.write(metrics.exposition().decode())
+os._exit(0)
+"""
+
+
+def worker(folder: Path, *arguments: str) -> str:
+    environment = {
+        **os.environ,
+        # BentoML's folder, which all services of its home share; it must not be used.
+        "PROMETHEUS_MULTIPROC_DIR": str(folder.parent / "of-all"),
+        "_PROMPT_SERVE_METRICS_FOLDER": str(folder),
+    }
+    command = [sys.executable, "-c", _WORKER, *arguments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout
+
+
+def test_workers_are_added_up_and_the_queues_of_dead_ones_forgotten(tmp_path: Path) -> None:
+    worker(tmp_path, "orderly")
+    worker(tmp_path)  # dies with two images in its queue
+    text = worker(tmp_path, "scrape")
+
+    assert 'prompt_serve_images_total{result="answered"} 9.0' in text
+    assert "prompt_serve_decode_seconds_count 3.0" in text
+    assert "prompt_serve_queue_images 2.0" in text  # of the one that is alive
+    assert "_created" not in text
+    assert not (tmp_path.parent / "of-all").exists()
+
+
+def test_the_parent_makes_a_folder_of_its_own_and_takes_it_along(tmp_path: Path) -> None:
+    script = "; ".join(
+        [
+            "import json, os",
+            "from prompt_serve.service import metrics",
+            "metrics.prepare_folder()",
+            "folder = os.environ['_PROMPT_SERVE_METRICS_FOLDER']",
+            "print(json.dumps([folder, os.path.isdir(folder), os.stat(folder).st_mode & 0o777]))",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
+    )
+    folder, existed, mode = json.loads(done.stdout)
+    assert existed
+    assert mode == 0o700
+    assert not Path(folder).exists()
+
+
+def test_no_metric_has_a_label_that_a_caller_chooses() -> None:
+    allowed = {"method", "route", "status", "kind", "result"}
+    of_the_service = {"version", "backbone", "precision", "provider"}
+    for name, metric in vars(metrics).items():
+        labels = set(getattr(metric, "_labelnames", ()))
+        assert labels <= allowed or labels == of_the_service, name

@@ -1,0 +1,167 @@
+"""Zips from strangers: whatever is in them, nothing is written and little is held."""
+
+import io
+import stat
+import zipfile
+from collections.abc import Callable
+
+import pytest
+
+from prompt_serve.errors import ArchiveInvalid, RequestTooLarge
+from prompt_serve.prompts.prompt_file import to_bytes, version_of
+from prompt_serve.service.storage.database import Database
+from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.tasks import zip_files
+from prompt_serve.service.tasks.bulk import import_zip, unencoded
+from prompt_serve.service.tasks.registry_export import exported
+from prompt_serve.service.tasks.zip_files import Archive, prompt_files, written
+from tests.golden import GOLDEN
+from tests.service.databases import new_database
+
+PROMPT = to_bytes(GOLDEN["low_rank"])
+
+
+def zip_of(*entries: tuple[str | zipfile.ZipInfo, bytes]) -> io.BytesIO:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries:
+            archive.writestr(name, data)
+    return file
+
+
+def link() -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo("a.safetensors")
+    entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+    return entry
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../a.safetensors",
+        "x/../../a.safetensors",
+        "/etc/a.safetensors",
+        "..\\a.safetensors",
+        "C:/a.safetensors",
+        "C:\\a.safetensors",
+        "x\\a.safetensors",
+    ],
+)
+def test_paths_that_lead_out_are_refused(path: str) -> None:
+    with pytest.raises(ArchiveInvalid, match=r"has a path that"):
+        Archive(zip_of(("good.safetensors", PROMPT), (path, PROMPT)))
+
+
+def test_links_are_refused() -> None:
+    with pytest.raises(ArchiveInvalid, match="is a link or a device"):
+        Archive(zip_of((link(), b"/etc/passwd")))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")  # zipfile's own, about what is made here
+def test_duplicates_are_refused() -> None:
+    with pytest.raises(ArchiveInvalid, match=r"'a\.safetensors' more than once"):
+        Archive(zip_of(("a.safetensors", PROMPT), ("a.safetensors", PROMPT)))
+    two = Archive(zip_of(("x/a.safetensors", PROMPT), ("y/a.safetensors", PROMPT)))
+    with pytest.raises(ArchiveInvalid, match="Two files of the zip are named 'a'"):
+        prompt_files(two)
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked() -> None:
+    bomb = zip_of(*((f"{i}.safetensors", bytes(2**20)) for i in range(20)))
+    assert len(bomb.getvalue()) < 2**15
+    with pytest.raises(RequestTooLarge, match="20 files of 20,971,520 bytes"):
+        Archive(bomb, max_bytes=2**20)
+
+
+def test_too_many_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zip_files, "MAX_ENTRIES", 2)
+    with pytest.raises(RequestTooLarge, match="3 files"):
+        Archive(zip_of(*((f"{i}.safetensors", b"") for i in range(3))))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda data: b"", lambda data: b"no zip", lambda data: data[:-30], lambda data: data[40:]],
+    ids=["empty", "no zip", "cut short", "without its beginning"],
+)
+def test_what_is_no_zip_is_refused(spoil: Callable[[bytes], bytes]) -> None:
+    data = zip_of(("a.safetensors", PROMPT)).getvalue()
+    with pytest.raises(ArchiveInvalid):  # noqa: PT012 (where it shows depends on the damage)
+        archive = Archive(io.BytesIO(spoil(data)))
+        archive.read("a.safetensors")
+
+
+def test_a_directory_that_lies_about_a_size_does_not_help() -> None:
+    data = bytearray(zip_of(("a.safetensors", bytes(10_000))).getvalue())
+    place = data.rindex((10_000).to_bytes(4, "little"))
+    data[place : place + 4] = (10).to_bytes(4, "little")
+    archive = Archive(io.BytesIO(bytes(data)), max_bytes=100)
+    with pytest.raises(ArchiveInvalid, match="is damaged"):
+        archive.read("a.safetensors")
+
+
+def test_what_systems_add_to_zips_is_passed_over_and_other_files_are_not() -> None:
+    good = zip_of(("p/a.safetensors", PROMPT), ("__MACOSX/p/._a", b""), ("p/.DS_Store", b""))
+    assert prompt_files(Archive(good)) == {"a": "p/a.safetensors"}
+    with pytest.raises(ArchiveInvalid, match=r"holds 'readme\.txt'; wanted prompt files alone"):
+        prompt_files(Archive(zip_of(("a.safetensors", PROMPT), ("readme.txt", b""))))
+    with pytest.raises(ArchiveInvalid, match="is empty"):
+        prompt_files(Archive(zip_of()))
+
+
+def test_a_zip_is_written_in_chunks_and_read_back() -> None:
+    files = [(f"{i}.bin", bytes([i]) * 1000) for i in range(50)]
+    chunks = list(written(files))
+    assert len(chunks) > 50
+    archive = Archive(io.BytesIO(b"".join(chunks)))
+    assert [(path, archive.read(path)) for path in archive.paths] == files
+
+
+def new(name: str, golden: str, tags: tuple[str, ...] = ()) -> NewTask:
+    prompt = GOLDEN[golden]
+    data = to_bytes(prompt)
+    return NewTask(name=name, data=data, prompt=prompt, features=b"\0\0\0\0", tags=tags)
+
+
+def test_an_exported_registry_comes_out_the_same_elsewhere(
+    database: Database, postgres: str
+) -> None:
+    registry = Registry(database)
+    registry.put(new("pets", "zero_shot"))
+    registry.put_all([new("pets", "low_rank", ("eu", "prod")), new("alias", "low_rank")])
+    registry.put(new("other", "ragged"))
+    registry.set_pinned("other", True)
+    data = b"".join(exported(registry))
+
+    elsewhere = Database(new_database(postgres))
+    try:
+        copy = Registry(elsewhere)
+        copy.put(new("mine", "deep"))
+        report = import_zip(copy, io.BytesIO(data), unencoded)
+        assert (report.served, report.failed) == (3, 0)
+
+        def facts(of: Registry) -> dict[str, object]:
+            tasks, _ = of.tasks("", 99)
+            return {t.name: (t.version, t.tags, t.pinned, t.fingerprint) for t in tasks}
+
+        assert facts(copy) == facts(registry) | {"mine": facts(copy)["mine"]}
+        assert [c.what for c in copy.history("pets", None, 9)] == ["import"]
+        assert b"".join(exported(registry)) == data  # the same registry, the same bytes
+    finally:
+        elsewhere.close()
+
+
+def test_an_export_that_was_cut_short_or_changed_is_not_imported(database: Database) -> None:
+    registry = Registry(database)
+    registry.put(new("pets", "low_rank"))
+    before = registry.revision()
+    with pytest.raises(ArchiveInvalid, match=r"no registry\.json"):
+        import_zip(registry, zip_of(("a.safetensors", PROMPT)), unencoded)
+
+    version = version_of(PROMPT)
+    with zipfile.ZipFile(io.BytesIO(b"".join(exported(registry)))) as archive:
+        index = archive.read("registry.json")
+    changed = zip_of((f"versions/{version}.safetensors", PROMPT + b" "), ("registry.json", index))
+    with pytest.raises(ArchiveInvalid, match=r"nothing was changed.*its sha256 is another"):
+        import_zip(registry, changed, unencoded)
+    assert registry.revision() == before

@@ -1,0 +1,60 @@
+"""Frozen towers in half precision: what is learned stays float32, what is stored fits the fp32."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from prompt_serve.prompts.probe import TOLERANCE, probe_difference
+from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.config import TowerPrecision, TrainConfig
+from prompt_serve.training.data.image_batches import image_source
+from prompt_serve.training.data.loading import read_dataset
+from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.loop import Run, fit
+from prompt_serve.training.train import train_prompt
+from tests.training.test_batched_loop import NAMES, features_of
+
+# Relative rounding is 2^-8 in bfloat16 and 2^-11 in float16; a few layers add up.
+DIFFERENCES: dict[TowerPrecision, float] = {"bf16": 3e-2, "fp16": 4e-3}
+COOP: dict[str, Any] = {"method": "coop", "epochs": 12, "batch_size": 16, "weight_decay": 0.0}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPrecision) -> None:
+    train = features_of(1)
+    runs = {
+        name: Run(tiny_backbone, NAMES, TrainConfig(**COOP, precision=name), learning_rate=1.0)
+        for name in ("fp32", precision)
+    }
+    run = runs[precision]
+    images = image_source(train, run.towers)
+    for epoch in (0, 1):
+        run.epoch(epoch, images, None)
+    learned = list(run.learner.parameters())
+    momentum = [state["momentum_buffer"] for state in run.optimiser.state.values()]
+    assert {t.dtype for t in (*learned, *momentum)} == {torch.float32}
+    assert {p.dtype for p in tiny_backbone.clip.parameters()} == {torch.float32}
+    with torch.no_grad():
+        text = runs["fp32"].learner.contexts().text
+        rounded, exact = run.class_features(text), runs["fp32"].class_features(text)
+    difference = float((rounded - exact).abs().max())
+    assert rounded.dtype == torch.float32
+    assert 0.0 < difference < DIFFERENCES[precision]
+    torch.testing.assert_close(rounded.norm(dim=-1), torch.ones(len(NAMES)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_learning_works_on_a_cpu(tiny_backbone: Backbone, precision: TowerPrecision) -> None:
+    config = TrainConfig(**COOP, precision=precision)
+    history = fit(tiny_backbone, NAMES, features_of(1), None, config, learning_rate=1.0).history
+    assert history[-1].loss < history[0].loss - 0.01
+
+
+def test_the_probe_is_that_of_the_float32_tower(tiny_backbone: Backbone, colours: Path) -> None:
+    config = TrainConfig(method="coop", shots=2, epochs=2, views=1, precision="bf16")
+    prompt = train_prompt(tiny_backbone, read_dataset(colours), config).prompt
+    features = class_features_of(prompt, tiny_backbone)
+    assert probe_difference(prompt.probe, features) < TOLERANCE
+    assert prompt.training["precision"] == "bf16"

@@ -1,0 +1,151 @@
+"""Choosing by a byte budget: within it, by validation images, and never by test images."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from prompt_serve.errors import ConfigInvalid, PromptServeError
+from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.features import FeatureCache
+from prompt_serve.training.data.loading import read_dataset
+from prompt_serve.training.pareto import write_frontier
+from prompt_serve.training.select_method import (
+    Candidate,
+    candidate_configs,
+    choose_prompt,
+    mark_frontier,
+)
+from prompt_serve.training.sweep import train_prompts
+from prompt_serve.training.train import train_prompt
+
+CONFIG = TrainConfig(method="zero-shot", shots=4, epochs=3, views=1)
+TRIED = [
+    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 1}),
+    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 2}),
+    TrainConfig(**{**vars(CONFIG), "method": "coop", "learning_rate": 5.0}),
+]
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    return FeatureCache(tmp_path_factory.mktemp("features"))
+
+
+def with_test(split: Split, items: tuple[LabelledImage, ...]) -> Split:
+    assert split.test is not None
+    return replace(split, test=split.test.with_items(items))
+
+
+def test_what_is_chosen_validates_best_of_what_fits(
+    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+) -> None:
+    split = read_dataset(colours)
+    chosen = choose_prompt(
+        tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=kept
+    )
+    rows = {row.label: row for row in chosen.frontier}
+    # R (M + D) and M D numbers of two bytes, with M = 4 and D = 32.
+    assert {label: row.size_bytes for label, row in rows.items()} == {
+        "zero-shot": 0, "dip rank=1": 72, "dip rank=2": 144, "coop": 256,
+    }  # fmt: skip
+    assert rows["coop"].skipped == "larger than the budget"
+    assert rows["coop"].val_accuracy is None
+    measured = [row for row in chosen.frontier if not row.skipped]
+    best = min(measured, key=lambda r: (-(r.val_accuracy or 0), r.val_loss or 0, r.size_bytes or 0))
+    assert best.chosen
+    assert [row.chosen for row in chosen.frontier].count(True) == 1
+    result = chosen.result
+    assert result.prompt.method == best.method
+    assert result.prompt.payload_bytes == best.size_bytes
+    assert result.comparisons["val"].prompt.accuracy == pytest.approx(best.val_accuracy)
+    assert result.comparisons["test"].prompt.images == 40
+
+
+def test_test_images_play_no_part(
+    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+) -> None:
+    """Poisoned labels change no choice; images that cannot be read are met after it."""
+    split = read_dataset(colours)
+    assert isinstance(split.test, ImageSet)
+    wrong = tuple(LabelledImage(item.path, (item.label + 1) % 4) for item in split.test.items)
+    missing = (LabelledImage(Path("nowhere.png"), 0),)
+
+    def rows(dataset: Split) -> tuple[tuple[Candidate, ...], bytes]:
+        chosen = choose_prompt(
+            tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=kept
+        )
+        same = [replace(row, seconds=0.0) for row in chosen.frontier]
+        return tuple(same), to_bytes(replace(chosen.result.prompt, metrics={}))
+
+    assert rows(split) == rows(with_test(split, wrong))
+    seen: list[Candidate] = []
+    with pytest.raises((PromptServeError, OSError)):
+        choose_prompt(
+            tiny_backbone,
+            with_test(split, missing),
+            CONFIG,
+            max_bytes=300,
+            candidates=TRIED,
+            cache=kept,
+            on_candidate=seen.append,
+        )
+    assert len(seen) == 4
+
+
+def test_a_budget_that_nothing_fits_gives_zero_shot(
+    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+) -> None:
+    split = read_dataset(colours)
+    chosen = choose_prompt(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
+    assert chosen.result.prompt.method == "zero-shot"
+    assert chosen.result.prompt.payload_bytes == 0
+    assert "the smallest candidate takes 72" in chosen.result.notes[-1]
+    with pytest.raises(ConfigInvalid, match="max_bytes is -1"):
+        choose_prompt(tiny_backbone, split, CONFIG, max_bytes=-1)
+    alone = Split(train=split.train.with_items(split.train.items[:4]))
+    with pytest.raises(ConfigInvalid, match="there are none"):
+        choose_prompt(tiny_backbone, alone, CONFIG, max_bytes=10)
+
+
+def test_the_frontier_is_what_nothing_smaller_matches(tmp_path: Path) -> None:
+    sizes = [(0, 0.3), (100, 0.5), (200, 0.4), (100, 0.45), (300, 0.5), (400, 0.6)]
+    rows = mark_frontier(
+        [Candidate(method="coop", settings={}, size_bytes=b, val_accuracy=a) for b, a in sizes]
+    )
+    for row in rows:
+        dominated = any(
+            (other.size_bytes or 0) <= (row.size_bytes or 0)
+            and (other.val_accuracy or 0) >= (row.val_accuracy or 0)
+            and other != row
+            for other in rows
+        )
+        assert row.on_frontier == (not dominated)
+    files = write_frontier(rows, tmp_path / "out")
+    assert [file.name for file in files] == ["frontier.tsv", "frontier.json", "frontier.svg"]
+    assert len(files[0].read_text().splitlines()) == 1 + len(rows)
+    assert "bytes of learned numbers" in files[2].read_text() or files[2].stat().st_size > 5_000
+    with pytest.raises(ConfigInvalid, match=r"ends in '\.docx'"):
+        write_frontier(rows, tmp_path / "a.docx")
+
+
+def test_candidates_share_the_settings_that_all_methods_have() -> None:
+    configs = candidate_configs(CONFIG.replace(seed=7, epochs=9), "all")
+    assert {(config.seed, config.epochs) for config in configs} == {(7, 9)}
+    assert [config.method for config in configs].count("zero-shot") == 1
+
+
+def test_several_seeds_give_the_prompts_of_single_runs(
+    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+) -> None:
+    split = read_dataset(colours)
+    configs = [*(TRIED[1].replace(seed=seed) for seed in (1, 2)), CONFIG]
+    results = train_prompts(tiny_backbone, split, configs, cache=kept)
+    for config, result in zip(configs, results, strict=True):
+        alone = train_prompt(tiny_backbone, split, config, cache=kept)
+        assert to_bytes(replace(result.prompt, metrics={})) == to_bytes(
+            replace(alone.prompt, metrics={})
+        )

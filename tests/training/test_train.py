@@ -1,0 +1,206 @@
+"""From a folder to a file: the same bytes again, better than chance, honest about its data."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from prompt_serve.errors import ConfigInvalid, DatasetInvalid
+from prompt_serve.prompts.folding import fold_text
+from prompt_serve.prompts.probe import TOLERANCE, probe_difference
+from prompt_serve.prompts.prompt_file import (
+    from_bytes,
+    read_prompt_file,
+    to_bytes,
+    write_prompt_file,
+)
+from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.scoring import unit
+from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.data.dataset import Split
+from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
+from prompt_serve.training.data.loading import read_dataset
+from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
+from prompt_serve.training.loop import EpochRecord, fit
+from prompt_serve.training.train import TrainingResult, open_dataset, train_prompt
+from tests.training.conftest import draw_dataset
+
+# A random tower hardly listens to its context, so learning takes large steps.
+COOP: dict[str, Any] = {
+    "method": "coop",
+    "learning_rate": 10.0,
+    "weight_decay": 0.0,
+    "epochs": 25,
+    "views": 4,
+}
+DIP = {**COOP, "method": "dip", "rank": 2, "init_std": 0.3}
+
+
+@pytest.fixture(scope="session")
+def kept_features(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    return FeatureCache(tmp_path_factory.mktemp("features"))
+
+
+def learn(
+    backbone: Backbone, folder: Path, cache: FeatureCache | None, **settings: Any
+) -> TrainingResult:
+    config = TrainConfig(**settings)
+    return train_prompt(backbone, read_dataset(folder), config, name="colours", cache=cache)
+
+
+def test_learning_lifts_accuracy_well_over_chance_and_over_zero_shot(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+) -> None:
+    result = learn(tiny_backbone, colours, kept_features, **COOP, class_specific=True)
+    test = result.comparisons["test"]
+    assert test.prompt.accuracy >= 0.9
+    assert test.prompt.accuracy >= test.zero_shot.accuracy + 0.2
+    assert result.images == {"train": 64, "val": 16, "test": 40}
+    assert result.notes == ()
+
+
+@pytest.mark.parametrize("settings", [COOP, DIP], ids=["coop", "dip"])
+def test_one_context_for_all_classes_learns_too(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, settings: dict[str, Any]
+) -> None:
+    result = learn(tiny_backbone, colours, kept_features, **settings)
+    assert result.history[-1].loss < result.history[0].loss - 0.1
+    assert result.comparisons["test"].prompt.accuracy > 0.4  # chance is 0.25
+
+
+def test_the_same_seed_gives_the_same_file(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, tmp_path: Path
+) -> None:
+    settings = {**DIP, "dropout": 0.2, "epochs": 4}
+    first = to_bytes(learn(tiny_backbone, colours, kept_features, **settings).prompt)
+    cold = learn(tiny_backbone, colours, FeatureCache(tmp_path), **settings)
+    assert to_bytes(cold.prompt) == first
+    assert to_bytes(learn(tiny_backbone, colours, None, **settings).prompt) == first
+    other = learn(tiny_backbone, colours, kept_features, **{**settings, "seed": 2})
+    assert to_bytes(other.prompt) != first
+
+
+def test_what_was_measured_is_what_the_file_unpacks_to(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, tmp_path: Path
+) -> None:
+    result = learn(tiny_backbone, colours, kept_features, **DIP)
+    write_prompt_file(result.prompt, tmp_path / "colours.safetensors")
+    stored = read_prompt_file(tmp_path / "colours.safetensors")
+    features = class_features_of(stored, tiny_backbone)
+    test = read_dataset(colours).test
+    assert test is not None
+    measured = evaluate_prompt(stored, tiny_backbone, image_features(test, tiny_backbone))
+    assert measured == result.comparisons["test"].prompt
+    assert stored.metrics["test"]["accuracy"] == round(measured.accuracy, 4)
+    assert probe_difference(stored.probe, features) < TOLERANCE
+    assert stored.training["learning_rate"] == 10.0
+    assert stored.training["rank"] == 2
+
+
+def test_test_images_change_nothing_that_is_learned(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+) -> None:
+    split = read_dataset(colours)
+    assert split.test is not None
+    fewer = replace(split, test=split.test.with_items(split.test.items[:7]))
+    config = TrainConfig(**{**DIP, "epochs": 3, "learning_rate": "auto"})
+    first = train_prompt(tiny_backbone, split, config, cache=kept_features).prompt
+    second = train_prompt(tiny_backbone, fewer, config, cache=kept_features).prompt
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert numbers(tensor).tobytes() == numbers(second.tensors[name]).tobytes()  # type: ignore[arg-type]  # no bytes among them
+    assert first.temperature == second.temperature
+
+
+def test_auto_chooses_the_learning_rate_that_validates_best(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+) -> None:
+    records: list[EpochRecord] = []
+    config = TrainConfig(**{**COOP, "learning_rate": "auto", "epochs": 4})
+    result = train_prompt(
+        tiny_backbone,
+        read_dataset(colours),
+        config,
+        cache=kept_features,
+        on_epoch=records.append,
+    )
+    last = [record for record in records if record.epoch == 3]
+    assert len(last) == 3
+    best = min(last, key=lambda r: (-(r.val_accuracy or 0), r.val_loss or 0))
+    assert result.history[-1] == best
+    assert result.prompt.training["learning_rate"] in (0.002, 0.01, 0.05)
+
+
+def test_zero_shot_learns_nothing(
+    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+) -> None:
+    templates = ("a photo of a {}.", "a {} thing")
+    result = learn(tiny_backbone, colours, kept_features, method="zero-shot", templates=templates)
+    assert result.prompt.text is None
+    assert result.prompt.templates == templates
+    assert result.prompt.payload_bytes == 0
+    assert result.comparisons["test"].prompt == result.comparisons["test"].zero_shot
+    assert result.history == ()
+
+
+def test_without_images_to_hold_out_it_says_so_and_goes_on(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    root = draw_dataset(tmp_path, all=2)
+    settings = {**COOP, "shots": 2, "epochs": 2}
+    result = learn(tiny_backbone, root, None, **settings)
+    assert result.comparisons == {}
+    assert "no images left to validate on" in result.notes[0]
+    assert "no test images" in result.notes[1]
+    with pytest.raises(ConfigInvalid, match="there are none"):
+        learn(tiny_backbone, root, None, **{**settings, "learning_rate": "auto"})
+
+
+def test_fewer_images_than_shots_must_be_allowed(tiny_backbone: Backbone, tmp_path: Path) -> None:
+    root = draw_dataset(tmp_path, train=3)
+    with pytest.raises(DatasetInvalid, match="fewer than 16 shots"):
+        open_dataset(root, tiny_backbone, TrainConfig())
+    config = TrainConfig(**{**COOP, "fewer_shots_ok": True, "epochs": 1})
+    split = open_dataset(root, tiny_backbone, config)
+    notes = train_prompt(tiny_backbone, split, config).notes
+    assert "4 classes have fewer than 16 training images." in notes
+
+
+def test_a_class_name_with_seventy_tokens_is_found_before_anything_is_encoded(
+    tiny_backbone: Backbone, colours: Path
+) -> None:
+    with pytest.raises(DatasetInvalid, match="75 tokens with its template"):
+        open_dataset(colours, tiny_backbone, TrainConfig(), rename={"red": " ".join(["red"] * 70)})
+
+
+@pytest.mark.slow
+def test_dip_on_the_geometry_of_vit_b_16_stores_516_numbers_in_1032_bytes(
+    rng: np.random.Generator, tmp_path: Path
+) -> None:
+    """The text tower of ViT-B/16 at full size; a small image tower, which DIP never sees."""
+    config = open_clip.get_model_config("ViT-B-16")
+    assert config is not None
+    config["vision_cfg"] = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        clip = open_clip.CLIP(**config)
+    clip.visual.preprocess_cfg = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    backbone = _from_open_clip("ViT-B-16/geometry", "ViT-B-16", clip)
+    features = unit(rng.normal(size=(8, 1, 512)).astype(np.float32))
+    train = FeatureSet(features=features, labels=np.arange(8) % 2)
+    fitted = fit(backbone, ("cat", "dog"), train, None, TrainConfig(epochs=2), learning_rate=0.02)
+    assert fitted.encodings.text is not None
+    split = Split(train=read_dataset(draw_dataset(tmp_path, all=1)).train)
+    prompt = train_prompt(backbone, split, TrainConfig(shots=1, epochs=1, views=1)).prompt
+    data = write_prompt_file(prompt, tmp_path / "dip.safetensors")
+    header = int.from_bytes(data[:8], "little")
+    assert prompt.learned_numbers == 516
+    assert len(data) - 8 - header == prompt.payload_bytes == 1_032
+    folded = fold_text(from_bytes(data).text, np.zeros((4, 512), np.float32)).context
+    assert folded is not None
+    assert folded.shape == (4, 512)
