@@ -43,7 +43,7 @@ def main() -> None:
     session = text_session(text_graph(backbone), options.threads)
     shallow = text_session(shallow_graph(backbone), options.threads)
     length = backbone.clip.context_length
-    # Every tenth: neighbours in ImageNet's list are alike (dogs, then more dogs).
+    # Every tenth: neighbors in ImageNet's list are alike (dogs, then more dogs).
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES[::10] + IMAGENET_CLASSNAMES))[: options.classes]
     plan = plan_sequences(backbone.tokenizer, names, "a photo of a {}.", context_length=length)
     sequences = assemble(plan, backbone.token_embedding.numpy())

@@ -39,7 +39,7 @@ class CoopReference:
         return F.normalize(at_eot @ cast(Tensor, self.clip.text_projection), dim=-1)
 
     def loss(self, context: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of normalised images (B, 3, S, S)."""
+        """Cross-entropy of normalized images (B, 3, S, S)."""
         with torch.no_grad():
             image_features = F.normalize(self.clip.visual(images), dim=-1)
         return self.loss_of_features(context, image_features, labels)

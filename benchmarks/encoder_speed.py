@@ -20,7 +20,7 @@ import torch
 
 from prompt_serve.export.graphs import image_graph
 from prompt_serve.export.parity import disagreement, run
-from prompt_serve.export.quantize import quantise
+from prompt_serve.export.quantize import quantize
 from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.export.samples import random_pixels
 from prompt_serve.training.clip.backbone import load_backbone
@@ -60,7 +60,7 @@ def sessions(
     model: onnx.ModelProto, folder: Path, threads: int
 ) -> tuple[onnxruntime.InferenceSession, onnxruntime.InferenceSession]:
     onnx.save(model, folder / "fp32.onnx")
-    quantise(model, folder / "int8.onnx")
+    quantize(model, folder / "int8.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     fp32, int8 = (

@@ -23,13 +23,13 @@ from prompt_serve.research.protocols.summary import (
     BASE,
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
     HARMONIC,
     NEW,
     TEST,
 )
-from prompt_serve.research.reports.density import Dot, centred, spearman
+from prompt_serve.research.reports.density import Dot, centered, spearman
 
 PTQ = "CoOp, 1 bit afterwards"
 TEXT, IMAGE = "embedded", "embedded-vit"
@@ -65,7 +65,7 @@ CLAIMS = (
         test_sets=(NEW, HARMONIC),
     ),
     Claim(
-        question="Does quantising while learning beat quantising afterwards, at one bit?",
+        question="Does quantizing while learning beat quantizing afterwards, at one bit?",
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="QCoOp, 1 bit",
@@ -115,7 +115,7 @@ CLAIMS = (
     Claim(
         question="Do DIP's prompts do better than CoOp's on unseen styles?",
         backbone=TEXT,
-        protocol=DOMAIN_GENERALISATION,
+        protocol=DOMAIN_GENERALIZATION,
         label="DIP",
         other="CoOp",
         test_sets=(AVERAGE,),
@@ -131,7 +131,7 @@ CLAIMS = (
     Claim(
         question="And on other styles?",
         backbone=TEXT,
-        protocol=DOMAIN_GENERALISATION,
+        protocol=DOMAIN_GENERALIZATION,
         label="CoOp",
         other="zero-shot",
         test_sets=(AVERAGE,),
@@ -232,7 +232,7 @@ def _densities(results: Sequence[Result]) -> Iterator[str]:
             for one in own
             if len(one.idk) > k
         ]
-        for title, chosen in (("all runs", dots), ("each less its dataset's mean", centred(dots))):
+        for title, chosen in (("all runs", dots), ("each less its dataset's mean", centered(dots))):
             found = spearman(chosen)
             if found:
                 yield (

@@ -80,7 +80,7 @@ def rows() -> list[Row]:
         ("QCoOp, 2 bits", {"method": "qcoop", "bits": 2}),
         ("QCoOp, 4 bits", {"method": "qcoop", "bits": 4}),
         ("QCoOp, 8 bits", {"method": "qcoop", "bits": 8}),
-        ("CoOp, 1 bit afterwards (PTQ)", {"method": "qcoop", "bits": 1, "quantisation": "ptq"}),
+        ("CoOp, 1 bit afterwards (PTQ)", {"method": "qcoop", "bits": 1, "quantization": "ptq"}),
         ("DIP, r = 1, 1 bit", {"method": "dip", "bits": 1}),
         ("DIP, r = 1, 4 bits", {"method": "dip", "bits": 4}),
         ("KgCoOp", {"method": "kgcoop"}),

@@ -64,7 +64,7 @@ def main() -> None:
     pixels = rng.integers(0, 256, size=(arguments.batch, size, size, 3), dtype=np.uint8)
     labels = torch.from_numpy(rng.integers(0, len(names), size=arguments.batch))
     labels = labels.to(backbone.device)
-    images = backbone.normalise(torch.from_numpy(pixels).to(backbone.device))
+    images = backbone.normalize(torch.from_numpy(pixels).to(backbone.device))
     features = backbone.encode_images(torch.from_numpy(pixels)).clone()
 
     reference = CoopReference(backbone.clip, names, TEMPLATE, N_CTX)

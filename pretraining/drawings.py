@@ -69,5 +69,5 @@ def _drawn_larger(icon: Icon) -> Image.Image:
 
 
 def _shrink(image: Image.Image) -> Image.Image:
-    """To 64 pixels; Pillow weighs the colours of an RGBA image by their opacity."""
+    """To 64 pixels; Pillow weighs the colors of an RGBA image by their opacity."""
     return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)

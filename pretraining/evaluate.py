@@ -126,7 +126,7 @@ def accuracy(images: torch.Tensor, classes: torch.Tensor, labels: list[int]) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledFeatures:
+class LabeledFeatures:
     """Pooled features (N, V, 1280) of an image folder with its class names."""
 
     features: np.ndarray
@@ -134,7 +134,7 @@ class LabelledFeatures:
     class_names: tuple[str, ...]
 
 
-def encode_labelled(folder: Path, work: WorkDir, views: int, seed: int = 0) -> LabelledFeatures:
+def encode_labeled(folder: Path, work: WorkDir, views: int, seed: int = 0) -> LabeledFeatures:
     """Each image as it is and in `views - 1` random crops, half of them mirrored."""
     encode, rng = image_encoder(work, threads=2), np.random.default_rng(seed)
     paths = sorted(path for path in folder.glob("*/*") if path.suffix in (".jpg", ".png"))
@@ -143,7 +143,7 @@ def encode_labelled(folder: Path, work: WorkDir, views: int, seed: int = 0) -> L
     for path in paths:
         image = Image.open(path).convert("RGB")
         images += [image, *(_random_crop(image, rng) for _ in range(views - 1))]
-    return LabelledFeatures(
+    return LabeledFeatures(
         features=encode_images(images, encode).reshape(len(paths), views, 1280),
         labels=np.array([classes.index(path.parent.name) for path in paths]),
         class_names=tuple(FLOWER_NAMES.get(name, name) for name in classes),
@@ -194,22 +194,22 @@ def learn_dip(
         context = torch.cat([words[:1], words[1:] + left @ right])
         return F.normalize(encode_texts(model, context, texts), dim=-1)
 
-    optimiser = torch.optim.SGD([left, right], lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+    optimizer = torch.optim.SGD([left, right], lr=learning_rate, momentum=0.9, weight_decay=5e-4)
     per_epoch = -(-len(labels) // 32)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS * per_epoch)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * per_epoch)
     for _ in range(EPOCHS):
         for rows in torch.randperm(len(labels)).split(32):
             shown = images[rows, torch.randint(images.shape[1], (len(rows),))]
             logits = shipped.logit_scale * shown @ class_features().T
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             F.cross_entropy(logits, labels[rows]).backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return class_features().detach()
 
 
 def learned_accuracy(
-    shipped: Shipped, work: WorkDir, train: LabelledFeatures, test: LabelledFeatures, rank: int
+    shipped: Shipped, work: WorkDir, train: LabeledFeatures, test: LabeledFeatures, rank: int
 ) -> tuple[list[float], float]:
     """Test accuracy of each seed, at the learning rate that was best on unused training images."""
     table = TokenTable(train.class_names, work)
@@ -252,8 +252,8 @@ def measure_groups(shipped: Shipped, work: WorkDir) -> Figures:
 
 def measure_folder(title: str, folder: Path, shipped: Shipped, work: WorkDir) -> Figures:
     """Zero-shot, learned, and by class means, on an image folder with train/ and test/."""
-    train = encode_labelled(folder / "train", work, VIEWS)
-    test = encode_labelled(folder / "test", work, 1)
+    train = encode_labeled(folder / "train", work, VIEWS)
+    test = encode_labeled(folder / "test", work, 1)
     images, labels = shipped.project(test.features[:, 0]), test.labels.tolist()
     names = list(train.class_names)
     title = f"{title}, {len(names)} classes, {len(labels)} test images"

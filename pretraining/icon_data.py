@@ -10,7 +10,7 @@ from pretraining.workdir import WorkDir
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 # Share of a batch by kind of drawing: emoji are closest to what the product is shown.
-SHARES = {"emoji": 0.6, "colour": 0.2, "plain": 0.2}
+SHARES = {"emoji": 0.6, "color": 0.2, "plain": 0.2}
 RARE_WEIGHT = 0.3  # of flags, faces and signs
 
 
@@ -45,8 +45,8 @@ def load_icons(work: WorkDir, held_out: tuple[str, ...] = ()) -> IconTable:
         kind = (
             "emoji"
             if icon_set.prefix in TRAINED_EMOJI_STYLES
-            else "colour"
-            if icon_set.colour
+            else "color"
+            if icon_set.color
             else "plain"
         )
         features.append(torch.from_numpy(stored["features"]))

@@ -17,16 +17,16 @@ from prompt_serve.research.iconbench.styles import (
     VAL_STYLE,
 )
 
-# Emoji drawings in colour are what the product meets most, so they are used in full. The unseen
+# Emoji drawings in color are what the product meets most, so they are used in full. The unseen
 # styles are those of tests and reports: nothing is ever learned or selected on them.
 TRAINED_EMOJI_STYLES = (*TRAIN_STYLES, VAL_STYLE, KNOWN_STYLE)
-# The same drawings as an unseen style, without their colours: left out as well.
+# The same drawings as an unseen style, without their colors: left out as well.
 COPIES_OF_UNSEEN_STYLES = ("emojione-monotone",)
 
 # Brand marks and file types carry names that say nothing about what is drawn.
 LEFT_OUT_CATEGORIES = ("Logos", "Programming", "Archive / Unmaintained")
 KEPT_ALTHOUGH_RETIRED = ("flat-color-icons", "fluent-emoji")
-LEFT_OUT_LICENCES = ("NC", "GPL")
+LEFT_OUT_LICENSES = ("NC", "GPL")
 
 # How a set names its variants of one drawing; without them the name says what is drawn.
 VARIANT_SUFFIXES = frozenset(
@@ -47,9 +47,9 @@ class IconSet:
     prefix: str
     title: str
     author: str
-    licence: str  # SPDX
+    license: str  # SPDX
     url: str
-    colour: bool
+    color: bool
     category: str
 
     @property
@@ -93,16 +93,16 @@ def _icon_set(prefix: str, info: dict) -> IconSet:  # type: ignore[type-arg]  # 
         prefix=prefix,
         title=info["name"],
         author=info["author"]["name"],
-        licence=info["license"].get("spdx") or info["license"]["title"],
+        license=info["license"].get("spdx") or info["license"]["title"],
         url=info["author"].get("url") or info["license"].get("url", ""),
-        colour=bool(info.get("palette")),
+        color=bool(info.get("palette")),
         category=info.get("category") or "",
     )
 
 
 def _is_usable(prefix: str, info: dict) -> bool:  # type: ignore[type-arg]  # JSON
-    licence = info["license"].get("spdx") or info["license"]["title"]
-    if any(mark in licence for mark in LEFT_OUT_LICENCES) or prefix in COPIES_OF_UNSEEN_STYLES:
+    license = info["license"].get("spdx") or info["license"]["title"]
+    if any(mark in license for mark in LEFT_OUT_LICENSES) or prefix in COPIES_OF_UNSEEN_STYLES:
         return False
     retired = info.get("hidden") or info.get("category") in (None, *LEFT_OUT_CATEGORIES)
     return not retired or prefix in KEPT_ALTHOUGH_RETIRED

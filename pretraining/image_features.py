@@ -31,7 +31,7 @@ MEAN, STD = 127.0, 128.0  # of the pixels 0..255, as EfficientNet-Lite was train
 PLAIN_SIZE = 64  # of the drawing as it is
 EMOJI_VIEWS = 3  # the drawing as it is, and two augmented ones
 SLOW_TO_DRAW = ("fluent-emoji",)  # gradients and filters, 50 ms a view: one view
-PLAIN_ICONS_PER_NAME = 2  # one-colour icons of one name look alike: a few suffice
+PLAIN_ICONS_PER_NAME = 2  # one-color icons of one name look alike: a few suffice
 EQUALITY_TOLERANCE = 1e-4  # both run the same float32 convolutions
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -127,7 +127,7 @@ def image_encoder(work: WorkDir, threads: int = 1) -> Encoder:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """Shortest side to 224, centre crop: (3, 224, 224) float32 0..255, as open_clip does it."""
+    """Shortest side to 224, center crop: (3, 224, 224) float32 0..255, as open_clip does it."""
     width, height = image.size
     short = min(width, height)
     resized = image.convert("RGB").resize(
@@ -147,7 +147,7 @@ def encode_images(images: Iterable[Image.Image], encode: Encoder, batch: int = 1
 
 
 def augment(svg: str, rng: np.random.Generator, may_mirror: bool) -> Image.Image:
-    """Another artist's take on a drawing: size, turn, shift, ground and colours vary a little."""
+    """Another artist's take on a drawing: size, turn, shift, ground and colors vary a little."""
     size = int(rng.choice([64, 96, 160, 224]))
     drawn = draw(svg, size)
     if may_mirror and rng.random() < 0.5:
@@ -222,7 +222,7 @@ def encode_icons(work: WorkDir, processes: int = 2) -> None:
         if wanted[s.prefix] and not (work.features / f"{s.prefix}.npz").exists()
     ]
     # Emoji first: the other stages can be tried on them while the rest is still running.
-    missing.sort(key=lambda s: (not s.is_emoji, not s.colour, s.prefix))
+    missing.sort(key=lambda s: (not s.is_emoji, not s.color, s.prefix))
     with ProcessPoolExecutor(processes) as pool:
         jobs = [pool.submit(_encode_set, work, s, wanted[s.prefix]) for s in missing]
         for job in as_completed(jobs):
@@ -231,13 +231,13 @@ def encode_icons(work: WorkDir, processes: int = 2) -> None:
 
 
 def _names_by_set(work: WorkDir) -> dict[str, frozenset[str]]:
-    """Which names to take from which set: all of emoji and colour, a few of each plain icon."""
+    """Which names to take from which set: all of emoji and color, a few of each plain icon."""
     names = frozenset(trained_names(work.iconify))
     used = dict.fromkeys(names, 0)
     wanted: dict[str, frozenset[str]] = {}
     for icon_set in list_sets(work.iconify):
         found = {icon.name for icon in read_set(work.iconify, icon_set.prefix)} & names
-        if not (icon_set.is_emoji or icon_set.colour):
+        if not (icon_set.is_emoji or icon_set.color):
             found = {name for name in found if used[name] < PLAIN_ICONS_PER_NAME}
             for name in found:
                 used[name] += 1

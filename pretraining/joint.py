@@ -126,7 +126,7 @@ def join_towers(lessons: Lessons, towers: Towers, config: JointConfig) -> Towers
     tower, head = copy.deepcopy(towers.tower).train(), copy.deepcopy(towers.head).train()
     teaching, count = lessons.teaching, lessons.icon_names
     bank = NameBank(tower, lessons.table, lessons.rows)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [*tower.parameters(), *head.parameters()],
         lr=config.learning_rate,
         betas=(0.9, 0.98),
@@ -134,7 +134,7 @@ def join_towers(lessons: Lessons, towers: Towers, config: JointConfig) -> Towers
     )
     stream = batches(lessons.names, lessons.table, 256, rng)
     for step in range(config.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, config.learning_rate, warm_up=50)
         images, labels, photos, geometry = teaching.draw()
         some = _live_rows(labels, count, len(lessons.rows), rng)
@@ -150,10 +150,10 @@ def join_towers(lessons: Lessons, towers: Towers, config: JointConfig) -> Towers
             every[count:],
         )
         kept, cosine = _remember(lessons, tower, *next(stream), rng)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (loss + config.distillation_weight * kept).backward()
         nn.utils.clip_grad_norm_([*tower.parameters(), *head.parameters()], 1.0)
-        optimiser.step()
+        optimizer.step()
         if (step + 1) % REFRESH_STEPS == 0:
             bank.refresh()
             print(
@@ -182,9 +182,9 @@ def rebalance(lessons: Lessons, towers: Towers, steps: int = 120, peak: float = 
     teaching, count = lessons.teaching, lessons.icon_names
     head = copy.deepcopy(towers.head).train()
     features = NameBank(towers.tower, lessons.table, lessons.rows).stored
-    optimiser = torch.optim.AdamW(head.parameters(), lr=peak, weight_decay=0.02)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=peak, weight_decay=0.02)
     for step in range(steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak, warm_up=20)
         images, labels, photos, geometry = teaching.draw()
         dropped = drop(torch.cat([images, photos]), teaching.config.dropout)
@@ -197,9 +197,9 @@ def rebalance(lessons: Lessons, towers: Towers, steps: int = 120, peak: float = 
             features[:count],
             features[count:],
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     return Towers(tower=towers.tower, head=head.eval(), logit_scale=towers.logit_scale)
 
 

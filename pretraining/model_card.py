@@ -1,4 +1,4 @@
-"""MODEL_CARD.md beside the weights: data with licences, figures with their command, limits."""
+"""MODEL_CARD.md beside the weights: data with licenses, figures with their command, limits."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from pretraining.workdir import EMBEDDED, WorkDir
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 BODY = (Path(__file__).parent / "model_card.md.in").read_text
-SPDX_NOTE = "Licences as iconify lists them (SPDX)."
+SPDX_NOTE = "Licenses as iconify lists them (SPDX)."
 
 
 def write_model_card(work: WorkDir) -> None:
@@ -33,13 +33,13 @@ def _figures(work: WorkDir) -> str:
 
 
 def _sets(work: WorkDir) -> str:
-    lines = ["| set | title | author | licence | drawings used |", "|---|---|---|---|---|"]
+    lines = ["| set | title | author | license | drawings used |", "|---|---|---|---|---|"]
     for icon_set in trained_sets(work.iconify):
         path = work.features / f"{icon_set.prefix}.npz"
         if path.exists():
             count = int((np.load(path)["views"] == 0).sum())
             lines.append(
                 f"| `{icon_set.prefix}` | {icon_set.title} | {icon_set.author} | "
-                f"{icon_set.licence} | {count} |"
+                f"{icon_set.license} | {count} |"
             )
     return "\n".join(lines)

@@ -45,7 +45,7 @@ class Names:
 
     words: tuple[str, ...]
     weights: np.ndarray  # (N,) how often to draw each
-    targets: np.ndarray  # (N, 256) float32, unit length: centred, PCA of MiniLM
+    targets: np.ndarray  # (N, 256) float32, unit length: centered, PCA of MiniLM
 
     def rows(self, words: list[str]) -> np.ndarray:
         """The rows of some words."""
@@ -112,14 +112,14 @@ def _compositions(nouns: list[str]) -> list[str]:
 
 
 def embed_names(work: WorkDir) -> None:
-    """MiniLM's embeddings of all words, centred and reduced to 256 dimensions."""
+    """MiniLM's embeddings of all words, centered and reduced to 256 dimensions."""
     if work.names.exists():
         return
     weights = collect_words(work)
     words = list(weights)
     embeddings = sentence_embeddings(words, work.root)
     drawn = np.array(list(weights.values()), dtype=np.float32)
-    targets, kept = centred_pca(embeddings, drawn / drawn.sum(), EMBED_DIM)
+    targets, kept = centered_pca(embeddings, drawn / drawn.sum(), EMBED_DIM)
     print(f"names: {len(words)}; {EMBED_DIM} dimensions keep {kept:.1%} of the variance")
     with written_whole(work.names) as draft:
         np.savez(draft, words=np.array(words), weights=drawn, targets=targets)
@@ -133,14 +133,14 @@ def load_names(work: WorkDir) -> Names:
     )
 
 
-def centred_pca(rows: np.ndarray, weights: np.ndarray, dim: int) -> tuple[np.ndarray, float]:
+def centered_pca(rows: np.ndarray, weights: np.ndarray, dim: int) -> tuple[np.ndarray, float]:
     """(N, dim) unit rows in the weighted principal axes, and the share of variance they keep.
 
-    Centred, because sentence embeddings of short names all share a large common part.
+    Centered, because sentence embeddings of short names all share a large common part.
     """
-    centred = rows - weights @ rows
-    values, axes = np.linalg.eigh((centred * weights[:, None]).T @ centred)
-    reduced = centred @ axes[:, ::-1][:, :dim]
+    centered = rows - weights @ rows
+    values, axes = np.linalg.eigh((centered * weights[:, None]).T @ centered)
+    reduced = centered @ axes[:, ::-1][:, :dim]
     kept = float(values[::-1][:dim].sum() / values.sum())
     return reduced / np.linalg.norm(reduced, axis=1, keepdims=True), kept
 

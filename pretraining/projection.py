@@ -109,7 +109,7 @@ class Teaching:
         self.photo_rows = torch.arange(1000) if photo_rows is None else photo_rows
         self.styles = Styles(icons, photos.features[self.photo_rows])
         icon_mean = (icons.features[::7].float()).mean(0)
-        self.centre = (icon_mean + photos.features[self.photo_rows].mean(0)) / 2
+        self.center = (icon_mean + photos.features[self.photo_rows].mean(0)) / 2
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Icon features, their labels, photo features, and the geometry to keep."""
@@ -121,7 +121,7 @@ class Teaching:
         return icons, self.icons.labels[rows], photos, self.geometry(photos)
 
     def geometry(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, B) cosines of the centred raw features."""
+        """(B, B) cosines of the centered raw features."""
         unit = F.normalize(features - self.photos.features.mean(0), dim=-1)
         return unit @ unit.T
 
@@ -174,18 +174,18 @@ def drop(features: torch.Tensor, share: float) -> torch.Tensor:
 def train_projection(
     teaching: Teaching, name_features: torch.Tensor, class_features: torch.Tensor
 ) -> tuple[Mlp, float]:
-    """The projection on raw (uncentred) features, and the logit scale it was trained at."""
+    """The projection on raw (uncentered) features, and the logit scale it was trained at."""
     config = teaching.config
     torch.manual_seed(config.seed)
     head, log_scale = new_projection(), nn.Parameter(torch.tensor(3.4))
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [*head.parameters(), log_scale], lr=config.learning_rate, weight_decay=config.weight_decay
     )
     for step in range(config.steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / config.steps)
         icons, labels, photos, geometry = teaching.draw()
-        images = drop(torch.cat([icons, photos]), config.dropout) - teaching.centre
+        images = drop(torch.cat([icons, photos]), config.dropout) - teaching.center
         loss = teaching.loss_of(
             F.normalize(head(images), dim=-1),
             labels,
@@ -195,14 +195,14 @@ def train_projection(
             name_features,
             class_features,
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
-    return centred_into_bias(head, teaching.centre), log_scale.exp().item()
+        optimizer.step()
+    return centered_into_bias(head, teaching.center), log_scale.exp().item()
 
 
 @torch.no_grad()
-def centred_into_bias(head: Mlp, centre: torch.Tensor) -> Mlp:
+def centered_into_bias(head: Mlp, center: torch.Tensor) -> Mlp:
     """W (x - c) + b = W x + (b - W c): the shipped head takes features as the trunk gives them."""
-    head.fc1.bias -= head.fc1.weight @ centre
+    head.fc1.bias -= head.fc1.weight @ center
     return head.eval()

@@ -133,7 +133,7 @@ def choose(work: WorkDir, seed: int = 0) -> list[tuple[str, str, Icon]]:
 
 
 def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
-    """Draw the sample anew, with its manifest and licences."""
+    """Draw the sample anew, with its manifest and licenses."""
     for split in ("train", "test"):
         shutil.rmtree(folder / split, ignore_errors=True)
     entries = []
@@ -150,37 +150,37 @@ def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["path", "label", "style", "split"])
         writer.writerows([e.path, e.label, e.style, e.split] for e in entries)
-    (folder / "LICENSES.md").write_text(licences(work, entries))
+    (folder / "LICENSES.md").write_text(licenses(work, entries))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"emoji sample: {len(entries)} images, {size} bytes with manifest and licences")
+    print(f"emoji sample: {len(entries)} images, {size} bytes with manifest and licenses")
     if size > SIZE_LIMIT_BYTES:
         raise ValueError(f"The sample takes {size} bytes; at most {SIZE_LIMIT_BYTES} may ship.")
 
 
 def save_small(image: Image.Image, path: Path) -> None:
-    """A palette of 64 colours: about 1.5 KB, and hardly to be told from the original."""
+    """A palette of 64 colors: about 1.5 KB, and hardly to be told from the original."""
     image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         path, optimize=True
     )
 
 
-def licences(work: WorkDir, entries: list[Entry]) -> str:
+def licenses(work: WorkDir, entries: list[Entry]) -> str:
     """LICENSES.md: whose drawings these are, and what was changed."""
     sets = {icon_set.prefix: icon_set for icon_set in list_sets(work.iconify)}
     lines = [
-        "# Licences of the emoji sample",
+        "# Licenses of the emoji sample",
         "",
-        "The drawings belong to the projects below and stay under their licences. Modification:",
-        "rendered to PNG at 64x64 on white, with a palette of at most 64 colours. Source of the",
+        "The drawings belong to the projects below and stay under their licenses. Modification:",
+        "rendered to PNG at 64x64 on white, with a palette of at most 64 colors. Source of the",
         "SVG files: npm `@iconify/json` 2.2.535. The file name says the style: `noto__crab.png`.",
         "",
-        "| style | set | author | licence | source | images |",
+        "| style | set | author | license | source | images |",
         "|---|---|---|---|---|---|",
     ]
     for style in dict.fromkeys(entry.style for entry in entries):
         found, count = sets[style], sum(entry.style == style for entry in entries)
         lines.append(
-            f"| `{style}` | {found.title} | {found.author} | {found.licence} | "
+            f"| `{style}` | {found.title} | {found.author} | {found.license} | "
             f"{found.url} | {count} |"
         )
     lines += [
@@ -188,7 +188,7 @@ def licences(work: WorkDir, entries: list[Entry]) -> str:
         "The `emojione` drawings are in `test/` only: the embedded backbone never saw",
         "that style.",
         "",
-        "Licence texts: Apache-2.0 https://www.apache.org/licenses/LICENSE-2.0,",
+        "License texts: Apache-2.0 https://www.apache.org/licenses/LICENSE-2.0,",
         "CC-BY-4.0 https://creativecommons.org/licenses/by/4.0/,",
         "CC-BY-SA-4.0 https://creativecommons.org/licenses/by-sa/4.0/,",
         "MIT https://opensource.org/license/mit.",

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pretraining.evaluate import GROUPS, LabelledFeatures, accuracy, encode_labelled
+from pretraining.evaluate import GROUPS, LabeledFeatures, accuracy, encode_labeled
 from pretraining.icon_data import IconTable, load_icons, noto_groups, plain_views
 from pretraining.joint import (
     JointConfig,
@@ -52,7 +52,7 @@ class Judge:
     icons: IconTable
     photos: Photographs
     photo_rows: torch.Tensor  # the ImageNet classes a candidate may learn from
-    flowers: LabelledFeatures
+    flowers: LabeledFeatures
 
     def __call__(self, towers: Towers) -> dict[str, float]:
         """Every figure of one candidate; larger is better."""
@@ -122,7 +122,7 @@ def make_judge(work: WorkDir) -> Judge:
         icons=load_icons(work, HELD_OUT_STYLES),
         photos=Photographs(work),
         photo_rows=order[HELD_OUT_CLASSES:].sort().values,
-        flowers=encode_labelled(work.flowers / "train", work, views=1),
+        flowers=encode_labeled(work.flowers / "train", work, views=1),
     )
 
 

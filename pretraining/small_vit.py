@@ -40,8 +40,8 @@ class Augmentation:
     shift: float = 0.06  # of half the side
     mirrored: float = 0.3  # share, of drawings whose name has no side
     scaled: float = 0.4  # share drawn larger and scaled down
-    grounds: float = 0.15  # share on a light colour instead of white
-    colours: float = 0.05  # spread of the 3x3 matrix that mixes the channels
+    grounds: float = 0.15  # share on a light color instead of white
+    colors: float = 0.05  # spread of the 3x3 matrix that mixes the channels
     brightness: float = 0.08
 
 
@@ -104,10 +104,10 @@ def load_drawings(work: WorkDir, held_out: tuple[str, ...] = ()) -> Drawings:
 
 
 def main_axes(features: torch.Tensor) -> torch.Tensor:
-    """(N, 1280) -> (N, E), unit length: centred, on their E principal axes."""
-    centred = features - features.mean(0)
-    axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -EMBED_DIM:]
-    return F.normalize(centred @ axes, dim=-1)
+    """(N, 1280) -> (N, E), unit length: centered, on their E principal axes."""
+    centered = features - features.mean(0)
+    axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -EMBED_DIM:]
+    return F.normalize(centered @ axes, dim=-1)
 
 
 def new_vit(config: VitConfig = FINAL) -> Any:
@@ -134,7 +134,7 @@ def new_vit(config: VitConfig = FINAL) -> Any:
 def augment(
     pixels: torch.Tensor, sided: torch.Tensor, how: Augmentation, generator: torch.Generator
 ) -> torch.Tensor:
-    """(B, 64, 64, 4) uint8 -> (B, 3, 64, 64) in 0..1: moved, mirrored, on a ground, recoloured."""
+    """(B, 64, 64, 4) uint8 -> (B, 3, 64, 64) in 0..1: moved, mirrored, on a ground, recolored."""
     count = len(pixels)
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -153,14 +153,14 @@ def augment(
     light = 0.45 + 0.55 * uniform(3, 1, 1)
     ground = torch.where(uniform(1, 1, 1) < how.grounds, light, 1.0)
     flat = moved[:, :3] + ground * (1 - moved[:, 3:])
-    mix = torch.eye(3) + how.colours * torch.randn(count, 3, 3, generator=generator)
+    mix = torch.eye(3) + how.colors * torch.randn(count, 3, 3, generator=generator)
     mix = mix / mix.sum(-1, keepdim=True)  # white stays white
     bright = 1 + (uniform(1, 1) * 2 - 1) * how.brightness
     mixed = (bright * mix @ flat.flatten(2)).clamp(0, 1)
     return mixed.reshape(flat.shape)
 
 
-def normalise(images: torch.Tensor) -> torch.Tensor:
+def normalize(images: torch.Tensor) -> torch.Tensor:
     """(..., 0..1) -> what the ViT sees."""
     return (images - MEAN) / STD
 
@@ -173,7 +173,7 @@ def draw_batch(
     larger = torch.rand(config.batch, generator=generator) < config.augmentation.scaled
     shown = torch.where(larger, drawings.scaled[rows], rows)
     images = augment(drawings.pixels[shown], drawings.sided[rows], config.augmentation, generator)
-    return normalise(images), drawings.targets[rows]
+    return normalize(images), drawings.targets[rows]
 
 
 def unit_parts(outputs: torch.Tensor) -> torch.Tensor:
@@ -205,7 +205,7 @@ def learning_rate(step: int, config: VitConfig) -> float:
     return config.learning_rate * min(1.0, (step + 1) / config.warm_up, left)
 
 
-def new_optimiser(vit: Any, config: VitConfig) -> torch.optim.Optimizer:
+def new_optimizer(vit: Any, config: VitConfig) -> torch.optim.Optimizer:
     """AdamW; biases, norms and the class token do not decay."""
     weights = list(vit.parameters())
     groups: list[dict[str, Any]] = [
@@ -228,7 +228,7 @@ class Training:
         torch.manual_seed(config.seed)
         self.drawings, self.config = drawings, config
         self.vit = new_vit(config).train()
-        self.optimiser = new_optimiser(self.vit, config)
+        self.optimizer = new_optimizer(self.vit, config)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
 
@@ -236,7 +236,7 @@ class Training:
         """Go on from a checkpoint."""
         stored = torch.load(path, weights_only=True)
         self.vit.load_state_dict(stored["vit"])
-        self.optimiser.load_state_dict(stored["optimiser"])
+        self.optimizer.load_state_dict(stored["optimizer"])
         self.generator.set_state(stored["generator"])
         self.step = stored["step"]
 
@@ -246,7 +246,7 @@ class Training:
             torch.save(
                 {
                     "vit": self.vit.state_dict(),
-                    "optimiser": self.optimiser.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
                     "generator": self.generator.get_state(),
                     "step": self.step,
                 },
@@ -257,7 +257,7 @@ class Training:
         """Train to the last step; yields every batch's cosines (2,) to the teacher."""
         others = self.drawings.targets
         while self.step < self.config.steps:
-            for group in self.optimiser.param_groups:
+            for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.step, self.config)
             images, targets = draw_batch(self.drawings, self.config, self.generator)
             features = unit_parts(self.vit(images))
@@ -265,7 +265,7 @@ class Training:
             some = torch.randint(len(others), (self.config.others,), generator=self.generator)
             distillation_loss(features, targets, others[some], self.config).backward()
             nn.utils.clip_grad_norm_(self.vit.parameters(), 1.0)
-            self.optimiser.step()
+            self.optimizer.step()
             self.step += 1
             yield (features.detach() * targets).sum(-1).mean(0)
 

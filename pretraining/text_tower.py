@@ -68,7 +68,7 @@ def new_text_tower() -> TextTransformer:
 
 
 def encode_texts(tower: Any, prefix: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
-    """(B, E) features of texts (B, S) which all continue `prefix`; not normalised.
+    """(B, E) features of texts (B, S) which all continue `prefix`; not normalized.
 
     `prefix` is token ids (P,), or vectors (P, D) in their place: a learned context.
 
@@ -142,7 +142,7 @@ def distillation_loss(
     """Point where the target points, and be nearer to it than to any other name's target.
 
     Args:
-        features: (B, E), not normalised.
+        features: (B, E), not normalized.
         rows: (B,) rows of the names in `targets`.
         targets: (N, E), unit length.
         negatives: (K,) rows of other names to tell apart.
@@ -170,11 +170,11 @@ def train_text_tower(
     table, targets = TokenTable(names.words, work), torch.from_numpy(names.targets)
     tower = new_text_tower().train()
     _check_encoding(tower, table)
-    optimiser = torch.optim.AdamW(_parameter_groups(tower), lr=peak, betas=(0.9, 0.98))
-    first = _resume(work, tower, optimiser, rng)
+    optimizer = torch.optim.AdamW(_parameter_groups(tower), lr=peak, betas=(0.9, 0.98))
+    first = _resume(work, tower, optimizer, rng)
     stream, started, cosines = batches(names, table, size, rng), time.time(), []
     for step in range(first, steps):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
         batch, template = next(stream)
         negatives = torch.from_numpy(rng.integers(0, len(targets), 2048))
@@ -184,10 +184,10 @@ def train_text_tower(
             targets,
             negatives,
         )
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         cosines.append(cosine.item())
         if (step + 1) % 50 == 0:
             print(
@@ -196,7 +196,7 @@ def train_text_tower(
                 flush=True,
             )
         if (step + 1) % 250 == 0:
-            _checkpoint(work, tower, optimiser, rng, step + 1)
+            _checkpoint(work, tower, optimizer, rng, step + 1)
     with written_whole(work.text_tower) as draft:
         torch.save(tower.state_dict(), draft)
 
@@ -222,7 +222,7 @@ def _checkpoint_path(work: WorkDir) -> Any:
 def _checkpoint(
     work: WorkDir,
     tower: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer,
     rng: np.random.Generator,
     step: int,
 ) -> None:
@@ -230,7 +230,7 @@ def _checkpoint(
         torch.save(
             {
                 "tower": tower.state_dict(),
-                "optimiser": optimiser.state_dict(),
+                "optimizer": optimizer.state_dict(),
                 "rng": rng.bit_generator.state,
                 "step": step,
             },
@@ -239,13 +239,13 @@ def _checkpoint(
 
 
 def _resume(
-    work: WorkDir, tower: nn.Module, optimiser: torch.optim.Optimizer, rng: np.random.Generator
+    work: WorkDir, tower: nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator
 ) -> int:
     if not _checkpoint_path(work).exists():
         return 0
     stored = torch.load(_checkpoint_path(work), weights_only=True)
     tower.load_state_dict(stored["tower"])
-    optimiser.load_state_dict(stored["optimiser"])
+    optimizer.load_state_dict(stored["optimizer"])
     rng.bit_generator.state = stored["rng"]
     return int(stored["step"])
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from pretraining.evaluate import (
     Shipped,
     accuracy,
-    encode_labelled,
+    encode_labeled,
     load_shipped,
     score_groups,
 )
@@ -82,7 +82,7 @@ def measure_folder(title: str, folder: Path, pair: Pair) -> Rows:
     rows: Rows = {}
     means: list[torch.Tensor] = []
     for split in ("train", "test"):
-        encoded = encode_labelled(folder / split, pair.work, views=1)
+        encoded = encode_labeled(folder / split, pair.work, views=1)
         labels, names = encoded.labels, list(encoded.class_names)
         teacher = pair.teacher.project(encoded.features[:, 0])
         student = pair.see(_images(folder / split))
@@ -99,7 +99,7 @@ def measure_folder(title: str, folder: Path, pair: Pair) -> Rows:
 
 
 def _images(folder: Path) -> Iterator[Image.Image]:
-    """In the order of `encode_labelled`."""
+    """In the order of `encode_labeled`."""
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".jpg", ".png")):
         yield Image.open(path).convert("RGB")
 

@@ -83,7 +83,7 @@ class WorkDir:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a neighbour of `path` to write to; it takes the name only when all went well.
+    """Yield a neighbor of `path` to write to; it takes the name only when all went well.
 
     A stage that is killed half-way therefore never looks finished.
     """

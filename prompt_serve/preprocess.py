@@ -4,9 +4,9 @@ What happens to unusual images, decided once for both sides:
 
 * EXIF orientation is applied; EXIF that cannot be read is passed over.
 * Transparent pixels (RGBA, LA, a palette with transparency) are laid on white.
-* CMYK, palette, grey and 16-bit images are converted to 8-bit RGB; 16-bit grey is scaled, not cut.
+* CMYK, palette, gray and 16-bit images are converted to 8-bit RGB; 16-bit gray is scaled, not cut.
 * An animated file, or one of several pages, is its first frame.
-* Colour profiles (ICC) are passed over: what the backbones were trained on was read so.
+* Color profiles (ICC) are passed over: what the backbones were trained on was read so.
 * A file is refused by its *declared* size before any pixel is decoded.
 """
 
@@ -35,7 +35,7 @@ RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a backbone wants its pixels. Normalisation itself happens inside the image graph."""
+    """How a backbone wants its pixels. Normalization itself happens inside the image graph."""
 
     image_size: int = 224  # S, side of the square the image tower sees, in pixels
     mean: tuple[float, float, float]  # per channel, of pixels scaled to 0..1

@@ -42,7 +42,7 @@ def write_tiny_backbone(folder: Path, *, seed: int = 0, **text_cfg: Any) -> Path
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**config["model_cfg"])
-        # Words of a real CLIP differ; freshly initialised ones are nearly equal to each other.
+        # Words of a real CLIP differ; freshly initialized ones are nearly equal to each other.
         torch.nn.init.normal_(clip.token_embedding.weight, std=1.0)
     save_file(clip.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))

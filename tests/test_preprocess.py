@@ -71,25 +71,25 @@ def test_transparent_pixels_are_laid_on_white() -> None:
     assert decode_image(encoded(palette, "PNG")).getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_cmyk_grey_and_one_bit_images_become_rgb() -> None:
-    for mode, colour, kind, expected in (
+def test_cmyk_gray_and_one_bit_images_become_rgb() -> None:
+    for mode, color, kind, expected in (
         ("CMYK", (0, 255, 255, 0), "TIFF", (255, 0, 0)),
         ("L", 77, "PNG", (77, 77, 77)),
         ("1", 1, "PNG", (255, 255, 255)),
     ):
-        data = encoded(Image.new(mode, (4, 4), colour), kind)
+        data = encoded(Image.new(mode, (4, 4), color), kind)
         assert decode_image(data).getpixel((0, 0)) == expected
 
 
 @pytest.mark.parametrize(("stored", "expected"), [(65_535, 255), (32_896, 128), (200, 1), (0, 0)])
-def test_16_bit_grey_is_scaled_not_cut(stored: int, expected: int) -> None:
+def test_16_bit_gray_is_scaled_not_cut(stored: int, expected: int) -> None:
     image = Image.fromarray(np.full((4, 4), stored, dtype=np.uint16))
 
     assert decode_image(encoded(image, "PNG")).getpixel((0, 0)) == (expected,) * 3
 
 
 def test_an_animation_is_its_first_frame() -> None:
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "lime", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
 
     assert decode_image(data).getpixel((0, 0)) == (255, 0, 0)

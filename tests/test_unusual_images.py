@@ -10,7 +10,7 @@ from prompt_serve.preprocess import Preprocessing, pixels_from_bytes
 from tests.service.unusual_images import N_FILES, RED, Unusual, saved, unusual_images
 
 PREPROCESSING = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1))
-# JPEG's colours are a step away from those that were written.
+# JPEG's colors are a step away from those that were written.
 _ROUNDING = 1
 
 
@@ -28,12 +28,12 @@ def _is_as_decided(file: Unusual) -> bool:
             warnings.simplefilter("ignore")  # Pillow's, about what is odd in these files
             pixels = pixels_from_bytes(file.data, PREPROCESSING)
     except (ImageInvalid, ImageTooLarge):
-        return file.colour is None
+        return file.color is None
     if file.is_either:
         return True
-    if file.colour is None:
+    if file.color is None:
         return False
-    return bool(abs(pixels[4, 4].astype(int) - file.colour).max() <= _ROUNDING)
+    return bool(abs(pixels[4, 4].astype(int) - file.color).max() <= _ROUNDING)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about EXIF that is none

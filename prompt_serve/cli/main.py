@@ -28,7 +28,7 @@ class LazyCommand:
 
 COMMANDS: dict[str, LazyCommand] = {
     "train": LazyCommand(
-        "prompt_serve.cli.learning.train", "train", "Learn a prompt from labelled images."
+        "prompt_serve.cli.learning.train", "train", "Learn a prompt from labeled images."
     ),
     "methods": LazyCommand(
         "prompt_serve.cli.learning.methods", "methods", "List what can be learned."
@@ -36,7 +36,7 @@ COMMANDS: dict[str, LazyCommand] = {
     "evaluate": LazyCommand(
         "prompt_serve.cli.learning.evaluate",
         "evaluate",
-        "Measure a prompt file on labelled images.",
+        "Measure a prompt file on labeled images.",
     ),
     "baselines": LazyCommand(
         "prompt_serve.cli.research.baselines", "baselines", "Measure what a prompt has to beat."

@@ -30,7 +30,7 @@ from prompt_serve.bundle import (
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.graphs import image_graph, text_graph
 from prompt_serve.export.parity import check_parity
-from prompt_serve.export.quantize import quantise, quantised_share
+from prompt_serve.export.quantize import quantize, quantized_share
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import Precision
 
@@ -92,13 +92,13 @@ def _write_image_encoder(
         onnx.save(image_graph(backbone, _DTYPES[precision]), path)
         return
     model = image_graph(backbone)
-    share = quantised_share(model)
+    share = quantized_share(model)
     if share < 0.5:
         tell(
-            f"note: int8 quantises matrix products, {share:.0%} of this image tower's weights; "
+            f"note: int8 quantizes matrix products, {share:.0%} of this image tower's weights; "
             f"its convolutions stay float32, so expect little gain over fp32"
         )
-    quantise(model, path)
+    quantize(model, path)
 
 
 def _manifest(

@@ -1,6 +1,6 @@
 """A backbone's two towers as ONNX graphs (see ``prompt_serve.bundle`` for inputs and outputs).
 
-The image graph of an ``int8`` bundle is the fp32 one, quantised afterwards (``quantise``); that of
+The image graph of an ``int8`` bundle is the fp32 one, quantized afterwards (``quantize``); that of
 an ``fp16`` bundle is exported from a half-precision copy of the tower.
 """
 
@@ -23,7 +23,7 @@ OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 
 class ImageEncoder(nn.Module):
     """Pixels (B, S, S, 3) uint8 -> image features (B, E) float32 of unit length.
 
-    With ``dtype`` float16 the tower alone is in half precision: pixels are normalised, and features
+    With ``dtype`` float16 the tower alone is in half precision: pixels are normalized, and features
     brought to unit length, in float32, where rounding and overflow would cost most.
     """
 
@@ -39,12 +39,12 @@ class ImageEncoder(nn.Module):
         self.std = nn.Buffer(_per_channel(preprocessing.std, backbone.device))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        normalised = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
-        return F.normalize(self.tower(normalised.to(self.dtype)).float(), dim=-1)
+        normalized = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        return F.normalize(self.tower(normalized.to(self.dtype)).float(), dim=-1)
 
 
 def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
-    """The image tower with normalisation in front, for any number of images."""
+    """The image tower with normalization in front, for any number of images."""
     size = backbone.preprocessing.image_size
     # Two images: a size of one would be taken for a constant.
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=backbone.device)

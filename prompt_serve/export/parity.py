@@ -135,13 +135,13 @@ def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> D
     features = _in_batches(
         lambda p: backbone.encode_images(torch.from_numpy(p)).cpu().numpy(), pixels
     )
-    centre = features[learn].mean(axis=0)
+    center = features[learn].mean(axis=0)
     classes = unit(
-        np.stack([features[learn & (labels == c)].mean(axis=0) for c in range(_CLASSES)]) - centre
+        np.stack([features[learn & (labels == c)].mean(axis=0) for c in range(_CLASSES)]) - center
     )
-    expected = ((features[~learn] - centre) @ classes.T).argmax(axis=1)
+    expected = ((features[~learn] - center) @ classes.T).argmax(axis=1)
     others = _in_batches(lambda p: run(session, p), pixels[~learn])
-    actual = ((others - centre) @ classes.T).argmax(axis=1)
+    actual = ((others - center) @ classes.T).argmax(axis=1)
     return Difference(
         name="image_disagreement",
         value=float((expected != actual).mean()),

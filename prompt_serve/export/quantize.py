@@ -1,9 +1,9 @@
 """Eight-bit image encoders for CPUs.
 
-Matrix products with constant weights are quantised: weights once, a scale for every output
+Matrix products with constant weights are quantized: weights once, a scale for every output
 channel; activations as they come, a scale for every batch (``DynamicQuantizeLinear``). No
 calibration images are needed and no activation is ever cut off. Those products are about 90 % of a
-vision transformer's work. Convolutions stay float32: quantised with fixed scales they lose too much
+vision transformer's work. Convolutions stay float32: quantized with fixed scales they lose too much
 in depthwise layers, so a convolutional tower gains little from ``int8``.
 """
 
@@ -18,7 +18,7 @@ from prompt_serve.export.quiet import quiet_libraries
 _PRODUCTS = ("MatMul", "Gemm")
 
 
-def quantise(model: onnx.ModelProto, path: Path) -> None:
+def quantize(model: onnx.ModelProto, path: Path) -> None:
     """Write an eight-bit version of an image graph to ``path``."""
     with quiet_libraries():
         quantize_dynamic(
@@ -35,9 +35,9 @@ def quantise(model: onnx.ModelProto, path: Path) -> None:
         )
 
 
-def quantised_share(model: onnx.ModelProto) -> float:
-    """The part of a graph's weights, 0 to 1, that ``quantise`` turns into eight bits."""
+def quantized_share(model: onnx.ModelProto) -> float:
+    """The part of a graph's weights, 0 to 1, that ``quantize`` turns into eight bits."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     products = (node for node in model.graph.node if node.op_type in _PRODUCTS)
-    quantised = {name for node in products for name in node.input if name in sizes}
-    return sum(sizes[name] for name in quantised) / max(1, sum(sizes.values()))
+    quantized = {name for node in products for name in node.input if name in sizes}
+    return sum(sizes[name] for name in quantized) / max(1, sum(sizes.values()))

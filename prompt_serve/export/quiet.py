@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence torch.onnx, onnxscript, the quantiser, and open_clip's note on random weights.
+    """Silence torch.onnx, onnxscript, the quantizer, and open_clip's note on random weights.
 
     Silenced are: progress on standard output, deprecations inside those libraries, and records
     logged directly to the root logger, as a library should not do. Our own loggers and errors

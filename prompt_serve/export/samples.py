@@ -45,7 +45,7 @@ def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
 def drawn_pixels(
     preprocessing: Preprocessing, *, classes: int, count: int
 ) -> tuple[PixelArray, IntArray]:
-    """``count`` drawings a class: two coloured shapes on a ground, each time a little different.
+    """``count`` drawings a class: two colored shapes on a ground, each time a little different.
 
     Returns:
         Pixels (classes * count, S, S, 3) and labels (classes * count,).
@@ -53,18 +53,18 @@ def drawn_pixels(
     rng = np.random.default_rng(0)
     pixels = []
     for _ in range(classes):
-        colours, corners = rng.integers(0, 256, size=(3, 3)), rng.integers(8, 56, size=(2, 2))
+        colors, corners = rng.integers(0, 256, size=(3, 3)), rng.integers(8, 56, size=(2, 2))
         for _ in range(count):
             drawing = _draw(
-                np.clip(colours + rng.integers(-20, 21, size=(3, 3)), 0, 255),
+                np.clip(colors + rng.integers(-20, 21, size=(3, 3)), 0, 255),
                 corners + rng.integers(-6, 7, size=(2, 2)),
             )
             pixels.append(to_pixels(drawing, preprocessing))
     return np.stack(pixels), np.repeat(np.arange(classes), count)
 
 
-def _draw(colours: IntArray, corners: IntArray) -> Image.Image:
-    ground, ellipse, bar = (tuple(map(int, colour)) for colour in colours)
+def _draw(colors: IntArray, corners: IntArray) -> Image.Image:
+    ground, ellipse, bar = (tuple(map(int, color)) for color in colors)
     image = Image.new("RGB", (_CANVAS, _CANVAS), ground)
     (x, y), (u, v) = corners.tolist()
     draw = ImageDraw.Draw(image)

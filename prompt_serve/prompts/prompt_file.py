@@ -204,7 +204,7 @@ class _Header(BaseModel):
 
 
 def to_bytes(prompt: Prompt) -> bytes:
-    """Serialise; equal prompts give equal bytes."""
+    """Serialize; equal prompts give equal bytes."""
     header = _Header(
         format_version=_version_needed(prompt),
         name=prompt.name,

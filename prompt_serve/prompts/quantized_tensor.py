@@ -18,7 +18,7 @@ BITS = (1, 2, 4, 8)  # widths that fill a byte without a rest
 
 @dataclass(frozen=True, kw_only=True)
 class Coded:
-    """Indices (any shape) into a codebook of ``2**b`` numbers, already de-normalised."""
+    """Indices (any shape) into a codebook of ``2**b`` numbers, already de-normalized."""
 
     indices: NDArray[np.uint8]
     codebook: HalfArray

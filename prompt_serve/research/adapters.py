@@ -75,23 +75,23 @@ def logistic_regression(
     Args:
         features: (N, E).
         labels: (N,).
-        initial: (C, E + 1), where to start; the last column is the bias, which is not penalised.
+        initial: (C, E + 1), where to start; the last column is the bias, which is not penalized.
         weight_decay: above 0, so that there is one minimum.
     """
     wide, parameter = features.double(), initial.double().requires_grad_()
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [parameter], max_iter=500, tolerance_grad=1e-7, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = wide @ parameter[:, :-1].T + parameter[:, -1]
         loss = F.cross_entropy(logits, labels)
         loss = loss + weight_decay / 2 * parameter[:, :-1].square().sum()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    optimizer.step(closure)  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return parameter.detach().float()
 
 
@@ -240,15 +240,15 @@ def _learn(
     features, labels = torch.from_numpy(train.features), torch.from_numpy(train.labels)
     n, k, _ = features.shape
     steps = epochs * -(-n // BATCH)
-    optimiser = torch.optim.AdamW(parameters, lr=ADAM_RATE, eps=1e-4)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    optimizer = torch.optim.AdamW(parameters, lr=ADAM_RATE, eps=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(epochs):
         for chosen in torch.split(torch.randperm(n, generator=generator), BATCH):
             views = torch.randint(k, chosen.shape, generator=generator)
             loss = F.cross_entropy(scores(features[chosen, views]), labels[chosen])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-            optimiser.step()
+            optimizer.step()
             schedule.step()
 
 

@@ -174,7 +174,7 @@ def _check_disk(file: Path) -> None:
 
 
 def _picture() -> bytes:
-    """A small grey PNG, so that the probe takes the way of every image, decoding included."""
+    """A small gray PNG, so that the probe takes the way of every image, decoding included."""
     file = io.BytesIO()
     Image.new("RGB", (16, 16), (128, 128, 128)).save(file, "PNG")
     return file.getvalue()

@@ -13,7 +13,7 @@ from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
 
 _EMBEDDED = "embedded"
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # ONNX Runtime's log has them, and the missing library
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")  # ONNX Runtime's log has them, and the missing library
 _SELF = "prompt_serve.service.preflight"
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def _check_cuda() -> None:
     """In a process of its own: a CUDA context in the parent would hold memory of the device."""
     done = _run(_SELF)
     if done.returncode != 0:
-        raise ProviderUnavailable(_COLOURS.sub("", done.stderr).strip()[-4000:])
+        raise ProviderUnavailable(_COLORS.sub("", done.stderr).strip()[-4000:])
 
 
 def _run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

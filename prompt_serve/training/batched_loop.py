@@ -1,7 +1,7 @@
 """Several runs in one: the text tower takes the vectors of R runs as one batch.
 
 A step of a small task is many small operations; R runs (seeds, ranks, learning rates) that are
-learned turn by turn do all of them R times. Here each run keeps its learner, optimiser, random
+learned turn by turn do all of them R times. Here each run keeps its learner, optimizer, random
 numbers and batches, and only the text tower is shared: forward and backward pass run once for all.
 Runs do not see each other, so each ends where its single run would, up to the rounding of sums in
 another order.
@@ -145,7 +145,7 @@ class Stack:
     def step(self, batches: Sequence[Batch]) -> list[Tensor]:
         """One update of every run; returns their losses."""
         for run in self.runs:
-            run.optimiser.zero_grad(set_to_none=True)
+            run.optimizer.zero_grad(set_to_none=True)
         class_features = self.class_features([run.learner.contexts().text for run in self.runs])
         losses = [
             run.learner.loss(_seen(run, images, batch, own))

@@ -30,7 +30,7 @@ _UNREADABLE = (
 class Checkpoint:
     """One file, replaced whole after every epoch.
 
-    It holds the learner with its buffers (codebooks, masks), the optimiser's momentum, the state
+    It holds the learner with its buffers (codebooks, masks), the optimizer's momentum, the state
     of both random generators and the history.
 
     Args:
@@ -48,7 +48,7 @@ class Checkpoint:
             "identity": self._identity,
             "history": json.dumps(list(history)),
             "learner": run.learner.state_dict(),
-            "optimiser": run.optimiser.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
             "generator": run.generator.get_state(),
             "rng": json.dumps(run.rng.bit_generator.state),
         }
@@ -82,7 +82,7 @@ class Checkpoint:
             )
         try:
             run.learner.load_state_dict(state["learner"])
-            run.optimiser.load_state_dict(state["optimiser"])
+            run.optimizer.load_state_dict(state["optimizer"])
             run.generator.set_state(state["generator"])
             run.rng.bit_generator.state = json.loads(state["rng"])
             history: list[dict[str, Any]] = json.loads(state["history"])

@@ -10,7 +10,7 @@ from prompt_serve.prompts.encodings import Dense
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, check_class_names
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.evaluate import probed_features
 
 
@@ -22,12 +22,12 @@ def half_labels(n_classes: int) -> tuple[range, range]:
 
 
 def of_labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
-    """The images of some classes, relabelled from 0 in the order of ``labels``."""
+    """The images of some classes, relabeled from 0 in the order of ``labels``."""
     numbers = {label: index for index, label in enumerate(labels)}
     return ImageSet(
         class_names=tuple(images.class_names[label] for label in labels),
         items=tuple(
-            LabelledImage(item.path, numbers[item.label])
+            LabeledImage(item.path, numbers[item.label])
             for item in images.items
             if item.label in numbers
         ),
@@ -79,7 +79,7 @@ def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone)
     return replace(other, probe=probe(probed_features(other, backbone)))
 
 
-def relabelled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = False) -> ImageSet:
+def relabeled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = False) -> ImageSet:
     """The images with labels that count in ``class_names``.
 
     Args:
@@ -111,6 +111,6 @@ def relabelled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool =
             faults,
         )
     items = (
-        LabelledImage(item.path, numbers[images.class_names[item.label]]) for item in images.items
+        LabeledImage(item.path, numbers[images.class_names[item.label]]) for item in images.items
     )
     return ImageSet(class_names=tuple(class_names), items=tuple(items))

@@ -20,7 +20,7 @@ from prompt_serve.types import ClassPosition
 
 Init = Literal["template", "random"]
 Branch = Literal["text", "image"]
-Quantisation = Literal["qat", "ptq"]
+Quantization = Literal["qat", "ptq"]
 PruneScore = Literal["snip", "gradient", "l2"]
 TowerPrecision = Literal["fp32", "bf16", "fp16"]
 AUTO: Final = "auto"
@@ -157,9 +157,9 @@ class TrainConfig:
         None, BITS, "Bits a learned number takes: 1, 2, 4 or 8; without, float16.",
         also=(None,), own=True,
     )  # fmt: skip
-    quantisation: Quantisation = _choice(
-        "qat", get_args(Quantisation),
-        "Quantise while learning (qat), or what was learned (ptq).", own=True,
+    quantization: Quantization = _choice(
+        "qat", get_args(Quantization),
+        "Quantize while learning (qat), or what was learned (ptq).", own=True,
     )  # fmt: skip
     recluster_above: float = _number(
         0.01, 0.0, 100.0, "KL divergence of the code histogram that asks for a new codebook.",
@@ -169,7 +169,7 @@ class TrainConfig:
         50, 1, 1_000_000, "Steps between two looks at that divergence.", own=True
     )
     recluster_on_error: bool = _switch(
-        False, "Ask also that the quantisation error has grown.", own=True
+        False, "Ask also that the quantization error has grown.", own=True
     )
     noise_std: float = _number(
         0.0, 0.0, 10.0, "Spread of Gaussian noise added to the vectors each step.", own=True

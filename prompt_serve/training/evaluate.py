@@ -161,8 +161,8 @@ def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> 
     features = []
     for first in range(0, len(images), IMAGES_AT_ONCE):
         pixels = torch.from_numpy(images.plain(first, IMAGES_AT_ONCE))
-        normalised = backbone.normalise(pixels.to(device))
-        features.append(backbone.image_tower(normalised, vectors).cpu().numpy())
+        normalized = backbone.normalize(pixels.to(device))
+        features.append(backbone.image_tower(normalized, vectors).cpu().numpy())
     return np.concatenate(features)
 
 

@@ -70,7 +70,7 @@ class Fitted:
     template: str  # as the prompt file wants it: one token or more for each context vector
     learning_rate: float
     history: tuple[EpochRecord, ...]
-    trained_numbers: int = 0  # that the optimiser changed; the file may hold fewer
+    trained_numbers: int = 0  # that the optimizer changed; the file may hold fewer
 
 
 OnEpoch = Callable[[EpochRecord], object]
@@ -156,7 +156,7 @@ def mean_information_density(contexts: Contexts) -> tuple[float, ...]:
 
 
 class Run:
-    """One run: a learner, its optimiser and its random numbers."""
+    """One run: a learner, its optimizer and its random numbers."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class Run:
         ids = template_ids(backbone.tokenizer, config.template)
         self.words = backbone.token_embedding[ids].cpu()
         self.learner = self._make_learner().to(backbone.device)
-        self.optimiser = torch.optim.SGD(
+        self.optimizer = torch.optim.SGD(
             self.learner.parameters(),
             lr=learning_rate,
             momentum=config.momentum,
@@ -266,7 +266,7 @@ class Run:
 
     def begin_epoch(self, epoch: int, images: ImageSource) -> list[Batch]:
         """Set the learning rate and draw the epoch's batches."""
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = self.rate_at(epoch)
         self.learner.train()
         epochs = self.config.epochs
@@ -311,7 +311,7 @@ class Run:
 
     def step(self, images: ImageSource, chosen: Tensor, views: Tensor, moment: Moment) -> Tensor:
         """One update; returns the loss."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         contexts = self.learner.contexts()
         image_features = images.features(chosen, views, contexts.image)
         class_features, logits = self.scores(image_features, contexts.text)
@@ -330,7 +330,7 @@ class Run:
     def update(self, moment: Moment) -> None:
         """Follow the gradients that are there."""
         self.learner.before_update(moment)
-        self.optimiser.step()
+        self.optimizer.step()
         self.learner.after_update(moment)
 
     def scores(self, image_features: Tensor, text: BranchContext[Tensor]) -> tuple[Tensor, Tensor]:

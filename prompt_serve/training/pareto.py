@@ -26,7 +26,7 @@ COLUMNS = (
     "skipped",
 )
 TABLES, PLOTS = (".tsv", ".json"), (".svg", ".png")
-BLUE, ORANGE, GREY = "#2f6db3", "#d1641a", "#8a8f98"  # told apart with any kind of colour vision
+BLUE, ORANGE, GRAY = "#2f6db3", "#d1641a", "#8a8f98"  # told apart with any kind of color vision
 
 
 def write_frontier(rows: Sequence[Candidate], path: Path) -> list[Path]:
@@ -102,11 +102,11 @@ def plot_frontier(rows: Sequence[Candidate], path: Path) -> None:
     for row in measured:
         if not row.size_bytes:
             percent = 100 * (row.val_accuracy or 0.0)
-            axes.axhline(percent, color=GREY, linestyle="--", linewidth=1)
+            axes.axhline(percent, color=GRAY, linestyle="--", linewidth=1)
             axes.annotate(
                 f"{row.label}, 0 bytes{' (chosen)' if row.chosen else ''}",
                 (1.0, percent), (-4, 4), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", fontsize=9, color=GREY,
+                textcoords="offset points", ha="right", fontsize=9, color=GRAY,
             )  # fmt: skip
     if learned:
         axes.set_xscale("log")
@@ -156,11 +156,11 @@ def _draw_points(learned: Sequence[Candidate], axes: "Axes") -> None:
     for place, rows in places.items():
         chosen = any(row.chosen for row in rows)
         leading = any(row.on_frontier for row in rows)
-        colour = ORANGE if chosen else BLUE if leading else GREY
-        axes.plot(*place, "o", color=colour, markersize=9 if chosen else 6, zorder=3)
+        color = ORANGE if chosen else BLUE if leading else GRAY
+        axes.plot(*place, "o", color=color, markersize=9 if chosen else 6, zorder=3)
         axes.annotate(
             ", ".join(row.label for row in rows) + (" (chosen)" if chosen else ""),
             place, (-5, 7) if leading else (6, -12), textcoords="offset points",
             ha="right" if leading else "left",
-            fontsize=8, color="black" if chosen or leading else GREY,
+            fontsize=8, color="black" if chosen or leading else GRAY,
         )  # fmt: skip

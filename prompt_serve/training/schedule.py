@@ -9,7 +9,7 @@ def learning_rate_at(epoch: int, *, base: float, epochs: int) -> float:
     """CoOp's schedule: one constant warm-up epoch, then a cosine.
 
     ``lr(0) = 1e-5`` and ``lr(e) = base / 2 * (1 + cos(pi * (e - 1) / T))`` with T = ``epochs``.
-    Dassl computes it recursively, which goes wrong when two schedulers share an optimiser; this
+    Dassl computes it recursively, which goes wrong when two schedulers share an optimizer; this
     form cannot. It is set once an epoch, not once a step, and never reaches zero.
 
     Args:

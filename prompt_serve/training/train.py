@@ -54,7 +54,7 @@ class TrainingResult:
     images: Mapping[str, int]  # used, by part
     notes: tuple[str, ...]  # what the user should know
     seconds: Mapping[str, float]  # by stage: "features", "learning", "evaluation"
-    trained_numbers: int = 0  # that the optimiser changed; the file may hold fewer
+    trained_numbers: int = 0  # that the optimizer changed; the file may hold fewer
 
 
 OnEpoch = Callable[[EpochRecord], object]

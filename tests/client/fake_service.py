@@ -1,7 +1,7 @@
 """A small real HTTP server that speaks the protocol and fails on demand.
 
 It stands in for the service where the faults are the subject: dropped connections, refusals,
-slow answers, restarts. Its images are single-coloured PNGs that carry a number; the number is
+slow answers, restarts. Its images are single-colored PNGs that carry a number; the number is
 the class it answers.
 """
 
@@ -36,7 +36,7 @@ LIMITS = {
 
 
 def numbered_image(number: int) -> bytes:
-    """A 2 x 2 PNG whose colour is ``number`` (below 65,536)."""
+    """A 2 x 2 PNG whose color is ``number`` (below 65,536)."""
     buffer = io.BytesIO()
     Image.new("RGB", (2, 2), (number % 256, number // 256, 0)).save(buffer, "PNG")
     return buffer.getvalue()
@@ -54,7 +54,7 @@ class Drop(Exception):
 
 
 @dataclass
-class Behaviour:
+class Behavior:
     """What the next requests meet; the tests change it while the server runs."""
 
     faults: deque[Response | Drop] = field(default_factory=deque)  # one a request, then none
@@ -76,7 +76,7 @@ class StandIn:
     """The server, in a thread; ``stop`` and ``start`` keep the port."""
 
     def __init__(self) -> None:
-        self.behaviour = Behaviour()
+        self.behavior = Behavior()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -89,7 +89,7 @@ class StandIn:
 
     def start(self) -> None:
         config = uvicorn.Config(
-            _faulty(_app(self.behaviour), self.behaviour),
+            _faulty(_app(self.behavior), self.behavior),
             host="127.0.0.1",
             port=self.port,
             log_level="critical",
@@ -117,7 +117,7 @@ class StandIn:
 def running_standin() -> Iterator[StandIn]:
     """A stand-in that serves the task "pets"."""
     service = StandIn()
-    service.behaviour.tasks["pets"] = b""
+    service.behavior.tasks["pets"] = b""
     service.start()
     try:
         yield service
@@ -125,27 +125,27 @@ def running_standin() -> Iterator[StandIn]:
         service.stop()
 
 
-def _faulty(app: ASGIApp, behaviour: Behaviour) -> ASGIApp:
+def _faulty(app: ASGIApp, behavior: Behavior) -> ASGIApp:
     async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
-        behaviour.paths.append(f"{scope['method']} {scope['path']}")
-        behaviour.times.append(time.monotonic())
-        behaviour.in_flight += 1
-        behaviour.most_in_flight = max(behaviour.most_in_flight, behaviour.in_flight)
+        behavior.paths.append(f"{scope['method']} {scope['path']}")
+        behavior.times.append(time.monotonic())
+        behavior.in_flight += 1
+        behavior.most_in_flight = max(behavior.most_in_flight, behavior.in_flight)
         try:
-            await asyncio.sleep(behaviour.delay_s())
-            if behaviour.drop_after_work:
-                behaviour.drop_after_work.popleft()
+            await asyncio.sleep(behavior.delay_s())
+            if behavior.drop_after_work:
+                behavior.drop_after_work.popleft()
                 await app(scope, receive, _discard)
                 _hang_up(send)
-            elif not behaviour.faults:
+            elif not behavior.faults:
                 await app(scope, receive, send)
-            elif isinstance(fault := behaviour.faults.popleft(), Response):
+            elif isinstance(fault := behavior.faults.popleft(), Response):
                 await _read_body(receive)
                 await fault(scope, receive, send)
             else:
                 _hang_up(send)
         finally:
-            behaviour.in_flight -= 1
+            behavior.in_flight -= 1
 
     return faulty
 
@@ -171,7 +171,7 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, bytes]]:
     return [(head.split(b'name="')[1].split(b'"')[0].decode(), data[:-2]) for head, data in parts]
 
 
-def _app(behaviour: Behaviour) -> Starlette:
+def _app(behavior: Behavior) -> Starlette:
     async def info(request: Request) -> Response:
         backbone = {
             "id": "stand-in",
@@ -188,9 +188,9 @@ def _app(behaviour: Behaviour) -> Starlette:
                 "image_size": 2,
                 "logit_scale": 100.0,
                 "provider": "stand-in",
-                "tasks": len(behaviour.tasks),
+                "tasks": len(behavior.tasks),
                 "revision": 1,
-                "limits": behaviour.limits,
+                "limits": behavior.limits,
                 "told_by_a_newer_service": True,
             }
         )
@@ -199,18 +199,18 @@ def _app(behaviour: Behaviour) -> Starlette:
         parts = _parts(request.headers["content-type"], await request.body())
         images = [body for name, body in parts if name == "image"]
         tasks = [body.decode() for name, body in parts if name == "task"]
-        behaviour.images_per_request.append(len(images))
-        refusal = behaviour.is_refused(images)
+        behavior.images_per_request.append(len(images))
+        refusal = behavior.is_refused(images)
         if refusal is not None:
             return refusal
-        unknown = [task for task in tasks if task not in behaviour.tasks]
+        unknown = [task for task in tasks if task not in behavior.tasks]
         if unknown:
-            loaded = sorted(behaviour.tasks)
+            loaded = sorted(behavior.tasks)
             return problem("task-not-found", 404, "No task.", name=unknown[0], loaded=loaded)
         results = [
-            _result(index, image, tasks, behaviour.unknown) for index, image in enumerate(images)
+            _result(index, image, tasks, behavior.unknown) for index, image in enumerate(images)
         ]
-        if behaviour.shuffled:
+        if behavior.shuffled:
             random.shuffle(results)
         errors = [r for r in results if "error" in r]
         if len(errors) == len(images):
@@ -223,25 +223,25 @@ def _app(behaviour: Behaviour) -> Starlette:
     async def task(request: Request) -> Response:
         name = request.path_params["name"]
         if request.method == "PUT":
-            behaviour.tasks[name] = await request.body()
+            behavior.tasks[name] = await request.body()
             return JSONResponse(_task_info(name), 201)
-        if name not in behaviour.tasks:
+        if name not in behavior.tasks:
             return problem("task-not-found", 404, "No task.", name=name)
         if request.method == "DELETE":
-            del behaviour.tasks[name]
+            del behavior.tasks[name]
             return Response(status_code=204)
         return JSONResponse(_task_info(name))
 
     async def task_file(request: Request) -> Response:
-        return Response(behaviour.tasks[request.path_params["name"]])
+        return Response(behavior.tasks[request.path_params["name"]])
 
     async def tasks(request: Request) -> Response:
         if request.method == "POST":
             name = str((await request.json())["name"])
-            behaviour.tasks[name] = b""
+            behavior.tasks[name] = b""
             return JSONResponse(_task_info(name), 201)
         limit, after = int(request.query_params["limit"]), request.query_params.get("cursor", "")
-        names = sorted(name for name in behaviour.tasks if name > after)
+        names = sorted(name for name in behavior.tasks if name > after)
         page = names[:limit]
         following = page[-1] if len(names) > limit else None
         summaries = [{k: _task_info(n)[k] for k in _SUMMARY} for n in page]

@@ -44,10 +44,10 @@ def test_tasks_come_and_go(service: StandIn, client: Client) -> None:
 
 def test_all_pages_of_tasks_are_listed(service: StandIn, client: Client) -> None:
     names = [f"task-{i:03}" for i in range(250)]
-    service.behaviour.tasks = dict.fromkeys(names, b"")
+    service.behavior.tasks = dict.fromkeys(names, b"")
 
     assert [task.name for task in client.tasks()] == names
-    assert len(service.behaviour.paths) == 3
+    assert len(service.behavior.paths) == 3
 
 
 def test_an_upload_takes_the_prompts_name_or_its_files(
@@ -80,14 +80,14 @@ def test_a_name_that_is_another_address_is_refused(
     with pytest.raises(TaskNameInvalid, match="cannot be the name of a task"):
         client.delete(name)
 
-    assert service.behaviour.paths == []
+    assert service.behavior.paths == []
 
 
 def test_an_odd_name_is_asked_for_as_it_is(service: StandIn, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         client.task("a b?c#d")
 
-    assert service.behaviour.paths == ["GET /v1/tasks/a b?c#d"]
+    assert service.behavior.paths == ["GET /v1/tasks/a b?c#d"]
 
 
 def test_many_threads_share_a_client(client: Client) -> None:

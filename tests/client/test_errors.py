@@ -26,7 +26,7 @@ RETRIED = {"overloaded", "not-ready", "deadline-exceeded", "service-unreachable"
 def test_every_code_comes_back_as_the_exception_it_names(
     code: str, service: StandIn, client: Client
 ) -> None:
-    service.behaviour.faults.append(problem(code, 422, "The reason.", field="name", seen=[1, 2]))
+    service.behavior.faults.append(problem(code, 422, "The reason.", field="name", seen=[1, 2]))
 
     with pytest.raises(ERRORS_BY_CODE[code], match="The reason") as caught:
         client.info()
@@ -46,14 +46,14 @@ def test_an_unknown_task_names_those_that_are_loaded(client: Client) -> None:
 def test_what_the_service_did_not_foresee_is_a_service_failure(
     service: StandIn, client: Client
 ) -> None:
-    service.behaviour.faults.append(problem("internal-error", 500, "Something went wrong."))
+    service.behavior.faults.append(problem("internal-error", 500, "Something went wrong."))
 
     with pytest.raises(ServiceFailed, match="Something went wrong"):
         client.info()
 
 
 def test_another_server_at_the_url_is_told_apart(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.append(HTMLResponse("<h1>It works!</h1>", 404))
+    service.behavior.faults.append(HTMLResponse("<h1>It works!</h1>", 404))
 
     with pytest.raises(ServiceFailed, match=r"404.*is this the URL.*It works!") as caught:
         client.info()
@@ -63,7 +63,7 @@ def test_another_server_at_the_url_is_told_apart(service: StandIn, client: Clien
 
 
 def test_a_success_of_another_server_is_no_answer(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.append(JSONResponse({"hello": "world"}))
+    service.behavior.faults.append(JSONResponse({"hello": "world"}))
 
     with pytest.raises(ServiceFailed, match="not part of the protocol"):
         client.info()
@@ -72,7 +72,7 @@ def test_a_success_of_another_server_is_no_answer(service: StandIn, client: Clie
 def test_too_few_results_are_not_passed_off_as_an_answer(service: StandIn, client: Client) -> None:
     client.info()
     images = [numbered_image(1), numbered_image(2)]
-    service.behaviour.is_refused = lambda _: JSONResponse({"results": [], "backbone": "x"})
+    service.behavior.is_refused = lambda _: JSONResponse({"results": [], "backbone": "x"})
 
     with pytest.raises(ServiceFailed, match="does not answer 2 images and 1 tasks"):
         client.classify(images, "pets")
@@ -80,7 +80,7 @@ def test_too_few_results_are_not_passed_off_as_an_answer(service: StandIn, clien
 
 def test_facts_cannot_overwrite_what_makes_an_exception(service: StandIn, client: Client) -> None:
     fault = problem("backbone-mismatch", 422, "Mine.", message="Theirs.", facts=1, args=2)
-    service.behaviour.faults.append(fault)
+    service.behavior.faults.append(fault)
 
     with pytest.raises(BackboneMismatch) as caught:
         client.info()
@@ -115,7 +115,7 @@ def test_an_image_beyond_the_services_limit_is_not_even_sent(
     with pytest.raises(RequestTooLarge, match=r"300,000 bytes; a request .* at most 200,000"):
         client.classify(b"x" * 300_000, "pets")
 
-    assert service.behaviour.images_per_request == []
+    assert service.behavior.images_per_request == []
 
 
 def test_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
@@ -145,7 +145,7 @@ def test_a_service_that_is_not_there_says_where_and_what_to_do(service: StandIn)
 
 
 def test_a_proxys_refusal_is_understood(service: StandIn) -> None:
-    service.behaviour.faults.append(HTMLResponse("slow down", 429, {"Retry-After": "7"}))
+    service.behavior.faults.append(HTMLResponse("slow down", 429, {"Retry-After": "7"}))
 
     with Client(service.url, retries=0) as client, pytest.raises(Overloaded) as caught:
         client.info()

@@ -21,20 +21,20 @@ from tests.client.fake_service import Drop, StandIn, problem
 
 
 def test_dropped_connections_are_asked_again(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.extend([Drop(), Drop()])
+    service.behavior.faults.extend([Drop(), Drop()])
 
     assert client.info().precision == "fp32"
-    assert service.behaviour.paths == ["GET /v1/info"] * 3
+    assert service.behavior.paths == ["GET /v1/info"] * 3
 
 
 def test_refusals_are_asked_again_after_the_time_they_name(
     service: StandIn, client: Client
 ) -> None:
-    service.behaviour.faults.append(problem("overloaded", 429, retry_after_s=1))
+    service.behavior.faults.append(problem("overloaded", 429, retry_after_s=1))
 
     client.info()
 
-    first, second = service.behaviour.times
+    first, second = service.behavior.times
     assert 0.99 <= second - first <= 5.0
 
 
@@ -44,16 +44,16 @@ def test_refusals_are_asked_again_after_the_time_they_name(
 def test_a_service_that_goes_on_refusing_is_given_up(
     code: str, status: int, error: type[Exception], service: StandIn
 ) -> None:
-    service.behaviour.faults.extend([problem(code, status, "Not now.")] * 5)
+    service.behavior.faults.extend([problem(code, status, "Not now.")] * 5)
 
     with Client(service.url, retries=2) as client, pytest.raises(error, match="Not now"):
         client.info()
 
-    assert len(service.behaviour.paths) == 3
+    assert len(service.behavior.paths) == 3
 
 
 def test_drops_without_end_are_given_up(service: StandIn) -> None:
-    service.behaviour.faults.extend([Drop()] * 5)
+    service.behavior.faults.extend([Drop()] * 5)
 
     with (
         Client(service.url, retries=1) as client,
@@ -65,7 +65,7 @@ def test_drops_without_end_are_given_up(service: StandIn) -> None:
 
 
 def test_a_wait_beyond_the_budget_is_not_even_begun(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.append(problem("overloaded", 429, retry_after_s=3600))
+    service.behavior.faults.append(problem("overloaded", 429, retry_after_s=3600))
     started = time.monotonic()
 
     with pytest.raises(Overloaded) as caught:
@@ -78,7 +78,7 @@ def test_a_wait_beyond_the_budget_is_not_even_begun(service: StandIn, client: Cl
 def test_an_answer_that_does_not_come_in_time_is_told_apart_from_no_service(
     service: StandIn,
 ) -> None:
-    service.behaviour.delay_s = lambda: 5.0
+    service.behavior.delay_s = lambda: 5.0
 
     with (
         Client(service.url, retries=0, timeout_s=0.2) as client,
@@ -91,29 +91,29 @@ def test_what_cannot_get_better_is_asked_once(service: StandIn, client: Client) 
     with pytest.raises(TaskNotFound):
         client.task("pest")
 
-    assert service.behaviour.paths == ["GET /v1/tasks/pest"]
+    assert service.behavior.paths == ["GET /v1/tasks/pest"]
 
 
 def test_a_deletion_whose_answer_was_lost_is_no_error(service: StandIn, client: Client) -> None:
-    service.behaviour.drop_after_work.append(Drop())
+    service.behavior.drop_after_work.append(Drop())
 
     client.delete("pets")
 
-    assert service.behaviour.paths == ["DELETE /v1/tasks/pets"] * 2
+    assert service.behavior.paths == ["DELETE /v1/tasks/pets"] * 2
     with pytest.raises(TaskNotFound):
         client.delete("pets")
 
 
 def test_waiting_for_a_service_ends_when_it_is_ready(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.extend([problem("not-ready", 503), Drop()])
+    service.behavior.faults.extend([problem("not-ready", 503), Drop()])
 
     client.wait_until_ready(timeout_s=30)
 
-    assert service.behaviour.paths == ["GET /readyz"] * 3
+    assert service.behavior.paths == ["GET /readyz"] * 3
 
 
 def test_waiting_for_a_service_says_what_it_waited_for(service: StandIn, client: Client) -> None:
-    service.behaviour.faults.extend([PlainTextResponse("loading", 503)] * 100)
+    service.behavior.faults.extend([PlainTextResponse("loading", 503)] * 100)
     with pytest.raises(NotReady, match=r"Waited 0\.5 s\. .*loading"):
         client.wait_until_ready(timeout_s=0.5)
 

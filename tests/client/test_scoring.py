@@ -27,14 +27,14 @@ def numbered(n: int) -> list[str]:
 
 
 def test_rows_come_in_order_whatever_the_service_does(service: StandIn, client: Client) -> None:
-    service.behaviour.delay_s = lambda: random.uniform(0, 0.05)
-    service.behaviour.shuffled = True
+    service.behavior.delay_s = lambda: random.uniform(0, 0.05)
+    service.behavior.shuffled = True
 
     rows = list(client.score((numbered_image(i) for i in range(200)), "pets", chunk_size=4))
 
     assert numbers_of(rows) == numbered(200)
     assert [row.index for row in rows] == list(range(200))
-    assert service.behaviour.most_in_flight == 4
+    assert service.behavior.most_in_flight == 4
 
 
 def test_bad_images_are_rows_and_stop_nothing(service: StandIn, client: Client) -> None:
@@ -42,7 +42,7 @@ def test_bad_images_are_rows_and_stop_nothing(service: StandIn, client: Client) 
     bad = set(rng.sample(range(2000), 20))
     images = (b"no image" if i in bad else numbered_image(i) for i in range(2000))
 
-    service.behaviour.limits["max_images"] = 64
+    service.behavior.limits["max_images"] = 64
     rows = list(client.score(images, "pets"))
 
     assert len(rows) == 2000
@@ -68,7 +68,7 @@ def test_a_chunk_of_bad_images_only_keeps_them_apart(client: Client) -> None:
 
 
 def test_rows_say_where_the_task_knows_no_answer(service: StandIn, client: Client) -> None:
-    service.behaviour.unknown = {1, 2}
+    service.behavior.unknown = {1, 2}
 
     rows = list(client.score([numbered_image(number) for number in range(4)], "pets"))
 
@@ -78,7 +78,7 @@ def test_rows_say_where_the_task_knows_no_answer(service: StandIn, client: Clien
 
 def test_several_tasks_are_several_rows_an_image(service: StandIn, client: Client) -> None:
     names = [f"task-{i}" for i in range(20)]  # more than the 8 that a request may name
-    service.behaviour.tasks.update(dict.fromkeys(names, b""))
+    service.behavior.tasks.update(dict.fromkeys(names, b""))
 
     rows = list(client.score([numbered_image(1), b"bad"], names))
 
@@ -87,10 +87,10 @@ def test_several_tasks_are_several_rows_an_image(service: StandIn, client: Clien
 
 
 def test_requests_keep_the_limits_of_the_service(service: StandIn, client: Client) -> None:
-    service.behaviour.limits["max_images"] = 3
+    service.behavior.limits["max_images"] = 3
 
     assert len(client.classify([numbered_image(i) for i in range(10)], "pets")) == 10
-    assert sorted(service.behaviour.images_per_request) == [1, 3, 3, 3]
+    assert sorted(service.behavior.images_per_request) == [1, 3, 3, 3]
 
 
 def test_a_short_queue_is_shared_politely() -> None:
@@ -104,7 +104,7 @@ def test_what_fails_as_a_whole_is_split_until_the_culprit_is_alone(
     code: str, status: int, service: StandIn, client: Client
 ) -> None:
     culprit = numbered_image(5)
-    service.behaviour.is_refused = lambda images: (
+    service.behavior.is_refused = lambda images: (
         problem(code, status, "Refused whole.") if culprit in images else None
     )
 
@@ -148,7 +148,7 @@ def test_a_stream_runs_in_the_thread_of_its_consumer(client: Client) -> None:
 
 def test_dropped_connections_and_refusals_cost_no_row(service: StandIn, client: Client) -> None:
     client.info()
-    service.behaviour.faults.extend(
+    service.behavior.faults.extend(
         [Drop(), problem("overloaded", 429, retry_after_s=0.1), Drop(), problem("not-ready", 503)]
     )
 
@@ -158,7 +158,7 @@ def test_dropped_connections_and_refusals_cost_no_row(service: StandIn, client: 
 
 
 def test_scoring_lives_through_a_restart_of_the_service(service: StandIn, client: Client) -> None:
-    service.behaviour.delay_s = lambda: 0.02
+    service.behavior.delay_s = lambda: 0.02
 
     def restart() -> None:
         service.stop()
@@ -210,7 +210,7 @@ def test_an_error_of_the_stream_reaches_its_consumer(client: Client) -> None:
 def test_no_image_is_no_row(service: StandIn, client: Client) -> None:
     assert list(client.score([], "pets")) == []
     assert client.classify([], "pets") == []
-    assert service.behaviour.images_per_request == []
+    assert service.behavior.images_per_request == []
 
 
 def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
@@ -224,10 +224,10 @@ def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
 def test_a_consumer_that_stops_early_leaves_nothing_behind(service: StandIn) -> None:
     before = set(threading.enumerate())
     client = Client(service.url)
-    service.behaviour.delay_s = lambda: 0.01
+    service.behavior.delay_s = lambda: 0.01
     rows = client.score((numbered_image(i) for i in range(10_000)), "pets", chunk_size=2)
     next(rows)
-    service.behaviour.delay_s = lambda: 60.0  # the next requests hang
+    service.behavior.delay_s = lambda: 60.0  # the next requests hang
     next(rows)
     started = time.monotonic()
 
@@ -236,9 +236,9 @@ def test_a_consumer_that_stops_early_leaves_nothing_behind(service: StandIn) -> 
 
     assert time.monotonic() - started < 20  # nobody waited for the hanging requests
     wait_until(lambda: set(threading.enumerate()) <= before, "threads are left")
-    asked = len(service.behaviour.paths)
+    asked = len(service.behavior.paths)
     time.sleep(0.1)
-    assert len(service.behaviour.paths) == asked
+    assert len(service.behavior.paths) == asked
 
 
 def test_a_client_that_is_forgotten_ends_its_thread(service: StandIn) -> None:
@@ -276,7 +276,7 @@ def test_a_window_cancels_what_is_under_way_when_its_consumer_stops() -> None:
 
 
 def test_scoring_on_an_event_loop(service: StandIn) -> None:
-    service.behaviour.delay_s = lambda: random.uniform(0, 0.02)
+    service.behavior.delay_s = lambda: random.uniform(0, 0.02)
 
     async def images() -> AsyncIterator[bytes]:
         for i in range(100):
@@ -299,7 +299,7 @@ def test_stopping_early_on_an_event_loop_leaves_no_task(service: StandIn) -> Non
             rows = client.score((numbered_image(i) for i in range(1000)), "pets", chunk_size=1)
             async with aclosing(rows):  # type: ignore[type-var]  # a generator
                 await anext(rows)
-                service.behaviour.delay_s = lambda: 60.0
+                service.behavior.delay_s = lambda: 60.0
             return len(asyncio.all_tasks())
 
     started = time.monotonic()

@@ -25,27 +25,27 @@ C, E = 4, 32
 
 
 def clusters(seed: int, n: int, k: int, spread: float = 0.5) -> FeatureSet:
-    """Four clusters around centres that do not depend on the seed."""
-    centres = np.random.default_rng(99).normal(size=(C, 1, E))
+    """Four clusters around centers that do not depend on the seed."""
+    centers = np.random.default_rng(99).normal(size=(C, 1, E))
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % C
-    features = centres[labels] + spread * rng.normal(size=(n, k, E))
+    features = centers[labels] + spread * rng.normal(size=(n, k, E))
     return FeatureSet(features=unit(features.astype(np.float32)), labels=labels)
 
 
 @pytest.fixture
 def classes() -> FloatArray:
     """Class features that say something, but not much."""
-    centres = np.random.default_rng(99).normal(size=(C, E))
+    centers = np.random.default_rng(99).normal(size=(C, E))
     noise = np.random.default_rng(5).normal(size=(C, E))
-    return unit((centres + 3 * noise).astype(np.float32))
+    return unit((centers + 3 * noise).astype(np.float32))
 
 
 def test_logistic_regression_of_two_points_has_its_known_solution() -> None:
     features, labels = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
     decay = 0.3
     weights = logistic_regression(features, labels, torch.zeros(2, 2), decay)
-    # By symmetry w_1 = -w_0 = w, no bias; minimise log(1 + e^(-2w)) + d w^2: slope zero.
+    # By symmetry w_1 = -w_0 = w, no bias; minimize log(1 + e^(-2w)) + d w^2: slope zero.
     low, high = 0.0, 10.0
     for _ in range(100):
         w = (low + high) / 2

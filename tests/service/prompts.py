@@ -132,7 +132,7 @@ def unservable(
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:
-    """An image file of random colours."""
+    """An image file of random colors."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -1,7 +1,7 @@
 """Three hundred malformed or unusual image files, made from a few seeds.
 
-Each says whether it is an image, and of what colour in its upper left part: what ``preprocess``
-decides about orientation, transparency, colour spaces, depth and animation.
+Each says whether it is an image, and of what color in its upper left part: what ``preprocess``
+decides about orientation, transparency, color spaces, depth and animation.
 """
 
 import io
@@ -14,21 +14,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 N_FILES = 300
 
 
 @dataclass(frozen=True)
 class Unusual:
-    """A file; ``colour`` of its upper left part where it is an image, None where it is none.
+    """A file; ``color`` of its upper left part where it is an image, None where it is none.
 
     ``is_either``: cut files of some formats are still images, as far as they go.
     """
 
     name: str
     data: bytes
-    colour: Colour | None = None
+    color: Color | None = None
     is_either: bool = False
 
 
@@ -129,7 +129,7 @@ def _declared_sizes() -> list[Unusual]:
 
 def _unusual_ones() -> list[Unusual]:
     red = Image.new("RGB", (40, 30), RED)
-    frames = [Image.new("RGB", (40, 30), colour) for colour in (RED, BLUE, WHITE)]
+    frames = [Image.new("RGB", (40, 30), color) for color in (RED, BLUE, WHITE)]
     clear = Image.new("RGBA", (40, 30), (*BLUE, 0))
     palette = Image.new("P", (40, 30), 0)
     palette.putpalette([*BLUE, *RED] * 128)
@@ -151,14 +151,14 @@ def _unusual_ones() -> list[Unusual]:
         Unusual("clear PNG", saved(clear, "PNG"), WHITE),
         Unusual("clear WebP", saved(clear, "WEBP", lossless=True), WHITE),
         Unusual("clear TIFF", saved(clear, "TIFF"), WHITE),
-        Unusual("grey with alpha", saved(Image.new("LA", (40, 30), (0, 0)), "PNG"), WHITE),
-        Unusual("grey", saved(Image.new("L", (40, 30), 77), "PNG"), (77, 77, 77)),
-        Unusual("grey JPEG", saved(Image.new("L", (40, 30), 77), "JPEG"), (77, 77, 77)),
+        Unusual("gray with alpha", saved(Image.new("LA", (40, 30), (0, 0)), "PNG"), WHITE),
+        Unusual("gray", saved(Image.new("L", (40, 30), 77), "PNG"), (77, 77, 77)),
+        Unusual("gray JPEG", saved(Image.new("L", (40, 30), 77), "JPEG"), (77, 77, 77)),
         Unusual("one bit", saved(Image.new("1", (40, 30), 1), "PNG"), WHITE),
         Unusual("palette", saved(palette, "PNG"), BLUE),
-        Unusual("palette with a clear colour", saved(palette, "PNG", transparency=0), WHITE),
+        Unusual("palette with a clear color", saved(palette, "PNG", transparency=0), WHITE),
         Unusual("palette with alphas", saved(palette, "PNG", transparency=bytes([0, 255])), WHITE),
-        Unusual("GIF with a clear colour", saved(palette, "GIF", transparency=0), WHITE),
+        Unusual("GIF with a clear color", saved(palette, "GIF", transparency=0), WHITE),
         Unusual("progressive JPEG", saved(red, "JPEG", progressive=True, quality=95), (254, 0, 0)),
         Unusual("JPEG with a profile", saved(red, "JPEG", icc_profile=bytes(500)), (254, 0, 0)),
         Unusual("PNG with a profile", saved(red, "PNG", icc_profile=bytes(500)), RED),
@@ -199,9 +199,9 @@ def _orientations() -> Iterator[Unusual]:
 
 def _depths() -> Iterator[Unusual]:
     for value, level in ((0, 0), (32_896, 128), (65_535, 255)):
-        grey = Image.fromarray(np.full((30, 40), value, dtype=np.uint16))
+        gray = Image.fromarray(np.full((30, 40), value, dtype=np.uint16))
         for kind in ("PNG", "TIFF"):
-            yield Unusual(f"16-bit {kind} of {value}", saved(grey, kind), (level,) * 3)
+            yield Unusual(f"16-bit {kind} of {value}", saved(gray, kind), (level,) * 3)
     floats = Image.fromarray(np.full((30, 40), 0.5, dtype=np.float32))
     yield Unusual("float TIFF", saved(floats, "TIFF"), (128, 128, 128))
     yield Unusual("16-bit PGM", b"P5\n2 2\n65535\n" + struct.pack(">4H", *[32_896] * 4), (128,) * 3)

@@ -8,9 +8,9 @@ from torch import Tensor
 
 def norm(x: Tensor, layer: Any) -> Tensor:
     """Layer norm of each row of x (T, D)."""
-    centred = x - x.mean(-1, keepdim=True)
-    variance = centred.square().mean(-1, keepdim=True)
-    normed: Tensor = centred / (variance + layer.eps).sqrt() * layer.weight + layer.bias
+    centered = x - x.mean(-1, keepdim=True)
+    variance = centered.square().mean(-1, keepdim=True)
+    normed: Tensor = centered / (variance + layer.eps).sqrt() * layer.weight + layer.bias
     return normed
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-COLOURS = {
+COLORS = {
     "blue": (30, 30, 220),
     "green": (30, 200, 30),
     "red": (220, 30, 30),
@@ -14,11 +14,11 @@ COLOURS = {
 }
 
 
-def draw_image(path: Path, colour: tuple[int, int, int], seed: int) -> Path:
-    """A noisy patch of one colour."""
+def draw_image(path: Path, color: tuple[int, int, int], seed: int) -> Path:
+    """A noisy patch of one color."""
     noise = np.random.default_rng(seed).normal(0, 25, size=(40, 48, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.clip(noise + colour, 0, 255).astype(np.uint8)).save(path)
+    Image.fromarray(np.clip(noise + color, 0, 255).astype(np.uint8)).save(path)
     return path
 
 
@@ -26,14 +26,14 @@ def draw_dataset(root: Path, **counts: int) -> Path:
     """A folder a class of ``counts`` images in each part; no part names: one folder a class."""
     for number, (part, count) in enumerate(counts.items()):
         folder = root if part == "all" else root / part
-        for index, (name, colour) in enumerate(COLOURS.items()):
+        for index, (name, color) in enumerate(COLORS.items()):
             for n in range(count):
                 seed = 10_000 * number + 1_000 * index + n
-                draw_image(folder / name / f"{n:02}.png", colour, seed)
+                draw_image(folder / name / f"{n:02}.png", color, seed)
     return root
 
 
 @pytest.fixture(scope="session")
-def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four colours, 20 training and 10 test images each."""
-    return draw_dataset(tmp_path_factory.mktemp("colours"), train=20, test=10)
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four colors, 20 training and 10 test images each."""
+    return draw_dataset(tmp_path_factory.mktemp("colors"), train=20, test=10)

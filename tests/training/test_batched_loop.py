@@ -30,8 +30,8 @@ TOLERANCE = 2e-3
 def features_of(seed: int, n: int = 40, views: int = 3) -> FeatureSet:
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 4
-    centres = np.random.default_rng(0).normal(size=(4, 1, 24))
-    features = centres[labels] + 0.3 * rng.normal(size=(n, views, 24))
+    centers = np.random.default_rng(0).normal(size=(4, 1, 24))
+    features = centers[labels] + 0.3 * rng.normal(size=(n, views, 24))
     return FeatureSet(features=unit(features.astype(np.float32)), labels=labels)
 
 

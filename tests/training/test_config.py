@@ -28,12 +28,12 @@ def test_all_faults_come_at_once() -> None:
                 "class_position": "nowhere",
                 "rank": 2,
                 "template": "no place",
-                "colour": "red",
+                "color": "red",
             }
         )
     text = str(caught.value)
     for expected in (
-        "colour is no setting",
+        "color is no setting",
         "rank is no setting of method 'coop', but of dip",
         "shots is -1; wanted a whole number from 0",
         "epochs is 0",

@@ -32,8 +32,8 @@ NAMES = ("cat", "a_very_long_name of-a-dog", "horse", "zebra crossing")
 def made_up_features(rng: np.random.Generator, n: int, k: int, e: int = 24) -> FeatureSet:
     """Four clusters of features."""
     labels = np.arange(n) % 4
-    centres = rng.normal(size=(4, 1, e))
-    features = centres[labels] + 0.3 * rng.normal(size=(n, k, e))
+    centers = rng.normal(size=(4, 1, e))
+    features = centers[labels] + 0.3 * rng.normal(size=(n, k, e))
     return FeatureSet(features=unit(features.astype(np.float32)), labels=labels)
 
 

@@ -9,7 +9,7 @@ from prompt_serve.errors import ConfigInvalid, PromptServeError
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.pareto import write_frontier
@@ -35,15 +35,15 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     return FeatureCache(tmp_path_factory.mktemp("features"))
 
 
-def with_test(split: Split, items: tuple[LabelledImage, ...]) -> Split:
+def with_test(split: Split, items: tuple[LabeledImage, ...]) -> Split:
     assert split.test is not None
     return replace(split, test=split.test.with_items(items))
 
 
 def test_what_is_chosen_validates_best_of_what_fits(
-    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     chosen = choose_prompt(
         tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=kept
     )
@@ -66,13 +66,13 @@ def test_what_is_chosen_validates_best_of_what_fits(
 
 
 def test_test_images_play_no_part(
-    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
     """Poisoned labels change no choice; images that cannot be read are met after it."""
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     assert isinstance(split.test, ImageSet)
-    wrong = tuple(LabelledImage(item.path, (item.label + 1) % 4) for item in split.test.items)
-    missing = (LabelledImage(Path("nowhere.png"), 0),)
+    wrong = tuple(LabeledImage(item.path, (item.label + 1) % 4) for item in split.test.items)
+    missing = (LabeledImage(Path("nowhere.png"), 0),)
 
     def rows(dataset: Split) -> tuple[tuple[Candidate, ...], bytes]:
         chosen = choose_prompt(
@@ -97,9 +97,9 @@ def test_test_images_play_no_part(
 
 
 def test_a_budget_that_nothing_fits_gives_zero_shot(
-    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     chosen = choose_prompt(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
     assert chosen.result.prompt.method == "zero-shot"
     assert chosen.result.prompt.payload_bytes == 0
@@ -139,9 +139,9 @@ def test_candidates_share_the_settings_that_all_methods_have() -> None:
 
 
 def test_several_seeds_give_the_prompts_of_single_runs(
-    tiny_backbone: Backbone, colours: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     configs = [*(TRIED[1].replace(seed=seed) for seed in (1, 2)), CONFIG]
     results = train_prompts(tiny_backbone, split, configs, cache=kept)
     for config, result in zip(configs, results, strict=True):

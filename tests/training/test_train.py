@@ -50,13 +50,13 @@ def learn(
     backbone: Backbone, folder: Path, cache: FeatureCache | None, **settings: Any
 ) -> TrainingResult:
     config = TrainConfig(**settings)
-    return train_prompt(backbone, read_dataset(folder), config, name="colours", cache=cache)
+    return train_prompt(backbone, read_dataset(folder), config, name="colors", cache=cache)
 
 
 def test_learning_lifts_accuracy_well_over_chance_and_over_zero_shot(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache
 ) -> None:
-    result = learn(tiny_backbone, colours, kept_features, **COOP, class_specific=True)
+    result = learn(tiny_backbone, colors, kept_features, **COOP, class_specific=True)
     test = result.comparisons["test"]
     assert test.prompt.accuracy >= 0.9
     assert test.prompt.accuracy >= test.zero_shot.accuracy + 0.2
@@ -66,33 +66,33 @@ def test_learning_lifts_accuracy_well_over_chance_and_over_zero_shot(
 
 @pytest.mark.parametrize("settings", [COOP, DIP], ids=["coop", "dip"])
 def test_one_context_for_all_classes_learns_too(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, settings: dict[str, Any]
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache, settings: dict[str, Any]
 ) -> None:
-    result = learn(tiny_backbone, colours, kept_features, **settings)
+    result = learn(tiny_backbone, colors, kept_features, **settings)
     assert result.history[-1].loss < result.history[0].loss - 0.1
     assert result.comparisons["test"].prompt.accuracy > 0.4  # chance is 0.25
 
 
 def test_the_same_seed_gives_the_same_file(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache, tmp_path: Path
 ) -> None:
     settings = {**DIP, "dropout": 0.2, "epochs": 4}
-    first = to_bytes(learn(tiny_backbone, colours, kept_features, **settings).prompt)
-    cold = learn(tiny_backbone, colours, FeatureCache(tmp_path), **settings)
+    first = to_bytes(learn(tiny_backbone, colors, kept_features, **settings).prompt)
+    cold = learn(tiny_backbone, colors, FeatureCache(tmp_path), **settings)
     assert to_bytes(cold.prompt) == first
-    assert to_bytes(learn(tiny_backbone, colours, None, **settings).prompt) == first
-    other = learn(tiny_backbone, colours, kept_features, **{**settings, "seed": 2})
+    assert to_bytes(learn(tiny_backbone, colors, None, **settings).prompt) == first
+    other = learn(tiny_backbone, colors, kept_features, **{**settings, "seed": 2})
     assert to_bytes(other.prompt) != first
 
 
 def test_what_was_measured_is_what_the_file_unpacks_to(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache, tmp_path: Path
 ) -> None:
-    result = learn(tiny_backbone, colours, kept_features, **DIP)
-    write_prompt_file(result.prompt, tmp_path / "colours.safetensors")
-    stored = read_prompt_file(tmp_path / "colours.safetensors")
+    result = learn(tiny_backbone, colors, kept_features, **DIP)
+    write_prompt_file(result.prompt, tmp_path / "colors.safetensors")
+    stored = read_prompt_file(tmp_path / "colors.safetensors")
     features = class_features_of(stored, tiny_backbone)
-    test = read_dataset(colours).test
+    test = read_dataset(colors).test
     assert test is not None
     measured = evaluate_prompt(stored, tiny_backbone, image_features(test, tiny_backbone))
     assert measured == result.comparisons["test"].prompt
@@ -103,9 +103,9 @@ def test_what_was_measured_is_what_the_file_unpacks_to(
 
 
 def test_test_images_change_nothing_that_is_learned(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache
 ) -> None:
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     assert split.test is not None
     fewer = replace(split, test=split.test.with_items(split.test.items[:7]))
     config = TrainConfig(**{**DIP, "epochs": 3, "learning_rate": "auto"})
@@ -118,13 +118,13 @@ def test_test_images_change_nothing_that_is_learned(
 
 
 def test_auto_chooses_the_learning_rate_that_validates_best(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache
 ) -> None:
     records: list[EpochRecord] = []
     config = TrainConfig(**{**COOP, "learning_rate": "auto", "epochs": 4})
     result = train_prompt(
         tiny_backbone,
-        read_dataset(colours),
+        read_dataset(colors),
         config,
         cache=kept_features,
         on_epoch=records.append,
@@ -137,10 +137,10 @@ def test_auto_chooses_the_learning_rate_that_validates_best(
 
 
 def test_zero_shot_learns_nothing(
-    tiny_backbone: Backbone, colours: Path, kept_features: FeatureCache
+    tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache
 ) -> None:
     templates = ("a photo of a {}.", "a {} thing")
-    result = learn(tiny_backbone, colours, kept_features, method="zero-shot", templates=templates)
+    result = learn(tiny_backbone, colors, kept_features, method="zero-shot", templates=templates)
     assert result.prompt.text is None
     assert result.prompt.templates == templates
     assert result.prompt.payload_bytes == 0
@@ -172,10 +172,10 @@ def test_fewer_images_than_shots_must_be_allowed(tiny_backbone: Backbone, tmp_pa
 
 
 def test_a_class_name_with_seventy_tokens_is_found_before_anything_is_encoded(
-    tiny_backbone: Backbone, colours: Path
+    tiny_backbone: Backbone, colors: Path
 ) -> None:
     with pytest.raises(DatasetInvalid, match="75 tokens with its template"):
-        open_dataset(colours, tiny_backbone, TrainConfig(), rename={"red": " ".join(["red"] * 70)})
+        open_dataset(colors, tiny_backbone, TrainConfig(), rename={"red": " ".join(["red"] * 70)})
 
 
 @pytest.mark.slow

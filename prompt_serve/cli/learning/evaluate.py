@@ -54,7 +54,7 @@ def evaluate(**options: Any) -> None:
     Example: prompt-serve evaluate flowers.safetensors flowers/ --part test
     """
     from prompt_serve.prompts.prompt_file import read_prompt_file
-    from prompt_serve.training.class_sets import relabelled
+    from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.evaluate import evaluate_prompt
     from prompt_serve.training.progress import Progress
@@ -69,7 +69,7 @@ def evaluate(**options: Any) -> None:
     split = _dataset(options, progress)
     part, images = _part(split, options["part"], options["dataset"])
     prompt = _asked(prompt, backbone, split, options)
-    images = relabelled(images, prompt.class_names, fewer_ok=options["fewer_classes_ok"])
+    images = relabeled(images, prompt.class_names, fewer_ok=options["fewer_classes_ok"])
     with progress.bar(f"encoding {part}", len(images), "img") as advance:
         data = image_data(
             images,

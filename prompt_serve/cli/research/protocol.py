@@ -33,7 +33,7 @@ EXAMPLES = {
     "base-to-new": "pets/ flowers/",
     "few-shot": "pets/ flowers/ --shots 1,4,16",
     "cross-dataset": "pets/ flowers/ --source pets",
-    "domain-generalisation": "pets/ --domain sketch=pet-sketches/",
+    "domain-generalization": "pets/ --domain sketch=pet-sketches/",
 }
 
 
@@ -49,7 +49,7 @@ def _command(name: str, summary: str) -> click.Command:
     @click.option(
         "--domain", "domains", multiple=True, metavar="NAME=DATASET",
         callback=pairs("NAME=DATASET, as in sketch=sketches/"),
-        help="For domain-generalisation: test images of the source's classes in another look.",
+        help="For domain-generalization: test images of the source's classes in another look.",
     )  # fmt: skip
     @protocol_options
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:

@@ -19,7 +19,7 @@ DESCRIBED = (
     ("base-to-new", "Learn half of the classes, test on them and on the other half."),
     ("few-shot", "Learn all classes from 1, 2, 4, 8 and 16 images each."),
     ("cross-dataset", "Learn on one dataset, test on all the others."),
-    ("domain-generalisation", "Learn on one dataset, test on its classes in other looks."),
+    ("domain-generalization", "Learn on one dataset, test on its classes in other looks."),
 )
 
 

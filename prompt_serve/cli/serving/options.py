@@ -36,7 +36,7 @@ def task_options(command: Command) -> Command:
         "tasks",
         multiple=True,
         metavar="NAME",
-        help="Task to ask; give it again for more: --task pets --task colours. NAME@VERSION is one "
+        help="Task to ask; give it again for more: --task pets --task colors. NAME@VERSION is one "
         "version of a task, '*' is all tasks.",
     )
     tag = click.option(

@@ -121,7 +121,7 @@ def score(
                 if (row.source, row.task) not in done:
                     table.write(row_of(row))
                 counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
-    _summarise(counts, len(left), time.monotonic() - started, out)
+    _summarize(counts, len(left), time.monotonic() - started, out)
 
 
 def _tasks_meant(
@@ -142,7 +142,7 @@ def _tasks_meant(
     return tuple(dict.fromkeys(named))
 
 
-def _summarise(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
+def _summarize(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
     failed, n_rows = counts["failed"], counts.total()
     speed = n_images / elapsed_s if elapsed_s > 0 else 0.0
     click.echo(

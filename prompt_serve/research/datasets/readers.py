@@ -10,7 +10,7 @@ from prompt_serve.research.datasets.checks import published_faults, split_check
 from prompt_serve.research.datasets.class_names import read_synset_names
 from prompt_serve.research.datasets.locations import CLASS_NAMES, Place, how_to_get
 from prompt_serve.research.datasets.spec import DatasetSpec
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Listing, Split, limited
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Listing, Split, limited
 from prompt_serve.training.data.folders import IMAGE_SUFFIXES
 from prompt_serve.training.data.loading import checked
 from prompt_serve.training.data.manifests import missing_files, read_split_file
@@ -65,7 +65,7 @@ def read_domain(place: Place, spec: DatasetSpec, names: Mapping[str, str]) -> Im
     strangers = sorted(set(folders) - set(own))
     images = ImageSet(
         class_names=tuple(names[synset] for synset in own),
-        items=tuple(_labelled(own, folders)),
+        items=tuple(_labeled(own, folders)),
     )
     faults = limited([f"{folders[name]}: {CLASS_NAMES} has no such class" for name in strangers], 5)
     faults += published_faults(spec, place.images, images.class_names, {"test": images})
@@ -97,7 +97,7 @@ def read_imagenet(place: Place) -> Listing:
     if not test:
         listing.faults.append("sort the images in val/ into a folder for each synset")
     for part, folders in (("train", train), ("test", test)):
-        listing.items[part] = _labelled(known, folders)
+        listing.items[part] = _labeled(known, folders)
     return listing
 
 
@@ -113,7 +113,7 @@ def read_variants(place: Place) -> Listing:
         for number, line in enumerate(_lines(file), start=1):
             image, _, name = line.partition(" ")
             if name in labels:
-                items.append(LabelledImage(place.images / f"{image}.jpg", labels[name]))
+                items.append(LabeledImage(place.images / f"{image}.jpg", labels[name]))
             else:
                 faults.append(f"{file.name}, line {number}: variants.txt has no {name!r}")
         listing.faults += limited(faults)
@@ -135,10 +135,10 @@ def _class_folders(root: Path) -> dict[str, Path]:
     }
 
 
-def _labelled(synsets: Sequence[str], folders: Mapping[str, Path]) -> list[LabelledImage]:
-    """The images of each folder that is there, labelled in the order of ``synsets``."""
+def _labeled(synsets: Sequence[str], folders: Mapping[str, Path]) -> list[LabeledImage]:
+    """The images of each folder that is there, labeled in the order of ``synsets``."""
     return [
-        LabelledImage(path, label)
+        LabeledImage(path, label)
         for label, synset in enumerate(synsets)
         if synset in folders
         for path in _images(folders[synset])

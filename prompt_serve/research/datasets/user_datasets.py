@@ -25,7 +25,7 @@ def folder_suite(
     Args:
         sources: folders with one folder a class in train/, [val/] and test/; or tables with the
             columns path, label and split; or split files of CoOp.
-        source: name of the dataset that transfer and domain generalisation learn on; the first
+        source: name of the dataset that transfer and domain generalization learn on; the first
             where None.
         domains: test sets of other looks for it, by name: of the same kinds, with all or some of
             its classes. Their test images count, all images where they have none.

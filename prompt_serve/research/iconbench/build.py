@@ -11,7 +11,7 @@ from typing import Any
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.research.iconbench.drawing import RESVG
 from prompt_serve.research.iconbench.fetching import fetch, read_members
-from prompt_serve.research.iconbench.licenses import licence_note
+from prompt_serve.research.iconbench.licenses import license_note
 from prompt_serve.research.iconbench.manifest import BuiltFrom, write_built
 from prompt_serve.research.iconbench.packages import Package, Pins, default_registry, pinned
 from prompt_serve.research.iconbench.pictures import draw_files, forget_others
@@ -23,7 +23,7 @@ from prompt_serve.training.progress import SILENT, Progress
 
 logger = logging.getLogger(__name__)
 
-LICENCES = "LICENSES.md"
+LICENSES = "LICENSES.md"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def build_iconbench(
         )
     pixels = _draw(selection, folder, size, workers, progress, archives)
     counts = Counter(drawing.style for drawing in selection.drawings)
-    (folder / LICENCES).write_text(licence_note(infos, counts, size), encoding="utf-8")
+    (folder / LICENSES).write_text(license_note(infos, counts, size), encoding="utf-8")
     made = BuiltFrom(
         selection=came,
         pixels=pixels,

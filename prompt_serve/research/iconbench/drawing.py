@@ -23,9 +23,7 @@ def draw(svg: str, size: int) -> Image.Image:
     return image if image.size == (size, size) else image.resize((size, size))
 
 
-def on_background(
-    image: Image.Image, colour: tuple[int, int, int] = (255, 255, 255)
-) -> Image.Image:
-    """Flatten RGBA on one colour."""
-    ground = Image.new("RGBA", image.size, (*colour, 255))
+def on_background(image: Image.Image, color: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
+    """Flatten RGBA on one color."""
+    ground = Image.new("RGBA", image.size, (*color, 255))
     return Image.alpha_composite(ground, image).convert("RGB")

@@ -13,7 +13,7 @@ _TEXTS = {
 }
 
 
-def licence_note(
+def license_note(
     infos: Mapping[str, tuple[Package, Mapping[str, Any]]], counts: Mapping[str, int], size: int
 ) -> str:
     """LICENSES.md.
@@ -24,23 +24,23 @@ def licence_note(
         size: of the drawings in pixels.
     """
     lines = [
-        "# Licences of IconBench",
+        "# Licenses of IconBench",
         "",
-        "The drawings belong to the projects below and stay under their licences. Modification:",
+        "The drawings belong to the projects below and stay under their licenses. Modification:",
         f"rendered to PNG at {size}x{size} on white. Which emoji is of which kind says npm",
         "`emojibase-data` (MIT), after Unicode.",
         "",
-        "| style | set | author | licence | source | npm package | images |",
+        "| style | set | author | license | source | npm package | images |",
         "|---|---|---|---|---|---|---|",
     ]
     used = set()
     for style, (package, info) in infos.items():
-        licence = info["license"].get("spdx") or info["license"]["title"]
-        used.add(licence)
+        license = info["license"].get("spdx") or info["license"]["title"]
+        used.add(license)
         source = info["author"].get("url") or info["license"].get("url", "")
         lines.append(
-            f"| `{style}` | {info['name']} | {info['author']['name']} | {licence} | {source} | "
+            f"| `{style}` | {info['name']} | {info['author']['name']} | {license} | {source} | "
             f"`{package}` | {counts[style]} |"
         )
-    texts = [f"{licence} {_TEXTS[licence]}" for licence in sorted(used) if licence in _TEXTS]
-    return "\n".join([*lines, "", "Licence texts: " + ", ".join(texts) + ".", ""])
+    texts = [f"{license} {_TEXTS[license]}" for license in sorted(used) if license in _TEXTS]
+    return "\n".join([*lines, "", "License texts: " + ", ".join(texts) + ".", ""])

@@ -1,6 +1,6 @@
 """A tiny IconBench that ships with the package, for tests and to try protocols in a minute.
 
-Cut from the emoji sample (``prompt_serve/assets/emoji``: 64 x 64, a team's own labels; licences in
+Cut from the emoji sample (``prompt_serve/assets/emoji``: 64 x 64, a team's own labels; licenses in
 its ``LICENSES.md``). Learned on three styles; twemoji, which the embedded backbone knows, is held
 out as a domain, and emojione, which it never saw, is the test part and a domain too.
 """

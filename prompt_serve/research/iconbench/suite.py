@@ -12,7 +12,7 @@ from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, V
 from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, Task
 from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.data.cache_folder import cache_folder
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split, limited
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split, limited
 
 NAMED_NOTE = "Each class has five or six training images, one a style: more shots take all."
 
@@ -86,5 +86,5 @@ def domain(rows: Iterable[Row], style: str, names: Sequence[str], folder: Path) 
 def image_set(rows: Iterable[Row], names: Sequence[str], folder: Path) -> ImageSet:
     """The images of some rows, in their order."""
     labels = {name: label for label, name in enumerate(names)}
-    items = (LabelledImage(folder / row.path, labels[row.class_name]) for row in rows)
+    items = (LabeledImage(folder / row.path, labels[row.class_name]) for row in rows)
     return ImageSet(class_names=tuple(names), items=tuple(items))

@@ -1,1 +1,1 @@
-"""The papers' protocols: base-to-new, few-shot, cross-dataset transfer, domain generalisation."""
+"""The papers' protocols: base-to-new, few-shot, cross-dataset transfer, domain generalization."""

@@ -12,12 +12,12 @@ from prompt_serve.research.protocols.schedules import paper_settings
 from prompt_serve.research.protocols.suite import Suite
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     TRANSFER,
     Summary,
     comparison_of,
     latest,
-    summarise,
+    summarize,
 )
 
 _OPENAI = "vit-b-16"  # in the id of the backbone that the papers' figures are of
@@ -97,7 +97,7 @@ def _comparison(
     missing = _missing(protocol, suite, datasets) if suite and suite.name == suite_name else {}
     missing.pop(source, None)
     wanted = _wanted(protocol, suite_name, source)
-    (summary,) = summarise(results, wanted)
+    (summary,) = summarize(results, wanted)
     configs = {(one.label, one.shots): one.config for one in results}
     table = Lines(summary, configs, source, len(wanted))
     lines = tuple(table(missing))
@@ -114,7 +114,7 @@ def _comparison(
 
 
 def _missing(protocol: str, suite: Suite, datasets: Sequence[str]) -> dict[str, str]:
-    if protocol == DOMAIN_GENERALISATION:
+    if protocol == DOMAIN_GENERALIZATION:
         return dict(suite.missing_domains)
     return {name: why for name, why in suite.missing.items() if not datasets or name in datasets}
 
@@ -123,7 +123,7 @@ def _wanted(protocol: str, suite: str, source: str) -> tuple[str, ...]:
     """What an average has to cover to be whole; none: what any row has."""
     if suite != PAPERS:
         return ()
-    if protocol == DOMAIN_GENERALISATION:
+    if protocol == DOMAIN_GENERALIZATION:
         return DOMAINS
     return tuple(name for name in DATASETS if name != source)
 

@@ -30,7 +30,7 @@ IDENTITY = (
     "projection_rank",
     "frozen_init",
     "bits",
-    "quantisation",
+    "quantization",
     "branch",
     "depth",
     "class_specific",

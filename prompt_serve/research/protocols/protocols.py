@@ -19,7 +19,7 @@ from prompt_serve.research.protocols.summary import (
     BASE,
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
     NEW,
     SOURCE,
@@ -28,7 +28,7 @@ from prompt_serve.research.protocols.summary import (
 from prompt_serve.training.class_sets import half_labels, of_labels
 from prompt_serve.training.data.dataset import ImageSet
 
-PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION)
+PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION)
 SHOTS = 16
 FEW_SHOTS = (1, 2, 4, 8, 16)
 
@@ -112,18 +112,18 @@ def cross_dataset(
     )
 
 
-def domain_generalisation(
+def domain_generalization(
     suite: Suite, experiment: Experiment, *, source: str | None = None, shots: int = SHOTS
 ) -> list[Result]:
     """Learn all classes of the source; test on it and on its domains (CoCoOp, section 4.3). See
     ``transfer``."""
-    return transfer(suite, experiment, [DOMAIN_GENERALISATION], source=source, shots=shots)
+    return transfer(suite, experiment, [DOMAIN_GENERALIZATION], source=source, shots=shots)
 
 
 def transfer(
     suite: Suite,
     experiment: Experiment,
-    protocols: Sequence[str] = (CROSS_DATASET, DOMAIN_GENERALISATION),
+    protocols: Sequence[str] = (CROSS_DATASET, DOMAIN_GENERALIZATION),
     *,
     source: str | None = None,
     datasets: Sequence[str] = (),
@@ -147,7 +147,7 @@ def transfer(
     reports = []
     if CROSS_DATASET in protocols:
         reports.append(_across_datasets(suite, dataset, datasets))
-    if DOMAIN_GENERALISATION in protocols:
+    if DOMAIN_GENERALIZATION in protocols:
         reports.append(_across_domains(dataset))
     return learn_and_test(experiment, suite.name, dataset, reports, shots=shots)
 
@@ -173,7 +173,7 @@ def _across_domains(source: BenchDataset) -> Report:
         )
     tests = [_as_test(SOURCE, _test_part(source), source.template)]
     tests += [_as_test(name, images, source.template) for name, images in source.domains.items()]
-    return Report(protocol=DOMAIN_GENERALISATION, tests=tuple(tests))
+    return Report(protocol=DOMAIN_GENERALIZATION, tests=tuple(tests))
 
 
 def _as_test(name: str, images: ImageSet, template: str) -> TestImages:

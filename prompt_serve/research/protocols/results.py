@@ -31,7 +31,7 @@ PACKAGES = ("torch", "open_clip_torch", "numpy", "pillow")
 class Result:
     """One dataset, one row of the table, one seed."""
 
-    protocol: str  # "base-to-new", "few-shot", "cross-dataset", "domain-generalisation"
+    protocol: str  # "base-to-new", "few-shot", "cross-dataset", "domain-generalization"
     suite: str  # "papers", "icon", "own"
     dataset: str  # that was learned on
     method: str  # a name in METHODS
@@ -39,7 +39,7 @@ class Result:
     seed: int
     shots: int
     # By test set: base-to-new "base", "new"; few-shot "test"; cross-dataset "source" and the name
-    # of each target; domain-generalisation "source" and the name of each domain. Shares, 0 to 1.
+    # of each target; domain-generalization "source" and the name of each domain. Shares, 0 to 1.
     accuracy: Mapping[str, float]
     calibration_error: Mapping[str, float]  # the same keys
     images: Mapping[str, int]  # the same keys, and "train", "val"

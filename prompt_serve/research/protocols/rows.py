@@ -41,7 +41,7 @@ class Row:
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
-    """``coop,dip:rank=4,qcoop:bits=1:quantisation=ptq``: methods with settings, or a named set
+    """``coop,dip:rank=4,qcoop:bits=1:quantization=ptq``: methods with settings, or a named set
     of rows ("text", "image").
 
     Raises:

@@ -12,7 +12,7 @@ from prompt_serve.research.protocols.rows import Row
 from prompt_serve.research.protocols.summary import (
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
 )
 from prompt_serve.training.methods import METHODS
@@ -20,7 +20,7 @@ from prompt_serve.training.methods import METHODS
 # Of methods that have no entry.
 _AS_COOP = {"like": "coop", "open": "all", "source": "CoOp's settings"}
 # One prompt is learned for both.
-_LEARNED_AS = {DOMAIN_GENERALISATION: CROSS_DATASET}
+_LEARNED_AS = {DOMAIN_GENERALIZATION: CROSS_DATASET}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 1
     tables = _schedules()
     name = _LEARNED_AS.get(protocol, protocol)
     if name not in tables:
-        known = ", ".join((BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION))
+        known = ", ".join((BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION))
         raise ConfigInvalid(f"There is no protocol {protocol!r}; there are {known}.")
     if method not in METHODS:
         raise ConfigInvalid(f"There is no method {method!r}; there are {', '.join(METHODS)}.")

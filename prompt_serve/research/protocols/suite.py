@@ -27,7 +27,7 @@ class Suite:
 
     name: str  # "papers", "icon", "own"
     datasets: Mapping[str, Callable[[], BenchDataset]]  # in the order of the tables
-    source: str  # the dataset that transfer and domain generalisation learn on
+    source: str  # the dataset that transfer and domain generalization learn on
     # What is not there: name -> what to fetch and where to put it. Never silently left out.
     missing: Mapping[str, str] = field(default_factory=dict)
     # Domains of the source that are not there, in the same way.

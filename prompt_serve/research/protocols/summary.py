@@ -13,8 +13,8 @@ AVERAGE = "average"  # over datasets, or over the targets of one source
 HARMONIC = "H"  # harmonic mean of base and new
 BASE, NEW, TEST, SOURCE = "base", "new", "test", "source"
 BASE_TO_NEW, FEW_SHOT = "base-to-new", "few-shot"
-CROSS_DATASET, DOMAIN_GENERALISATION = "cross-dataset", "domain-generalisation"
-TRANSFER = (CROSS_DATASET, DOMAIN_GENERALISATION)  # learned on one dataset, tested on others
+CROSS_DATASET, DOMAIN_GENERALIZATION = "cross-dataset", "domain-generalization"
+TRANSFER = (CROSS_DATASET, DOMAIN_GENERALIZATION)  # learned on one dataset, tested on others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class TableRow:
     method: str
     shots: int
     # By test set, in the protocol's order. Base-to-new adds HARMONIC; cross-dataset and
-    # domain-generalisation add AVERAGE, over everything but the source.
+    # domain-generalization add AVERAGE, over everything but the source.
     figures: Mapping[str, Figure]
     payload_bytes: float  # of learned numbers in the file, mean over the runs
     trained_numbers: float  # mean over the runs
@@ -93,7 +93,7 @@ class _Cell:
         return Figure(mean=self.mean, spread=spread, seeds=len(values))
 
 
-def summarise(results: Iterable[Result], wanted: Sequence[str] = ()) -> tuple[Summary, ...]:
+def summarize(results: Iterable[Result], wanted: Sequence[str] = ()) -> tuple[Summary, ...]:
     """One summary for each protocol, suite and backbone, in the order of first appearance.
 
     Args:

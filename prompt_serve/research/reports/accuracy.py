@@ -229,7 +229,7 @@ def _by_shots(summary: Summary, number: int) -> Chart:
                 [shots for shots, _ in points],
                 [100 * found.mean for _, found in points],
                 yerr=[100 * found.spread for _, found in points],
-                color=look.colour, linestyle=look.dash, marker=look.mark, markersize=4,
+                color=look.color, linestyle=look.dash, marker=look.mark, markersize=4,
                 capsize=2, elinewidth=0.8, label=name_of(label),
             )  # fmt: skip
         axes.set_xscale("log", base=2)

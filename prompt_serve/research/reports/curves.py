@@ -128,7 +128,7 @@ def _charts(
                 name=name,
                 height=_height(len(by_label)),
             ),
-            alt=f"{measure.name} by epoch, a panel for each row, the other rows in grey",
+            alt=f"{measure.name} by epoch, a panel for each row, the other rows in gray",
             caption=f"A panel a row: {over}, with one standard deviation over the seeds; "
             "behind it, pale, the other rows.",
             tables=[_table(by_label, measure, title)],
@@ -239,14 +239,14 @@ def _name_axes(figure: "Figure", measure: Measure) -> None:
 def _line(axes: "Axes", curve: Curve, look: Style, label: str, *, band: bool) -> None:
     points = thinned(curve)
     axes.plot(
-        points.epochs, points.mean, color=look.colour, linestyle=look.dash, label=name_of(label),
+        points.epochs, points.mean, color=look.color, linestyle=look.dash, label=name_of(label),
         marker="o" if len(points.epochs) <= FEW_POINTS else None, markersize=3,
     )  # fmt: skip
     if band and any(points.spread):
         pairs = list(zip(points.mean, points.spread, strict=True))
         axes.fill_between(
             points.epochs, [mean - spread for mean, spread in pairs],
-            [mean + spread for mean, spread in pairs], color=look.colour, alpha=0.2, linewidth=0,
+            [mean + spread for mean, spread in pairs], color=look.color, alpha=0.2, linewidth=0,
         )  # fmt: skip
 
 

@@ -91,12 +91,12 @@ def correlations(dots: Sequence[Dot]) -> dict[str, Correlation | None]:
     datasets = list(dict.fromkeys(dot.dataset for dot in dots))
     found = {POOLED: spearman(dots)}
     if len(datasets) > 1:
-        found[WITHIN] = spearman(centred(dots))
+        found[WITHIN] = spearman(centered(dots))
         found |= {name: spearman([d for d in dots if d.dataset == name]) for name in datasets}
     return found
 
 
-def centred(dots: Sequence[Dot]) -> list[Dot]:
+def centered(dots: Sequence[Dot]) -> list[Dot]:
     """Each less the mean of its dataset, so that datasets do not differ."""
     moved = []
     for name in dict.fromkeys(dot.dataset for dot in dots):
@@ -125,7 +125,7 @@ def _chart(runs: Sequence[KeptRun], ks: Sequence[int], title: str, number: int) 
         left.set(xlabel="ID_1", ylabel="accuracy on new classes (%)")
         left.set_title(_said(found[1], POOLED))
         for axes in rest:
-            _scatter(axes, centred(points), looks)
+            _scatter(axes, centered(points), looks)
             axes.set(
                 xlabel="ID_1, less its dataset's mean",
                 ylabel="accuracy, less its dataset's mean (points)",
@@ -157,7 +157,7 @@ def _scatter(axes: "Axes", dots: Sequence[Dot], looks: Mapping[str, Style]) -> N
         own = [dot for dot in dots if dot.label == label]
         axes.plot(
             [dot.density for dot in own], [100 * dot.accuracy for dot in own], looks[label].mark,
-            color=looks[label].colour, markersize=4.5, alpha=0.8, label=name_of(label),
+            color=looks[label].color, markersize=4.5, alpha=0.8, label=name_of(label),
             markeredgewidth=0,
         )  # fmt: skip
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, told apart with any kind of colour vision, without the yellow that
-# white paper swallows. Rows beyond the seventh take the same colours with other lines and marks.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+# Okabe and Ito's colors, told apart with any kind of color vision, without the yellow that
+# white paper swallows. Rows beyond the seventh take the same colors with other lines and marks.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-GREY, PALE, INK = "#7d848c", "#d5d9de", "#22272c"
+GRAY, PALE, INK = "#7d848c", "#d5d9de", "#22272c"
 BLUES = ("#f2f6fb", "#08427c")  # from nothing to all
 
 WIDE = 9.6  # inches: the whole width of the page
@@ -47,7 +47,7 @@ _SETTINGS: Any = {
     "legend.frameon": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.axisbelow": True,
     "axes.grid": True,
     "grid.color": "#e6e9ec",
@@ -71,22 +71,22 @@ _SETTINGS: Any = {
 class Style:
     """How a row looks in every chart of a page."""
 
-    colour: str
+    color: str
     dash: Any
     mark: str
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """A style for each row; zero-shot is grey everywhere."""
+    """A style for each row; zero-shot is gray everywhere."""
     found: dict[str, Style] = {}
     number = 0
     for label in dict.fromkeys(labels):
         if label == "zero-shot":
-            found[label] = Style(GREY, "solid", "o")
+            found[label] = Style(GRAY, "solid", "o")
             continue
-        colour, turn = number % len(COLOURS), number // len(COLOURS)
-        mark = MARKS[(colour + turn) % len(MARKS)]
-        found[label] = Style(COLOURS[colour], DASHES[turn % len(DASHES)], mark)
+        color, turn = number % len(COLORS), number // len(COLORS)
+        mark = MARKS[(color + turn) % len(MARKS)]
+        found[label] = Style(COLORS[color], DASHES[turn % len(DASHES)], mark)
         number += 1
     return found
 

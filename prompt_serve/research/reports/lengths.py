@@ -108,10 +108,10 @@ def _chart(runs: Sequence[KeptRun], title: str, name: str) -> Chart:
 def _map(
     axes: "Axes", epochs: Sequence[int], by_epoch: Sequence[Sequence[float]], highest: float
 ) -> None:
-    """A bar for each block, in the colour of its length; equal lengths in one piece."""
+    """A bar for each block, in the color of its length; equal lengths in one piece."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    colours = LinearSegmentedColormap.from_list("lengths", BLUES)
+    colors = LinearSegmentedColormap.from_list("lengths", BLUES)
     blocks = len(by_epoch[0])
     for block in range(blocks):
         column = [own[block] for own in by_epoch]
@@ -119,7 +119,7 @@ def _map(
         for length, same in groupby(column):
             count = len(list(same))
             spans.append((epochs[first] - 0.5, epochs[first + count - 1] - epochs[first] + 1))
-            shades.append(colours(length / highest if highest else 0.0))
+            shades.append(colors(length / highest if highest else 0.0))
             first += count
         axes.broken_barh(spans, (block + 0.54, 0.92), facecolors=shades)
         axes.text(

@@ -9,7 +9,7 @@ from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import (
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
     TRANSFER,
     Summary,
@@ -21,7 +21,7 @@ PROTOCOLS = {
     BASE_TO_NEW: "base to new",
     FEW_SHOT: "few-shot",
     CROSS_DATASET: "cross-dataset transfer",
-    DOMAIN_GENERALISATION: "domain generalisation",
+    DOMAIN_GENERALIZATION: "domain generalization",
 }
 FEW_IMAGES = 200  # one image is half a point
 ENOUGH_SEEDS = 3

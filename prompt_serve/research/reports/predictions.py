@@ -263,7 +263,7 @@ def _reliability(shown: Shown) -> Chart:
     def paint(figure: "Figure") -> None:
         for axes, (row, bins) in zip(panels(figure, len(found), len(found), sharey=True),
                                      found.items(), strict=True):  # fmt: skip
-            _bars(axes, bins, looks[row].colour)
+            _bars(axes, bins, looks[row].color)
             error = percent(calibration_error(bins))
             axes.set_title(f"{name_of(row, 40)}: ECE {error} %")
         figure.supylabel("share that was right (%)", fontsize=8)
@@ -282,11 +282,11 @@ def _reliability(shown: Shown) -> Chart:
     )
 
 
-def _bars(axes: "Axes", bins: Sequence[Bin | None], colour: str) -> None:
+def _bars(axes: "Axes", bins: Sequence[Bin | None], color: str) -> None:
     images = sum(one.images for one in bins if one)
     for number, one in enumerate(bins):
         if one:
-            axes.bar((number + 0.5) / BINS, 100 * one.accuracy, width=0.9 / BINS, color=colour,
+            axes.bar((number + 0.5) / BINS, 100 * one.accuracy, width=0.9 / BINS, color=color,
                      alpha=0.85 if one.images >= 10 else 0.3)  # fmt: skip
     shares = [100 * one.images / max(1, images) if one else 0.0 for one in bins]
     axes.stairs(shares, np.linspace(0, 1, BINS + 1), color=INK, linewidth=0.8)

@@ -4,7 +4,7 @@ beside it."""
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_serve.research.protocols.summary import summarise
+from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy
 from prompt_serve.research.reports.choice import Choice
 from prompt_serve.research.reports.curves import curves
@@ -62,7 +62,7 @@ def write_report(
 
 def report_html(runs: Sequence[KeptRun], choice: Choice, *, title: str = TITLE) -> str:
     """The page of some runs."""
-    summaries = summarise(run.result for run in runs)
+    summaries = summarize(run.result for run in runs)
     learned = learned_once(runs)
     sections = [
         overview(runs, summaries),

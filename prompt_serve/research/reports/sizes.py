@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from prompt_serve.research.protocols.summary import Summary, TableRow
 from prompt_serve.research.reports.accuracy import headline, headline_name, headline_rows
-from prompt_serve.research.reports.drawing import GREY, INK, PALE, Style, draw, name_of, styles
+from prompt_serve.research.reports.drawing import GRAY, INK, PALE, Style, draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
 
@@ -125,19 +125,19 @@ def _points(
     for row in rows:
         mean, look = 100 * row.figures[name].mean, looks[row.label]
         if not row.payload_bytes:
-            axes.axhline(mean, color=GREY, linestyle="--", linewidth=1)
+            axes.axhline(mean, color=GRAY, linestyle="--", linewidth=1)
             axes.annotate(
                 f"{name_of(row.label)}, 0 bytes", (1.0, mean), (-2, 3), ha="right", fontsize=7,
-                xycoords=("axes fraction", "data"), textcoords="offset points", color=GREY,
+                xycoords=("axes fraction", "data"), textcoords="offset points", color=GRAY,
             )  # fmt: skip
             continue
         if len(learned) <= WITH_SPREAD:
             axes.errorbar(
-                row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=look.colour,
+                row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=look.color,
                 elinewidth=0.7, capsize=2, alpha=0.5, zorder=2,
             )  # fmt: skip
         axes.plot(
-            row.payload_bytes, mean, look.mark, color=look.colour, markersize=5.5, zorder=3,
+            row.payload_bytes, mean, look.mark, color=look.color, markersize=5.5, zorder=3,
             markeredgewidth=0,
         )  # fmt: skip
     _label(
@@ -179,7 +179,7 @@ def _annotation(
     return axes.annotate(
         name_of(label), (x, y), place, textcoords="offset points", fontsize=7, color=INK,
         ha="left" if place[0] > 0 else "right" if place[0] < 0 else "center",
-        arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
+        arrowprops={"arrowstyle": "-", "color": GRAY, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 3}
         if far
         else None,
     )  # fmt: skip

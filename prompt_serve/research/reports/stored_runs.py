@@ -16,7 +16,7 @@ from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file
 from prompt_serve.research.protocols.results import FILE_NAME, Answers, Result, read_results
 from prompt_serve.research.protocols.summary import (
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     comparison_of,
 )
 from prompt_serve.training.loop import EpochRecord
@@ -111,7 +111,7 @@ def by_comparison(runs: Iterable[KeptRun]) -> dict[tuple[str, str, str], tuple[K
 
 
 def learned_once(runs: Iterable[KeptRun]) -> tuple[KeptRun, ...]:
-    """Without the lines of domain generalisation whose prompts stand under cross-dataset transfer
+    """Without the lines of domain generalization whose prompts stand under cross-dataset transfer
     already: both test one and the same prompt."""
     runs = tuple(runs)
 
@@ -122,7 +122,7 @@ def learned_once(runs: Iterable[KeptRun]) -> tuple[KeptRun, ...]:
     there = {prompt(run) for run in runs if run.result.protocol == CROSS_DATASET}
     return tuple(
         run for run in runs
-        if run.result.protocol != DOMAIN_GENERALISATION or prompt(run) not in there
+        if run.result.protocol != DOMAIN_GENERALIZATION or prompt(run) not in there
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ def confused_pairs(answers: Answers, title: str, thumbnails: Thumbnails) -> Pair
         pairs.append((left, right))
     caption = (
         "To the left an image that was surely taken for another class; to the right one of the "
-        "class that was answered, the one most surely recognised."
+        "class that was answered, the one most surely recognized."
         if pairs
         else "Every image was answered rightly."
     )
@@ -82,7 +82,7 @@ def surest_mistakes(answers: Answers) -> list[int]:
 
 
 def typical(answers: Answers, label: int) -> int | None:
-    """The image of a class that was most surely recognised; any of it where none was; None where
+    """The image of a class that was most surely recognized; any of it where none was; None where
     there is none."""
     of_class = np.flatnonzero(answers.labels == label)
     if not len(of_class):

@@ -15,7 +15,7 @@ from prompt_serve.prompts.quantized_tensor import Coded
 from prompt_serve.prompts.sequences import template_ids
 from prompt_serve.research.reports.choice import Choice, most_shots
 from prompt_serve.research.reports.drawing import (
-    GREY,
+    GRAY,
     PALE,
     Style,
     draw,
@@ -125,14 +125,14 @@ def _histograms(
         ):
             values, counts = np.unique(numbers, return_counts=True)
             if len(values) <= FEW_VALUES:
-                axes.vlines(values, 0, 100 * counts / len(numbers), color=looks[label].colour,
+                axes.vlines(values, 0, 100 * counts / len(numbers), color=looks[label].color,
                             linewidth=2.5)  # fmt: skip
             else:
                 shares = 100 * np.histogram(numbers, edges)[0] / len(numbers)
-                axes.stairs(shares, edges, fill=True, color=looks[label].colour, alpha=0.75)
+                axes.stairs(shares, edges, fill=True, color=looks[label].color, alpha=0.75)
             if start is not None:
                 shares = 100 * np.histogram(start, edges)[0] / len(start)
-                axes.stairs(shares, edges, color=GREY, linewidth=0.9)
+                axes.stairs(shares, edges, color=GRAY, linewidth=0.9)
             axes.set_title(name_of(label, 30))
             axes.set_ylim(bottom=0)
             axes.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
@@ -142,7 +142,7 @@ def _histograms(
 
     seed = next(iter(shown)).result.seed
     against = (
-        "The grey line is where learning starts, the template's words."
+        "The gray line is where learning starts, the template's words."
         if start is not None
         else "Where learning starts is not shown: the backbone is not part of prompt-serve."
     )
@@ -233,13 +233,13 @@ def _trend(axes, run: KeptRun, look: Style) -> None:  # type: ignore[no-untyped-
     records = [record for record in run.history if DIVERGENCE in record.facts]
     epochs = [record.epoch + 1 for record in records]
     values = [float(record.facts[DIVERGENCE]) for record in records]
-    axes.plot(epochs, values, color=look.colour, linewidth=0.9, alpha=0.85)
+    axes.plot(epochs, values, color=look.color, linewidth=0.9, alpha=0.85)
     before, marks = 0, []
     for record, value in zip(records, values, strict=True):
         if int(record.facts.get(RECLUSTERINGS, 0)) > before:
             marks.append((record.epoch + 1, value))
         before = int(record.facts.get(RECLUSTERINGS, 0))
-    axes.plot([x for x, _ in marks], [y for _, y in marks], look.mark, color=look.colour,
+    axes.plot([x for x, _ in marks], [y for _, y in marks], look.mark, color=look.color,
               markersize=3.5, markeredgewidth=0)  # fmt: skip
     threshold = run.result.config.get("recluster_above")
     if isinstance(threshold, int | float) and math.isfinite(threshold):

@@ -40,7 +40,7 @@ def body(content: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def json_answer(answer: Schema, status: int = 200) -> Response:
-    """Serialised by hand: FastAPI would validate an answer that was made from checked parts."""
+    """Serialized by hand: FastAPI would validate an answer that was made from checked parts."""
     return Response(
         answer.model_dump_json(exclude_none=True), status, media_type="application/json"
     )

@@ -1,7 +1,7 @@
 """Brings the tables of a database to what this version wants, in one transaction under a lock.
 
 Alembic runs the files of ``migrations/versions``. A database of the first versions, which knew no
-Alembic, is recognised by its tables and goes the same way from there; one of a newer version is
+Alembic, is recognized by its tables and goes the same way from there; one of a newer version is
 left alone.
 """
 

@@ -1,7 +1,7 @@
 """PromptSRC's text side: deep vectors that regulate themselves (Khattak et al., ICCV 2023,
 arXiv 2307.06948).
 
-Three regularisers, each against forgetting what the frozen model knows:
+Three regularizers, each against forgetting what the frozen model knows:
 
 * section 3.2.1: the mean absolute difference of the class features to those of the frozen model,
   times ``guidance`` (25), and ``KL(p_zs || p)`` of the scores, times ``logit_guidance`` (1);
@@ -12,11 +12,11 @@ Three regularisers, each against forgetting what the frozen model knows:
 Traps: the differences are averaged over all C x E numbers and the divergence over B x C, as in
 the paper's own runs; so the weight of 25 falls on numbers near 0.01. The mean of the weights is
 counted in epochs from 1: epoch 15 of 20, with a spread of 1, is ``average_mean`` 0.75 and
-``average_std`` 0.05. Optimisation ends with an epoch like any other; the average takes its place
+``average_std`` 0.05. Optimization ends with an epoch like any other; the average takes its place
 after that.
 
 The paper prompts both towers. Here the image tower is as it was, so image features can be looked up
-and its regulariser is zero.
+and its regularizer is zero.
 """
 
 import math

@@ -133,7 +133,7 @@ class Backbone:
         self.clip.to(device)
         return self
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, as the image tower wants them."""
         mean = torch.tensor(self.preprocessing.mean, device=pixels.device) * 255
         std = torch.tensor(self.preprocessing.std, device=pixels.device) * 255
@@ -144,7 +144,7 @@ class Backbone:
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(B, S, S, 3) uint8 pixels -> (B, E) image features of unit length."""
-        features = self.clip.visual(self.normalise(pixels.to(self.device)))
+        features = self.clip.visual(self.normalize(pixels.to(self.device)))
         return F.normalize(features.float(), dim=-1)
 
 
@@ -173,7 +173,7 @@ def fingerprint(clip: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         if not tensor.is_floating_point():
-            continue  # counters of batch normalisation; they change nothing
+            continue  # counters of batch normalization; they change nothing
         values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.astype("<f4", copy=False).tobytes())

@@ -84,10 +84,10 @@ class FrozenTowers:
 
     def image_features(self, pixels: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
         """(B, S, S, 3) uint8 pixels -> (B, E) of unit length, float32."""
-        normalised = self.backbone.normalise(pixels.to(self.backbone.device)).to(self.dtype)
+        normalized = self.backbone.normalize(pixels.to(self.backbone.device)).to(self.dtype)
         context = vectors.context
         features: Tensor = self.image(
-            normalised,
+            normalized,
             BranchContext(
                 context=None if context is None else context.to(self.dtype),
                 deeper=self._cast(vectors.deeper),

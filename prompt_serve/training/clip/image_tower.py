@@ -70,7 +70,7 @@ class ImageTower(nn.Module):
         """Features of B images.
 
         Args:
-            pixels: (B, 3, S, S), normalised (``Backbone.normalise``).
+            pixels: (B, 3, S, S), normalized (``Backbone.normalize``).
             vectors: of the image branch. ``context`` stands behind the patches, without a
                 position, in front of ``ln_pre``; ``deeper`` replaces it at later blocks (MaPLe).
 

@@ -22,7 +22,7 @@ PARTS = {
 
 
 @dataclass(frozen=True)
-class LabelledImage:
+class LabeledImage:
     """One image file and the index of its class."""
 
     path: Path
@@ -34,19 +34,19 @@ class ImageSet:
     """Some images of a dataset, in an order that does not change between runs."""
 
     class_names: tuple[str, ...]  # in the order of the labels
-    items: tuple[LabelledImage, ...]
+    items: tuple[LabeledImage, ...]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def by_label(self) -> dict[int, list[LabelledImage]]:
+    def by_label(self) -> dict[int, list[LabeledImage]]:
         """Items of each label; labels in order of first appearance, as CoOp groups them."""
-        groups: dict[int, list[LabelledImage]] = {}
+        groups: dict[int, list[LabeledImage]] = {}
         for item in self.items:
             groups.setdefault(item.label, []).append(item)
         return groups
 
-    def with_items(self, items: Iterable[LabelledImage]) -> "ImageSet":
+    def with_items(self, items: Iterable[LabeledImage]) -> "ImageSet":
         return replace(self, items=tuple(items))
 
 
@@ -74,7 +74,7 @@ class Listing:
     """What a reader found, with everything that is wrong with it."""
 
     class_names: tuple[str, ...] = ()
-    items: dict[str, list[LabelledImage]] = field(default_factory=dict)  # by part
+    items: dict[str, list[LabeledImage]] = field(default_factory=dict)  # by part
     faults: list[str] = field(default_factory=list)
 
     def split(self) -> Split:

@@ -10,7 +10,7 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 
 VAL_SHOTS = 4  # per class, at most
 
@@ -57,14 +57,14 @@ def shot_faults(split: Split, shots: int) -> list[str]:
 
 
 def _draw(images: ImageSet, k: int, rng: random.Random) -> ImageSet:
-    drawn: list[LabelledImage] = []
+    drawn: list[LabeledImage] = []
     for items in images.by_label().values():
         drawn += rng.sample(items, k) if len(items) >= k else items
     return images.with_items(drawn)
 
 
 def _hold_out_first(split: Split, rng: random.Random) -> Split:
-    held: list[LabelledImage] = []
+    held: list[LabeledImage] = []
     for items in split.train.by_label().values():
         held += rng.sample(items, min(VAL_SHOTS, len(items) // 5))
     out = set(held)

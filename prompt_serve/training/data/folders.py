@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from prompt_serve.training.data.dataset import PARTS, LabelledImage, Listing
+from prompt_serve.training.data.dataset import PARTS, LabeledImage, Listing
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -44,7 +44,7 @@ def _list(parts: dict[str, Path]) -> Listing:
             f"{classes[name]}: no training folder has this class" for name in strangers
         ]
         listing.items[part] = [
-            LabelledImage(path, label)
+            LabeledImage(path, label)
             for label, name in enumerate(names)
             if name in classes
             for path in _images(classes[name])

@@ -8,7 +8,7 @@ from pathlib import Path
 from prompt_serve.errors import DatasetInvalid, ImageInvalid, ImageTooLarge, PromptFileInvalid
 from prompt_serve.preprocess import decode_image
 from prompt_serve.prompts.prompt_file import check_class_names
-from prompt_serve.training.data.dataset import LabelledImage, Listing, Split, limited
+from prompt_serve.training.data.dataset import LabeledImage, Listing, Split, limited
 from prompt_serve.training.data.folders import read_folder
 from prompt_serve.training.data.manifests import read_split_file, read_table
 from prompt_serve.training.progress import Advance, no_advance
@@ -78,11 +78,11 @@ def checked(
 
 
 def image_faults(
-    items: Sequence[LabelledImage], *, workers: int = 4, advance: Advance = no_advance
+    items: Sequence[LabeledImage], *, workers: int = 4, advance: Advance = no_advance
 ) -> list[str]:
     """Open and decode every image; one line for each that cannot be read."""
 
-    def fault(item: LabelledImage) -> str | None:
+    def fault(item: LabeledImage) -> str | None:
         try:
             decode_image(item.path.read_bytes())
         except (ImageInvalid, ImageTooLarge, OSError) as error:

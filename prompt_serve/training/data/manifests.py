@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
-from prompt_serve.training.data.dataset import PARTS, LabelledImage, Listing, limited
+from prompt_serve.training.data.dataset import PARTS, LabeledImage, Listing, limited
 
 # Where the images lie beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
@@ -71,7 +71,7 @@ def read_split_file(path: Path, images: Path | None) -> Listing:
     dense = {label: index for index, label in enumerate(names)}
     for part, entries in parts.items():
         listing.items[part] = [
-            LabelledImage(root / file, dense[label]) for file, label, _ in entries
+            LabeledImage(root / file, dense[label]) for file, label, _ in entries
         ]
     listing.faults += missing_files(listing)
     return listing
@@ -120,7 +120,7 @@ def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> Listing:
     listing.faults += limited([f"label {name!r} has no training image" for name in strangers])
     for part, file, name in named:
         if name in labels:
-            listing.items.setdefault(part, []).append(LabelledImage(file, labels[name]))
+            listing.items.setdefault(part, []).append(LabeledImage(file, labels[name]))
     listing.faults += missing_files(listing)
     return listing
 

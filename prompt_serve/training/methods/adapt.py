@@ -51,7 +51,7 @@ from prompt_serve.training.methods.base import (
     half,
 )
 from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS
-from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantised, saves_bytes
+from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantized, saves_bytes
 
 
 class Adapt(PromptLearner):
@@ -130,7 +130,7 @@ class TowerRows(nn.Module):
         self.kept = nn.Buffer(torch.ones(blocks, n, dtype=torch.bool))
         self.worth = nn.Buffer(torch.zeros(blocks, n))
         self._bits = config.bits
-        while_learning = config.bits is not None and config.quantisation == "qat"
+        while_learning = config.bits is not None and config.quantization == "qat"
         self.codebook = AdaptiveCodebook(initial, config) if while_learning else None
 
     def by_block(self) -> tuple[Tensor, ...]:
@@ -156,7 +156,7 @@ class TowerRows(nn.Module):
         if self._bits is None or not self._is_coded(rows):
             return half(rows)
         if self.codebook is None:
-            return quantised(half(rows), self._bits)
+            return quantized(half(rows), self._bits)
         return self.codebook.coded(rows)
 
     def _is_coded(self, rows: Tensor) -> bool:

@@ -159,7 +159,7 @@ class PromptLearner(nn.Module, ABC):
         return None
 
     def loss(self, step: Step) -> Tensor:
-        """What is minimised."""
+        """What is minimized."""
         return step.cross_entropy
 
     def backward(self, step: Step) -> Tensor:

@@ -45,7 +45,7 @@ from prompt_serve.training.methods.parameters import (
     low_rank_text_vectors,
     whole_text_vectors,
 )
-from prompt_serve.training.quantization.codebook import quantised, saves_bytes
+from prompt_serve.training.quantization.codebook import quantized, saves_bytes
 from prompt_serve.types import FloatArray
 
 DEPTH = 9  # the paper's; less in a tower that has fewer blocks
@@ -76,7 +76,7 @@ class LearnedProjection(nn.Module):
         return vectors if self.bias is None else vectors + self.bias
 
     def stored(self) -> Projection:
-        """What the prompt file stores; the bias is never quantised."""
+        """What the prompt file stores; the bias is never quantized."""
         factors = tuple(factor.stored() for factor in self.factors)  # type: ignore[operator]  # they are Leafs
         return Projection(factors=factors, bias=None if self.bias is None else half(self.bias))
 
@@ -126,7 +126,7 @@ def stored_vectors(image: BranchContext[FloatArray], bits: int | None) -> Dense 
     for vectors in (image.context, *image.deeper):
         halves = half(torch.from_numpy(vectors))
         if bits is not None and saves_bytes(halves.size, bits):
-            layers.append(Dense(context=quantised(halves, bits)))
+            layers.append(Dense(context=quantized(halves, bits)))
         else:
             layers.append(Dense(context=halves))
     return layers[0] if len(layers) == 1 else Deep(layers=tuple(layers))

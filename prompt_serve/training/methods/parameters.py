@@ -1,7 +1,7 @@
 """The parts that learners are made of: one trainable tensor, and vectors that are learned whole or
 as a product of two factors.
 
-Any trainable tensor can be held in a codebook, so every method can be quantised: QCoOp is CoOp
+Any trainable tensor can be held in a codebook, so every method can be quantized: QCoOp is CoOp
 with one, QMaPLe is MaPLe with one for each prompt and each projection.
 """
 
@@ -14,10 +14,10 @@ from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import Base, Dense, Layer, LowRank
 from prompt_serve.prompts.quantized_tensor import Stored
 from prompt_serve.training.methods.base import Moment, Start, half
-from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantised, saves_bytes
+from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantized, saves_bytes
 
 CODEBOOK_SETTINGS = frozenset(
-    {"bits", "quantisation", "recluster_above", "recluster_interval", "recluster_on_error"}
+    {"bits", "quantization", "recluster_above", "recluster_interval", "recluster_on_error"}
 )
 
 
@@ -33,7 +33,7 @@ class Leaf(nn.Module):
         self.values = nn.Parameter(initial.clone())
         worthwhile = config.bits is not None and saves_bytes(initial.numel(), config.bits)
         self._bits = config.bits if worthwhile else None
-        while_learning = worthwhile and config.quantisation == "qat"
+        while_learning = worthwhile and config.quantization == "qat"
         self.codebook = AdaptiveCodebook(initial, config) if while_learning else None
 
     def forward(self) -> Tensor:
@@ -47,7 +47,7 @@ class Leaf(nn.Module):
         if self.codebook is not None:
             return self.codebook.coded(self.values)
         if self._bits is not None:
-            return quantised(half(self.values), self._bits)
+            return quantized(half(self.values), self._bits)
         return half(self.values)
 
 

@@ -2,10 +2,10 @@
 
 CoOp's vectors, each number one of ``2**b`` (``training.codebook``): on ViT-B/16 with 4 vectors 260
 bytes at one bit, 520 at two, 1,056 at four, 2,560 at eight, where CoOp has 4,096. The whole vectors
-are quantised, not their change: at one bit, learning starts from two numbers in place of the
+are quantized, not their change: at one bit, learning starts from two numbers in place of the
 template's words.
 
-``quantisation = "ptq"`` learns plain CoOp and quantises what came out: the paper's own comparison.
+``quantization = "ptq"`` learns plain CoOp and quantizes what came out: the paper's own comparison.
 """
 
 from prompt_serve.training.methods.base import Method

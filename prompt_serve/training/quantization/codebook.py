@@ -1,26 +1,26 @@
 """Codebooks for learned numbers (Quantized Prompt, ECCV 2024, sections 4.2 and 4.3).
 
-A tensor W is normalised, ``(W - mean) / std`` over all its numbers; each number becomes the nearest
-of ``2**b`` centres; what comes out is scaled back. The file stores the centres scaled back already
+A tensor W is normalized, ``(W - mean) / std`` over all its numbers; each number becomes the nearest
+of ``2**b`` centers; what comes out is scaled back. The file stores the centers scaled back already
 and rounded to float16, so mean and standard deviation need no room, and the same rounded numbers
 are used while learning: what is trained on is what is stored, bit for bit.
 
-Gradients go straight through: W itself stays float32 and is what the optimiser updates, as if the
-codebook were not there. The paper prints the derivative as x; it must be 1. Centres, mean and
+Gradients go straight through: W itself stays float32 and is what the optimizer updates, as if the
+codebook were not there. The paper prints the derivative as x; it must be 1. Centers, mean and
 standard deviation get no gradient.
 
-The centres are made by k-means from the initial W and kept while they fit ("constrained adaptive
+The centers are made by k-means from the initial W and kept while they fit ("constrained adaptive
 clustering", section 4.3): every ``recluster_interval`` steps the numbers of then and now go through
-the same centres, and only where the histograms of their indices differ by a KL divergence of more
-than ``recluster_above`` are the centres made anew.
+the same centers, and only where the histograms of their indices differ by a KL divergence of more
+than ``recluster_above`` are the centers made anew.
 
 Not in the paper, which leaves these open:
 
-* W of then is normalised by its own mean and standard deviation, so that a mere change of scale,
+* W of then is normalized by its own mean and standard deviation, so that a mere change of scale,
   which leaves every index as it is, asks for nothing.
 * Half a count is added to every bin, so that an empty one does not make the divergence infinite.
 * The condition on the error, which only its conclusion names, compares mean squared errors of
-  the normalised numbers.
+  the normalized numbers.
 * Threshold and interval; see ``TrainConfig``.
 """
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from prompt_serve.prompts.quantized_tensor import Coded
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.quantization.kmeans import cluster_centres
+from prompt_serve.training.quantization.kmeans import cluster_centers
 from prompt_serve.types import HalfArray
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class AdaptiveCodebook(nn.Module):
         config: bits, and when to make the codebook anew.
     """
 
-    centres: Tensor  # (2**b,) sorted, of normalised numbers
+    centers: Tensor  # (2**b,) sorted, of normalized numbers
     anchor: Tensor  # the tensor for which they were made (W_old)
     divergence: Tensor  # KL at the last look
     reclusterings: Tensor
@@ -58,7 +58,7 @@ class AdaptiveCodebook(nn.Module):
         super().__init__()
         if config.bits is None:
             raise TypeError("A codebook wants a number of bits.")
-        self.centres = nn.Buffer(fitted_centres(initial, config.bits))
+        self.centers = nn.Buffer(fitted_centers(initial, config.bits))
         self.anchor = nn.Buffer(initial.detach().clone())
         self.divergence = nn.Buffer(torch.zeros(()))
         self.reclusterings = nn.Buffer(torch.zeros((), dtype=torch.int64))
@@ -69,13 +69,13 @@ class AdaptiveCodebook(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """The stored form of ``values``, with the gradient passed straight through."""
-        indices, codebook = _encode(values.detach(), self.centres)
+        indices, codebook = _encode(values.detach(), self.centers)
         # The paper's W + (W_q - W) rounds; this is W_q to the last bit, with the same gradient.
         return codebook.float()[indices] + (values - values.detach())
 
     def coded(self, values: Tensor) -> Coded:
         """What the prompt file stores of ``values``."""
-        return _coded(values.detach(), self.centres)
+        return _coded(values.detach(), self.centers)
 
     @torch.no_grad()
     def after_update(self, values: Tensor, moment: "Moment", kept: Tensor | None = None) -> None:
@@ -89,28 +89,28 @@ class AdaptiveCodebook(nn.Module):
         if (moment.step + 1) % self._interval:
             return
         kept = torch.ones_like(values, dtype=torch.bool) if kept is None else kept
-        current, old = normalised(values[kept]), normalised(self.anchor[kept])
+        current, old = normalized(values[kept]), normalized(self.anchor[kept])
         self.divergence.fill_(histogram_divergence(self._histogram(current), self._histogram(old)))
         if float(self.divergence) <= self._threshold:
             return
         if self._on_error and self._error(current) <= self._error(old):
             return
-        self.centres.copy_(fitted_centres(values[kept], self._bits, start=self.centres))
+        self.centers.copy_(fitted_centers(values[kept], self._bits, start=self.centers))
         self.anchor.copy_(values)
         self.reclusterings += 1
 
     def _histogram(self, numbers: Tensor) -> Tensor:
-        indices = nearest(numbers, self.centres).flatten()
-        return torch.bincount(indices, minlength=len(self.centres))
+        indices = nearest(numbers, self.centers).flatten()
+        return torch.bincount(indices, minlength=len(self.centers))
 
     def _error(self, numbers: Tensor) -> float:
-        return float((self.centres[nearest(numbers, self.centres)] - numbers).square().mean())
+        return float((self.centers[nearest(numbers, self.centers)] - numbers).square().mean())
 
 
-def quantised(values: HalfArray, bits: int) -> Coded:
+def quantized(values: HalfArray, bits: int) -> Coded:
     """Numbers that were learned without a codebook, in one (PTQ)."""
     tensor = torch.from_numpy(values.astype(np.float32))
-    return _coded(tensor, fitted_centres(tensor, bits))
+    return _coded(tensor, fitted_centers(tensor, bits))
 
 
 def saves_bytes(size: int, bits: int) -> bool:
@@ -122,31 +122,31 @@ def saves_bytes(size: int, bits: int) -> bool:
     return indices + codebook < 2 * size
 
 
-def normalised(values: Tensor) -> Tensor:
+def normalized(values: Tensor) -> Tensor:
     """With mean 0 and standard deviation 1; numbers that are all alike become zeros."""
     mean, std = _mean_and_std(values)
     return (values - mean) / std
 
 
-def nearest(numbers: Tensor, centres: Tensor) -> Tensor:
-    """Index of the nearest of sorted centres for each number; of two, the lower."""
-    return torch.bucketize(numbers, (centres[1:] + centres[:-1]) / 2)
+def nearest(numbers: Tensor, centers: Tensor) -> Tensor:
+    """Index of the nearest of sorted centers for each number; of two, the lower."""
+    return torch.bucketize(numbers, (centers[1:] + centers[:-1]) / 2)
 
 
-def fitted_centres(values: Tensor, bits: int, start: Tensor | None = None) -> Tensor:
-    """Centres (2**bits,) of the normalised numbers, on the device of ``values``.
+def fitted_centers(values: Tensor, bits: int, start: Tensor | None = None) -> Tensor:
+    """Centers (2**bits,) of the normalized numbers, on the device of ``values``.
 
     Args:
         values: any shape.
         bits: of an index.
-        start: centres to improve on; None starts at quantiles.
+        start: centers to improve on; None starts at quantiles.
     """
     if not values.numel():
         return torch.zeros(2**bits, device=values.device)
-    numbers = normalised(values.detach()).flatten().double().cpu().numpy()
+    numbers = normalized(values.detach()).flatten().double().cpu().numpy()
     first = None if start is None else start.double().cpu().numpy()
-    centres = cluster_centres(numbers, 2**bits, first)
-    return torch.from_numpy(centres.astype(np.float32)).to(values.device)
+    centers = cluster_centers(numbers, 2**bits, first)
+    return torch.from_numpy(centers.astype(np.float32)).to(values.device)
 
 
 def histogram_divergence(current: Tensor, old: Tensor) -> float:
@@ -165,12 +165,12 @@ def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
     return values.mean(), torch.where(std > 0, std, torch.ones_like(std))
 
 
-def _encode(values: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+def _encode(values: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     """Indices in the shape of ``values``, and the float16 numbers (2**b,) that they stand for."""
     mean, std = _mean_and_std(values)
-    return nearest((values - mean) / std, centres), (centres * std + mean).to(torch.float16)
+    return nearest((values - mean) / std, centers), (centers * std + mean).to(torch.float16)
 
 
-def _coded(values: Tensor, centres: Tensor) -> Coded:
-    indices, codebook = _encode(values, centres)
+def _coded(values: Tensor, centers: Tensor) -> Coded:
+    indices, codebook = _encode(values, centers)
     return Coded(indices=indices.to(torch.uint8).cpu().numpy(), codebook=codebook.cpu().numpy())

@@ -15,12 +15,12 @@ BINS = 4_096
 Numbers = NDArray[np.float64]
 
 
-def cluster_centres(values: Numbers, count: int, start: Numbers | None = None) -> Numbers:
-    """Centres of ``count`` clusters, sorted.
+def cluster_centers(values: Numbers, count: int, start: Numbers | None = None) -> Numbers:
+    """Centers of ``count`` clusters, sorted.
 
     Args:
         values: (N,), N >= 1; where one is not finite, neither is the answer.
-        count: of clusters; a cluster that gets no value keeps the centre it had, so there may be
+        count: of clusters; a cluster that gets no value keeps the center it had, so there may be
             more of them than distinct values.
         start: (count,) sorted; None starts at the quantiles (i + 1/2) / count.
 
@@ -32,17 +32,17 @@ def cluster_centres(values: Numbers, count: int, start: Numbers | None = None) -
     points, weights = _points(values)
     totals = np.concatenate([[0.0], np.cumsum(weights)])
     sums = np.concatenate([[0.0], np.cumsum(points * weights)])
-    centres = _quantiles(points, totals[1:], count) if start is None else start
+    centers = _quantiles(points, totals[1:], count) if start is None else start
     borders = np.full(count + 1, -1)
     for _ in range(MAX_STEPS):
-        previous, borders = borders, _borders(points, centres)
+        previous, borders = borders, _borders(points, centers)
         if np.array_equal(borders, previous):
             break
         sizes = np.diff(totals[borders])
         means = np.diff(sums[borders]) / np.maximum(sizes, 1.0)
-        # Differences of prefix sums lose the last bits, which may turn round equal centres.
-        centres = np.sort(np.where(sizes > 0, means, centres))
-    return centres
+        # Differences of prefix sums lose the last bits, which may turn round equal centers.
+        centers = np.sort(np.where(sizes > 0, means, centers))
+    return centers
 
 
 def _points(values: Numbers) -> tuple[Numbers, Numbers]:
@@ -63,8 +63,8 @@ def _quantiles(points: Numbers, cumulated: Numbers, count: int) -> Numbers:
     return chosen
 
 
-def _borders(points: Numbers, centres: Numbers) -> NDArray[np.int64]:
+def _borders(points: Numbers, centers: Numbers) -> NDArray[np.int64]:
     """Where each cluster begins among the sorted points, and the end of the last: (count + 1,)."""
-    middles = (centres[1:] + centres[:-1]) / 2
+    middles = (centers[1:] + centers[:-1]) / 2
     inner = np.searchsorted(points, middles, side="right")
     return np.concatenate([[0], inner, [len(points)]]).astype(np.int64)

@@ -34,8 +34,8 @@ def learned(
     config = TrainConfig(
         method="coop", shots=3, epochs=3, views=0, learning_rate=0.5, unknown_share=0.3
     )
-    result = train_prompt(tiny_backbone, read_dataset(photos), config, name="colours")
-    path = tmp_path_factory.mktemp("prompts") / "colours.safetensors"
+    result = train_prompt(tiny_backbone, read_dataset(photos), config, name="colors")
+    path = tmp_path_factory.mktemp("prompts") / "colors.safetensors"
     write_prompt_file(result.prompt, path)
     return path, result.comparisons["test"].prompt
 

@@ -44,7 +44,7 @@ def test_domains_are_named_on_the_command_line(
     chalk = draw_dataset(tmp_path / "chalk", test=2, train=1)
 
     answer = run(
-        "protocol", "domain-generalisation", paints, "--domain", f"chalk={chalk}", "--methods",
+        "protocol", "domain-generalization", paints, "--domain", f"chalk={chalk}", "--methods",
         "zero-shot", "--seeds", "1", "--backbone", tiny_folder, "--out", tmp_path / "run", *QUICK,
     )  # fmt: skip
 

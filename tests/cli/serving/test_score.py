@@ -53,7 +53,7 @@ def test_a_folder_becomes_a_table(
     suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tables" / f"scores{suffix}"
-    service.behaviour.unknown = {7}
+    service.behavior.unknown = {7}
 
     result = run("score", photos, "--task", "pets", "--out", out, "--chunk-size", 5)
 
@@ -83,7 +83,7 @@ def test_a_folder_becomes_a_table(
 def test_several_tasks_files_and_lists(
     service: StandIn, run: Run, photos: Path, tmp_path: Path
 ) -> None:
-    service.behaviour.tasks["colours"] = b""
+    service.behavior.tasks["colors"] = b""
     first, second = photos / "day-0" / "00.png", photos / "day-1" / "06.png"
     odd = tmp_path / "odd.name"
     odd.write_bytes(numbered_image(77))
@@ -91,12 +91,12 @@ def test_several_tasks_files_and_lists(
     listed.write_text(f"{second}\n\n{first}\n")
     out = tmp_path / "scores.jsonl"
 
-    tasks = ["--task", "pets", "--task", "colours", "--task", "pets"]
+    tasks = ["--task", "pets", "--task", "colors", "--task", "pets"]
     assert run("score", first, listed, odd, *tasks, "-o", out).exit_code == 0
 
     rows = read_table(out)
     assert [(row["source"], row["task"]) for row in rows] == [
-        (str(path), task) for path in (first, second, odd) for task in ("pets", "colours")
+        (str(path), task) for path in (first, second, odd) for task in ("pets", "colors")
     ]
 
 
@@ -111,13 +111,13 @@ def test_a_run_that_broke_off_is_taken_up_where_it_ended(
     lines = whole.splitlines(keepends=True)
     out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # the end of a killed run
 
-    service.behaviour.images_per_request.clear()
+    service.behavior.images_per_request.clear()
     result = run(*arguments, "--resume")
 
     assert result.exit_code == 0
     held = 7 if suffix == ".jsonl" else 6
     assert f"{held} of 12 images are in {out} already." in result.stdout
-    assert sum(service.behaviour.images_per_request) == 12 - held
+    assert sum(service.behavior.images_per_request) == 12 - held
     assert out.read_bytes() == whole
     assert "0 images, 0 rows" in run(*arguments, "--resume").stdout
 
@@ -135,11 +135,11 @@ def test_resume_without_a_table_begins_one(
 def test_a_task_that_is_added_on_resume_adds_its_rows_only(
     service: StandIn, run: Run, photos: Path, tmp_path: Path
 ) -> None:
-    service.behaviour.tasks["colours"] = b""
+    service.behavior.tasks["colors"] = b""
     out = tmp_path / "scores.jsonl"
     run("score", photos, "--task", "pets", "-o", out)
 
-    run("score", photos, "--task", "pets", "--task", "colours", "-o", out, "--resume")
+    run("score", photos, "--task", "pets", "--task", "colors", "-o", out, "--resume")
 
     pairs = [(row["source"], row["task"]) for row in read_table(out)]
     assert len(pairs) == len(set(pairs)) == 24
@@ -166,7 +166,7 @@ def test_a_parquet_table_is_whole_or_not_there(
 ) -> None:
     out = tmp_path / "out" / "scores.parquet"
     failure = problem("request-invalid", 422, "No such thing.")
-    service.behaviour.is_refused = lambda images: failure
+    service.behavior.is_refused = lambda images: failure
 
     result = run("score", photos, "--task", "pets", "-o", out)
 
@@ -189,7 +189,7 @@ def test_what_cannot_be_is_told_before_anything_is_asked(
 
     assert result.exit_code == 1
     assert message in result.stderr
-    assert service.behaviour.paths == []
+    assert service.behavior.paths == []
 
 
 def test_a_folder_without_images_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_ctrl_c_keeps_the_rows_there_are(service: StandIn, photos: Path, tmp_pat
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The first three images are answered, then the service hangs.
-    service.behaviour.delay_s = lambda: (
-        60.0 if sum(service.behaviour.images_per_request) >= 3 else 0.0
+    service.behavior.delay_s = lambda: (
+        60.0 if sum(service.behavior.images_per_request) >= 3 else 0.0
     )
     deadline = time.monotonic() + 60
     while not out.exists() or out.read_text().count("\n") < 3:

@@ -37,7 +37,7 @@ def test_an_upload_can_be_given_a_name(service: StandIn, run: Run, tmp_path: Pat
 
     run("tasks", "upload", tmp_path / "birds.safetensors", "--name", "owls")
 
-    assert "owls" in service.behaviour.tasks
+    assert "owls" in service.behavior.tasks
 
 
 def test_no_service_is_one_line(run: Run, service: StandIn) -> None:
@@ -59,7 +59,7 @@ def test_images_are_classified(service: StandIn, run: Run, tmp_path: Path) -> No
     assert result.exit_code == 0
     assert result.output == f"{good}  pets\n   90.00%  42\n"
 
-    service.behaviour.unknown = {42}
+    service.behavior.unknown = {42}
     result = run("classify", good, "--task", "pets")
     assert result.output == f"{good}  pets  unknown: none of its classes\n   90.00%  42\n"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.research.datasets.spec import paper_datasets
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.few_shot import few_shot
 
 # EuroSAT has 2,000 to 3,000 images a class; half of each are to train, a fifth to validate.
@@ -53,7 +53,7 @@ def grouped(sizes: tuple[int, ...], prefix: str) -> ImageSet:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     return ImageSet(
         class_names=tuple(f"class {label}" for label in range(len(sizes))),
-        items=tuple(LabelledImage(Path(f"{prefix}{at}"), label) for at, label in enumerate(labels)),
+        items=tuple(LabeledImage(Path(f"{prefix}{at}"), label) for at, label in enumerate(labels)),
     )
 
 
@@ -103,7 +103,7 @@ def test_classes_are_drawn_in_the_order_in_which_they_appear() -> None:
     ranges = []
     for label in order:
         ranges.append(range(at, at + sizes[label]))
-        items += [LabelledImage(Path(f"t{n}"), label) for n in ranges[-1]]
+        items += [LabeledImage(Path(f"t{n}"), label) for n in ranges[-1]]
         at += sizes[label]
     train = ImageSet(class_names=("a", "b", "c"), items=tuple(items))
     rng = random.Random(1)

@@ -6,24 +6,24 @@ import pytest
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, DatasetMissing
 from prompt_serve.research.datasets.user_datasets import folder_suite
-from tests.training.conftest import COLOURS, draw_dataset
+from tests.training.conftest import COLORS, draw_dataset
 from tests.training.data.test_loading import rows_of, write_csv, write_split_file
 
 
 def test_every_kind_of_source_is_a_dataset_called_after_its_file(tmp_path: Path) -> None:
-    root = draw_dataset(tmp_path / "colours", train=2, test=1)
+    root = draw_dataset(tmp_path / "colors", train=2, test=1)
     sources = [
         root,
         write_csv(root / "table.v2.csv", rows_of(root)),
-        write_split_file(rows_of(root), root / "split_zhou_Colours.json"),
+        write_split_file(rows_of(root), root / "split_zhou_Colors.json"),
     ]
     suite = folder_suite(sources)
-    assert list(suite.datasets) == ["colours", "table.v2", "split_zhou_Colours"]
-    assert (suite.name, suite.source) == ("own", "colours")
+    assert list(suite.datasets) == ["colors", "table.v2", "split_zhou_Colors"]
+    assert (suite.name, suite.source) == ("own", "colors")
     for name in suite.datasets:
         dataset = suite.load(name)
         assert (dataset.name, dataset.title) == (name, name)
-        assert dataset.split.class_names == tuple(sorted(COLOURS))
+        assert dataset.split.class_names == tuple(sorted(COLORS))
         assert dataset.split.test is not None
         assert not dataset.domains
 

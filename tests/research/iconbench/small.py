@@ -56,7 +56,7 @@ def emoji_data() -> list[dict[str, Any]]:
 
 
 def icon_set(style: str) -> dict[str, Any]:
-    """An iconify set whose drawings are coloured squares, each of its own colour."""
+    """An iconify set whose drawings are colored squares, each of its own color."""
     keys = ["dog", "cat", "chick", "frog", "crocodile", "red-apple", "hot-dog", "keycap"]
     keys = [key for key in keys if key not in LACKING.get(style, ())]
     shade = 20 * STYLES.index(style)

@@ -168,7 +168,7 @@ def test_a_damaged_table_is_said(built: Built) -> None:
         icon_suite(built.folder, selection=built.made.selection)
 
 
-def test_the_licences_are_beside_the_drawings(built: Built) -> None:
+def test_the_licenses_are_beside_the_drawings(built: Built) -> None:
     note = (built.folder / "LICENSES.md").read_text()
 
     assert "| `twemoji` | Twemoji | Somebody | MIT | https://example.org/twemoji |" in note

@@ -15,7 +15,7 @@ from prompt_serve.research.protocols.suite import Suite
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
     HARMONIC,
 )
@@ -193,7 +193,7 @@ def test_all_domains_stand_beside_the_printed_average() -> None:
         "QCoOp",
         1,
         accuracy,
-        protocol=DOMAIN_GENERALISATION,
+        protocol=DOMAIN_GENERALIZATION,
         method="qcoop",
         config=settings("qcoop"),
         backbone=OPENAI,

@@ -16,7 +16,7 @@ from prompt_serve.research.protocols.summary import (
     AVERAGE,
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
 )
 from prompt_serve.training.config import TrainConfig, make_config
@@ -116,7 +116,7 @@ def test_what_the_papers_did_not_learn_has_no_row(config: TrainConfig) -> None:
 
 
 def test_rows_of_ablations_only_when_asked_for() -> None:
-    after = TrainConfig(method="qcoop", bits=1, quantisation="ptq").to_dict()
+    after = TrainConfig(method="qcoop", bits=1, quantization="ptq").to_dict()
 
     assert paper_row_for(after, BASE_TO_NEW, AVERAGE) is None
     row = paper_row_for(after, BASE_TO_NEW, AVERAGE, ablations=True)
@@ -126,7 +126,7 @@ def test_rows_of_ablations_only_when_asked_for() -> None:
 
 def test_figures_by_protocol() -> None:
     adapt = paper_row_for({"method": "adapt", "tokens": 128}, FEW_SHOT, "eurosat", shots=16)
-    qcoop = paper_row_for({"method": "qcoop", "bits": 1}, DOMAIN_GENERALISATION, "imagenet")
+    qcoop = paper_row_for({"method": "qcoop", "bits": 1}, DOMAIN_GENERALIZATION, "imagenet")
 
     assert adapt is not None
     assert (adapt.figures, adapt.source) == (

@@ -15,7 +15,7 @@ from prompt_serve.research.protocols.experiment import Experiment
 from prompt_serve.research.protocols.protocols import (
     base_to_new,
     cross_dataset,
-    domain_generalisation,
+    domain_generalization,
     few_shot_learning,
     transfer,
 )
@@ -34,8 +34,8 @@ from tests.training.conftest import draw_dataset
 SETTINGS = {"epochs": 2, "views": 2}
 
 
-def make_suite(colours: Path, **domains: Path) -> Suite:
-    whole = read_dataset(colours)
+def make_suite(colors: Path, **domains: Path) -> Suite:
+    whole = read_dataset(colors)
 
     def load(name: str, template: str, shifted: Mapping[str, Path]) -> BenchDataset:
         images = {key: _test(folder) for key, folder in shifted.items()}
@@ -44,10 +44,10 @@ def make_suite(colours: Path, **domains: Path) -> Suite:
     return Suite(
         name="own",
         datasets={
-            "colours": partial(load, "colours", "a photo of a {}.", domains),
+            "colors": partial(load, "colors", "a photo of a {}.", domains),
             "paints": partial(load, "paints", "{} paint.", {}),
         },
-        source="colours",
+        source="colors",
     )
 
 
@@ -68,14 +68,14 @@ def prompt_of(out: Path, result: Result) -> Path:
 
 
 def test_base_and_new_are_each_tested_over_their_own_classes(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     results = base_to_new(
-        make_suite(colours), experiment(tiny_backbone, tmp_path), datasets=["colours"], shots=4
+        make_suite(colors), experiment(tiny_backbone, tmp_path), datasets=["colors"], shots=4
     )
 
     assert [result.seed for result in results] == [1, 2]
-    test = _test(colours)
+    test = _test(colors)
     for result in results:
         prompt = read_prompt_file(prompt_of(tmp_path, result))
         assert prompt.class_names == ("blue", "green")
@@ -97,7 +97,7 @@ def test_base_images_are_those_of_the_draw_over_all_classes(
     drawn = few_shot(read_dataset(root), shots=3, seed=1)
 
     result, _ = base_to_new(
-        make_suite(root), experiment(tiny_backbone, tmp_path), datasets=["colours"], shots=3
+        make_suite(root), experiment(tiny_backbone, tmp_path), datasets=["colors"], shots=3
     )
 
     learned = json.loads((prompt_of(tmp_path, result).parent / "images.json").read_text())
@@ -122,7 +122,7 @@ def test_test_images_change_nothing_that_is_learned(
                 seeds=(1,),
                 settings={**SETTINGS, "learning_rate": "auto"},
             ),
-            datasets=["colours"],
+            datasets=["colors"],
             shots=[2],
         )
         prompts.append(prompt_of(tmp_path / turn, result).read_bytes())
@@ -137,10 +137,10 @@ def test_test_images_change_nothing_that_is_learned(
 
 
 def test_few_shot_learns_all_classes_from_k_images_each(
-    tiny_backbone: Backbone, colours: Path
+    tiny_backbone: Backbone, colors: Path
 ) -> None:
     results = few_shot_learning(
-        make_suite(colours), experiment(tiny_backbone), datasets=["colours"], shots=[1, 2]
+        make_suite(colors), experiment(tiny_backbone), datasets=["colors"], shots=[1, 2]
     )
 
     assert [(one.shots, one.images["train"], one.images["val"]) for one in results] == [
@@ -154,16 +154,16 @@ def test_few_shot_learns_all_classes_from_k_images_each(
 
 
 def test_transfer_reports_one_prompt_under_both_protocols(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    suite = make_suite(colours, same=colours)
+    suite = make_suite(colors, same=colors)
     run = experiment(tiny_backbone, tmp_path, rows="coop,zero-shot")
 
     results = transfer(suite, replace(run, seeds=(1,)), shots=2)
 
     by_run = {(one.protocol, one.method): one for one in results}
     across = by_run["cross-dataset", "coop"]
-    domains = by_run["domain-generalisation", "coop"]
+    domains = by_run["domain-generalization", "coop"]
     assert list(across.accuracy) == ["source", "paints"]
     assert list(domains.accuracy) == ["source", "same"]
     # The same images under the same context: equal whatever they are called.
@@ -173,14 +173,14 @@ def test_transfer_reports_one_prompt_under_both_protocols(
 
 
 def test_zero_shot_takes_the_sentence_of_each_target(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     run = replace(experiment(tiny_backbone, tmp_path, rows="zero-shot"), seeds=(1,))
 
-    (result,) = cross_dataset(make_suite(colours), run, shots=2)
+    (result,) = cross_dataset(make_suite(colors), run, shots=2)
 
     prompt = read_prompt_file(prompt_of(tmp_path, result))
-    images = image_features(_test(colours), tiny_backbone)
+    images = image_features(_test(colors), tiny_backbone)
     for name, template in (("source", "a photo of a {}."), ("paints", "{} paint.")):
         by_hand = evaluate_prompt(replace(prompt, templates=(template,)), tiny_backbone, images)
         stored = Answers.load(tmp_path / "runs" / result.run_id / f"answers-{name}.npz")
@@ -189,11 +189,11 @@ def test_zero_shot_takes_the_sentence_of_each_target(
 
 
 def test_the_kept_answers_are_the_most_probable_classes_in_order(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     run = replace(experiment(tiny_backbone, tmp_path), seeds=(1,))
 
-    (result,) = few_shot_learning(make_suite(colours), run, datasets=["colours"], shots=[2])
+    (result,) = few_shot_learning(make_suite(colors), run, datasets=["colors"], shots=[2])
 
     stored = Answers.load(tmp_path / "runs" / result.run_id / "answers-test.npz")
     assert stored.class_names == ("blue", "green", "red", "yellow")
@@ -206,36 +206,36 @@ def test_the_kept_answers_are_the_most_probable_classes_in_order(
 
 
 def test_what_is_in_the_run_folder_is_not_learned_again(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     told: list[Result] = []
-    suite = make_suite(colours)
+    suite = make_suite(colors)
     run = replace(experiment(tiny_backbone, tmp_path), on_result=told.append)
-    first = base_to_new(suite, run, datasets=["colours"], shots=2)
+    first = base_to_new(suite, run, datasets=["colors"], shots=2)
     file = tmp_path / FILE_NAME
     lines = file.read_text().splitlines()
 
-    again = base_to_new(suite, run, datasets=["colours"], shots=2)
+    again = base_to_new(suite, run, datasets=["colors"], shots=2)
     assert (len(told), file.read_text().splitlines()) == (2, lines)
     assert [one.run_id for one in again] == [one.run_id for one in first]
 
     file.write_text(f"{lines[0]}\n")  # as if it had been stopped after the first
-    gone_on = base_to_new(suite, run, datasets=["colours"], shots=2)
+    gone_on = base_to_new(suite, run, datasets=["colors"], shots=2)
     assert len(told) == 3
     assert gone_on[1].accuracy == first[1].accuracy
     assert read_results(tmp_path) == tuple(gone_on)
 
 
 def test_a_run_folder_of_other_settings_is_refused(
-    tiny_backbone: Backbone, colours: Path, tmp_path: Path
+    tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    suite, run = make_suite(colours), experiment(tiny_backbone, tmp_path)
-    base_to_new(suite, run, datasets=["colours"], shots=2)
+    suite, run = make_suite(colors), experiment(tiny_backbone, tmp_path)
+    base_to_new(suite, run, datasets=["colors"], shots=2)
     before = (tmp_path / FILE_NAME).read_bytes()
 
     with pytest.raises(ConfigInvalid, match=r"(?s)another folder.*epochs was 2, now 3"):
         base_to_new(
-            suite, replace(run, settings={**SETTINGS, "epochs": 3}), datasets=["colours"], shots=2
+            suite, replace(run, settings={**SETTINGS, "epochs": 3}), datasets=["colors"], shots=2
         )
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
@@ -244,17 +244,17 @@ def test_a_dataset_without_test_images_is_refused(tiny_backbone: Backbone, tmp_p
     root = draw_dataset(tmp_path / "plain", all=6)
 
     with pytest.raises(DatasetInvalid, match="no test images"):
-        base_to_new(make_suite(root), experiment(tiny_backbone), datasets=["colours"], shots=2)
+        base_to_new(make_suite(root), experiment(tiny_backbone), datasets=["colors"], shots=2)
 
 
 def test_a_source_without_domains_and_one_without_targets_are_refused(
-    tiny_backbone: Backbone, colours: Path
+    tiny_backbone: Backbone, colors: Path
 ) -> None:
-    suite = make_suite(colours)
+    suite = make_suite(colors)
 
     with pytest.raises(ConfigInvalid, match="has no domains"):
-        domain_generalisation(suite, experiment(tiny_backbone), shots=2)
+        domain_generalization(suite, experiment(tiny_backbone), shots=2)
     with pytest.raises(ConfigInvalid, match="no dataset beside the source"):
-        cross_dataset(suite, experiment(tiny_backbone), datasets=["colours"], shots=2)
+        cross_dataset(suite, experiment(tiny_backbone), datasets=["colors"], shots=2)
     with pytest.raises(ConfigInvalid, match="has no dataset 'pets'"):
         base_to_new(suite, experiment(tiny_backbone), datasets=["pets"], shots=2)

@@ -9,12 +9,12 @@ from prompt_serve.training.methods import METHODS
 
 
 def test_methods_and_settings_are_read_with_their_types() -> None:
-    coop, dip, ptq = parse_rows("coop, dip:rank=4:dropout=0.2, qcoop:bits=1:quantisation=ptq")
+    coop, dip, ptq = parse_rows("coop, dip:rank=4:dropout=0.2, qcoop:bits=1:quantization=ptq")
 
     assert (coop.label, coop.config().method) == ("coop", "coop")
     assert (dip.config().rank, dip.config().dropout) == (4, 0.2)
-    assert (ptq.config().bits, ptq.config().quantisation) == (1, "ptq")
-    assert ptq.label == "qcoop bits=1 quantisation=ptq"
+    assert (ptq.config().bits, ptq.config().quantization) == (1, "ptq")
+    assert ptq.label == "qcoop bits=1 quantization=ptq"
 
 
 def test_settings_for_all_rows_skip_those_that_a_method_does_not_have() -> None:

@@ -10,13 +10,13 @@ from prompt_serve.research.protocols.schedules import paper_schedule, paper_sett
 from prompt_serve.research.protocols.summary import (
     BASE_TO_NEW,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
 )
 from prompt_serve.training.config import make_config
 from prompt_serve.training.methods import METHODS
 
-PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALISATION)
+PROTOCOLS = (BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -79,7 +79,7 @@ def test_what_a_paper_states_beside_what_it_leaves_open() -> None:
 def test_both_transfers_learn_the_same_prompt() -> None:
     for method in METHODS:
         across = paper_settings(CROSS_DATASET, method, "imagenet")
-        assert paper_settings(DOMAIN_GENERALISATION, method, "imagenet") == across
+        assert paper_settings(DOMAIN_GENERALIZATION, method, "imagenet") == across
 
 
 def test_the_rows_that_come_with_the_package_can_be_learned_so() -> None:

@@ -8,14 +8,14 @@ from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     CROSS_DATASET,
-    DOMAIN_GENERALISATION,
+    DOMAIN_GENERALIZATION,
     FEW_SHOT,
     HARMONIC,
     Figure,
     Summary,
     TableRow,
     harmonic_mean,
-    summarise,
+    summarize,
 )
 from tests.research.protocols.made_up import base_new, made_up
 
@@ -24,7 +24,7 @@ EXACT = 1e-12
 
 
 def only(results: list[Result], wanted: tuple[str, ...] = ()) -> Summary:
-    (summary,) = summarise(results, wanted)
+    (summary,) = summarize(results, wanted)
     return summary
 
 
@@ -135,7 +135,7 @@ def test_few_shot_rows_are_apart_by_shots() -> None:
         summary.row("pets", "CoOp")
 
 
-@pytest.mark.parametrize("protocol", [CROSS_DATASET, DOMAIN_GENERALISATION])
+@pytest.mark.parametrize("protocol", [CROSS_DATASET, DOMAIN_GENERALIZATION])
 def test_the_average_of_a_transfer_leaves_the_source_out(protocol: str) -> None:
     results = [
         made_up("a", "DIP", 1, {"source": 0.9, "b": 0.5, "c": 0.3}, protocol=protocol),
@@ -160,7 +160,7 @@ def test_protocols_suites_and_backbones_are_tables_of_their_own() -> None:
         base_new("pets", "DIP", 1, 0.1, 0.1, backbone="resnet"),
         made_up("pets", "DIP", 1, {"test": 0.1}, protocol=FEW_SHOT),
     ]
-    summaries = summarise([one, *others])
+    summaries = summarize([one, *others])
 
     assert len(summaries) == 4
     assert row_of(summaries[0], "pets", "DIP").figures["base"].mean == 0.9

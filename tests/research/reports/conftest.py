@@ -13,8 +13,8 @@ from prompt_serve.research.protocols.rows import Row
 from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.research.reports.report import write_report
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
-from tests.training.conftest import COLOURS, draw_image
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
+from tests.training.conftest import COLORS, draw_image
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = (HOSTILE, "a & 'b' $x^2$", '" onload="evil()', "plain")  # base: the first two
@@ -29,15 +29,15 @@ SEEDS = (1, 2)
 
 
 def drawn_dataset(folder: Path, name: str, seed: int) -> BenchDataset:
-    """Four noisy colours under hostile names."""
+    """Four noisy colors under hostile names."""
     parts = {}
     for part, count in {"train": 6, "test": 5}.items():
         items = []
-        for label, colour in enumerate(COLOURS.values()):
+        for label, color in enumerate(COLORS.values()):
             for n in range(count):
                 number = seed + 100 * label + 10_000 * (part == "test") + n
-                path = draw_image(folder / part / f"{label}-{n} & <b>.png", colour, number)
-                items.append(LabelledImage(path, label))
+                path = draw_image(folder / part / f"{label}-{n} & <b>.png", color, number)
+                items.append(LabeledImage(path, label))
         parts[part] = ImageSet(class_names=CLASSES, items=tuple(items))
     split = Split(train=parts["train"], test=parts["test"])
     return BenchDataset(name=name, title=name, split=split, template="a photo of a {}.")

@@ -47,10 +47,10 @@ def test_a_chart_keeps_names_as_text_and_shares_no_id() -> None:
     assert "0.123456" not in svg
 
 
-def test_rows_look_different_and_zero_shot_is_grey() -> None:
+def test_rows_look_different_and_zero_shot_is_gray() -> None:
     looks = styles(["zero-shot", *(f"row {n}" for n in range(24))])
-    assert len({(one.colour, str(one.dash)) for one in looks.values()}) == 25
-    assert looks["zero-shot"].colour == "#7d848c"
+    assert len({(one.color, str(one.dash)) for one in looks.values()}) == 25
+    assert looks["zero-shot"].color == "#7d848c"
 
 
 def test_an_image_that_is_not_there_or_none_says_so_in_its_place(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 
 from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.research.protocols.results import Answers
-from prompt_serve.research.protocols.summary import summarise
+from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy, points
 from prompt_serve.research.reports.curves import POINTS, Curve, mean_curve, thinned
 from prompt_serve.research.reports.density import POOLED, WITHIN, Dot, correlations, spearman
@@ -109,7 +109,7 @@ def test_the_best_of_a_column_is_learned_whole_and_largest(page: str, lines: Lin
     rows = rows[: rows.index("</table>")]
     (zero_shot,) = [row for row in rows.split("<tr>") if ">zero-shot<" in row]
     assert 'class="best"' not in zero_shot
-    summary = summarise(run.result for run in read_runs_of(lines))[0]
+    summary = summarize(run.result for run in read_runs_of(lines))[0]
     means = {label: summary.row("average", label).figures["H"].mean for label in ROWS}  # type: ignore[union-attr]  # they are there
     best = max(means[label] for label in ROWS if label != "zero-shot")
     assert f'class="best"><data value="{best}">' in rows
@@ -123,7 +123,7 @@ def test_a_row_without_a_target_is_held_back_in_the_average_alone(lines: Lines) 
             shares = {"source": 0.9, "near": 0.8}
         if line["dataset"] == "ink":
             transfer.append({**line, "protocol": "cross-dataset", "accuracy": shares})
-    summaries = summarise(run.result for run in read_runs_of(transfer))
+    summaries = summarize(run.result for run in read_runs_of(transfer))
     (table,) = accuracy(summaries).blocks
     assert isinstance(table, Table)
     assert list(table.heads) == ["", "ink (source)", "average of targets", "near", "far"]
@@ -146,7 +146,7 @@ def read_runs_of(lines: Lines) -> list[KeptRun]:
 
 
 def test_nothing_with_as_few_bytes_is_better_than_the_frontier(runs: tuple[KeptRun, ...]) -> None:
-    summary = summarise(run.result for run in runs)[0]
+    summary = summarize(run.result for run in runs)[0]
     rows = [row for row in summary.rows if row.dataset == "average" and row.payload_bytes]
     leading = frontier(rows, "H")
     for row in rows:
@@ -272,10 +272,10 @@ def test_confusions_count_images_by_class_and_answer(answers: Answers) -> None:
     assert confusions(answers) == [(0, 1, 1), (2, 0, 1)]
 
 
-def test_the_surest_mistakes_stand_beside_what_was_surely_recognised(answers: Answers) -> None:
+def test_the_surest_mistakes_stand_beside_what_was_surely_recognized(answers: Answers) -> None:
     assert surest_mistakes(answers) == [1, 4]
     assert typical(answers, 1) == 3  # 0.95 before 0.65
-    assert typical(answers, 2) == 4  # never recognised: any of it
+    assert typical(answers, 2) == 4  # never recognized: any of it
 
 
 def test_the_best_row_is_chosen_by_validation_alone(runs: tuple[KeptRun, ...]) -> None:
@@ -332,7 +332,7 @@ def test_a_prompt_that_two_protocols_test_is_drawn_once(lines: Lines) -> None:
     transfer = [
         {**line, "protocol": protocol, "accuracy": {"source": 0.5, "t": 0.4}}
         for line in lines
-        for protocol in ("cross-dataset", "domain-generalisation")
+        for protocol in ("cross-dataset", "domain-generalization")
     ]
     kept = learned_once(read_runs_of(transfer))
     assert {run.result.protocol for run in kept} == {"cross-dataset"}

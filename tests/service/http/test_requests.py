@@ -367,11 +367,11 @@ def test_three_hundred_bad_files_hurt_no_good_one(http: httpx.Client) -> None:
         assert answer.status_code == 200
         results = ClassifyAnswer.model_validate_json(answer.content).results
         for index in range(0, len(mixed), 2):
-            bad, neighbour = results[index], results[index + 1]
+            bad, neighbor = results[index], results[index + 1]
             if bad.error is not None:
                 assert bad.error.code in ("image-invalid", "image-too-large")
-            assert neighbour.predictions is not None
-            found = {s.class_name: s.logit for s in neighbour.predictions[0].classes}
+            assert neighbor.predictions is not None
+            found = {s.class_name: s.logit for s in neighbor.predictions[0].classes}
             assert found == pytest.approx(expected[index // 2 % 8], abs=LOGIT_ROUNDING)
         assert http.get("/readyz").status_code == 200
     for file in corpus[::7]:  # alone, and under a wrong name

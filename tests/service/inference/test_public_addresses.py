@@ -35,5 +35,5 @@ def test_what_is_not_public_is_refused(kind: str) -> None:
     ["8.8.8.8", "1.1.1.1", "100.63.255.255", "100.128.0.1", "172.32.0.1", "192.167.255.255",
      "169.253.0.1", "126.255.255.255", "223.255.255.255", "2606:4700::1111", "2a00:1450::1"],
 )  # fmt: skip
-def test_neighbours_of_what_is_refused_are_public(address: str) -> None:
+def test_neighbors_of_what_is_refused_are_public(address: str) -> None:
     assert is_public(address)

@@ -193,7 +193,7 @@ def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
         denied = http.options(
             "/v1/tasks/a", headers={"origin": "https://other.example", **preflight}
         )
-        unauthorised = http.get("/v1/info", headers={"origin": "https://page.example"})
+        unauthorized = http.get("/v1/info", headers={"origin": "https://page.example"})
 
     assert allowed.status_code == 200
     assert allowed.headers["access-control-allow-origin"] == "https://page.example"
@@ -201,8 +201,8 @@ def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
     assert denied.status_code == 400
     assert "access-control-allow-origin" not in denied.headers
     # The page must be able to read why it was refused.
-    assert unauthorised.status_code == 401
-    assert unauthorised.headers["access-control-allow-origin"] == "https://page.example"
+    assert unauthorized.status_code == 401
+    assert unauthorized.headers["access-control-allow-origin"] == "https://page.example"
 
 
 def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(

@@ -35,8 +35,8 @@ RIVALS = ("kgcoop", "prograd", "promptsrc", "cocoop")
 def made_up_features(rng: np.random.Generator, n: int, k: int = 1) -> FeatureSet:
     """Four clusters of features."""
     labels = np.arange(n) % 4
-    centres = rng.normal(size=(4, 1, EMBED_DIM))
-    features = centres[labels] + 0.3 * rng.normal(size=(n, k, EMBED_DIM))
+    centers = rng.normal(size=(4, 1, EMBED_DIM))
+    features = centers[labels] + 0.3 * rng.normal(size=(n, k, EMBED_DIM))
     return FeatureSet(features=unit(features.astype(np.float32)), labels=labels)
 
 
@@ -113,7 +113,7 @@ def test_prograd_takes_out_what_opposes_the_zero_shot_model(
         divergence = (p * (p.log() - q.log())).sum(-1).mean()
         general = gradients(divergence, run.learner)
         own = gradients(step.cross_entropy, run.learner)
-        run.optimiser.zero_grad()
+        run.optimizer.zero_grad()
         run.learner.backward(step)
         grads = [x.grad for x in run.learner.parameters() if x.grad is not None]
         assert len(grads) == depth
@@ -145,7 +145,7 @@ def test_the_projection_is_that_of_one_whole_vector() -> None:
     assert all(torch.equal(a, b) for a, b in zip(nothing, own, strict=True))
 
 
-def test_promptsrc_adds_both_regularisers(
+def test_promptsrc_adds_both_regularizers(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
     run = make_run(tiny_backbone, "promptsrc", guidance=5.0, logit_guidance=2.0)

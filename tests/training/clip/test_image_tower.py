@@ -248,7 +248,7 @@ IMAGE_METHODS = [
 
 @pytest.mark.parametrize("settings", IMAGE_METHODS, ids=lambda s: str(s["method"]))
 def test_a_resnet_refuses_image_methods(
-    resnet: Backbone, colours: Path, settings: dict[str, Any], rng: np.random.Generator
+    resnet: Backbone, colors: Path, settings: dict[str, Any], rng: np.random.Generator
 ) -> None:
     config = TrainConfig(**settings, shots=2, views=0, epochs=1)
     images = PixelSet(
@@ -257,12 +257,12 @@ def test_a_resnet_refuses_image_methods(
     with pytest.raises(BackboneUnsupported, match="'dip' or 'coop'"):
         fit(resnet, ("cat", "dog"), images, None, config, learning_rate=0.1)
     with pytest.raises(BackboneUnsupported, match="'dip' or 'coop'"):
-        train_prompt(resnet, read_dataset(colours), config)
+        train_prompt(resnet, read_dataset(colors), config)
 
 
 @pytest.mark.parametrize("method", ["dip", "coop"])
-def test_a_resnet_learns_text_methods(resnet: Backbone, colours: Path, method: str) -> None:
+def test_a_resnet_learns_text_methods(resnet: Backbone, colors: Path, method: str) -> None:
     config = TrainConfig(method=method, shots=2, views=0, epochs=2)
-    result = train_prompt(resnet, read_dataset(colours), config)
+    result = train_prompt(resnet, read_dataset(colors), config)
     assert result.prompt.image is None
     assert result.comparisons["test"].prompt.images == 40

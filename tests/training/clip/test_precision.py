@@ -33,7 +33,7 @@ def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPr
     for epoch in (0, 1):
         run.epoch(epoch, images, None)
     learned = list(run.learner.parameters())
-    momentum = [state["momentum_buffer"] for state in run.optimiser.state.values()]
+    momentum = [state["momentum_buffer"] for state in run.optimizer.state.values()]
     assert {t.dtype for t in (*learned, *momentum)} == {torch.float32}
     assert {p.dtype for p in tiny_backbone.clip.parameters()} == {torch.float32}
     with torch.no_grad():
@@ -52,9 +52,9 @@ def test_learning_works_on_a_cpu(tiny_backbone: Backbone, precision: TowerPrecis
     assert history[-1].loss < history[0].loss - 0.01
 
 
-def test_the_probe_is_that_of_the_float32_tower(tiny_backbone: Backbone, colours: Path) -> None:
+def test_the_probe_is_that_of_the_float32_tower(tiny_backbone: Backbone, colors: Path) -> None:
     config = TrainConfig(method="coop", shots=2, epochs=2, views=1, precision="bf16")
-    prompt = train_prompt(tiny_backbone, read_dataset(colours), config).prompt
+    prompt = train_prompt(tiny_backbone, read_dataset(colors), config).prompt
     features = class_features_of(prompt, tiny_backbone)
     assert probe_difference(prompt.probe, features) < TOLERANCE
     assert prompt.training["precision"] == "bf16"

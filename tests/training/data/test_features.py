@@ -25,9 +25,9 @@ from tests.training.conftest import draw_dataset, draw_image
 
 
 def test_plain_features_are_those_of_the_pixels_that_serving_sees(
-    colours: Path, tiny_backbone: Backbone
+    colors: Path, tiny_backbone: Backbone
 ) -> None:
-    images = read_dataset(colours).train
+    images = read_dataset(colors).train
     found = image_features(images, tiny_backbone)
     pixels = np.stack(
         [pixels_from_bytes(i.path.read_bytes(), tiny_backbone.preprocessing) for i in images.items]
@@ -42,9 +42,9 @@ def test_plain_features_are_those_of_the_pixels_that_serving_sees(
 
 @pytest.mark.parametrize("views", [0, 3])
 def test_cached_features_equal_recomputed_ones(
-    colours: Path, tiny_backbone: Backbone, tmp_path: Path, views: int
+    colors: Path, tiny_backbone: Backbone, tmp_path: Path, views: int
 ) -> None:
-    images, cache = read_dataset(colours).train, FeatureCache(tmp_path)
+    images, cache = read_dataset(colors).train, FeatureCache(tmp_path)
     without = image_features(images, tiny_backbone, views=views, seed=1)
     cold = image_features(images, tiny_backbone, views=views, seed=1, cache=cache)
     warm = image_features(images, tiny_backbone, views=views, seed=1, cache=cache)
@@ -55,9 +55,9 @@ def test_cached_features_equal_recomputed_ones(
 
 
 def test_the_cache_spares_the_image_tower(
-    colours: Path, tiny_backbone: Backbone, tmp_path: Path
+    colors: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    images, cache = read_dataset(colours).train, FeatureCache(tmp_path)
+    images, cache = read_dataset(colors).train, FeatureCache(tmp_path)
     image_features(images, tiny_backbone, cache=cache)
     path = next(tmp_path.iterdir())
     kept = np.load(path)
@@ -67,9 +67,9 @@ def test_the_cache_spares_the_image_tower(
 
 
 def test_a_damaged_cache_file_is_computed_again(
-    colours: Path, tiny_backbone: Backbone, tmp_path: Path
+    colors: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    images, cache = read_dataset(colours).train, FeatureCache(tmp_path)
+    images, cache = read_dataset(colors).train, FeatureCache(tmp_path)
     good = image_features(images, tiny_backbone, cache=cache)
     path = next(tmp_path.iterdir())
     for damage in (b"", b"nonsense", path.read_bytes()[:-10]):
@@ -79,9 +79,9 @@ def test_a_damaged_cache_file_is_computed_again(
 
 
 def test_views_differ_from_each_other_and_with_the_seed(
-    colours: Path, tiny_backbone: Backbone
+    colors: Path, tiny_backbone: Backbone
 ) -> None:
-    images = read_dataset(colours).train.with_items(read_dataset(colours).train.items[:3])
+    images = read_dataset(colors).train.with_items(read_dataset(colors).train.items[:3])
     one = image_features(images, tiny_backbone, views=4, seed=1).features
     other = image_features(images, tiny_backbone, views=4, seed=2).features
     for n in range(3):
@@ -90,9 +90,9 @@ def test_views_differ_from_each_other_and_with_the_seed(
 
 
 def test_a_view_does_not_depend_on_the_order_of_images_or_the_number_of_views(
-    colours: Path, tiny_backbone: Backbone
+    colors: Path, tiny_backbone: Backbone
 ) -> None:
-    paths = [item.path for item in read_dataset(colours).train.items][:6]
+    paths = [item.path for item in read_dataset(colors).train.items][:6]
     digests = file_digests(paths)
     some = extract_features(paths, digests, tiny_backbone, views=2, seed=1)
     more = extract_features(paths[::-1], digests[::-1], tiny_backbone, views=5, seed=1)

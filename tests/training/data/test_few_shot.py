@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.training.data.dataset import ImageSet, LabelledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.few_shot import few_shot, shot_faults
 
 NAMES = tuple("abcde")
@@ -15,13 +15,13 @@ NAMES = tuple("abcde")
 def images(rng: random.Random, count: int, prefix: str) -> ImageSet:
     """Labels in a jumbled order: that of first appearance is not the sorted one."""
     labels = [rng.randrange(len(NAMES)) for _ in range(count)]
-    items = tuple(LabelledImage(Path(f"{prefix}{n}"), label) for n, label in enumerate(labels))
+    items = tuple(LabeledImage(Path(f"{prefix}{n}"), label) for n, label in enumerate(labels))
     return ImageSet(class_names=NAMES, items=items)
 
 
-def coop_draw(items: tuple[LabelledImage, ...], k: int) -> list[LabelledImage]:
+def coop_draw(items: tuple[LabeledImage, ...], k: int) -> list[LabeledImage]:
     """Dassl's generate_fewshot_dataset, with the global state that CoOp seeds."""
-    tracker: dict[int, list[LabelledImage]] = {}
+    tracker: dict[int, list[LabeledImage]] = {}
     for item in items:
         tracker.setdefault(item.label, []).append(item)
     drawn = []
@@ -88,7 +88,7 @@ def test_zero_shots_take_all_and_hold_out_a_fifth() -> None:
 
 
 def test_classes_with_fewer_images_are_listed() -> None:
-    items = [LabelledImage(Path(f"{n}"), 0 if n < 5 else 1) for n in range(8)]
+    items = [LabeledImage(Path(f"{n}"), 0 if n < 5 else 1) for n in range(8)]
     split = Split(train=ImageSet(class_names=("many", "few"), items=tuple(items)))
     assert shot_faults(split, 4) == [
         "class 'few' has 3 training images, fewer than 4 shots "

@@ -14,7 +14,7 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import PARTS, Split
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.train import open_dataset
-from tests.training.conftest import COLOURS, draw_dataset, draw_image
+from tests.training.conftest import COLORS, draw_dataset, draw_image
 
 
 def listed(split: Split, root: Path) -> dict[str, list[tuple[str, str]]]:
@@ -48,7 +48,7 @@ def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
 
 
 def write_split_file(rows: list[dict[str, str]], path: Path) -> Path:
-    labels = {name: label for label, name in enumerate(COLOURS)}
+    labels = {name: label for label, name in enumerate(COLORS)}
     document: dict[str, list[list[object]]] = {}
     for row in rows:
         entry = [row["path"], labels[row["label"]], row["label"]]
@@ -76,7 +76,7 @@ def test_all_sources_give_the_same_split(tmp_path: Path) -> None:
     }
     for source in sources:
         split = read_dataset(source)
-        assert split.class_names == tuple(sorted(COLOURS))
+        assert split.class_names == tuple(sorted(COLORS))
         assert listed(split, root) == expected
 
 
@@ -111,8 +111,8 @@ def test_the_images_of_a_split_file_are_found_or_named(tmp_path: Path, folder: s
     assert len(split.train) == 8
 
 
-def test_classes_can_be_called_otherwise(colours: Path) -> None:
-    split = read_dataset(colours, rename={"red": "crimson"})
+def test_classes_can_be_called_otherwise(colors: Path) -> None:
+    split = read_dataset(colors, rename={"red": "crimson"})
     assert split.class_names == ("blue", "green", "crimson", "yellow")
 
 

@@ -11,7 +11,7 @@ from prompt_serve.preprocess import Preprocessing
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import DecodedOnDemand, PixelSet, image_pixels
-from tests.training.conftest import COLOURS, draw_dataset, draw_image
+from tests.training.conftest import COLORS, draw_dataset, draw_image
 
 PREPROCESSING = Preprocessing(image_size=24, mean=(0.5,) * 3, std=(0.25,) * 3)
 
@@ -61,7 +61,7 @@ def test_views_follow_the_seed(images: ImageSet) -> None:
 def test_an_image_that_changes_or_goes_is_refused_by_name(images: ImageSet) -> None:
     on_demand = pixels(images, views=0, memory_bytes=0)
     first, second = images.items[0].path, images.items[1].path
-    draw_image(first, COLOURS["red"], seed=99)
+    draw_image(first, COLORS["red"], seed=99)
     second.unlink()
     with pytest.raises(DatasetInvalid, match=f"{first.name} is not the image it was"):
         on_demand.plain(0, 1)

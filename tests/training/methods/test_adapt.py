@@ -58,12 +58,12 @@ def start(
 
 
 def made_up_pixels(n: int = 12, views: int = 2, seed: int = 0) -> PixelSet:
-    """Noisy patches of four colours, of the size that the tiny backbone reads."""
+    """Noisy patches of four colors, of the size that the tiny backbone reads."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % 4
-    colours = np.array([[30, 30, 220], [30, 200, 30], [220, 30, 30], [220, 220, 30]])
+    colors = np.array([[30, 30, 220], [30, 200, 30], [220, 30, 30], [220, 220, 30]])
     noise = rng.normal(0, 25, size=(n, views, 32, 32, 3))
-    pixels = np.clip(noise + colours[labels][:, None, None, None], 0, 255).astype(np.uint8)
+    pixels = np.clip(noise + colors[labels][:, None, None, None], 0, 255).astype(np.uint8)
     return PixelSet(pixels=pixels, labels=labels)
 
 
@@ -91,7 +91,7 @@ def image_features(backbone: Backbone, *rows: Tensor) -> Tensor:
     pixels = torch.from_numpy(made_up_pixels(2).plain(0, 2))
     with torch.no_grad():
         features: Tensor = backbone.image_tower(
-            backbone.normalise(pixels), BranchContext(keys_values=rows)
+            backbone.normalize(pixels), BranchContext(keys_values=rows)
         )
     return features
 
@@ -346,7 +346,7 @@ def test_pruned_rows_have_no_part_in_anything(tiny_backbone: Backbone) -> None:
     assert not gradient[~trial.learner.text.kept].any()
 
 
-@pytest.mark.parametrize("settings", [{}, {"bits": 4}, {"bits": 4, "quantisation": "ptq"}])
+@pytest.mark.parametrize("settings", [{}, {"bits": 4}, {"bits": 4, "quantization": "ptq"}])
 def test_a_run_stopped_while_pruning_ends_with_the_same_bytes(
     tiny_backbone: Backbone,
     tmp_path: Path,
@@ -379,7 +379,7 @@ def test_a_run_stopped_while_pruning_ends_with_the_same_bytes(
 # The file.
 
 
-@pytest.mark.parametrize("settings", [{}, {"bits": 1}, {"bits": 8, "quantisation": "ptq"}])
+@pytest.mark.parametrize("settings", [{}, {"bits": 1}, {"bits": 8, "quantization": "ptq"}])
 def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
     tiny_backbone: Backbone, settings: dict[str, Any]
 ) -> None:
@@ -419,13 +419,11 @@ def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
         assert np.abs(mine.detach().numpy() - theirs).max(initial=0.0) <= tolerance
 
 
-def test_accuracy_while_learning_is_that_of_the_file(
-    tiny_backbone: Backbone, colours: Path
-) -> None:
+def test_accuracy_while_learning_is_that_of_the_file(tiny_backbone: Backbone, colors: Path) -> None:
     config = TrainConfig(
         method="adapt", learning_rate=0.1, epochs=2, views=1, shots=4, tokens=6, bits=1
     )
-    dataset = read_dataset(colours)
+    dataset = read_dataset(colors)
     result = train_prompt(tiny_backbone, dataset, config)
     measured = result.comparisons["val"].prompt
     assert measured.accuracy == pytest.approx(result.history[-1].val_accuracy, abs=1e-6)
@@ -463,7 +461,7 @@ def test_the_fewest_tokens_within_one_standard_error_are_taken() -> None:
 
 
 def test_the_number_of_tokens_is_chosen_by_validation_and_kept_in_the_file(
-    tiny_backbone: Backbone, colours: Path
+    tiny_backbone: Backbone, colors: Path
 ) -> None:
     config = TrainConfig(
         method="adapt", tokens="auto", learning_rate=0.1, epochs=1, views=1, shots=2,
@@ -471,7 +469,7 @@ def test_the_number_of_tokens_is_chosen_by_validation_and_kept_in_the_file(
     )  # fmt: skip
     assert token_counts(config, tiny_backbone) == (2, 4)
     records: list[EpochRecord] = []
-    split = read_dataset(colours)
+    split = read_dataset(colors)
     result = train_prompt(tiny_backbone, split, config, on_epoch=records.append)
     kept = result.prompt.training["tokens"]
     assert [r.facts["tokens"] for r in records] == [2, 4]

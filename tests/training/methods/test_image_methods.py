@@ -333,7 +333,7 @@ LEARNING: dict[str, Any] = {
 
 def learned(backbone: Backbone, folder: Path, **settings: Any) -> TrainingResult:
     config = TrainConfig(**{**LEARNING, **settings})
-    return train_prompt(backbone, read_dataset(folder), config, name="colours")
+    return train_prompt(backbone, read_dataset(folder), config, name="colors")
 
 
 def held_out(backbone: Backbone, folder: Path) -> PixelSet:
@@ -355,38 +355,38 @@ def held_out(backbone: Backbone, folder: Path) -> PixelSet:
     ids=named,
 )
 def test_learning_from_pixels_is_the_same_in_memory_and_from_the_file(
-    tiny_backbone: Backbone, colours: Path, settings: dict[str, Any]
+    tiny_backbone: Backbone, colors: Path, settings: dict[str, Any]
 ) -> None:
-    result = learned(tiny_backbone, colours, **settings)
+    result = learned(tiny_backbone, colors, **settings)
     losses = [record.loss for record in result.history]
     assert losses[-1] < losses[0] - 0.02
     data = to_bytes(result.prompt)
     again = from_bytes(data)
     assert to_bytes(again) == data
-    evaluation = evaluate_prompt(again, tiny_backbone, held_out(tiny_backbone, colours))
+    evaluation = evaluate_prompt(again, tiny_backbone, held_out(tiny_backbone, colors))
     assert evaluation.accuracy == result.comparisons["test"].prompt.accuracy
     assert result.prompt.image is not None
 
 
 def test_with_or_without_its_projections_a_prompt_classifies_the_same(
-    tiny_backbone: Backbone, colours: Path
+    tiny_backbone: Backbone, colors: Path
 ) -> None:
     settings: dict[str, Any] = {"method": "maple", "learning_rate": 0.2, "epochs": 3}
     folded, kept = (
-        learned(tiny_backbone, colours, **settings, store_projections=store).prompt
+        learned(tiny_backbone, colors, **settings, store_projections=store).prompt
         for store in (False, True)
     )
     assert isinstance(kept.image, Projected)
     assert isinstance(folded.image, Deep)
     assert folded.payload_bytes < kept.payload_bytes / 10
-    images = held_out(tiny_backbone, colours)
+    images = held_out(tiny_backbone, colors)
     logits = [prompt_logits(prompt, tiny_backbone, images) for prompt in (folded, kept)]
     # One rounding of the image vectors to float16 lies between them.
     assert np.abs(logits[0] - logits[1]).max() < 1e-2
     assert (logits[0].argmax(-1) == logits[1].argmax(-1)).mean() >= 0.95
 
 
-def test_the_same_seed_gives_the_same_file(tiny_backbone: Backbone, colours: Path) -> None:
+def test_the_same_seed_gives_the_same_file(tiny_backbone: Backbone, colors: Path) -> None:
     settings: dict[str, Any] = {
         "method": "dip-maple",
         "projection_rank": 4,
@@ -394,13 +394,13 @@ def test_the_same_seed_gives_the_same_file(tiny_backbone: Backbone, colours: Pat
         "epochs": 2,
     }
     first, second = (
-        learned(tiny_backbone, colours, learning_rate=0.2, **settings).prompt for _ in range(2)
+        learned(tiny_backbone, colors, learning_rate=0.2, **settings).prompt for _ in range(2)
     )
     assert to_bytes(first) == to_bytes(second)
 
 
-def test_pixels_on_demand_learn_the_same_numbers(tiny_backbone: Backbone, colours: Path) -> None:
-    split = few_shot(read_dataset(colours), shots=4, seed=1)
+def test_pixels_on_demand_learn_the_same_numbers(tiny_backbone: Backbone, colors: Path) -> None:
+    split = few_shot(read_dataset(colors), shots=4, seed=1)
     config = TrainConfig(method="vpt", epochs=2, batch_size=8)
     results = []
     for memory_bytes in (2**30, 0):

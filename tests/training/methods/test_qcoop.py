@@ -60,11 +60,11 @@ def through_a_file(made: PromptLearner) -> np.ndarray[Any, np.dtype[np.float32]]
 def moved(made: PromptLearner, steps: int = 60, rate: float = 0.1) -> PromptLearner:
     """After some updates towards another context."""
     target = torch.randn(WORDS.shape, generator=torch.Generator().manual_seed(6)).exp()
-    optimiser = torch.optim.SGD(made.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(made.parameters(), lr=rate)
     for step in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         (context_of(made) - target).square().sum().backward()  # type: ignore[no-untyped-call]  # torch
-        optimiser.step()
+        optimizer.step()
         made.after_update(Moment(step=step, steps=steps, epoch=0, epochs=1))
     return made
 
@@ -79,7 +79,7 @@ def moved(made: PromptLearner, steps: int = 60, rate: float = 0.1) -> PromptLear
         ({"method": "qcoop", "bits": 2}, 520),
         ({"method": "qcoop", "bits": 4}, 1_056),
         ({"method": "qcoop", "bits": 8}, 2_560),
-        ({"method": "qcoop", "quantisation": "ptq", "bits": 4}, 1_056),
+        ({"method": "qcoop", "quantization": "ptq", "bits": 4}, 1_056),
         # 516 numbers: p_a in one byte, p_b in 64, and a codebook of two numbers for each.
         ({"method": "dip", "bits": 1}, 1 + 4 + 64 + 4),
         # At more bits p_a's four numbers are smaller in float16 than with a codebook.
@@ -114,8 +114,8 @@ def test_factors_of_one_bit_fold_to_what_they_were_trained_as() -> None:
     np.testing.assert_allclose(context_of(made).detach(), through_a_file(made), atol=1e-6)
 
 
-def test_ptq_trains_on_plain_numbers_and_quantises_them_at_the_end() -> None:
-    plain, ptq = moved(learner(method="coop")), moved(learner(method="qcoop", quantisation="ptq"))
+def test_ptq_trains_on_plain_numbers_and_quantizes_them_at_the_end() -> None:
+    plain, ptq = moved(learner(method="coop")), moved(learner(method="qcoop", quantization="ptq"))
     assert torch.equal(context_of(plain), context_of(ptq))
     assert len(np.unique(through_a_file(ptq))) == 2
 
@@ -260,7 +260,7 @@ def learned(backbone: Backbone, train: FeatureSet, val: FeatureSet | None, **kw:
     [
         {"method": "qcoop", "bits": 1},
         {"method": "qcoop", "bits": 4, "recluster_interval": 2},
-        {"method": "qcoop", "quantisation": "ptq", "bits": 4},
+        {"method": "qcoop", "quantization": "ptq", "bits": 4},
         {"method": "dip", "bits": 1, "init_std": 0.3, "rate": 10.0},
         {"method": "dip-alg1"},
         {"method": "dip-alg2"},

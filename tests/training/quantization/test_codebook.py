@@ -18,10 +18,10 @@ from prompt_serve.training.quantization.codebook import (
     AdaptiveCodebook,
     histogram_divergence,
     nearest,
-    quantised,
+    quantized,
     saves_bytes,
 )
-from prompt_serve.training.quantization.kmeans import MAX_POINTS, cluster_centres
+from prompt_serve.training.quantization.kmeans import MAX_POINTS, cluster_centers
 
 Numbers = NDArray[np.float64]
 
@@ -38,8 +38,8 @@ def at(step: int) -> Moment:
     return Moment(step=step, steps=1_000, epoch=0, epochs=1)
 
 
-def error(values: Numbers, centres: Numbers) -> float:
-    return float(np.square(values[:, None] - centres).min(axis=1).sum())
+def error(values: Numbers, centers: Numbers) -> float:
+    return float(np.square(values[:, None] - centers).min(axis=1).sum())
 
 
 def best_error(values: Numbers, count: int) -> float:
@@ -61,19 +61,19 @@ def test_clusters_that_stand_apart_are_found(rng: np.random.Generator) -> None:
     for count in (2, 4):
         middles = np.arange(count) * 10.0
         values = rng.permutation(np.concatenate([m + rng.uniform(-1, 1, size=4) for m in middles]))
-        centres = cluster_centres(values, count)
-        assert error(values, centres) == pytest.approx(best_error(values, count), rel=1e-9)
+        centers = cluster_centers(values, count)
+        assert error(values, centers) == pytest.approx(best_error(values, count), rel=1e-9)
 
 
-def test_centres_are_the_means_of_what_is_nearest_to_them(rng: np.random.Generator) -> None:
+def test_centers_are_the_means_of_what_is_nearest_to_them(rng: np.random.Generator) -> None:
     for count in (2, 4, 16):
         values = rng.normal(size=2_048)
-        centres = cluster_centres(values, count)
-        chosen = np.abs(values[:, None] - centres).argmin(axis=1)
+        centers = cluster_centers(values, count)
+        chosen = np.abs(values[:, None] - centers).argmin(axis=1)
         means = [values[chosen == k].mean() for k in range(count)]
         # Fifty steps are not always enough to stand still with 16; half a per cent is near.
-        np.testing.assert_allclose(centres, means, atol=5e-3)
-        assert (np.diff(centres) > 0).all()
+        np.testing.assert_allclose(centers, means, atol=5e-3)
+        assert (np.diff(centers) > 0).all()
 
 
 def test_the_error_is_near_that_of_the_best_partition(rng: np.random.Generator) -> None:
@@ -82,9 +82,9 @@ def test_the_error_is_near_that_of_the_best_partition(rng: np.random.Generator) 
         for _ in range(20):
             values = rng.normal(size=12)
             best = best_error(values, count)
-            ratios.append(error(values, cluster_centres(values, count)) / best)
+            ratios.append(error(values, cluster_centers(values, count)) / best)
     # Lloyd's algorithm stops in a local optimum. A dozen numbers are the worst case: of thousands
-    # the centres are those of their distribution, as the next test has it.
+    # the centers are those of their distribution, as the next test has it.
     assert min(ratios) >= 1.0 - 1e-9
     print(f"error over the best: mean {np.mean(ratios):.3f}, largest {max(ratios):.3f}")
     assert np.mean(ratios) < 1.5
@@ -92,32 +92,32 @@ def test_the_error_is_near_that_of_the_best_partition(rng: np.random.Generator) 
 
 
 def test_two_halves_of_a_normal_distribution_are_found() -> None:
-    """The best two centres of N(0, 1) are +-sqrt(2 / pi), the best four +-0.4528 and +-1.510
+    """The best two centers of N(0, 1) are +-sqrt(2 / pi), the best four +-0.4528 and +-1.510
     (Lloyd 1982, Max 1960)."""
     values = normal(200_000).double().numpy()
-    np.testing.assert_allclose(cluster_centres(values, 2), [-0.7979, 0.7979], atol=0.01)
+    np.testing.assert_allclose(cluster_centers(values, 2), [-0.7979, 0.7979], atol=0.01)
     np.testing.assert_allclose(
-        cluster_centres(values, 4), [-1.510, -0.4528, 0.4528, 1.510], atol=0.02
+        cluster_centers(values, 4), [-1.510, -0.4528, 0.4528, 1.510], atol=0.02
     )
 
 
-def test_bins_of_a_large_tensor_change_the_centres_little(rng: np.random.Generator) -> None:
+def test_bins_of_a_large_tensor_change_the_centers_little(rng: np.random.Generator) -> None:
     values = rng.normal(size=MAX_POINTS)
     many = np.concatenate([values, values])  # twice as many, and so binned
-    np.testing.assert_allclose(cluster_centres(many, 16), cluster_centres(values, 16), atol=5e-3)
+    np.testing.assert_allclose(cluster_centers(many, 16), cluster_centers(values, 16), atol=5e-3)
 
 
 def test_order_plays_no_part(rng: np.random.Generator) -> None:
     values = rng.normal(size=300)
-    first = cluster_centres(values, 16)
-    assert (cluster_centres(rng.permutation(values), 16) == first).all()
-    assert (cluster_centres(values, 16) == first).all()
+    first = cluster_centers(values, 16)
+    assert (cluster_centers(rng.permutation(values), 16) == first).all()
+    assert (cluster_centers(values, 16) == first).all()
 
 
 @pytest.mark.parametrize("values", [[1.0] * 9, [1.0, 2.0, 2.0], [0.25]])
-def test_fewer_distinct_values_than_centres_come_back_exactly(values: list[float]) -> None:
+def test_fewer_distinct_values_than_centers_come_back_exactly(values: list[float]) -> None:
     for bits in BITS:
-        coded = quantised(np.array(values, np.float16), bits)
+        coded = quantized(np.array(values, np.float16), bits)
         # Scaled and scaled back in float32, then rounded to float16.
         np.testing.assert_allclose(numbers(coded).astype(float), values, rtol=1e-3)
 
@@ -136,19 +136,19 @@ def test_what_is_learned_on_is_what_is_stored_bit_for_bit(bits: int) -> None:
         assert len(np.unique(seen)) <= 2**bits
 
 
-def test_each_number_becomes_the_nearest_centre_of_the_normalised() -> None:
+def test_each_number_becomes_the_nearest_center_of_the_normalized() -> None:
     values = normal(4, 32) * 0.3 + 2.0
     learner = codebook(values, 2)
     mean, std = values.double().mean(), values.double().std(correction=0)
     wanted = []
     for number in ((values.double() - mean) / std).flatten():
-        centre = min(learner.centres.double(), key=lambda c, x=number: abs(float(c - x)))  # type: ignore[misc]  # bound at once
-        wanted.append(float(std * centre + mean))
+        center = min(learner.centers.double(), key=lambda c, x=number: abs(float(c - x)))  # type: ignore[misc]  # bound at once
+        wanted.append(float(std * center + mean))
     # float16 keeps 11 bits of numbers near 2.
     np.testing.assert_allclose(learner(values).flatten().numpy(), wanted, atol=2e-3)
 
 
-def test_the_gradient_is_that_of_the_plain_graph_at_the_quantised_point() -> None:
+def test_the_gradient_is_that_of_the_plain_graph_at_the_quantized_point() -> None:
     values = normal(4, 32).requires_grad_()
     weights = normal(32, 5, seed=1)
 
@@ -166,13 +166,13 @@ def test_the_gradient_is_that_of_the_plain_graph_at_the_quantised_point() -> Non
 def test_an_empty_tensor_has_a_codebook_too() -> None:
     empty = torch.zeros(0, 4)
     assert codebook(empty)(empty).shape == (0, 4)
-    assert quantised(np.zeros((0, 4), np.float16), 1).shape == (0, 4)
+    assert quantized(np.zeros((0, 4), np.float16), 1).shape == (0, 4)
 
 
 def test_diverged_numbers_are_refused_with_the_way_out() -> None:
     for broken in (np.nan, np.inf):
         with pytest.raises(PromptFileInvalid, match="smaller learning rate"):
-            quantised(np.array([1.0, broken, 2.0], np.float16), 1)
+            quantized(np.array([1.0, broken, 2.0], np.float16), 1)
     values = normal(4, 32)
     learner = codebook(values)
     learner.after_update(values * torch.nan, at(49))
@@ -183,7 +183,7 @@ def test_diverged_numbers_are_refused_with_the_way_out() -> None:
 def test_ptq_codes_what_qat_starts_with() -> None:
     values = normal(4, 512) * 0.1
     rounded = half(values)
-    after = quantised(rounded, 4)
+    after = quantized(rounded, 4)
     before = codebook(torch.from_numpy(rounded.astype(np.float32)), 4)
     while_learning = before.coded(torch.from_numpy(rounded.astype(np.float32)))
     assert (after.indices == while_learning.indices).all()
@@ -193,7 +193,7 @@ def test_ptq_codes_what_qat_starts_with() -> None:
 def test_more_bits_come_nearer() -> None:
     values = half(normal(4, 512))
     errors = [
-        float(np.square(numbers(quantised(values, bits)).astype(float) - values).mean())
+        float(np.square(numbers(quantized(values, bits)).astype(float) - values).mean())
         for bits in BITS
     ]
     assert errors[0] > 3 * errors[1] > 15 * errors[2] > 150 * errors[3]
@@ -221,7 +221,7 @@ def test_divergence_is_that_of_the_smoothed_histograms() -> None:
 
 
 def test_divergence_is_finite_where_bins_are_empty() -> None:
-    values = normal(4, 8)  # 32 numbers, 256 centres
+    values = normal(4, 8)  # 32 numbers, 256 centers
     learner = codebook(values, 8, recluster_above=100.0)
     learner.after_update(normal(4, 8, seed=1).exp(), at(49))
     assert 0.0 < float(learner.divergence) < 100.0
@@ -241,7 +241,7 @@ def test_a_mere_change_of_scale_or_place_asks_for_nothing() -> None:
 def test_another_distribution_asks_for_a_new_codebook_which_fits_better() -> None:
     values, skewed = normal(4, 512), normal(4, 512, seed=1).exp()
     learner = codebook(values, 2)
-    before = learner.centres.clone()
+    before = learner.centers.clone()
 
     def distance() -> float:
         return float((learner(skewed) - skewed).square().mean())
@@ -252,7 +252,7 @@ def test_another_distribution_asks_for_a_new_codebook_which_fits_better() -> Non
     learner.after_update(skewed, at(49))
     assert int(learner.reclusterings) == 1
     assert float(learner.divergence) > 0.01
-    assert not torch.equal(learner.centres, before)
+    assert not torch.equal(learner.centers, before)
     assert distance() < old_error
     learner.after_update(skewed, at(99))
     assert int(learner.reclusterings) == 1  # the numbers are those it was made for
@@ -293,10 +293,10 @@ def test_all_state_is_in_buffers() -> None:
     for moved in (learner, fresh):
         moved.after_update(other * other, at(99))
     assert int(fresh.reclusterings) == int(learner.reclusterings) == 2
-    assert torch.equal(fresh.centres, learner.centres)
+    assert torch.equal(fresh.centers, learner.centers)
     assert torch.equal(fresh.anchor, learner.anchor)
 
 
-def test_of_two_centres_equally_near_the_lower_is_taken() -> None:
-    centres = torch.tensor([-1.0, 1.0, 3.0])
-    assert nearest(torch.tensor([-5.0, 0.0, 0.5, 2.0, 9.0]), centres).tolist() == [0, 0, 1, 1, 2]
+def test_of_two_centers_equally_near_the_lower_is_taken() -> None:
+    centers = torch.tensor([-1.0, 1.0, 3.0])
+    assert nearest(torch.tensor([-5.0, 0.0, 0.5, 2.0, 9.0]), centers).tolist() == [0, 0, 1, 1, 2]
