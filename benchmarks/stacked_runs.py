@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.training_speed import class_names
 from prompt_serve.scoring import unit
-from prompt_serve.training.batched_loop import fit_stacked
+from prompt_serve.training.batched_loop import fit_batched
 from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
@@ -62,7 +62,7 @@ def main() -> None:
 
         def together(configs: list[TrainConfig] = configs) -> object:
             r = len(configs)
-            return fit_stacked(backbone, names, [train] * r, [None] * r, configs, [0.1] * r)
+            return fit_batched(backbone, names, [train] * r, [None] * r, configs, [0.1] * r)
 
         def in_turn(configs: list[TrainConfig] = configs) -> object:
             return [fit(backbone, names, train, None, c, learning_rate=0.1) for c in configs]

@@ -68,7 +68,7 @@ def write_shipped(work: WorkDir, model: open_clip.CLIP) -> None:
     """model.safetensors in fp16, config.json and the BPE, under `prompt_serve/assets/embedded`."""
     EMBEDDED.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
+        name: tensor.to_float16().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
     with written_whole(EMBEDDED / "model.safetensors") as draft:

@@ -15,7 +15,7 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
 )
 from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
 from prompt_serve.prompts.quantized_tensor import Coded
@@ -27,12 +27,12 @@ BACKBONE = BackboneRef(
 )
 
 
-def half(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+def to_float16(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
     return np.asarray(values, dtype=np.float16)
 
 
 def coded(indices: object, codebook: object) -> Coded:
-    return Coded(indices=np.asarray(indices, dtype=np.uint8), codebook=half(codebook))
+    return Coded(indices=np.asarray(indices, dtype=np.uint8), codebook=to_float16(codebook))
 
 
 def v2(method: str, **parts: Any) -> Prompt:
@@ -44,7 +44,7 @@ def v2(method: str, **parts: Any) -> Prompt:
             "class_names": ("cat", "dog"),
             "templates": ("photo of {}.",),
             "backbone": BACKBONE,
-            "probe": half([0.25, -0.5]),
+            "probe": to_float16([0.25, -0.5]),
             "training": {"method": method},
             "tool_version": "0.2.0",
             **parts,
@@ -59,7 +59,7 @@ PLAIN: dict[str, Prompt] = {
         class_names=("apple", "Äpfel & Birnen", "りんご"),
         templates=("a photo of a {}.", "a drawing of a {}."),
         backbone=BACKBONE,
-        probe=half([0.5, -1.25, 1.5]),
+        probe=to_float16([0.5, -1.25, 1.5]),
         training={"method": "zero-shot", "seed": 1},
         metrics={"test": {"accuracy": 0.75, "images": 4, "per_class": [1.0, 0.5, None]}},
         tool_version="0.1.0",
@@ -70,10 +70,10 @@ PLAIN: dict[str, Prompt] = {
         class_names=("cat", "dog"),
         templates=("X X {}.",),
         backbone=BACKBONE,
-        probe=half([0.125, 2.0]),
+        probe=to_float16([0.125, 2.0]),
         class_position="middle",
         text=Dense(
-            context=half(
+            context=to_float16(
                 [
                     [[1.0, -2.0, 0.5, 0.25], [3.0, 4.0, -5.0, 6.0]],
                     [[0.0, 0.0999755859375, 65504.0, -65504.0], [5.960464477539063e-08, 1, 2, 3]],
@@ -90,8 +90,10 @@ PLAIN: dict[str, Prompt] = {
         class_names=("cat", "dog"),
         templates=("a photo of {}.",),
         backbone=BACKBONE,
-        probe=half([-0.75, 0.0]),
-        text=LowRank(p_a=half([[1.0], [-0.5], [2.0]]), p_b=half([[0.5, 0.25, -1.0, 4.0]])),
+        probe=to_float16([-0.75, 0.0]),
+        text=LowRank(
+            p_a=to_float16([[1.0], [-0.5], [2.0]]), p_b=to_float16([[0.5, 0.25, -1.0, 4.0]])
+        ),
         training={"method": "dip", "rank": 1},
         tool_version="0.1.0",
     ),
@@ -100,8 +102,8 @@ PLAIN: dict[str, Prompt] = {
 
 TWO_BLOCKS = Deep(
     layers=(
-        LowRank(p_a=half([[1.0], [-0.5]]), p_b=half([[0.5, 0.25, -1.0, 4.0]])),
-        Dense(context=half([[1, 2, 3, 4], [-5, -6, -7, -8]])),
+        LowRank(p_a=to_float16([[1.0], [-0.5]]), p_b=to_float16([[0.5, 0.25, -1.0, 4.0]])),
+        Dense(context=to_float16([[1, 2, 3, 4], [-5, -6, -7, -8]])),
     )
 )
 
@@ -128,7 +130,7 @@ NEWER: dict[str, Prompt] = {
         "dip",
         backbone=BACKBONE.model_copy(update={"text_width": 9}),
         text=LowRank(
-            p_a=half([[1.0], [-0.5]]), p_b=coded([[1, 0, 1, 1, 0, 0, 1, 0, 1]], [-0.25, 0.75])
+            p_a=to_float16([[1.0], [-0.5]]), p_b=coded([[1, 0, 1, 1, 0, 0, 1, 0, 1]], [-0.25, 0.75])
         ),
     ),
     "deep": v2(
@@ -137,22 +139,26 @@ NEWER: dict[str, Prompt] = {
         image=Deep(
             layers=(
                 Dense(context=coded([[0, 1, 1], [1, 1, 0]], [-1.0, 1.0])),
-                LowRank(p_a=half([[2.0], [3.0]]), p_b=half([[1, 0.5, 0.25]]), base="none"),
+                LowRank(
+                    p_a=to_float16([[2.0], [3.0]]), p_b=to_float16([[1, 0.5, 0.25]]), base="none"
+                ),
             )
         ),
     ),
     "ragged": v2(
         "adapt",
         templates=("a photo of a {}.",),
-        text=Ragged(
+        text=PrunedKeyValues(
             lengths=np.array([1, 0, 2], np.uint8),
-            rows=half([[1, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]]),
+            rows=to_float16([[1, 2, 3, 4], [5, 6, 7, 8], [-1, -2, -3, -4]]),
         ),
-        image=Ragged(lengths=np.array([0, 0], np.uint8), rows=half(np.zeros((0, 3)))),
+        image=PrunedKeyValues(
+            lengths=np.array([0, 0], np.uint8), rows=to_float16(np.zeros((0, 3)))
+        ),
     ),
     "ragged_codebook": v2(
         "adapt",
-        text=Ragged(
+        text=PrunedKeyValues(
             lengths=np.array([0, 3], np.uint8),
             rows=coded([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 2, 2]], [-1.5, -0.5, 0.5, 1.5]),
         ),
@@ -163,11 +169,15 @@ NEWER: dict[str, Prompt] = {
         image=Projected(
             layers=(
                 Projection(
-                    factors=(half(np.arange(12).reshape(4, 3)),), bias=half([0.5, -0.5, 1.0])
+                    factors=(to_float16(np.arange(12).reshape(4, 3)),),
+                    bias=to_float16([0.5, -0.5, 1.0]),
                 ),
                 Projection(
-                    factors=(half(np.arange(4).reshape(4, 1)), half([[1.0, -1.0, 2.0]])),
-                    bias=half([1, 2, 3]),
+                    factors=(
+                        to_float16(np.arange(4).reshape(4, 1)),
+                        to_float16([[1.0, -1.0, 2.0]]),
+                    ),
+                    bias=to_float16([1, 2, 3]),
                 ),
             )
         ),
@@ -186,16 +196,16 @@ NEWER: dict[str, Prompt] = {
     "conditional": v2(
         "cocoop",
         text=Conditional(
-            context=half([[1, 2, 3, 4], [5, 6, 7, 8]]),
-            w_1=half([[0.5, -0.5, 0.25], [1, 2, 3]]),
-            b_1=half([0.125, -0.125]),
-            w_2=half([[1, 2], [3, 4], [5, 6], [7, 8]]),
-            b_2=half([0, 1, -1, 2]),
+            context=to_float16([[1, 2, 3, 4], [5, 6, 7, 8]]),
+            w_1=to_float16([[0.5, -0.5, 0.25], [1, 2, 3]]),
+            b_1=to_float16([0.125, -0.125]),
+            w_2=to_float16([[1, 2], [3, 4], [5, 6], [7, 8]]),
+            b_2=to_float16([0, 1, -1, 2]),
         ),
     ),
     "calibrated": v2(
         "coop",
-        text=Dense(context=half([[1, 2, 3, 4], [5, 6, 7, 8]])),
+        text=Dense(context=to_float16([[1, 2, 3, 4], [5, 6, 7, 8]])),
         temperature=1.375,
         unknown_below=0.25,
     ),

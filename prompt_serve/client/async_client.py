@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self, TypeVar, overload
 
 from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import Classifier, ImageAsker, Question, question
+from prompt_serve.client.classify_request import ChunkRunner, Classifier, Question, question
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.embedding import (
     Embedder,
@@ -224,7 +224,7 @@ class AsyncClient(TaskCalls):
         scorer = EmbeddingScorer(self._connection, asked, plan=plan, retry=self._retry)
         return await scorer(rows, fingerprint)
 
-    async def _all(self, images: Iterable[ImageSource], asker: ImageAsker[Result]) -> list[Result]:
+    async def _all(self, images: Iterable[ImageSource], asker: ChunkRunner[Result]) -> list[Result]:
         chunks = async_chunks_of(images, asker.plan.chunk_size)
         results: list[Result] = []
         async with aclosing(async_in_order(chunks, asker, asker.plan.depth)) as answers:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from prompt_serve.client import protocol
 from prompt_serve.client.connection import Connection
-from prompt_serve.client.images import ImageFile, Unsent, pack
+from prompt_serve.client.images import ImageFile, UnreadableImage, pack
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import Chunk, Plan
 from prompt_serve.errors import PromptServeError, RequestInvalid, RequestTooLarge, ServiceFailed
@@ -67,7 +67,7 @@ def question(
     return asked
 
 
-class ImageAsker(ABC, Generic[Result]):
+class ChunkRunner(ABC, Generic[Result]):
     """Asks about chunks of images, ``plan.concurrency`` of them at a time."""
 
     def __init__(self, connection: Connection, *, plan: Plan, retry: RetryPolicy) -> None:
@@ -88,7 +88,7 @@ class ImageAsker(ABC, Generic[Result]):
         async with self._free:
             # Reading files and writing PNGs takes its time; the event loop has others to serve.
             while (request := await asyncio.to_thread(next, requests, None)) is not None:
-                if isinstance(request, Unsent):
+                if isinstance(request, UnreadableImage):
                     results[request.index] = self._failed(request, request.error)
                 else:
                     answers = await self._ask(request)
@@ -100,11 +100,11 @@ class ImageAsker(ABC, Generic[Result]):
         """One result a file, in their order."""
 
     @abstractmethod
-    def _failed(self, image: ImageFile | Unsent, error: PromptServeError) -> Result:
+    def _failed(self, image: ImageFile | UnreadableImage, error: PromptServeError) -> Result:
         """The result of an image that was not answered."""
 
 
-class Classifier(ImageAsker[ImageResult]):
+class Classifier(ChunkRunner[ImageResult]):
     """Asks some tasks about chunks of images."""
 
     def __init__(
@@ -117,7 +117,7 @@ class Classifier(ImageAsker[ImageResult]):
         answers = [await self._ask_group(files, group) for group in self._groups]
         return [protocol.merged(parts) for parts in zip(*answers, strict=True)]
 
-    def _failed(self, image: ImageFile | Unsent, error: PromptServeError) -> ImageResult:
+    def _failed(self, image: ImageFile | UnreadableImage, error: PromptServeError) -> ImageResult:
         return protocol.failed_result(image, error)
 
     async def _ask_group(self, files: list[ImageFile], group: Question) -> list[ImageResult]:

@@ -11,8 +11,8 @@ import httpx
 from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import (
     RETRIED_STATUSES,
-    Patience,
     RetryPolicy,
+    RetryState,
     retry_after_s,
 )
 from prompt_serve.errors import (
@@ -77,7 +77,7 @@ class Connection:
             ServiceUnreachable: no connection, or none that holds.
             DeadlineExceeded: connected, but no answer within ``timeout_s``.
         """
-        patience = Patience(policy)
+        patience = RetryState(policy)
         repeated = False
         while True:
             outcome = await self._attempt(call)
@@ -109,7 +109,7 @@ class Connection:
             ) from error
 
     def _response_or_raise(
-        self, outcome: httpx.Response | httpx.TransportError, patience: Patience
+        self, outcome: httpx.Response | httpx.TransportError, patience: RetryState
     ) -> httpx.Response:
         if isinstance(outcome, httpx.Response):
             return outcome

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import ImageAsker, Question, is_of_one_image
+from prompt_serve.client.classify_request import ChunkRunner, Question, is_of_one_image
 from prompt_serve.client.connection import Connection
-from prompt_serve.client.images import ImageFile, Unsent
+from prompt_serve.client.images import ImageFile, UnreadableImage
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import Plan
 from prompt_serve.errors import (
@@ -46,7 +46,7 @@ class Embedded:
     fingerprint: str = ""
 
 
-class Embedder(ImageAsker[Embedded]):
+class Embedder(ChunkRunner[Embedded]):
     """Asks for the embeddings of chunks of images."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Embedder(ImageAsker[Embedded]):
         middle = len(files) // 2
         return [*await self._ask(files[:middle]), *await self._ask(files[middle:])]
 
-    def _failed(self, image: ImageFile | Unsent, error: PromptServeError) -> Embedded:
+    def _failed(self, image: ImageFile | UnreadableImage, error: PromptServeError) -> Embedded:
         return Embedded(EmbeddedImage(index=image.index, error=protocol.problem_from(error)))
 
 

@@ -48,7 +48,7 @@ class ImageFile:
 
 
 @dataclass(frozen=True)
-class Unsent:
+class UnreadableImage:
     """One image that cannot be sent, and why."""
 
     index: int
@@ -105,20 +105,20 @@ def pack(
     max_images: int,
     request_bytes: int,
     max_bytes: int,
-) -> Iterator[list[ImageFile] | Unsent]:
+) -> Iterator[list[ImageFile] | UnreadableImage]:
     """Read images and group them into requests; at most one request's bytes are held at a time.
 
     Args:
         images: each with the index that its ImageFile gets.
         max_images: of one request.
         request_bytes: where a request is full; a larger image goes alone.
-        max_bytes: no request may be larger; an image that is becomes an ``Unsent``.
+        max_bytes: no request may be larger; an image that is becomes an ``UnreadableImage``.
     """
     batch: list[ImageFile] = []
     size = 0
     for index, image in images:
         file = _prepare(index, image, max_bytes)
-        if isinstance(file, Unsent):
+        if isinstance(file, UnreadableImage):
             yield file
             continue
         if batch and (len(batch) >= max_images or size + file.sent_bytes > request_bytes):
@@ -130,20 +130,20 @@ def pack(
         yield batch
 
 
-def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | Unsent:
+def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | UnreadableImage:
     # File names of other encodings hold surrogates, which cannot be sent.
     name = Path(source_of(image)).name.encode("utf-8", "replace").decode() or f"image-{index}"
     try:
         file = _image_file(index, name, image)
     except ImageInvalid as error:
-        return Unsent(index, name, error)
+        return UnreadableImage(index, name, error)
     if file.sent_bytes > max_bytes:
         too_large = RequestTooLarge(
             f"The image has {len(file.data):,} bytes; a request to this service has at most "
             f"{max_bytes:,}. Scale it down: the model sees a few hundred pixels a side.",
             max_body_bytes=max_bytes,
         )
-        return Unsent(index, name, too_large)
+        return UnreadableImage(index, name, too_large)
     return file
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from prompt_serve.client.images import ImageFile, Unsent
+from prompt_serve.client.images import ImageFile, UnreadableImage
 from prompt_serve.client.retries import retry_after_s
 from prompt_serve.errors import (
     ERRORS_BY_CODE,
@@ -228,7 +228,7 @@ def only(results: Sequence[ImageResult]) -> ImageResult:
     return result
 
 
-def failed_result(image: ImageFile | Unsent, error: PromptServeError) -> ImageResult:
+def failed_result(image: ImageFile | UnreadableImage, error: PromptServeError) -> ImageResult:
     """The result of an image that was not answered."""
     return ImageResult(index=image.index, filename=image.name, error=problem_from(error))
 

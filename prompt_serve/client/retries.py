@@ -22,7 +22,7 @@ class RetryPolicy:
     max_delay_s: float = 5.0
 
 
-class Patience:
+class RetryState:
     """What is left of a policy for one call."""
 
     def __init__(self, policy: RetryPolicy) -> None:

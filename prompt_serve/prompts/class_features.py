@@ -15,7 +15,7 @@ from prompt_serve.errors import PromptUnsupported
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.folding import fold_image, fold_text
 from prompt_serve.prompts.prompt_file import Prompt
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.sequences import (
     SequencePlan,
     Sequences,
@@ -72,7 +72,7 @@ def template_features(
     template: str,
     side: TextSide,
     encode_text: EncodeText,
-    text: BranchContext[FloatArray] | None = None,
+    text: PromptVectors[FloatArray] | None = None,
 ) -> FloatArray:
     """Class features (C, E) of one template; ``text`` stands in for the folded text branch."""
     branch = folded_text(prompt, template, side) if text is None else text
@@ -102,13 +102,13 @@ def template_features(
     return features
 
 
-def folded_text(prompt: Prompt, template: str, side: TextSide) -> BranchContext[FloatArray]:
+def folded_text(prompt: Prompt, template: str, side: TextSide) -> PromptVectors[FloatArray]:
     """The plain vectors of the text branch."""
     words = template_ids(side.tokenizer, template)
     return fold_text(prompt.text, np.asarray(side.token_embedding[words], dtype=np.float32))
 
 
-def folded_image(prompt: Prompt, side: TextSide) -> BranchContext[FloatArray]:
+def folded_image(prompt: Prompt, side: TextSide) -> PromptVectors[FloatArray]:
     """The plain vectors of the image branch; empty where nothing was learned."""
     return fold_image(prompt.image, folded_text(prompt, prompt.templates[0], side))
 

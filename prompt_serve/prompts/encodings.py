@@ -144,7 +144,7 @@ class Deep:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ragged:
+class PrunedKeyValues:
     """Keys and values (ADAPT): ``rows`` (N, D), of which block l has the next ``lengths[l]``."""
 
     kind: ClassVar[str] = "ragged"
@@ -286,9 +286,9 @@ class Conditional:
         return {}
 
 
-TextEncoding = Dense | LowRank | Deep | Ragged | Conditional
-ImageEncoding = Dense | LowRank | Deep | Ragged | Projected
-Encoding = Dense | LowRank | Deep | Ragged | Projected | Conditional
+TextEncoding = Dense | LowRank | Deep | PrunedKeyValues | Conditional
+ImageEncoding = Dense | LowRank | Deep | PrunedKeyValues | Projected
+Encoding = Dense | LowRank | Deep | PrunedKeyValues | Projected | Conditional
 
 
 def describe(encoding: Encoding) -> str:
@@ -325,7 +325,7 @@ def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, A
             base: Base = "none" if options.get("base", "template") == "none" else "template"
             return LowRank(**_exactly(kind, tensors, {"p_a", "p_b"}), base=base)
         case "ragged":
-            return Ragged(**_exactly(kind, tensors, {"lengths", "rows"}))
+            return PrunedKeyValues(**_exactly(kind, tensors, {"lengths", "rows"}))
         case "conditional":
             return Conditional(**_exactly(kind, tensors, {"context", "w_1", "b_1", "w_2", "b_2"}))
         case "deep":

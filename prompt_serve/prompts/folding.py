@@ -12,19 +12,19 @@ from prompt_serve.prompts.encodings import (
     Layer,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
     TextEncoding,
 )
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Stored, numbers
 from prompt_serve.types import FloatArray
 
-NOTHING: BranchContext[FloatArray] = BranchContext()
+NOTHING: PromptVectors[FloatArray] = PromptVectors()
 
 
 def fold_text(
     encoding: TextEncoding | None, template_context: FloatArray
-) -> BranchContext[FloatArray]:
+) -> PromptVectors[FloatArray]:
     """Turn the encoding of the text branch into plain vectors.
 
     Args:
@@ -41,17 +41,17 @@ def fold_text(
             return NOTHING
         case Deep():
             first, *deeper = (fold(layer, template_context) for layer in encoding.layers)
-            return BranchContext(context=first, deeper=tuple(deeper))
-        case Ragged():
-            return BranchContext(keys_values=_rows_by_block(encoding))
+            return PromptVectors(context=first, deeper=tuple(deeper))
+        case PrunedKeyValues():
+            return PromptVectors(keys_values=_rows_by_block(encoding))
         case Conditional():
-            return BranchContext(context=_floats(encoding.context))
-    return BranchContext(context=fold(encoding, template_context))
+            return PromptVectors(context=_floats(encoding.context))
+    return PromptVectors(context=fold(encoding, template_context))
 
 
 def fold_image(
-    encoding: ImageEncoding | None, text: BranchContext[FloatArray]
-) -> BranchContext[FloatArray]:
+    encoding: ImageEncoding | None, text: PromptVectors[FloatArray]
+) -> PromptVectors[FloatArray]:
     """Turn the encoding of the image branch into plain vectors.
 
     Args:
@@ -68,10 +68,10 @@ def fold_image(
             return _project(encoding, text)
         case Deep():
             first, *deeper = (_without_words(layer) for layer in encoding.layers)
-            return BranchContext(context=first, deeper=tuple(deeper))
-        case Ragged():
-            return BranchContext(keys_values=_rows_by_block(encoding))
-    return BranchContext(context=_without_words(encoding))
+            return PromptVectors(context=first, deeper=tuple(deeper))
+        case PrunedKeyValues():
+            return PromptVectors(keys_values=_rows_by_block(encoding))
+    return PromptVectors(context=_without_words(encoding))
 
 
 def fold(encoding: Layer, template_context: FloatArray) -> FloatArray:
@@ -101,12 +101,12 @@ def _without_words(layer: Layer) -> FloatArray:
     return fold(layer, np.zeros((0, layer.width), dtype=np.float32))
 
 
-def _rows_by_block(encoding: Ragged) -> tuple[FloatArray, ...]:
+def _rows_by_block(encoding: PrunedKeyValues) -> tuple[FloatArray, ...]:
     ends = np.cumsum(encoding.lengths.astype(np.int64))
     return tuple(np.split(_floats(encoding.rows), ends[:-1]))
 
 
-def _project(encoding: Projected, text: BranchContext[FloatArray]) -> BranchContext[FloatArray]:
+def _project(encoding: Projected, text: PromptVectors[FloatArray]) -> PromptVectors[FloatArray]:
     sources = () if text.context is None else (text.context, *text.deeper)
     widths = {source.shape[-1] for source in sources}
     if len(sources) != len(encoding.layers) or widths != {encoding.layers[0].text_width}:
@@ -118,7 +118,7 @@ def _project(encoding: Projected, text: BranchContext[FloatArray]) -> BranchCont
     first, *deeper = (
         _projected(source, layer) for source, layer in zip(sources, encoding.layers, strict=True)
     )
-    return BranchContext(context=first, deeper=tuple(deeper))
+    return PromptVectors(context=first, deeper=tuple(deeper))
 
 
 def _projected(source: FloatArray, layer: Projection) -> FloatArray:

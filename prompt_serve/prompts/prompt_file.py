@@ -30,7 +30,7 @@ from prompt_serve.prompts.encodings import (
     ImageEncoding,
     LowRank,
     Projected,
-    Ragged,
+    PrunedKeyValues,
     TextEncoding,
     encoding_from,
 )
@@ -129,7 +129,7 @@ class Prompt:
         image = self.image
         layers = image.layers if isinstance(image, Deep) else (image,)
         for layer in layers:
-            if layer is None or isinstance(layer, Ragged | Projected):
+            if layer is None or isinstance(layer, PrunedKeyValues | Projected):
                 continue
             shared = isinstance(layer, Dense | LowRank) and layer.n_classes is None
             if not shared or (isinstance(layer, LowRank) and layer.base != "none"):

@@ -7,7 +7,7 @@ T = TypeVar("T")  # FloatArray where prompts are used, torch.Tensor where they a
 
 
 @dataclass(frozen=True, kw_only=True)
-class BranchContext(Generic[T]):
+class PromptVectors(Generic[T]):
     """Learned vectors of the text or of the image tower.
 
     Args:

@@ -221,12 +221,12 @@ def _best(heads: Iterable[Head], val: FeatureSet) -> Head:
     """The head of the best validation accuracy; of those, the one of the least cross-entropy."""
     labels = torch.from_numpy(val.labels)
 
-    def badness(head: Head) -> tuple[float, float]:
+    def selection_key(head: Head) -> tuple[float, float]:
         logits = torch.from_numpy(head.logits(val.plain))
         accuracy = float((logits.argmax(-1) == labels).float().mean())
         return -accuracy, float(F.cross_entropy(logits, labels))
 
-    return min(heads, key=badness)
+    return min(heads, key=selection_key)
 
 
 def _learn(

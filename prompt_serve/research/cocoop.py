@@ -18,23 +18,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompt_serve.prompts.encodings import Conditional
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Stored, numbers
 from prompt_serve.training.methods.base import (
     Contexts,
     Encodings,
+    LearnerInputs,
     Method,
-    Moment,
     PromptLearner,
-    Start,
+    StepInfo,
 )
 from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
-    Leaf,
+    QuantizableParameter,
     WholeVectors,
-    codebook_facts,
+    codebook_metrics,
     initial_text_vectors,
-    observe,
+    update_codebooks,
 )
 
 REDUCTION = 16
@@ -43,7 +43,7 @@ REDUCTION = 16
 class Cocoop(PromptLearner):
     """M x D numbers of the context, and those of the network."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__()
         hidden = max(1, start.embed_dim // REDUCTION)
         self.context = WholeVectors(initial_text_vectors(start), start)
@@ -53,7 +53,7 @@ class Cocoop(PromptLearner):
         self.b_2 = _leaf(start, start.width, inputs=hidden)
 
     def contexts(self) -> Contexts:
-        return Contexts(text=BranchContext(context=self.context()))
+        return Contexts(text=PromptVectors(context=self.context()))
 
     def contexts_of_images(self, image_features: Tensor) -> Tensor:
         """(B, M, D); while nothing is learned, of the numbers as the file has them."""
@@ -79,17 +79,17 @@ class Cocoop(PromptLearner):
             )
         )
 
-    def after_update(self, moment: Moment) -> None:
-        observe(self, moment)
+    def after_update(self, moment: StepInfo) -> None:
+        update_codebooks(self, moment)
 
-    def facts(self) -> dict[str, int | float]:
-        return codebook_facts(self)
+    def log_metrics(self) -> dict[str, int | float]:
+        return codebook_metrics(self)
 
 
-def _leaf(start: Start, *shape: int, inputs: int) -> Leaf:
+def _leaf(start: LearnerInputs, *shape: int, inputs: int) -> QuantizableParameter:
     """Uniform within 1 / sqrt(inputs), as torch starts linear layers."""
     drawn = torch.rand(*shape, generator=start.generator)
-    return Leaf((2 * drawn - 1) / math.sqrt(inputs), start)
+    return QuantizableParameter((2 * drawn - 1) / math.sqrt(inputs), start)
 
 
 def _tensor(stored: Stored, device: torch.device) -> Tensor:

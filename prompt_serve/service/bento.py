@@ -23,9 +23,9 @@ from prompt_serve.service import preflight
 from prompt_serve.service.bind_address import anonymous_by, check_start
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
-from prompt_serve.service.inference.requests import Selection, image_of_text
-from prompt_serve.service.middleware.api_key_cache import KeyRing
-from prompt_serve.service.middleware.auth import Access
+from prompt_serve.service.inference.requests import TaskSelector, image_of_text
+from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
+from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import WithoutBentoTimeouts
 from prompt_serve.service.middleware.body_limit import BodyLimit
 from prompt_serve.service.middleware.cors import cross_origin
@@ -38,7 +38,7 @@ from prompt_serve.service.storage.api_keys import Keys
 
 _log = logging.getLogger(__name__)
 _app = create_app()
-_app.state.key_ring = None  # as the core: there is one when a worker has started
+_app.state.api_key_cache = None  # as the core: there is one when a worker has started
 
 
 async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ def _gates(app: ASGIApp) -> ASGIApp:
     """What a request passes before any route, BentoML's own included, sees it."""
     settings = Settings.from_environment()
     app = BodyLimit(app, settings.max_body_bytes)
-    app = Access(app, lambda: _app.state.key_ring, anonymous_by(settings))
+    app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_by(settings))
     # Outside of access control: browsers ask what they may ask without a key.
     app = cross_origin(app, settings.cors_origins)
     app = Observed(app, Tracing(provider_from_environment()))
@@ -105,12 +105,12 @@ class PromptServe:
         logs.set_up(settings.log_format, settings.log_level)
         self.core = Core(settings)
         tell_what_runs(self.core)
-        _app.state.key_ring = KeyRing(Keys(self.core.database))
+        _app.state.api_key_cache = ApiKeyCache(Keys(self.core.database))
         _app.state.core = self.core
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML has no types
     def close(self) -> None:
-        _app.state.core = _app.state.key_ring = None
+        _app.state.core = _app.state.api_key_cache = None
         self.core.close()
         metrics.forget_this_worker()
 
@@ -138,7 +138,7 @@ class PromptServe:
         """
         try:
             items = [image_of_text(image) for image in images]
-            answer = await self.core.classify(items, Selection(tasks), top_k)
+            answer = await self.core.classify(items, TaskSelector(tasks), top_k)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)

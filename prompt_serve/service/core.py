@@ -37,11 +37,11 @@ from prompt_serve.service.inference.requests import (
     EmbeddingItem,
     ImageItem,
     ImageUrl,
-    Selection,
+    TaskSelector,
 )
 from prompt_serve.service.inference.url_fetcher import ImageUrls
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.observability.startup_timer import ColdStart
+from prompt_serve.service.observability.startup_timer import StartupTimer
 from prompt_serve.service.request_context import current
 from prompt_serve.service.settings import Settings, available_cores
 from prompt_serve.service.storage.database import Database
@@ -65,7 +65,7 @@ class Core:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.cold_start = ColdStart()
+        self.cold_start = StartupTimer()
         self.settings = settings
         self.bundle: Bundle = open_bundle(settings.bundle_path)
         self.cold_start.done("bundle")
@@ -136,7 +136,7 @@ class Core:
     async def classify(
         self,
         images: Sequence[ImageItem],
-        selection: Selection,
+        selection: TaskSelector,
         top_k: int,
         deadline: Deadline | None = None,
     ) -> ClassifyAnswer:
@@ -170,7 +170,7 @@ class Core:
     async def score(
         self,
         embeddings: Sequence[EmbeddingItem],
-        selection: Selection,
+        selection: TaskSelector,
         top_k: int,
         fingerprint: str | None = None,
     ) -> ClassifyAnswer:
@@ -252,7 +252,7 @@ class Core:
     def _logit_scale(self) -> float:
         return self.bundle.manifest.logit_scale
 
-    async def _tasks(self, selection: Selection, n_images: int, top_k: int) -> NamedTasks:
+    async def _tasks(self, selection: TaskSelector, n_images: int, top_k: int) -> NamedTasks:
         """The tasks that are meant, within the limits."""
         if top_k < 1:
             raise RequestInvalid(f"top_k is {top_k}; wanted 1 or more.", top_k=top_k)
@@ -280,7 +280,7 @@ class Core:
         _check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
         return list(zip(names, tasks, strict=True))
 
-    def _names(self, selection: Selection) -> Sequence[str]:
+    def _names(self, selection: TaskSelector) -> Sequence[str]:
         """What was named, then what tags and ``*`` add to it of what this backbone serves."""
         fingerprint = self.bundle.manifest.backbone.fingerprint
         added: list[str] = []

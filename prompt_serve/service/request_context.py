@@ -1,6 +1,6 @@
 """What is known of the request that is being answered: who asks, for what, and where its time goes.
 
-The outermost middleware puts ``RequestFacts`` into a context variable; whoever learns something
+The outermost middleware puts ``RequestContext`` into a context variable; whoever learns something
 writes it there, and when the answer is out, the log, the trace, ``Server-Timing`` and the audit log
 read it. Threads see it because ``Core`` runs their work in a copy of the request's context. Outside
 of requests ``current()`` gives facts that nobody reads, so no caller needs to ask.
@@ -76,7 +76,7 @@ class Timings:
 
 
 @dataclass
-class RequestFacts:
+class RequestContext:
     """See the module; ``images`` and ``tasks`` are how many the request asks about."""
 
     request_id: str = ""
@@ -86,20 +86,20 @@ class RequestFacts:
     timings: Timings = field(default_factory=Timings)
 
 
-_current: ContextVar[RequestFacts | None] = ContextVar("prompt_serve_request", default=None)
+_current: ContextVar[RequestContext | None] = ContextVar("prompt_serve_request", default=None)
 
 
-def current() -> RequestFacts:
+def current() -> RequestContext:
     """The facts of the request in whose context this runs; blank ones where there is none."""
-    return _current.get() or RequestFacts()
+    return _current.get() or RequestContext()
 
 
-def begin(facts: RequestFacts) -> Token[RequestFacts | None]:
+def begin(facts: RequestContext) -> Token[RequestContext | None]:
     """Make ``facts`` the current ones, until ``end`` is given the token."""
     return _current.set(facts)
 
 
-def end(token: Token[RequestFacts | None]) -> None:
+def end(token: Token[RequestContext | None]) -> None:
     """Undo ``begin``."""
     _current.reset(token)
 

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import CachedImages, ImageData
 from prompt_serve.training.loop import Batch, EpochRecord, Fitted, Run, accuracy_and_loss
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import NO_VECTORS, PromptLearner, Step
+from prompt_serve.training.methods.base import NO_VECTORS, PromptLearner, StepOutput
 
-OnStackedEpoch = Callable[[int, EpochRecord], object]  # told which run
+OnBatchedEpoch = Callable[[int, EpochRecord], object]  # told which run
 
 
-def fit_stacked(
+def fit_batched(
     backbone: Backbone,
     class_names: Sequence[str],
     trains: Sequence[FeatureSet],
@@ -36,7 +36,7 @@ def fit_stacked(
     configs: Sequence[TrainConfig],
     learning_rates: Sequence[float],
     *,
-    on_epoch: OnStackedEpoch = lambda index, record: None,
+    on_epoch: OnBatchedEpoch = lambda index, record: None,
 ) -> list[Fitted]:
     """Learn R text prompts at once; see ``fit`` for one.
 
@@ -68,7 +68,7 @@ def fit_stacked(
     return [run.fitted(history) for run, history in zip(runs, histories, strict=True)]
 
 
-def stack_faults(run: Run, train: ImageData) -> list[str]:
+def batching_faults(run: Run, train: ImageData) -> list[str]:
     """Why a run cannot share the text tower with others; empty where it can."""
     learner, config = run.learner, run.config
     kind, faults = type(learner), []
@@ -104,7 +104,7 @@ class Stack:
     """R runs that take every step together.
 
     Raises:
-        ConfigInvalid: see ``fit_stacked``.
+        ConfigInvalid: see ``fit_batched``.
     """
 
     def __init__(
@@ -175,16 +175,16 @@ class Stack:
             for images, own in zip(self._vals, class_features, strict=True)
         ]
 
-    def class_features(self, texts: Sequence[BranchContext[Tensor]]) -> Tensor:
+    def class_features(self, texts: Sequence[PromptVectors[Tensor]]) -> Tensor:
         """(R, C, E) of the runs' vectors."""
         return self._towers.stacked_class_features(self._vectors, texts)
 
 
-def _seen(run: Run, images: CachedImages, batch: Batch, class_features: Tensor) -> Step:
+def _seen(run: Run, images: CachedImages, batch: Batch, class_features: Tensor) -> StepOutput:
     chosen, views, _ = batch
     image_features = images.features(chosen, views, NO_VECTORS)
     scale = run.backbone.logit_scale
-    return Step(
+    return StepOutput(
         logits=scale * image_features @ class_features.T,
         labels=images.labels[chosen],
         class_features=class_features,
@@ -195,7 +195,9 @@ def _seen(run: Run, images: CachedImages, batch: Batch, class_features: Tensor) 
 
 def _check(runs: Sequence[Run], trains: Sequence[ImageData]) -> None:
     faults = [
-        fault for run, train in zip(runs, trains, strict=True) for fault in stack_faults(run, train)
+        fault
+        for run, train in zip(runs, trains, strict=True)
+        for fault in batching_faults(run, train)
     ]
     if not faults:
         shapes = [shape_of(run, train) for run, train in zip(runs, trains, strict=True)]

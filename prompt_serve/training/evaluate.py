@@ -15,7 +15,7 @@ from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompts.class_features import class_features, folded_image, template_features
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_file import Prompt
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Stored, numbers
 from prompt_serve.scoring import calibrated, class_logits
 from prompt_serve.training.calibration import expected_calibration_error
@@ -153,7 +153,7 @@ def _image_features(prompt: Prompt, backbone: Backbone, images: ImageData) -> Fl
 def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> FloatArray:
     branch = folded_image(prompt, backbone.text_side)
     device = backbone.device
-    vectors = BranchContext(
+    vectors = PromptVectors(
         context=None if branch.context is None else torch.from_numpy(branch.context).to(device),
         deeper=tuple(torch.from_numpy(v).to(device) for v in branch.deeper),
         keys_values=tuple(torch.from_numpy(v).to(device) for v in branch.keys_values),
@@ -181,7 +181,7 @@ def _conditional_logits(
     side, template = backbone.text_side, prompt.templates[0]
     rows = []
     for image, shift in zip(images, shifts, strict=True):
-        branch = BranchContext(context=context + shift)
+        branch = PromptVectors(context=context + shift)
         classes = template_features(prompt, template, side, backbone.encode_text, branch)
         rows.append(class_logits(image[np.newaxis], classes, backbone.logit_scale))
     return np.concatenate(rows)

@@ -19,22 +19,27 @@ from torch.nn import functional as F
 from prompt_serve import __version__
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptError
 from prompt_serve.prompts.folding import fold_image, fold_text
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.sequences import plan_sequences, template_ids
 from prompt_serve.training.checkpoint import Checkpoint
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.clip.frozen_towers import FrozenTowers
 from prompt_serve.training.clip.text_tower import PlanVectors
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.data.image_batches import ImageData, ImageSource, digest_of, image_source
+from prompt_serve.training.data.image_batches import (
+    ImageBatches,
+    ImageData,
+    digest_of,
+    image_batches,
+)
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import (
     Contexts,
     Encodings,
-    Moment,
+    LearnerInputs,
     PromptLearner,
-    Start,
-    Step,
+    StepInfo,
+    StepOutput,
 )
 from prompt_serve.training.schedule import learning_rate_at
 from prompt_serve.types import FloatArray
@@ -74,7 +79,7 @@ class Fitted:
 
 
 OnEpoch = Callable[[EpochRecord], object]
-Batch = tuple[Tensor, Tensor, Moment]  # images (B,), the view of each (B,), where the run stands
+Batch = tuple[Tensor, Tensor, StepInfo]  # images (B,), the view of each (B,), where the run stands
 
 
 def fit(
@@ -110,7 +115,7 @@ def fit(
         PromptTooLong: some class names do not fit.
     """
     run = Run(backbone, class_names, config, learning_rate=learning_rate)
-    images = image_source(train, run.towers)
+    images = image_batches(train, run.towers)
     kept = Checkpoint(checkpoint, run.identity(train)) if checkpoint else None
     history = [EpochRecord(**record) for record in kept.load(run)] if kept else []
     for epoch in range(len(history), config.epochs):
@@ -215,7 +220,7 @@ class Run:
         except BackboneUnsupported:
             image_tower = None
         return make(
-            Start(
+            LearnerInputs(
                 config=config,
                 words=self.words,
                 n_classes=len(self.class_names),
@@ -256,7 +261,7 @@ class Run:
             "tool_version": __version__,
         }
 
-    def epoch(self, epoch: int, images: ImageSource, val: ImageData | None) -> EpochRecord:
+    def epoch(self, epoch: int, images: ImageBatches, val: ImageData | None) -> EpochRecord:
         """Go through the images once."""
         start = time.perf_counter()
         batches = self.begin_epoch(epoch, images)
@@ -264,7 +269,7 @@ class Run:
         self.learner.after_epoch(batches[-1][-1])
         return self.record(epoch, losses, self.validate(val, epoch), start)
 
-    def begin_epoch(self, epoch: int, images: ImageSource) -> list[Batch]:
+    def begin_epoch(self, epoch: int, images: ImageBatches) -> list[Batch]:
         """Set the learning rate and draw the epoch's batches."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate_at(epoch)
@@ -275,7 +280,7 @@ class Run:
             (
                 chosen,
                 views,
-                Moment(
+                StepInfo(
                     step=epoch * len(drawn) + index,
                     steps=epochs * len(drawn),
                     epoch=epoch,
@@ -306,17 +311,17 @@ class Run:
             val_loss=loss,
             idk=mean_information_density(self.folded()),
             seconds=time.perf_counter() - start,
-            facts=dict(self.learner.facts()),
+            facts=dict(self.learner.log_metrics()),
         )
 
-    def step(self, images: ImageSource, chosen: Tensor, views: Tensor, moment: Moment) -> Tensor:
+    def step(self, images: ImageBatches, chosen: Tensor, views: Tensor, moment: StepInfo) -> Tensor:
         """One update; returns the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         contexts = self.learner.contexts()
         image_features = images.features(chosen, views, contexts.image)
         class_features, logits = self.scores(image_features, contexts.text)
         loss = self.learner.backward(
-            Step(
+            StepOutput(
                 logits=logits,
                 labels=images.labels[chosen],
                 class_features=class_features,
@@ -327,13 +332,13 @@ class Run:
         self.update(moment)
         return loss
 
-    def update(self, moment: Moment) -> None:
+    def update(self, moment: StepInfo) -> None:
         """Follow the gradients that are there."""
         self.learner.before_update(moment)
         self.optimizer.step()
         self.learner.after_update(moment)
 
-    def scores(self, image_features: Tensor, text: BranchContext[Tensor]) -> tuple[Tensor, Tensor]:
+    def scores(self, image_features: Tensor, text: PromptVectors[Tensor]) -> tuple[Tensor, Tensor]:
         """Class features (C, E) and logits (B, C); class features (B, C, E) where they depend on
         the image."""
         own = self.learner.contexts_of_images(image_features)
@@ -341,12 +346,12 @@ class Run:
             class_features = self.class_features(text)
             return class_features, self.backbone.logit_scale * image_features @ class_features.T
         class_features = self.towers.stacked_class_features(
-            self.vectors, [BranchContext(context=context) for context in own]
+            self.vectors, [PromptVectors(context=context) for context in own]
         )
         cosines = torch.einsum("be,bce->bc", image_features, class_features)
         return class_features, self.backbone.logit_scale * cosines
 
-    def class_features(self, text: BranchContext[Tensor]) -> Tensor:
+    def class_features(self, text: PromptVectors[Tensor]) -> Tensor:
         """(C, E) of the text branch's vectors."""
         if text.context is None and not text.keys_values:
             return self._features_of_words
@@ -356,7 +361,7 @@ class Run:
     def _features_of_words(self) -> Tensor:
         """Of a text branch that learns nothing: the same at every step."""
         with torch.no_grad():
-            return self.towers.class_features(self.vectors(None), BranchContext())
+            return self.towers.class_features(self.vectors(None), PromptVectors())
 
     def batches(self, n_images: int, n_views: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Image and view indices of each step; what does not fill a batch is left out, unless it
@@ -380,7 +385,7 @@ class Run:
         """Accuracy and cross-entropy of what the prompt file would hold."""
         if val is None:
             return None, None
-        images = image_source(val, self.towers)
+        images = image_batches(val, self.towers)
         prompted = METHODS[self.config.method].prompts_images(self.config)
         if prompted and (epoch + 1) % VALIDATE_EVERY and epoch + 1 < self.config.epochs:
             return None, None
@@ -409,11 +414,11 @@ def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     return float(accuracy), float(F.cross_entropy(logits, labels))
 
 
-def _tensors(branch: BranchContext[FloatArray], backbone: Backbone) -> BranchContext[Tensor]:
+def _tensors(branch: PromptVectors[FloatArray], backbone: Backbone) -> PromptVectors[Tensor]:
     def tensor(array: FloatArray) -> Tensor:
         return torch.from_numpy(array).to(backbone.device)
 
-    return BranchContext(
+    return PromptVectors(
         context=None if branch.context is None else tensor(branch.context),
         deeper=tuple(map(tensor, branch.deeper)),
         keys_values=tuple(map(tensor, branch.keys_values)),

@@ -29,13 +29,13 @@ from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.sweep import Job, fit_jobs
 from prompt_serve.training.train import (
-    Clock,
-    Preparation,
+    FeatureProvider,
+    StageTimer,
     TrainingResult,
-    badness,
     draft_prompt,
     learning_rates,
     notes_on,
+    selection_key,
     training_result,
 )
 
@@ -158,8 +158,8 @@ def choose_prompt(
             "Method 'auto' chooses by validation images, and there are none. "
             "Name a method, such as 'dip', or give more images."
         )
-    clock = Clock()
-    prepare = Preparation(backbone, clock, cache=cache, workers=workers, progress=progress)
+    clock = StageTimer()
+    prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
     trials = [_Trial(config=c, row=_row(c)) for c in candidate_configs(config, candidates)]
     for trial in trials:
         trial.row = _sized(trial, backbone, dataset.class_names, max_bytes)
@@ -273,7 +273,7 @@ def _learn(
     backbone: Backbone,
     class_names: tuple[str, ...],
     drawn: Split,
-    prepare: Preparation,
+    prepare: FeatureProvider,
     progress: Progress,
 ) -> None:
     """Give each trial that learns its best fit."""
@@ -293,7 +293,7 @@ def _learn(
     ):
         seconds = trial.row.seconds + sum(record.seconds for record in fitted.history)
         trial.row = replace(trial.row, seconds=seconds)
-        if trial.fitted is None or badness(fitted) < badness(trial.fitted):
+        if trial.fitted is None or selection_key(fitted) < selection_key(trial.fitted):
             trial.fitted = fitted
 
 

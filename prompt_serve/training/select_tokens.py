@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Candidate:
+class TokenCandidate:
     """A run that kept T rows."""
 
     tokens: int
@@ -42,11 +42,11 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class TokenChoice:
     """The run that was taken, and what it was taken from."""
 
-    chosen: Candidate
-    candidates: tuple[Candidate, ...]
+    chosen: TokenCandidate
+    candidates: tuple[TokenCandidate, ...]
 
     @property
     def note(self) -> str:
@@ -64,7 +64,7 @@ def choose_tokens(
     val: ImageData | None,
     learn: Learn,
     checkpoint: Path | None = None,
-) -> Choice:
+) -> TokenChoice:
     """Learn with every T and take the smallest that will do.
 
     Args:
@@ -87,10 +87,10 @@ def choose_tokens(
     for tokens in token_counts(config, backbone):
         own = checkpoint and checkpoint.with_name(f"{checkpoint.name}.tokens-{tokens}")
         fitted = learn(config.replace(tokens=tokens), own)
-        candidates.append(Candidate(tokens=tokens, fitted=fitted))
+        candidates.append(TokenCandidate(tokens=tokens, fitted=fitted))
         _log.info("%d tokens: validation accuracy %.4f", tokens, candidates[-1].accuracy)
     chosen = fewest_within_one_standard_error(candidates, len(val))
-    return Choice(chosen=chosen, candidates=tuple(candidates))
+    return TokenChoice(chosen=chosen, candidates=tuple(candidates))
 
 
 def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
@@ -110,7 +110,9 @@ def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     )
 
 
-def fewest_within_one_standard_error(candidates: Sequence[Candidate], images: int) -> Candidate:
+def fewest_within_one_standard_error(
+    candidates: Sequence[TokenCandidate], images: int
+) -> TokenCandidate:
     """The smallest T whose accuracy on N images is at least best - sqrt(best (1 - best) / N)."""
     best = max(candidate.accuracy for candidate in candidates)
     least = best - math.sqrt(best * (1 - best) / images)

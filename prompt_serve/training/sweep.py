@@ -3,24 +3,29 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from prompt_serve.training.batched_loop import OnStackedEpoch, fit_stacked, shape_of, stack_faults
+from prompt_serve.training.batched_loop import (
+    OnBatchedEpoch,
+    batching_faults,
+    fit_batched,
+    shape_of,
+)
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet
-from prompt_serve.training.data.few_shot import Draw, few_shot
+from prompt_serve.training.data.few_shot import Sampler, few_shot
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.loop import EpochRecord, Fitted, Run, fit
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.train import (
-    Clock,
-    Preparation,
+    FeatureProvider,
+    StageTimer,
     TrainingResult,
-    badness,
     draft_prompt,
     learning_rates,
     notes_on,
+    selection_key,
     train_prompt,
     training_result,
 )
@@ -49,13 +54,13 @@ def train_prompts(
     cache: FeatureCache | None = None,
     workers: int = 4,
     progress: Progress = SILENT,
-    on_epoch: OnStackedEpoch = lambda index, record: None,
-    draw: Draw = few_shot,
+    on_epoch: OnBatchedEpoch = lambda index, record: None,
+    draw: Sampler = few_shot,
 ) -> list[TrainingResult]:
     """Learn a prompt with each of ``configs``; see ``train_prompt`` for one.
 
     Prompts of the text tower that agree in shape (seeds, ranks, learning rates) learn in one run
-    (``fit_stacked``); the others one after the other. No run knows of the others.
+    (``fit_batched``); the others one after the other. No run knows of the others.
 
     Args:
         backbone: frozen.
@@ -71,8 +76,8 @@ def train_prompts(
     names = names or ["task"] * len(configs)
     resolved = [config.resolved() for config in configs]
     together = [index for index, config in enumerate(resolved) if _learns_text_only(config)]
-    clock = Clock()
-    prepare = Preparation(backbone, clock, cache=cache, workers=workers, progress=progress)
+    clock = StageTimer()
+    prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
     learned = _train_together(
         backbone,
         dataset,
@@ -111,11 +116,11 @@ def _train_together(
     dataset: Split,
     configs: Sequence[TrainConfig],
     names: Sequence[str],
-    prepare: Preparation,
-    clock: Clock,
+    prepare: FeatureProvider,
+    clock: StageTimer,
     progress: Progress,
-    on_epoch: OnStackedEpoch,
-    draw: Draw,
+    on_epoch: OnBatchedEpoch,
+    draw: Sampler,
 ) -> list[TrainingResult]:
     drawn = [draw(dataset, shots=c.shots, seed=c.seed) for c in configs]
     held_out = [prepare.held_out(own, c) for own, c in zip(drawn, configs, strict=True)]
@@ -138,7 +143,7 @@ def _train_together(
     results = []
     for index, config in enumerate(configs):
         own = [fitted for owner, fitted in zip(owners, fits, strict=True) if owner == index]
-        fitted = min(own, key=badness)
+        fitted = min(own, key=selection_key)
         results.append(
             training_result(
                 backbone,
@@ -160,7 +165,7 @@ def fit_jobs(
     jobs: Sequence[Job],
     *,
     progress: Progress = SILENT,
-    on_epoch: OnStackedEpoch = lambda index, record: None,
+    on_epoch: OnBatchedEpoch = lambda index, record: None,
 ) -> list[Fitted]:
     """Learn every job, those of one shape in one run; results in the order of the jobs."""
     fits: dict[int, Fitted] = {}
@@ -191,7 +196,7 @@ def groups(
     by_shape: dict[str, list[int]] = {}
     for index, job in enumerate(jobs):
         run = Run(backbone, class_names, job.config, learning_rate=job.learning_rate)
-        if stack_faults(run, job.train):
+        if batching_faults(run, job.train):
             found.append([index])
             continue
         shape = repr(shape_of(run, job.train))
@@ -225,7 +230,7 @@ def _fit_group(
             )
             for index, job in zip(group, chosen, strict=True)
         ]
-    return fit_stacked(
+    return fit_batched(
         backbone,
         class_names,
         trains,

@@ -18,7 +18,7 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import AUTO, TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.data.features import FeatureCache, image_features
-from prompt_serve.training.data.few_shot import Draw, few_shot, shot_faults
+from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.loading import image_faults, read_dataset
 from prompt_serve.training.data.pixels import image_pixels
@@ -37,7 +37,7 @@ PLAIN_VIEW = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class ZeroShotComparison:
     """The same images by the prompt and by the template alone."""
 
     zero_shot: Evaluation
@@ -49,7 +49,7 @@ class TrainingResult:
     """What ``train_prompt`` gives back."""
 
     prompt: Prompt
-    comparisons: Mapping[str, Comparison]  # by part: "val", "test"; only those that exist
+    comparisons: Mapping[str, ZeroShotComparison]  # by part: "val", "test"; only those that exist
     history: tuple[EpochRecord, ...]
     images: Mapping[str, int]  # used, by part
     notes: tuple[str, ...]  # what the user should know
@@ -130,7 +130,7 @@ def train_prompt(
     progress: Progress = SILENT,
     on_epoch: OnEpoch = lambda record: None,
     checkpoint: Path | None = None,
-    draw: Draw = few_shot,
+    draw: Sampler = few_shot,
 ) -> TrainingResult:
     """Learn a prompt for ``dataset``.
 
@@ -152,8 +152,8 @@ def train_prompt(
         draw: draws ``config.shots`` images a class with ``config.seed``.
     """
     config = config.resolved()
-    clock = Clock()
-    prepare = Preparation(backbone, clock, cache=cache, workers=workers, progress=progress)
+    clock = StageTimer()
+    prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
     drawn = draw(dataset, shots=config.shots, seed=config.seed)
     notes = notes_on(drawn, config)
     held_out = prepare.held_out(drawn, config)
@@ -177,7 +177,7 @@ def train_prompt(
     return training_result(backbone, draft, config, fitted, drawn, held_out, notes, clock)
 
 
-class Clock:
+class StageTimer:
     """Adds up the seconds spent in each stage."""
 
     def __init__(self) -> None:
@@ -192,7 +192,7 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-class Preparation:
+class FeatureProvider:
     """Makes images ready for learning and evaluation, each set once however often it is asked for.
 
     Args:
@@ -206,7 +206,7 @@ class Preparation:
     def __init__(
         self,
         backbone: Backbone,
-        clock: Clock,
+        clock: StageTimer,
         *,
         cache: FeatureCache | None = None,
         workers: int = 4,
@@ -262,7 +262,7 @@ def training_result(
     drawn: Split,
     held_out: Mapping[str, ImageData],
     notes: tuple[str, ...],
-    clock: Clock,
+    clock: StageTimer,
 ) -> TrainingResult:
     """Calibrate a prompt, measure it, and put together what there is to say of it."""
     images = {part: len(images) for part, images in drawn.parts.items()}
@@ -320,7 +320,7 @@ def _learn(
                     checkpoint=own,
                 )
             )
-    return min(fits, key=badness)
+    return min(fits, key=selection_key)
 
 
 def learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, ...]:
@@ -338,7 +338,7 @@ def learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, .
     return method.learning_rates
 
 
-def badness(fitted: Fitted) -> tuple[float, float]:
+def selection_key(fitted: Fitted) -> tuple[float, float]:
     """Sorts fits by validation accuracy, then by validation loss; best first."""
     last = fitted.history[-1]
     return -(last.val_accuracy or 0.0), last.val_loss or 0.0
@@ -385,10 +385,10 @@ def _calibrated(
 
 def _compare(
     backbone: Backbone, prompt: Prompt, held_out: Mapping[str, ImageData]
-) -> dict[str, Comparison]:
+) -> dict[str, ZeroShotComparison]:
     zero_shot = _zero_shot(prompt)
     return {
-        part: Comparison(
+        part: ZeroShotComparison(
             zero_shot=evaluate_prompt(zero_shot, backbone, images),
             prompt=evaluate_prompt(prompt, backbone, images),
         )
@@ -396,7 +396,9 @@ def _compare(
     }
 
 
-def _metrics(comparisons: Mapping[str, Comparison], images: Mapping[str, int]) -> dict[str, Any]:
+def _metrics(
+    comparisons: Mapping[str, ZeroShotComparison], images: Mapping[str, int]
+) -> dict[str, Any]:
     """What the prompt file says of its accuracy."""
     parts = {
         part: {

@@ -11,7 +11,14 @@ import pytest
 from PIL import Image
 
 from prompt_serve.client import Client
-from prompt_serve.client.images import ImageFile, Unsent, one_or_many, pack, read_image, source_of
+from prompt_serve.client.images import (
+    ImageFile,
+    UnreadableImage,
+    one_or_many,
+    pack,
+    read_image,
+    source_of,
+)
 from prompt_serve.errors import ImageInvalid
 from prompt_serve.preprocess import decode_image
 from prompt_serve.types import PixelArray
@@ -119,7 +126,7 @@ def test_requests_are_filled_up_to_their_limits() -> None:
     shapes = [[f.index for f in p] if isinstance(p, list) else -p.index for p in packed]
     # 0 and 1 fill a request by count, 3 goes alone, 5 is refused and leaves the others be.
     assert shapes == [[0, 1], [2], [3], -5, [4, 6]]
-    assert all(isinstance(p, Unsent | list) for p in packed)
+    assert all(isinstance(p, UnreadableImage | list) for p in packed)
 
 
 def test_images_are_read_when_their_request_is_made(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from prompt_serve.client import Client
-from prompt_serve.client.retries import Patience, RetryPolicy, retry_after_s
+from prompt_serve.client.retries import RetryPolicy, RetryState, retry_after_s
 from prompt_serve.errors import (
     DeadlineExceeded,
     NotReady,
@@ -124,7 +124,7 @@ def test_waiting_for_a_service_says_what_it_waited_for(service: StandIn, client:
 
 def test_pauses_grow_with_jitter_up_to_a_limit() -> None:
     random.seed(0)
-    patience = Patience(RetryPolicy(retries=8, first_delay_s=1.0, max_delay_s=8.0))
+    patience = RetryState(RetryPolicy(retries=8, first_delay_s=1.0, max_delay_s=8.0))
 
     delays = [patience.next_delay_s() for _ in range(9)]
 
@@ -135,7 +135,7 @@ def test_pauses_grow_with_jitter_up_to_a_limit() -> None:
 
 
 def test_a_policy_without_a_count_ends_with_its_budget() -> None:
-    patience = Patience(RetryPolicy(retries=None, budget_s=0.2, first_delay_s=0.05))
+    patience = RetryState(RetryPolicy(retries=None, budget_s=0.2, first_delay_s=0.05))
     started = time.monotonic()
 
     while (delay_s := patience.next_delay_s()) is not None:

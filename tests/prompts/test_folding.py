@@ -14,19 +14,19 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
 )
 from prompt_serve.prompts.folding import fold, fold_image, fold_text
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.types import FloatArray
-from tests.golden import GOLDEN, coded, half
+from tests.golden import GOLDEN, coded, to_float16
 
 WORDS = np.array([[10, 20, 30, 40], [50, 60, 70, 80], [1, 1, 1, 1]], np.float32)
 
 
 def test_a_dense_context_folds_to_itself(rng: np.random.Generator) -> None:
     for shape in ((4, 8), (3, 4, 8)):
-        context = half(rng.normal(size=shape))
+        context = to_float16(rng.normal(size=shape))
         folded = fold(Dense(context=context), np.zeros((4, 8), np.float32))
         assert folded.dtype == np.float32
         assert (folded == context).all()
@@ -35,7 +35,7 @@ def test_a_dense_context_folds_to_itself(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("base", ["template", "none"])
 def test_low_rank_is_the_template_plus_the_product(rng: np.random.Generator, base: str) -> None:
     words = rng.normal(size=(4, 8)).astype(np.float32)
-    p_a, p_b = half(rng.normal(size=(4, 2))), half(rng.normal(size=(2, 8)))
+    p_a, p_b = to_float16(rng.normal(size=(4, 2))), to_float16(rng.normal(size=(2, 8)))
     folded = fold(
         LowRank(p_a=p_a, p_b=p_b, base="template" if base == "template" else "none"), words
     )
@@ -48,12 +48,12 @@ def test_low_rank_is_the_template_plus_the_product(rng: np.random.Generator, bas
 
 def test_zero_factors_fold_to_the_template_exactly(rng: np.random.Generator) -> None:
     words = rng.normal(size=(4, 8)).astype(np.float32)
-    zero = LowRank(p_a=half(np.zeros((4, 1))), p_b=half(rng.normal(size=(1, 8))))
+    zero = LowRank(p_a=to_float16(np.zeros((4, 1))), p_b=to_float16(rng.normal(size=(1, 8))))
     assert (fold(zero, words) == words).all()
 
 
 def test_another_number_of_words_is_refused() -> None:
-    encoding = LowRank(p_a=half(np.ones((4, 1))), p_b=half(np.ones((1, 8))))
+    encoding = LowRank(p_a=to_float16(np.ones((4, 1))), p_b=to_float16(np.ones((1, 8))))
     with pytest.raises(PromptFileInvalid, match=r"shape \(4, 8\), but the template's"):
         fold(encoding, np.zeros((3, 8), np.float32))
 
@@ -66,7 +66,7 @@ def test_codes_fold_to_the_numbers_they_stand_for() -> None:
 
 
 def test_of_more_words_than_vectors_the_first_are_built_on() -> None:
-    two = LowRank(p_a=half([[1.0], [2.0]]), p_b=half([[1, 0, 0, -1]]))
+    two = LowRank(p_a=to_float16([[1.0], [2.0]]), p_b=to_float16([[1, 0, 0, -1]]))
     assert fold(two, WORDS).tolist() == [[11, 20, 30, 39], [52, 60, 70, 78]]
 
 
@@ -87,13 +87,17 @@ def test_the_blocks_of_a_deep_context_stand_alone_but_for_the_first() -> None:
 
 
 def test_ragged_rows_are_dealt_out_block_by_block() -> None:
-    ragged = Ragged(lengths=np.array([1, 0, 2], np.uint8), rows=half([[1, 2], [3, 4], [5, 6]]))
-    for folded in (fold_text(ragged, WORDS), fold_image(ragged, BranchContext())):
+    ragged = PrunedKeyValues(
+        lengths=np.array([1, 0, 2], np.uint8), rows=to_float16([[1, 2], [3, 4], [5, 6]])
+    )
+    for folded in (fold_text(ragged, WORDS), fold_image(ragged, PromptVectors())):
         assert folded.context is None
         assert [rows.tolist() for rows in folded.keys_values] == [[[1, 2]], [], [[3, 4], [5, 6]]]
         assert [rows.shape for rows in folded.keys_values] == [(1, 2), (0, 2), (2, 2)]
         assert all(rows.dtype == np.float32 for rows in folded.keys_values)
-    many = Ragged(lengths=np.full(3, 200, np.uint8), rows=half(np.arange(1_200).reshape(600, 2)))
+    many = PrunedKeyValues(
+        lengths=np.full(3, 200, np.uint8), rows=to_float16(np.arange(1_200).reshape(600, 2))
+    )
     ends = [float(rows[-1, 1]) for rows in fold_text(many, WORDS).keys_values]
     assert ends == [399, 799, 1_199]  # the sum of the lengths does not fit into a byte
 
@@ -111,13 +115,13 @@ def projected(source: FloatArray, weight: NDArray[Any], bias: NDArray[Any]) -> l
 def test_image_vectors_are_projections_of_the_text_vectors_of_their_block(
     rng: np.random.Generator,
 ) -> None:
-    whole, w_a, w_b = (half(rng.normal(size=s)) for s in ((4, 3), (4, 2), (2, 3)))
-    bias = half(rng.normal(size=3))
+    whole, w_a, w_b = (to_float16(rng.normal(size=s)) for s in ((4, 3), (4, 2), (2, 3)))
+    bias = to_float16(rng.normal(size=3))
     encoding = Projected(
         layers=(Projection(factors=(whole,), bias=bias), Projection(factors=(w_a, w_b)))
     )
     first, second = (rng.normal(size=(2, 4)).astype(np.float32) for _ in range(2))
-    folded = fold_image(encoding, BranchContext(context=first, deeper=(second,)))
+    folded = fold_image(encoding, PromptVectors(context=first, deeper=(second,)))
     assert folded.context is not None
     # A dozen float32 products of numbers near one.
     product = w_a.astype(np.float32) @ w_b.astype(np.float32)
@@ -127,12 +131,12 @@ def test_image_vectors_are_projections_of_the_text_vectors_of_their_block(
 
 
 def test_projections_want_text_vectors_of_as_many_blocks_and_of_their_width() -> None:
-    encoding = Projected(layers=(Projection(factors=(half(np.ones((4, 3))),)),))
+    encoding = Projected(layers=(Projection(factors=(to_float16(np.ones((4, 3))),)),))
     vectors = np.ones((2, 4), np.float32)
     for text in (
-        BranchContext[FloatArray](),
-        BranchContext(context=vectors, deeper=(vectors,)),
-        BranchContext(context=vectors[:, :3]),
+        PromptVectors[FloatArray](),
+        PromptVectors(context=vectors, deeper=(vectors,)),
+        PromptVectors(context=vectors[:, :3]),
     ):
         with pytest.raises(PromptFileInvalid, match="There are 1 projections of vectors 4 wide"):
             fold_image(encoding, text)
@@ -147,6 +151,6 @@ def test_a_conditional_context_folds_to_what_no_image_shifts() -> None:
 
 
 def test_nothing_learned_folds_to_nothing() -> None:
-    for folded in (fold_text(None, WORDS), fold_image(None, BranchContext(context=WORDS))):
-        assert folded == BranchContext()
+    for folded in (fold_text(None, WORDS), fold_image(None, PromptVectors(context=WORDS))):
+        assert folded == PromptVectors()
         assert not folded.is_deep

@@ -20,7 +20,7 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
     TextEncoding,
     describe,
 )
@@ -34,7 +34,7 @@ from prompt_serve.prompts.prompt_file import (
     write_prompt_file,
 )
 from prompt_serve.prompts.quantized_tensor import BITS, Coded
-from tests.golden import GOLDEN, NEWER, PLAIN, coded, half, path_of, v2
+from tests.golden import GOLDEN, NEWER, PLAIN, coded, path_of, to_float16, v2
 
 LOW_RANK = GOLDEN["low_rank"]
 
@@ -159,7 +159,9 @@ def test_codes_lie_in_the_file_as_the_document_says() -> None:
             "low_rank+codebook",
         ),
         (
-            Ragged(lengths=np.full(12, 2, np.uint8), rows=coded(np.zeros((24, 512)), [0, 1])),
+            PrunedKeyValues(
+                lengths=np.full(12, 2, np.uint8), rows=coded(np.zeros((24, 512)), [0, 1])
+            ),
             12 + 24 * 64 + 4,
             "ragged+codebook",
         ),
@@ -186,15 +188,17 @@ def test_random_prompts_come_back_bit_for_bit(rng: np.random.Generator, tmp_path
         m, r, d, c = (int(n) for n in rng.integers(1, 9, size=4))
         shape = (c, m, d) if index % 2 else (m, d)
         texts: list[TextEncoding] = [
-            Dense(context=half(rng.normal(size=shape))),
+            Dense(context=to_float16(rng.normal(size=shape))),
             LowRank(
-                p_a=half(rng.normal(size=(m, r))), p_b=half(rng.normal(size=(r, d))), base="none"
+                p_a=to_float16(rng.normal(size=(m, r))),
+                p_b=to_float16(rng.normal(size=(r, d))),
+                base="none",
             ),
         ]
         prompt = replace(
             LOW_RANK,
             class_names=tuple(f"class {n}" for n in range(c)),
-            probe=half(rng.normal(size=c)),
+            probe=to_float16(rng.normal(size=c)),
             text=texts[index % 3 == 0],
             backbone=LOW_RANK.backbone.model_copy(update={"text_width": d}),
         )
@@ -207,7 +211,7 @@ def test_random_prompts_come_back_bit_for_bit(rng: np.random.Generator, tmp_path
 def random_tensor(rng: np.random.Generator, *shape: int) -> Any:
     bits = int(rng.choice([0, 1, 2, 4, 8]))
     if not bits:
-        return half(rng.normal(size=shape))
+        return to_float16(rng.normal(size=shape))
     return coded(rng.integers(0, 2**bits, size=shape), rng.normal(size=2**bits))
 
 
@@ -218,9 +222,9 @@ def random_layer(rng: np.random.Generator, m: int, d: int) -> Dense | LowRank:
     return LowRank(p_a=random_tensor(rng, m, r), p_b=random_tensor(rng, r, d), base="none")
 
 
-def random_ragged(rng: np.random.Generator, d: int) -> Ragged:
+def random_ragged(rng: np.random.Generator, d: int) -> PrunedKeyValues:
     lengths = rng.integers(0, 4, size=5).astype(np.uint8)
-    return Ragged(lengths=lengths, rows=random_tensor(rng, int(lengths.sum()), d))
+    return PrunedKeyValues(lengths=lengths, rows=random_tensor(rng, int(lengths.sum()), d))
 
 
 def test_random_prompts_of_the_newer_kinds_come_back_bit_for_bit(rng: np.random.Generator) -> None:
@@ -273,7 +277,7 @@ def test_writing_leaves_no_temporary_file_and_replaces_the_old_one(tmp_path: Pat
 @cache
 def bad_files() -> dict[str, tuple[bytes, str]]:
     data = to_bytes(LOW_RANK)
-    nan, wide = half([[np.nan], [0], [1]]), half(np.zeros((1, 4)))
+    nan, wide = to_float16([[np.nan], [0], [1]]), to_float16(np.zeros((1, 4)))
     deep = b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     foreign = safetensors_numpy.save({"weight": np.zeros(3, np.float32)})
     return {
@@ -296,20 +300,25 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             "is int8; wanted float16",
         ),
         "factors do not fit": (
-            with_tensors({"text.p_a": half(np.zeros((3, 2))), "text.p_b": wide}),
+            with_tensors({"text.p_a": to_float16(np.zeros((3, 2))), "text.p_b": wide}),
             "do not fit",
         ),
         "three dimensions": (
-            with_tensors({"text.p_a": half(np.zeros((3, 1, 1))), "text.p_b": wide}),
+            with_tensors({"text.p_a": to_float16(np.zeros((3, 1, 1))), "text.p_b": wide}),
             "wanted 2-dimensional",
         ),
-        "a tensor is missing": (with_tensors({"text.p_a": half([[1.0]])}), "wants the tensors"),
+        "a tensor is missing": (
+            with_tensors({"text.p_a": to_float16([[1.0]])}),
+            "wants the tensors",
+        ),
         "a stranger": (
-            with_tensors({"text.p_a": half([[1.0]]), "text.p_b": wide, "evil": wide}),
+            with_tensors({"text.p_a": to_float16([[1.0]]), "text.p_b": wide, "evil": wide}),
             "nobody explains",
         ),
         "wrong width": (
-            with_tensors({"text.p_a": half([[1.0]]), "text.p_b": half(np.zeros((1, 5)))}),
+            with_tensors(
+                {"text.p_a": to_float16([[1.0]]), "text.p_b": to_float16(np.zeros((1, 5)))}
+            ),
             "5 wide, but the text tower",
         ),
         "another version": (
@@ -346,7 +355,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "NaN in the settings": (tampered(training={"lr": float("nan")}), "not valid JSON"),
         "infinity in the metrics": (tampered(metrics={"a": 1e999}), "not valid JSON"),
-        "half a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
+        "to_float16 a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
         "deep settings": (deep_settings(), "not valid JSON"),
         "strange position": (tampered(class_position="nowhere"), "class_position"),
         **bad_codes(),
@@ -378,18 +387,24 @@ def bad_codes() -> dict[str, tuple[bytes, str]]:
         "another width": (header(1, [4, 2]), "2 wide, but the text tower"),
         "rest bits": (changed(odd, p_b__indices=np.array([0x4D, 0x83], np.uint8)), "not zero"),
         "indices too short": (changed(two, context__indices=byte), "want 2 bytes"),
-        "indices of floats": (changed(one, context__indices=half([1.0])), "want 1 bytes"),
+        "indices of floats": (changed(one, context__indices=to_float16([1.0])), "want 1 bytes"),
         "indices in two axes": (changed(one, context__indices=byte[None]), "want 1 bytes"),
         "no indices": (changed(one, context__indices=None), "lacks 'context.indices'"),
         "no codebook": (changed(one, context__codebook=None), "lacks 'context.codebook'"),
-        "codebook of three": (changed(one, context__codebook=half([1, 2, 3])), "of 3 numbers"),
-        "codebook in two axes": (changed(one, context__codebook=half([[1, 2]])), "has shape"),
-        "NaN in the codebook": (changed(one, context__codebook=half([1, np.nan])), "finite"),
+        "codebook of three": (
+            changed(one, context__codebook=to_float16([1, 2, 3])),
+            "of 3 numbers",
+        ),
+        "codebook in two axes": (changed(one, context__codebook=to_float16([[1, 2]])), "has shape"),
+        "NaN in the codebook": (changed(one, context__codebook=to_float16([1, np.nan])), "finite"),
         "float32 codebook": (
             changed(one, context__codebook=np.zeros(2, np.float32)),
             "finite float16",
         ),
-        "coded and plain": (changed(one, context=half(np.ones((2, 4)))), "twice, plain and coded"),
+        "coded and plain": (
+            changed(one, context=to_float16(np.ones((2, 4)))),
+            "twice, plain and coded",
+        ),
         "codes that nobody explains": (described(one, coded=None), "wants the tensors"),
         "a tensor too many is coded": (
             described(one, coded={n: {"bits": 1, "shape": [2, 4]} for n in ("context", "another")}),
@@ -472,7 +487,7 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
         ),
         "no lengths": (changed("ragged", lengths=None), "wants the tensors"),
         "network that does not fit": (
-            changed("conditional", b_1=half([1, 2, 3])),
+            changed("conditional", b_1=to_float16([1, 2, 3])),
             "do not fit each other",
         ),
         "network without a bias": (changed("conditional", b_2=None), "wants the tensors"),
@@ -530,7 +545,7 @@ def test_a_prompt_cannot_be_made_inconsistent() -> None:
         replace(
             GOLDEN["dense_class_specific"],
             class_names=("cat", "dog", "horse"),
-            probe=half([0, 0, 0]),
+            probe=to_float16([0, 0, 0]),
         )
     with pytest.raises(PromptFileInvalid, match="wanted float16"):
         replace(LOW_RANK, probe=np.zeros(2, np.float32))

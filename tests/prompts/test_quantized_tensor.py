@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.quantized_tensor import BITS, Coded, numbers, pack, unpack
-from tests.golden import half
+from tests.golden import to_float16
 
 
 def bit_by_bit(indices: NDArray[np.uint8], bits: int) -> list[int]:
@@ -39,7 +39,9 @@ def test_packed_indices_written_out() -> None:
 
 @pytest.mark.parametrize(("bits", "size_bytes"), [(1, 260), (2, 520), (4, 1_056), (8, 2_560)])
 def test_2048_numbers_take_the_bytes_of_the_paper(bits: int, size_bytes: int) -> None:
-    coded = Coded(indices=np.zeros((4, 512), np.uint8), codebook=half(np.linspace(-1, 1, 2**bits)))
+    coded = Coded(
+        indices=np.zeros((4, 512), np.uint8), codebook=to_float16(np.linspace(-1, 1, 2**bits))
+    )
     assert coded.nbytes == size_bytes
     assert coded.nbytes == pack(coded.indices, bits).nbytes + coded.codebook.nbytes
     assert (coded.bits, coded.size, coded.shape) == (bits, 2_048, (4, 512))
@@ -47,11 +49,11 @@ def test_2048_numbers_take_the_bytes_of_the_paper(bits: int, size_bytes: int) ->
 
 def test_the_numbers_are_looked_up() -> None:
     coded = Coded(
-        indices=np.array([[0, 3, 1], [2, 2, 0]], np.uint8), codebook=half([-1, 0.5, 2, 65504])
+        indices=np.array([[0, 3, 1], [2, 2, 0]], np.uint8), codebook=to_float16([-1, 0.5, 2, 65504])
     )
     assert numbers(coded).tolist() == [[-1, 65504, 0.5], [2, 2, -1]]
     assert numbers(coded).dtype == np.float16
-    plain = half([[1, 2]])
+    plain = to_float16([[1, 2]])
     assert numbers(plain) is plain
 
 
@@ -72,13 +74,13 @@ def test_bytes_that_do_not_fit_the_shape_are_refused(packed: list[int], reason: 
 @pytest.mark.parametrize(
     ("indices", "codebook", "reason"),
     [
-        ([0], half([1, 2, 3]), "wanted 2, 4, 16 or 256 numbers"),
-        ([0], half([[1, 2]]), "wanted 2, 4, 16 or 256 numbers"),
-        ([0], half([]), "wanted 2, 4, 16 or 256 numbers"),
-        ([0], half([1, np.nan]), "finite float16"),
-        ([0], half([1, np.inf]), "finite float16"),
+        ([0], to_float16([1, 2, 3]), "wanted 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([[1, 2]]), "wanted 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([]), "wanted 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([1, np.nan]), "finite float16"),
+        ([0], to_float16([1, np.inf]), "finite float16"),
         ([0], np.array([1, 2], np.float32), "finite float16"),
-        ([2], half([1, 2]), "not bytes below 2"),
+        ([2], to_float16([1, 2]), "not bytes below 2"),
     ],
 )
 def test_a_codebook_that_contradicts_its_indices_is_refused(
@@ -92,4 +94,4 @@ def test_indices_are_bytes() -> None:
     with pytest.raises(PromptFileInvalid, match=r"int64 \(2,\)"):
         unpack(np.array([0, 0]), 2, (5,))
     with pytest.raises(PromptFileInvalid, match="not bytes below 2"):
-        Coded(indices=np.array([0, 1]), codebook=half([1, 2]))
+        Coded(indices=np.array([0, 1]), codebook=to_float16([1, 2]))

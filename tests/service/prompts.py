@@ -15,7 +15,7 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
     TextEncoding,
 )
 from prompt_serve.prompts.probe import probe
@@ -81,8 +81,10 @@ class Numbers:
         return Coded(indices=indices, codebook=self(4))
 
 
-def ragged(numbers: Numbers, width: int, *lengths: int) -> Ragged:
-    return Ragged(lengths=np.asarray(lengths, dtype=np.uint8), rows=numbers(sum(lengths), width))
+def ragged(numbers: Numbers, width: int, *lengths: int) -> PrunedKeyValues:
+    return PrunedKeyValues(
+        lengths=np.asarray(lengths, dtype=np.uint8), rows=numbers(sum(lengths), width)
+    )
 
 
 def deep_text(width: int) -> dict[str, TextEncoding]:

@@ -18,7 +18,7 @@ from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service import preflight
 from prompt_serve.service.inference import engine as engine_module
 from prompt_serve.service.inference.engine import Engine, batch_buckets
-from prompt_serve.service.inference.ort_placement import RECORD, strayed
+from prompt_serve.service.inference.ort_placement import RECORD, nodes_on_other_providers
 from prompt_serve.service.settings import Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
@@ -74,8 +74,8 @@ def test_products_of_matrices_that_stray_to_another_provider_stop_the_start(
     heavy = ("MatMul", "Gemm", "Conv", "MultiHeadAttention")
     products = Counter(node.op_type for node in graph.node if node.op_type in heavy)
 
-    assert not strayed(session, "CPUExecutionProvider")
-    left = strayed(session, "CUDAExecutionProvider")
+    assert not nodes_on_other_providers(session, "CPUExecutionProvider")
+    left = nodes_on_other_providers(session, "CUDAExecutionProvider")
     assert left["Conv"] == products["Conv"] > 0
     assert left.keys() == products.keys()
 

@@ -10,7 +10,7 @@ import torch
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.sequences import plan_sequences
 from prompt_serve.scoring import unit
-from prompt_serve.training.batched_loop import fit_stacked
+from prompt_serve.training.batched_loop import fit_batched
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.clip.text_tower import PlanVectors
 from prompt_serve.training.config import TrainConfig
@@ -49,7 +49,7 @@ def both_ways(
 ) -> list[tuple[Fitted, Fitted]]:
     trains = [features_of(config.seed) for config in configs]
     rates = [rate(config) for config in configs]
-    together = fit_stacked(backbone, NAMES, trains, [val] * len(configs), configs, rates)
+    together = fit_batched(backbone, NAMES, trains, [val] * len(configs), configs, rates)
     alone = [
         fit(backbone, NAMES, train, val, config, learning_rate=rate(config))
         for train, config in zip(trains, configs, strict=True)
@@ -111,7 +111,7 @@ def test_validation_images_of_some_runs_only(tiny_backbone: Backbone) -> None:
     trains = [features_of(1), features_of(2)]
     vals = [None, features_of(9, 12, 1)]
     seen: list[tuple[int, int]] = []
-    first, second = fit_stacked(
+    first, second = fit_batched(
         tiny_backbone,
         NAMES,
         trains,
@@ -131,7 +131,7 @@ def test_what_does_not_fit_together_is_said(tiny_backbone: Backbone) -> None:
     def stack(*settings: dict[str, Any], trains: list[FeatureSet] | None = None) -> None:
         configs = [TrainConfig(**{"epochs": 2, **own}) for own in settings]
         sets = trains or [train] * len(configs)
-        fit_stacked(tiny_backbone, NAMES, sets, [None] * len(sets), configs, [1.0] * len(sets))
+        fit_batched(tiny_backbone, NAMES, sets, [None] * len(sets), configs, [1.0] * len(sets))
 
     with pytest.raises(ConfigInvalid, match=r"epochs differs: 2, 3\n.*") as caught:
         stack(DIP, {**DIP, "epochs": 3, "batch_size": 8})

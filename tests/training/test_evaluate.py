@@ -15,7 +15,7 @@ from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of, evaluate
 from prompt_serve.types import FloatArray
-from tests.golden import half
+from tests.golden import to_float16
 
 NAMES = ("cat", "guinea_pig", "a rather long name of an animal")
 
@@ -31,7 +31,7 @@ def prompt(
         class_names=NAMES,
         templates=templates,
         backbone=backbone.ref,
-        probe=half(np.zeros(len(NAMES))),
+        probe=to_float16(np.zeros(len(NAMES))),
         text=text,
     )
 
@@ -60,8 +60,8 @@ def test_an_ensemble_is_the_unit_mean_of_its_templates(tiny_backbone: Backbone) 
 def test_factors_that_make_nothing_equal_zero_shot_exactly(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
-    p_b = half(rng.normal(size=(1, tiny_backbone.ref.text_width)))
-    nothing = LowRank(p_a=half(np.zeros((3, 1))), p_b=p_b)
+    p_b = to_float16(rng.normal(size=(1, tiny_backbone.ref.text_width)))
+    nothing = LowRank(p_a=to_float16(np.zeros((3, 1))), p_b=p_b)
     plain = class_features_of(prompt(tiny_backbone), tiny_backbone)
     assert class_features_of(prompt(tiny_backbone, nothing), tiny_backbone).tobytes() == (
         plain.tobytes()
@@ -71,7 +71,7 @@ def test_factors_that_make_nothing_equal_zero_shot_exactly(
 def test_a_class_specific_context_of_equal_parts_equals_a_shared_one(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
-    context = half(rng.normal(size=(3, tiny_backbone.ref.text_width)))
+    context = to_float16(rng.normal(size=(3, tiny_backbone.ref.text_width)))
     shared = class_features_of(prompt(tiny_backbone, Dense(context=context)), tiny_backbone)
     each = Dense(context=np.repeat(context[np.newaxis], len(NAMES), axis=0))
     own = class_features_of(prompt(tiny_backbone, each), tiny_backbone)
@@ -82,7 +82,9 @@ def test_features_are_the_same_before_and_after_the_file(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
     width = tiny_backbone.ref.text_width
-    text = LowRank(p_a=half(rng.normal(size=(3, 2))), p_b=half(rng.normal(size=(2, width))))
+    text = LowRank(
+        p_a=to_float16(rng.normal(size=(3, 2))), p_b=to_float16(rng.normal(size=(2, width)))
+    )
     made = prompt(tiny_backbone, text)
     stored = from_bytes(to_bytes(made))
     assert class_features_of(made, tiny_backbone).tobytes() == (

@@ -21,7 +21,7 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.loop import Fitted, Run, fit, information_density, learned_template
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import Moment, Step
+from prompt_serve.training.methods.base import StepInfo, StepOutput
 from prompt_serve.training.methods.coop import Coop
 from prompt_serve.types import FloatArray
 from tests.backbones import write_tiny_backbone
@@ -169,22 +169,22 @@ def test_hooks_of_a_method_are_called_in_order(
     seen: list[tuple[str, int, int]] = []
 
     class Pulled(Coop):
-        def loss(self, step: Step) -> Tensor:
+        def loss(self, step: StepOutput) -> Tensor:
             (context,) = self.parameters()
             return step.cross_entropy + 10 * context.square().mean()
 
-        def before_update(self, moment: Moment) -> None:
+        def before_update(self, moment: StepInfo) -> None:
             assert next(self.parameters()).grad is not None
             seen.append(("before", moment.step, moment.epoch))
 
-        def after_update(self, moment: Moment) -> None:
+        def after_update(self, moment: StepInfo) -> None:
             seen.append(("after", moment.step, moment.epoch))
 
-        def after_epoch(self, moment: Moment) -> None:
+        def after_epoch(self, moment: StepInfo) -> None:
             seen.append(("epoch", moment.step, moment.epoch))
             assert (moment.steps, moment.epochs) == (8, 4)
 
-        def facts(self) -> dict[str, int | float]:
+        def log_metrics(self) -> dict[str, int | float]:
             return {"calls": len(seen)}
 
     train = made_up_features(rng, 64, 1)

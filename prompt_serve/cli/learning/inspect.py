@@ -58,13 +58,13 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
 
 
 def _encoding(encoding: "Encoding") -> dict[str, Any]:
-    from prompt_serve.prompts.encodings import Deep, Projected, Ragged
+    from prompt_serve.prompts.encodings import Deep, Projected, PrunedKeyValues
     from prompt_serve.prompts.encodings import describe as kind_of
 
     found: dict[str, Any] = {"kind": kind_of(encoding), "options": encoding.options()}
     if isinstance(encoding, Deep | Projected):
         found["blocks"] = len(encoding.layers)
-    if isinstance(encoding, Ragged):
+    if isinstance(encoding, PrunedKeyValues):
         found["rows_by_block"] = encoding.lengths.tolist()
     return found
 

@@ -18,7 +18,7 @@ from prompt_serve.cli.learning.train_options import SectionedCommand, setting_op
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
 
 if TYPE_CHECKING:
-    from prompt_serve.training.train import Comparison, TrainingResult
+    from prompt_serve.training.train import TrainingResult, ZeroShotComparison
 
 CLASSES_SHOWN = 40
 
@@ -261,7 +261,7 @@ def _threshold(unknown_below: float) -> str:
 
 
 def _per_class(
-    part: str, comparison: "Comparison", class_names: tuple[str, ...], method: str
+    part: str, comparison: "ZeroShotComparison", class_names: tuple[str, ...], method: str
 ) -> Iterable[str]:
     width = min(40, max(12, *(len(name) for name in class_names[:CLASSES_SHOWN])))
     yield f"{f'class ({part})':<{width}} {'zero-shot':>9} {method:>9}"

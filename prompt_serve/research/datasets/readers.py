@@ -10,7 +10,7 @@ from prompt_serve.research.datasets.checks import published_faults, split_check
 from prompt_serve.research.datasets.class_names import read_synset_names
 from prompt_serve.research.datasets.locations import CLASS_NAMES, Place, how_to_get
 from prompt_serve.research.datasets.spec import DatasetSpec
-from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Listing, Split, limited
+from prompt_serve.training.data.dataset import ImageSet, LabeledImage, RawDataset, Split, limited
 from prompt_serve.training.data.folders import IMAGE_SUFFIXES
 from prompt_serve.training.data.loading import checked
 from prompt_serve.training.data.manifests import missing_files, read_split_file
@@ -34,7 +34,7 @@ def read_split(place: Place, spec: DatasetSpec) -> Split:
     return checked(listing, source, checks=[split_check(spec, place.images)], way_out=way_out)
 
 
-def _listing(place: Place, spec: DatasetSpec) -> Listing:
+def _listing(place: Place, spec: DatasetSpec) -> RawDataset:
     match spec.reader:
         case "split-file":
             return read_split_file(place.folder / spec.needs[0], place.images)
@@ -78,7 +78,7 @@ def read_domain(place: Place, spec: DatasetSpec, names: Mapping[str, str]) -> Im
     return images
 
 
-def read_imagenet(place: Place) -> Listing:
+def read_imagenet(place: Place) -> RawDataset:
     """ImageNet's training and validation folders; the latter are the test images.
 
     Labels are those of the sorted synsets; images of a class are sorted by name.
@@ -87,7 +87,7 @@ def read_imagenet(place: Place) -> Listing:
     train = _class_folders(place.images / "train")
     test = _class_folders(place.images / "val")
     known = [synset for synset in train if synset in names]
-    listing = Listing(class_names=tuple(names[synset] for synset in known))
+    listing = RawDataset(class_names=tuple(names[synset] for synset in known))
     listing.faults += limited(
         [f"{train[name]}: {CLASS_NAMES} has no such class" for name in train if name not in names],
         5,
@@ -101,11 +101,11 @@ def read_imagenet(place: Place) -> Listing:
     return listing
 
 
-def read_variants(place: Place) -> Listing:
+def read_variants(place: Place) -> RawDataset:
     """FGVC-Aircraft's own lists: ``variants.txt`` orders the classes, a line is "IMAGE VARIANT"."""
     names = tuple(_lines(place.folder / "variants.txt"))
     labels = {name: label for label, name in enumerate(names)}
-    listing = Listing(class_names=names)
+    listing = RawDataset(class_names=names)
     for part in ("train", "val", "test"):
         file = place.folder / f"images_variant_{part}.txt"
         items = listing.items.setdefault(part, [])

@@ -15,7 +15,7 @@ from prompt_serve.research.iconbench.styles import (
     VAL_STYLE,
     part_of,
 )
-from prompt_serve.research.iconbench.tasks import TASKS, Task
+from prompt_serve.research.iconbench.tasks import TASKS, IconTask
 
 # An emoji is a class of its own where all these have it: enough to learn, validate and test on.
 NAMED_IN = (VAL_STYLE, KNOWN_STYLE, "emojione", "emojione-v1")
@@ -88,7 +88,7 @@ def read_emoji(groups: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> 
 def select(
     emoji: Sequence[Emoji],
     sets: Mapping[str, Mapping[str, Any]],
-    tasks: Sequence[Task] = TASKS,
+    tasks: Sequence[IconTask] = TASKS,
 ) -> Selection:
     """Sort the drawings into tasks, parts and classes.
 
@@ -125,7 +125,7 @@ def _keys(document: Mapping[str, Any]) -> frozenset[str]:
     return frozenset(key for key, icon in document["icons"].items() if not icon.get("hidden"))
 
 
-def _classes(task: Task, emoji: Sequence[Emoji]) -> dict[str, list[str]]:
+def _classes(task: IconTask, emoji: Sequence[Emoji]) -> dict[str, list[str]]:
     """Class name -> keys, both in Unicode's order."""
     class_of = {group: name for name, groups in task.classes.items() for group in groups}
     classes: dict[str, list[str]] = {}
@@ -137,7 +137,7 @@ def _classes(task: Task, emoji: Sequence[Emoji]) -> dict[str, list[str]]:
 
 
 def _named(
-    task: Task, emoji: Sequence[Emoji], there: Mapping[str, frozenset[str]]
+    task: IconTask, emoji: Sequence[Emoji], there: Mapping[str, frozenset[str]]
 ) -> dict[str, list[str]]:
     return {
         one.key.replace("-", " "): [one.key]
@@ -149,7 +149,7 @@ def _named(
 
 
 def _rows(
-    task: Task, classes: Mapping[str, Sequence[str]], there: Mapping[str, frozenset[str]]
+    task: IconTask, classes: Mapping[str, Sequence[str]], there: Mapping[str, frozenset[str]]
 ) -> list[Row]:
     """Class by class, so that any part of them has the classes in Unicode's order."""
     return [

@@ -9,7 +9,7 @@ from prompt_serve.research.iconbench.manifest import AGAIN, read_built, read_row
 from prompt_serve.research.iconbench.packages import pinned
 from prompt_serve.research.iconbench.selection import Row
 from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
-from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, Task
+from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, IconTask
 from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split, limited
@@ -56,7 +56,7 @@ def icon_suite(folder: Path | None = None, *, selection: str | None = None) -> S
     )
 
 
-def _dataset(task: Task, rows: Sequence[Row], folder: Path) -> BenchDataset:
+def _dataset(task: IconTask, rows: Sequence[Row], folder: Path) -> BenchDataset:
     if faults := [row.path for row in rows if not (folder / row.path).is_file()]:
         raise DatasetInvalid(
             f"Images of IconBench's {task.name!r} are gone from {folder}. {AGAIN}", limited(faults)

@@ -12,7 +12,7 @@ TEMPLATE = "a photo of a {}."  # the embedded backbone's; its words matter littl
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class IconTask:
     """What is told apart."""
 
     name: str  # as on the command line: "animals"
@@ -142,16 +142,16 @@ _KINDS = {
 
 # In the order of tables. The first, of all kinds, is to the others what ImageNet is in the papers.
 TASKS = (
-    Task(name="kinds", title="Kinds", classes=_KINDS),
-    Task(name="groups", title="Groups", classes=_GROUPS),
-    Task(name="animals", title="Animals", classes=_ANIMALS),
-    Task(name="food", title="Food", classes=_FOOD),
-    Task(name="travel", title="Travel", classes=_TRAVEL),
-    Task(name="objects", title="Objects", classes=_OBJECTS),
-    Task(name="smileys", title="Smileys", classes=_SMILEYS),
-    Task(name="people", title="People", classes=_PEOPLE),
-    Task(name="signs", title="Signs", classes=_SIGNS),
-    Task(
+    IconTask(name="kinds", title="Kinds", classes=_KINDS),
+    IconTask(name="groups", title="Groups", classes=_GROUPS),
+    IconTask(name="animals", title="Animals", classes=_ANIMALS),
+    IconTask(name="food", title="Food", classes=_FOOD),
+    IconTask(name="travel", title="Travel", classes=_TRAVEL),
+    IconTask(name="objects", title="Objects", classes=_OBJECTS),
+    IconTask(name="smileys", title="Smileys", classes=_SMILEYS),
+    IconTask(name="people", title="People", classes=_PEOPLE),
+    IconTask(name="signs", title="Signs", classes=_SIGNS),
+    IconTask(
         name="animal-names",
         title="AnimalNames",
         classes={},
@@ -164,7 +164,7 @@ TASKS = (
             "animal-bug",
         ),
     ),
-    Task(
+    IconTask(
         name="food-names",
         title="FoodNames",
         classes={},

@@ -31,7 +31,7 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.data.features import FeatureCache
-from prompt_serve.training.data.few_shot import Draw, few_shot
+from prompt_serve.training.data.few_shot import Sampler, few_shot
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import Evaluation, evaluate, prompt_logits
 from prompt_serve.training.methods import METHODS
@@ -100,7 +100,7 @@ def learn_and_test(
     *,
     shots: int,
     labels: Sequence[int] | None = None,
-    draw: Draw = few_shot,
+    draw: Sampler = few_shot,
 ) -> list[Result]:
     """Learn each row with each seed on ``dataset`` once, and report it under each of ``reports``.
 
@@ -141,7 +141,7 @@ def learn_and_test(
 Drawn = Callable[[int, int], Split]  # of shots and seed
 
 
-def _drawn_once(whole: Split, labels: Sequence[int] | None, draw: Draw) -> Drawn:
+def _drawn_once(whole: Split, labels: Sequence[int] | None, draw: Sampler) -> Drawn:
     """Draw over all classes first, then keep some: base images are those of the all-class draw, as
     CoOp's code has it. Rows share a draw, which takes seconds on ImageNet."""
 

@@ -17,7 +17,7 @@ from prompt_serve.research.reports.drawing import (
 )
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.loop import EpochRecord
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ MEASURES = (
 )  # fmt: skip
 
 
-def curves(runs: Sequence[KeptRun]) -> Section:
+def curves(runs: Sequence[StoredRun]) -> Section:
     """Two charts over all datasets and two by dataset, for each table; of few-shot runs, those
     with the most shots."""
     blocks: list[Block] = []
@@ -79,7 +79,7 @@ def curves(runs: Sequence[KeptRun]) -> Section:
     )
 
 
-def mean_curve(runs: Sequence[KeptRun], of: Callable[[EpochRecord], float | None]) -> Curve:
+def mean_curve(runs: Sequence[StoredRun], of: Callable[[EpochRecord], float | None]) -> Curve:
     """Mean over datasets and seeds at the epochs that all runs have; the spread is that of the
     seeds' means over datasets."""
     values = [
@@ -102,7 +102,7 @@ def mean_curve(runs: Sequence[KeptRun], of: Callable[[EpochRecord], float | None
 
 
 def _charts(
-    runs: Sequence[KeptRun],
+    runs: Sequence[StoredRun],
     measure: Measure,
     looks: Mapping[str, Style],
     title: str,
@@ -169,12 +169,12 @@ def _charts(
     return charts
 
 
-def _of_dataset(runs: Sequence[KeptRun], dataset: str, label: str, measure: Measure) -> Curve:
+def _of_dataset(runs: Sequence[StoredRun], dataset: str, label: str, measure: Measure) -> Curve:
     own = [run for run in runs if (run.result.dataset, run.result.label) == (dataset, label)]
     return mean_curve(own, measure.of)
 
 
-def _most_accurate(runs: Sequence[KeptRun], labels: list[str]) -> list[str]:
+def _most_accurate(runs: Sequence[StoredRun], labels: list[str]) -> list[str]:
     """Rows that one panel can hold, by validation accuracy, in their own order."""
 
     def validated(label: str) -> float:

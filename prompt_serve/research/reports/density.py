@@ -9,7 +9,7 @@ from prompt_serve.research.protocols.summary import BASE_TO_NEW, NEW
 from prompt_serve.research.reports.drawing import Style, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,7 +39,7 @@ class Dot:
     accuracy: float  # on new classes
 
 
-def density(runs: Sequence[KeptRun]) -> Section:
+def density(runs: Sequence[StoredRun]) -> Section:
     """A chart for each base-to-new table."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
@@ -64,7 +64,7 @@ def density(runs: Sequence[KeptRun]) -> Section:
     )
 
 
-def dots(runs: Sequence[KeptRun], k: int) -> list[Dot]:
+def dots(runs: Sequence[StoredRun], k: int) -> list[Dot]:
     """A point for each run that has ID_k and accuracy on new classes."""
     results = [run.result for run in runs]
     return [
@@ -113,7 +113,7 @@ def centered(dots: Sequence[Dot]) -> list[Dot]:
     return moved
 
 
-def _chart(runs: Sequence[KeptRun], ks: Sequence[int], title: str, number: int) -> Chart:
+def _chart(runs: Sequence[StoredRun], ks: Sequence[int], title: str, number: int) -> Chart:
     looks = styles(run.result.label for run in runs)
     points = dots(runs, 1)
     several = len({dot.dataset for dot in points}) > 1

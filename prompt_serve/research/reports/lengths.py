@@ -10,7 +10,7 @@ from prompt_serve.research.reports.choice import Choice, most_shots
 from prompt_serve.research.reports.drawing import BLUES, INK, draw, panels, whole_steps
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Chart, Section, Table
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ class Lengths:
     towers: dict[str, tuple[tuple[float, ...], ...]]  # by name: of each epoch, of each block
 
 
-def lengths(runs: Sequence[KeptRun], choice: Choice) -> Section:
+def lengths(runs: Sequence[StoredRun], choice: Choice) -> Section:
     """A chart for each row that prunes; of few-shot runs, those with the most shots."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
@@ -53,7 +53,7 @@ def lengths(runs: Sequence[KeptRun], choice: Choice) -> Section:
     )
 
 
-def mean_lengths(runs: Sequence[KeptRun]) -> Lengths:
+def mean_lengths(runs: Sequence[StoredRun]) -> Lengths:
     """Means over runs of one shape, at the epochs that all have."""
     logs = [{record.epoch + 1: record.facts for record in run.history} for run in runs]
     epochs = sorted(set.intersection(*(set(log) for log in logs)))
@@ -72,13 +72,13 @@ def mean_lengths(runs: Sequence[KeptRun]) -> Lengths:
     )
 
 
-def _prunes(run: KeptRun) -> bool:
+def _prunes(run: StoredRun) -> bool:
     return bool(run.history) and all(
         fact in record.facts for record in run.history for fact in TOWERS.values()
     )
 
 
-def _chart(runs: Sequence[KeptRun], title: str, name: str) -> Chart:
+def _chart(runs: Sequence[StoredRun], title: str, name: str) -> Chart:
     found = mean_lengths(runs)
     seeds = len({run.result.seed for run in runs})
     highest = max(max(map(max, by_epoch)) for by_epoch in found.towers.values())

@@ -15,7 +15,7 @@ from prompt_serve.research.protocols.summary import (
     Summary,
 )
 from prompt_serve.research.reports.page import Block, Section, Table, Text, percent
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 PROTOCOLS = {
     BASE_TO_NEW: "base to new",
@@ -32,7 +32,7 @@ def title_of(protocol: str, suite: str, backbone: str) -> str:
     return f"{PROTOCOLS.get(protocol, protocol)}, suite {suite}, backbone {backbone}"
 
 
-def overview(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> Section:
+def overview(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> Section:
     """What was run."""
     groups = by_comparison(runs)
     rows = []
@@ -69,7 +69,7 @@ def overview(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> Section:
     return Section(anchor="runs", title="What was run", blocks=blocks)
 
 
-def notes(runs: Sequence[KeptRun], summaries: Sequence[Summary]) -> list[str]:
+def notes(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> list[str]:
     """What sets rows apart beside their methods, and how far the figures can be trusted."""
     found = []
     groups = by_comparison(runs)
@@ -125,7 +125,7 @@ def _gaps(summary: Summary) -> Iterable[str]:
             )
 
 
-def _backbones(runs: Sequence[KeptRun]) -> Table:
+def _backbones(runs: Sequence[StoredRun]) -> Table:
     found = {
         (str(r.backbone.get("id", "")), str(r.backbone.get("fingerprint", "")))
         for r in (run.result for run in runs)
@@ -138,7 +138,7 @@ def _backbones(runs: Sequence[KeptRun]) -> Table:
     )
 
 
-def _environments(runs: Sequence[KeptRun]) -> Table:
+def _environments(runs: Sequence[StoredRun]) -> Table:
     """Each kind of machine and versions once, with how many prompts it learned."""
     counts: dict[str, int] = {}
     for run in runs:

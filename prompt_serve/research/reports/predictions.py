@@ -12,7 +12,7 @@ from prompt_serve.research.reports.choice import Choice, most_shots
 from prompt_serve.research.reports.drawing import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, Text, percent
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.research.reports.thumbnails import Thumbnails, confused_pairs
 from prompt_serve.training.calibration import BINS
 from prompt_serve.types import IntArray
@@ -43,7 +43,7 @@ class Bin:
 class Shown:
     """One run's answers on one test set."""
 
-    run: KeptRun
+    run: StoredRun
     test_set: str
     answers: Answers
     zero_shot: Answers | None  # of the same dataset and test set
@@ -51,7 +51,7 @@ class Shown:
     name: str  # for ids
 
 
-def answered(runs: Sequence[KeptRun], choice: Choice, thumbnails: Thumbnails) -> Section:
+def answered(runs: Sequence[StoredRun], choice: Choice, thumbnails: Thumbnails) -> Section:
     """For each table, the chosen row on the chosen datasets."""
     blocks: list[Block] = []
     for shown in _shown(runs, choice):
@@ -114,7 +114,7 @@ def confusions(answers: Answers) -> list[tuple[int, int, int]]:
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def _shown(runs: Sequence[KeptRun], choice: Choice) -> Iterator[Shown]:
+def _shown(runs: Sequence[StoredRun], choice: Choice) -> Iterator[Shown]:
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         own = most_shots(group)
         rows = choice.rows(own)
@@ -135,7 +135,7 @@ def _shown(runs: Sequence[KeptRun], choice: Choice) -> Iterator[Shown]:
                 )
 
 
-def _zero_shot(runs: Sequence[KeptRun], run: KeptRun, test_set: str) -> Answers | None:
+def _zero_shot(runs: Sequence[StoredRun], run: StoredRun, test_set: str) -> Answers | None:
     other = [
         one for one in runs
         if one.result.method == ZERO_SHOT and one.result.dataset == run.result.dataset

@@ -15,7 +15,7 @@ from prompt_serve.research.reports.page import render_page
 from prompt_serve.research.reports.predictions import answered
 from prompt_serve.research.reports.sizes import sizes
 from prompt_serve.research.reports.stored_runs import (
-    KeptRun,
+    StoredRun,
     by_comparison,
     learned_once,
     read_runs,
@@ -60,7 +60,7 @@ def write_report(
     return len(data)
 
 
-def report_html(runs: Sequence[KeptRun], choice: Choice, *, title: str = TITLE) -> str:
+def report_html(runs: Sequence[StoredRun], choice: Choice, *, title: str = TITLE) -> str:
     """The page of some runs."""
     summaries = summarize(run.result for run in runs)
     learned = learned_once(runs)
@@ -77,7 +77,7 @@ def report_html(runs: Sequence[KeptRun], choice: Choice, *, title: str = TITLE) 
     return render_page(title, _summary(runs), sections)
 
 
-def _summary(runs: Sequence[KeptRun]) -> str:
+def _summary(runs: Sequence[StoredRun]) -> str:
     protocols = dict.fromkeys(PROTOCOLS.get(key[0], key[0]) for key in by_comparison(runs))
     datasets = {run.result.dataset for run in runs}
     rows = {run.result.label for run in runs}

@@ -25,7 +25,7 @@ PROMPT, HISTORY = "prompt.safetensors", "history.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KeptRun:
+class StoredRun:
     """One learned prompt: its line, and the folder with the rest."""
 
     result: Result
@@ -82,18 +82,18 @@ class KeptRun:
         return self.folder / f"answers-{test_set}.npz"
 
 
-def read_runs(paths: Iterable[Path]) -> tuple[KeptRun, ...]:
+def read_runs(paths: Iterable[Path]) -> tuple[StoredRun, ...]:
     """All runs of some run folders or results files; of two lines of one run the last counts.
 
     Raises:
         ResultsInvalid: a file is missing or none of ours, or there is no line at all.
     """
     files = list(dict.fromkeys(_file(path) for path in paths))
-    runs: dict[tuple[tuple[str, str, str], str], KeptRun] = {}
+    runs: dict[tuple[tuple[str, str, str], str], StoredRun] = {}
     for file in files:
         for result in read_results(file):
             folder = file.parent / "runs" / result.run_id
-            runs[comparison_of(result), result.run_id] = KeptRun(result=result, folder=folder)
+            runs[comparison_of(result), result.run_id] = StoredRun(result=result, folder=folder)
     if not runs:
         raise ResultsInvalid(
             f"{', '.join(map(str, files))}: no line of results. A run that was stopped early may "
@@ -102,20 +102,20 @@ def read_runs(paths: Iterable[Path]) -> tuple[KeptRun, ...]:
     return tuple(runs.values())
 
 
-def by_comparison(runs: Iterable[KeptRun]) -> dict[tuple[str, str, str], tuple[KeptRun, ...]]:
+def by_comparison(runs: Iterable[StoredRun]) -> dict[tuple[str, str, str], tuple[StoredRun, ...]]:
     """The runs of each protocol, suite and backbone, in order of first appearance."""
-    groups: dict[tuple[str, str, str], list[KeptRun]] = {}
+    groups: dict[tuple[str, str, str], list[StoredRun]] = {}
     for run in runs:
         groups.setdefault(comparison_of(run.result), []).append(run)
     return {key: tuple(group) for key, group in groups.items()}
 
 
-def learned_once(runs: Iterable[KeptRun]) -> tuple[KeptRun, ...]:
+def learned_once(runs: Iterable[StoredRun]) -> tuple[StoredRun, ...]:
     """Without the lines of domain generalization whose prompts stand under cross-dataset transfer
     already: both test one and the same prompt."""
     runs = tuple(runs)
 
-    def prompt(run: KeptRun) -> tuple[object, ...]:
+    def prompt(run: StoredRun) -> tuple[object, ...]:
         r = run.result
         return r.suite, r.backbone.get("id"), r.dataset, r.label, r.shots, r.seed
 
@@ -126,7 +126,7 @@ def learned_once(runs: Iterable[KeptRun]) -> tuple[KeptRun, ...]:
     )  # fmt: skip
 
 
-def best_row(runs: Sequence[KeptRun]) -> str | None:
+def best_row(runs: Sequence[StoredRun]) -> str | None:
     """The label with the best validation accuracy, mean over its runs, of those that learned on
     all datasets; test images are not looked at. None where nothing was validated."""
     datasets = {run.result.dataset for run in runs}

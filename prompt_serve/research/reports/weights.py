@@ -26,7 +26,7 @@ from prompt_serve.research.reports.drawing import (
 )
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Chart, Section, Table
-from prompt_serve.research.reports.stored_runs import KeptRun, by_comparison
+from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.clip.backbone import EMBEDDED, EMBEDDED_VIT, load_backbone
 from prompt_serve.types import FloatArray
 
@@ -41,7 +41,7 @@ PLAIN, CODED = "coop", "qcoop"  # what the paper compares
 DIVERGENCE, RECLUSTERINGS = "code_divergence", "reclusterings"
 
 
-def weights(runs: Sequence[KeptRun], choice: Choice) -> Section:
+def weights(runs: Sequence[StoredRun], choice: Choice) -> Section:
     """Histograms of the numbers and trends of the codebooks, for each table."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
@@ -95,7 +95,7 @@ def _words(name: str, template: str) -> tuple[FloatArray, str]:
 
 
 def _histograms(
-    runs: Sequence[KeptRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
+    runs: Sequence[StoredRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
 ) -> list[Block]:
     found: dict[str, FloatArray] = {}
     coded: dict[str, bool] = {}
@@ -160,7 +160,7 @@ def _histograms(
     ]
 
 
-def _first(found: Mapping[str, FloatArray], runs: Sequence[KeptRun]) -> dict[str, FloatArray]:
+def _first(found: Mapping[str, FloatArray], runs: Sequence[StoredRun]) -> dict[str, FloatArray]:
     """At most ``PANELS``: those the paper compares first, then the others in their order."""
     methods = {run.result.label: run.result.method for run in runs}
     ranked = sorted(found, key=lambda label: methods[label] not in (PLAIN, CODED))
@@ -192,7 +192,7 @@ def _moments(
 
 
 def _trends(
-    runs: Sequence[KeptRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
+    runs: Sequence[StoredRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
 ) -> list[Block]:
     """KL divergence by epoch; a mark where codebooks were made anew."""
     watched = [r for r in runs if any(DIVERGENCE in record.facts for record in r.history)]
@@ -229,7 +229,7 @@ def _trends(
     ]
 
 
-def _trend(axes, run: KeptRun, look: Style) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
+def _trend(axes, run: StoredRun, look: Style) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
     records = [record for record in run.history if DIVERGENCE in record.facts]
     epochs = [record.epoch + 1 for record in records]
     values = [float(record.facts[DIVERGENCE]) for record in records]
@@ -246,8 +246,8 @@ def _trend(axes, run: KeptRun, look: Style) -> None:  # type: ignore[no-untyped-
         axes.axhline(threshold, color=PALE, linestyle="--", linewidth=1, zorder=1)
 
 
-def _trend_table(runs: Sequence[KeptRun], title: str) -> Table:
-    groups: dict[str, list[KeptRun]] = {}
+def _trend_table(runs: Sequence[StoredRun], title: str) -> Table:
+    groups: dict[str, list[StoredRun]] = {}
     for run in runs:
         groups.setdefault(run.result.label, []).append(run)
     rows = []
@@ -275,8 +275,8 @@ def _trend_table(runs: Sequence[KeptRun], title: str) -> Table:
 
 
 def _of_one_dataset(
-    runs: Sequence[KeptRun], choice: Choice, *, one_seed: bool = True
-) -> tuple[str, list[KeptRun]]:
+    runs: Sequence[StoredRun], choice: Choice, *, one_seed: bool = True
+) -> tuple[str, list[StoredRun]]:
     """Runs of the first dataset that is asked for, or there; of its first seed alone."""
     datasets = choice.chosen_datasets(runs)
     own = [run for run in runs if run.result.dataset in datasets[:1]]

@@ -17,7 +17,7 @@ from prompt_serve.schemas import (
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.dependencies import BINARY, OCTETS, CoreOfApp, json_answer, problems
 from prompt_serve.service.http.request_bodies import (
-    AskedOfImages,
+    ParsedImageRequest,
     read_classify,
     read_embed,
     read_score,
@@ -193,7 +193,7 @@ async def score(request: Request, core: CoreOfApp) -> Response:
     return json_answer(await unless_gone(request, work))
 
 
-def _embed_json(core: Core, wanted: AskedOfImages, outcomes: list[Outcome]) -> Response:
+def _embed_json(core: Core, wanted: ParsedImageRequest, outcomes: list[Outcome]) -> Response:
     backbone = core.bundle.manifest.backbone
     return json_answer(
         EmbedAnswer(

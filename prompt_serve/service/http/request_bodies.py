@@ -36,7 +36,7 @@ from prompt_serve.service.inference.requests import (
     EmbeddingItem,
     ImageItem,
     ImageUrl,
-    Selection,
+    TaskSelector,
     image_of_text,
 )
 
@@ -50,27 +50,27 @@ Message = TypeVar("Message", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedRequest:
     """What is wanted of the images of a request."""
 
-    selection: Selection
+    selection: TaskSelector
     top_k: int
 
 
 @dataclass(frozen=True)
-class AskedOfImages:
+class ParsedImageRequest:
     """A request to classify or embed."""
 
     images: Sequence[ImageItem]
-    asked: Asked
+    asked: ParsedRequest
 
 
 @dataclass(frozen=True)
-class AskedOfEmbeddings:
+class ParsedEmbeddingRequest:
     """A request to score; ``fingerprint`` is of the backbone that made them, where it was told."""
 
     embeddings: Sequence[EmbeddingItem]
-    asked: Asked
+    asked: ParsedRequest
     fingerprint: str | None
 
 
@@ -80,7 +80,7 @@ class _InMemoryParser(MultiPartParser):
     spool_max_size = 2**62
 
 
-async def read_classify(request: Request, limits: Limits, image_size: int) -> AskedOfImages:
+async def read_classify(request: Request, limits: Limits, image_size: int) -> ParsedImageRequest:
     """Read a request to classify, in any form.
 
     Raises:
@@ -90,12 +90,12 @@ async def read_classify(request: Request, limits: Limits, image_size: int) -> As
     return await _read_images(request, limits, image_size, ClassifyRequest, _TASK_FIELDS)
 
 
-async def read_embed(request: Request, limits: Limits, image_size: int) -> AskedOfImages:
+async def read_embed(request: Request, limits: Limits, image_size: int) -> ParsedImageRequest:
     """Read a request to embed; as ``read_classify``, without tasks."""
     return await _read_images(request, limits, image_size, EmbedRequest, ())
 
 
-async def read_score(request: Request, limits: Limits, width: int) -> AskedOfEmbeddings:
+async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbeddingRequest:
     """Read a request to score embeddings of ``width`` numbers: JSON, npy or safetensors."""
     kind = _content_type(request)
     query = request.query_params
@@ -104,13 +104,15 @@ async def read_score(request: Request, limits: Limits, width: int) -> AskedOfEmb
         wanted = await _read_json(request, ScoreRequest)
         rows = await asyncio.to_thread(embeddings_of_lists, wanted.embeddings, width)
         asked = _asked_in_json(wanted)
-        return AskedOfEmbeddings([EmbeddingItem(row) for row in rows], asked, wanted.fingerprint)
+        return ParsedEmbeddingRequest(
+            [EmbeddingItem(row) for row in rows], asked, wanted.fingerprint
+        )
     if kind in TENSOR_TYPES:
         _check_names(query.keys(), (*_TASK_FIELDS, _FINGERPRINT))
         tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
         rows = await asyncio.to_thread(embeddings_of, tensor.array, width)
         fingerprint = query.get(_FINGERPRINT) or tensor.metadata.get(_FINGERPRINT)
-        return AskedOfEmbeddings(
+        return ParsedEmbeddingRequest(
             [EmbeddingItem(row) for row in rows], _asked_in_query(query), fingerprint
         )
     raise RequestInvalid(
@@ -125,7 +127,7 @@ async def _read_images(
     image_size: int,
     schema: type[ClassifyRequest | EmbedRequest],
     fields: Sequence[str],
-) -> AskedOfImages:
+) -> ParsedImageRequest:
     kind = _content_type(request)
     query = request.query_params
     if kind == "multipart/form-data":
@@ -134,15 +136,15 @@ async def _read_images(
         _check_names(query.keys(), ())
         wanted = await _read_json(request, schema)
         images = await asyncio.to_thread(lambda: list(map(image_of_text, wanted.images)))
-        return AskedOfImages(images, _asked_in_json(wanted))
+        return ParsedImageRequest(images, _asked_in_json(wanted))
     if kind in TENSOR_TYPES:
         _check_names(query.keys(), fields)
         tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
         pixels = await asyncio.to_thread(pixels_of, tensor.array, image_size)
-        return AskedOfImages([ImageItem(image) for image in pixels], _asked_in_query(query))
+        return ParsedImageRequest([ImageItem(image) for image in pixels], _asked_in_query(query))
     if kind.startswith("image/") or kind == "application/octet-stream":
         _check_names(query.keys(), fields)
-        return AskedOfImages([ImageItem(await request.body())], _asked_in_query(query))
+        return ParsedImageRequest([ImageItem(await request.body())], _asked_in_query(query))
     where = " and ?task=NAME" if fields else ""
     raise RequestInvalid(
         f"The content type is {kind[:100]!r}. Send multipart/form-data with file parts named "
@@ -168,18 +170,20 @@ async def _read_json(request: Request, schema: type[Message]) -> Message:
         ) from error
 
 
-def _asked_in_json(wanted: ClassifyRequest | EmbedRequest | ScoreRequest) -> Asked:
+def _asked_in_json(wanted: ClassifyRequest | EmbedRequest | ScoreRequest) -> ParsedRequest:
     if isinstance(wanted, EmbedRequest):
-        return Asked(Selection(), DEFAULT_TOP_K)
-    return Asked(Selection(wanted.tasks, wanted.tags), wanted.top_k)
+        return ParsedRequest(TaskSelector(), DEFAULT_TOP_K)
+    return ParsedRequest(TaskSelector(wanted.tasks, wanted.tags), wanted.top_k)
 
 
-def _asked_in_query(query: QueryParams) -> Asked:
-    selection = Selection(query.getlist("task"), query.getlist("tag"))
-    return Asked(selection, _top_k(query.get("top_k")))
+def _asked_in_query(query: QueryParams) -> ParsedRequest:
+    selection = TaskSelector(query.getlist("task"), query.getlist("tag"))
+    return ParsedRequest(selection, _top_k(query.get("top_k")))
 
 
-async def _read_multipart(request: Request, limits: Limits, fields: Sequence[str]) -> AskedOfImages:
+async def _read_multipart(
+    request: Request, limits: Limits, fields: Sequence[str]
+) -> ParsedImageRequest:
     query = request.query_params
     _check_names(query.keys(), fields)
     form = await _parse(request, limits)
@@ -191,7 +195,7 @@ async def _read_multipart(request: Request, limits: Limits, fields: Sequence[str
         images = [
             await _image(name, part) for name, part in form.multi_items() if name in _IMAGE_FIELDS
         ]
-        return AskedOfImages(images, Asked(Selection(names, tags), _top_k(top_k)))
+        return ParsedImageRequest(images, ParsedRequest(TaskSelector(names, tags), _top_k(top_k)))
     finally:
         await form.close()
 

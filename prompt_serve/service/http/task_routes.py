@@ -29,7 +29,7 @@ from prompt_serve.service.http.dependencies import (
     problems,
 )
 from prompt_serve.service.storage.preconditions import condition_of
-from prompt_serve.service.storage.registry import Wanted
+from prompt_serve.service.storage.registry import TaskFilter
 from prompt_serve.service.tasks.bulk import import_zip, upload_zip
 from prompt_serve.service.tasks.registry_export import exported
 
@@ -56,7 +56,7 @@ async def list_tasks(
     tag: Annotated[list[str], Query(description="Tasks with all of these tags.")] = [],  # noqa: B006
 ) -> TaskList:
     """Tasks in the order of their names; `next` is the `cursor` of the next page."""
-    wanted = Wanted(search=search, tags=tuple(tag))
+    wanted = TaskFilter(search=search, tags=tuple(tag))
     return await core.reading(core.tasks.page, cursor, limit, wanted)
 
 

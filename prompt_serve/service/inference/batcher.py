@@ -41,7 +41,7 @@ _LONGEST_RETRY_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-class _Ticket:
+class PendingRequest:
     """The images of one request; ``future`` is done when the last of them has an outcome."""
 
     def __init__(self, size: int, deadline: float) -> None:
@@ -52,7 +52,7 @@ class _Ticket:
         self._missing = size
         self._lock = threading.Lock()
 
-    def settle(self, index: int, outcome: Outcome) -> None:
+    def set_result(self, index: int, outcome: Outcome) -> None:
         with self._lock:
             self._outcomes[index] = outcome
             self._missing -= 1
@@ -76,7 +76,7 @@ class _Image:
 
     __slots__ = ("admitted_at", "data", "index", "pixels", "ready_at", "size_bytes", "ticket")
 
-    def __init__(self, given: Given, ticket: _Ticket, index: int) -> None:
+    def __init__(self, given: Given, ticket: PendingRequest, index: int) -> None:
         self.data = given if isinstance(given, bytes) else b""
         self.pixels = None if isinstance(given, bytes) else given
         self.size_bytes = _size_bytes(given)
@@ -193,7 +193,7 @@ class Batcher:
             Overloaded: the queue is full; says when to try again.
             NotReady: the batcher was stopped, or its inference thread died.
         """
-        ticket = _Ticket(len(images), deadline)
+        ticket = PendingRequest(len(images), deadline)
         admitted = [_Image(data, ticket, index) for index, data in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
@@ -366,7 +366,7 @@ class Batcher:
             if self._refusing is not None:
                 self._changed.notify_all()  # stop() waits for the last one
         _note_settled(image, outcome)
-        image.ticket.settle(image.index, outcome)
+        image.ticket.set_result(image.index, outcome)
 
     def _forget_if_given_up(self, future: Future[list[Outcome]]) -> None:
         if future.cancelled():

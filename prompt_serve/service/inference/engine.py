@@ -17,7 +17,7 @@ from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.schemas import DEFAULT_TEMPLATE
-from prompt_serve.service.inference.ort_placement import RECORD, strayed
+from prompt_serve.service.inference.ort_placement import RECORD, nodes_on_other_providers
 from prompt_serve.service.tasks.feature_queue import at_low_priority
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -156,7 +156,7 @@ def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSess
     active = session.get_providers()[0]
     if active != wanted:
         raise _no_cuda(cuda_device, f"the session came up on {active}")
-    if left := strayed(session, wanted):
+    if left := nodes_on_other_providers(session, wanted):
         nodes = ", ".join(f"{count} {op}" for op, count in left.most_common())
         raise _no_cuda(
             cuda_device,

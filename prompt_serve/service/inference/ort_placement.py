@@ -13,7 +13,7 @@ RECORD = "session.record_ep_graph_assignment_info"  # ONNX Runtime tells after i
 _HEAVY = ("MatMul", "Gemm", "Conv", "Attention")
 
 
-def strayed(session: ort.InferenceSession, provider: str) -> Counter[str]:
+def nodes_on_other_providers(session: ort.InferenceSession, provider: str) -> Counter[str]:
     """Operators of products of matrices that another provider than ``provider`` runs.
 
     Args:

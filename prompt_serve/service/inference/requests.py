@@ -37,7 +37,7 @@ class EmbeddingItem:
 
 
 @dataclass(frozen=True)
-class Selection:
+class TaskSelector:
     """The tasks that are meant: by name (``*`` is all of them), ``name@version``, or tag."""
 
     names: Sequence[str] = ()

@@ -25,7 +25,7 @@ class _Remembered:
     read_at: float
 
 
-class KeyRing:
+class ApiKeyCache:
     """Thread-safe. ``remembered`` and ``has_keys`` never block; ``find`` and ``note_use`` do.
 
     Args:

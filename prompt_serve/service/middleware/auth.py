@@ -27,7 +27,7 @@ from prompt_serve.errors import (
     NotReady,
     PromptServeError,
 )
-from prompt_serve.service.middleware.api_key_cache import KeyRing
+from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.problems import problem_of, problem_response
 from prompt_serve.service.request_context import ANONYMOUS, Actor, current
 from prompt_serve.service.storage.api_keys import Role, StoredKey, Token
@@ -73,7 +73,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class Access:
+class AuthMiddleware:
     """ASGI middleware: 401 without a valid key, 403 with one whose role is too small.
 
     Args:
@@ -83,10 +83,10 @@ class Access:
     """
 
     def __init__(
-        self, app: ASGIApp, key_ring: Callable[[], KeyRing | None], anonymous: Anonymous
+        self, app: ASGIApp, api_key_cache: Callable[[], ApiKeyCache | None], anonymous: Anonymous
     ) -> None:
         self._app = app
-        self._key_ring = key_ring
+        self._key_ring = api_key_cache
         self._anonymous = anonymous
         self._notes = ThreadPoolExecutor(1, thread_name_prefix="key use")
 
@@ -127,7 +127,7 @@ class Access:
             self._notes.submit(ring.note_use, key)
         return Actor(key.name, key.id)
 
-    async def _check_anonymous(self, ring: KeyRing, headers: Headers) -> None:
+    async def _check_anonymous(self, ring: ApiKeyCache, headers: Headers) -> None:
         has_keys = ring.has_keys
         if has_keys is None:
             has_keys = await run_in_threadpool(ring.read_has_keys)
@@ -140,7 +140,7 @@ class Access:
             )
 
 
-async def _valid_key(ring: KeyRing, sent: str) -> StoredKey:
+async def _valid_key(ring: ApiKeyCache, sent: str) -> StoredKey:
     token = Token.parse(sent)
     if token is None:
         raise NotAuthenticated(f"What was sent is no key of this service. {_HOW}.")

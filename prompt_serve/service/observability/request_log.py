@@ -19,7 +19,7 @@ from prompt_serve.service.middleware.auth import OPEN
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS
 from prompt_serve.service.observability.tracing import Tracing, trace_id_of
-from prompt_serve.service.request_context import RequestFacts, begin, end, server_timing
+from prompt_serve.service.request_context import RequestContext, begin, end, server_timing
 
 UNMATCHED = "unmatched"
 CLIENT_GONE = 499  # nginx's number: the caller hung up before there was an answer
@@ -54,7 +54,7 @@ class Observed:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        facts = RequestFacts(request_id=_request_id(headers.get("x-request-id")))
+        facts = RequestContext(request_id=_request_id(headers.get("x-request-id")))
         token = begin(facts)
         metrics.requests_in_progress.inc()
         try:
@@ -65,7 +65,7 @@ class Observed:
             end(token)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, facts: RequestFacts, span: Span
+        self, scope: Scope, receive: Receive, send: Send, facts: RequestContext, span: Span
     ) -> None:
         started = time.monotonic()
         status = CLIENT_GONE
@@ -86,7 +86,7 @@ class Observed:
             self._tell(scope, facts, span, status, time.monotonic() - started)
 
     def _tell(
-        self, scope: Scope, facts: RequestFacts, span: Span, status: int, took_s: float
+        self, scope: Scope, facts: RequestContext, span: Span, status: int, took_s: float
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = route_of(scope)
@@ -112,7 +112,7 @@ def _request_id(given: str | None) -> str:
     return secrets.token_hex(8)
 
 
-def _add_headers(message: Message, facts: RequestFacts, took_s: float) -> None:
+def _add_headers(message: Message, facts: RequestContext, took_s: float) -> None:
     headers = MutableHeaders(scope=message)
     headers["X-Request-Id"] = facts.request_id
     if facts.timings.spent():
@@ -129,7 +129,7 @@ def _kind(method: str, route: str) -> str:
 
 def _write_line(
     scope: Scope,
-    facts: RequestFacts,
+    facts: RequestContext,
     span: Span,
     method: str,
     route: str,

@@ -5,7 +5,7 @@ import time
 import psutil
 
 
-class ColdStart:
+class StartupTimer:
     """Stages of a start, one after the other, from the moment the process began."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from prompt_serve import __version__
 from prompt_serve.errors import ConfigInvalid, DependencyMissing
-from prompt_serve.service.request_context import RequestFacts
+from prompt_serve.service.request_context import RequestContext
 
 _SERVICE_NAME = "prompt-serve"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -113,7 +113,7 @@ class Tracing:
             span.end()
 
     def describe(
-        self, span: Span, method: str, route: str, status: int, facts: RequestFacts
+        self, span: Span, method: str, route: str, status: int, facts: RequestContext
     ) -> None:
         """Give the span what is known at the end, and its stages."""
         if not span.is_recording():
@@ -134,7 +134,7 @@ class Tracing:
             span.set_status(Status(StatusCode.ERROR))
         self._add_stages(span, facts)
 
-    def _add_stages(self, span: Span, facts: RequestFacts) -> None:
+    def _add_stages(self, span: Span, facts: RequestContext) -> None:
         epoch_s = time.time() - time.monotonic()
         below = trace.set_span_in_context(span)
         for stage, spent in facts.timings.spent().items():

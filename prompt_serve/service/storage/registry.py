@@ -61,14 +61,14 @@ class NewTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class TaskFilter:
     """Which tasks to list."""
 
     search: str = ""  # in the name, the method or a class name; case does not matter
     tags: tuple[str, ...] = ()  # all of them
 
 
-EVERY = Wanted()
+EVERY = TaskFilter()
 
 
 class Registry:
@@ -155,7 +155,9 @@ class Registry:
 
         return self._db.read(read)
 
-    def tasks(self, after: str, limit: int, wanted: Wanted = EVERY) -> tuple[list[StoredTask], int]:
+    def tasks(
+        self, after: str, limit: int, wanted: TaskFilter = EVERY
+    ) -> tuple[list[StoredTask], int]:
         """Tasks in the order of their names from the first past ``after``, and the revision."""
         query = _listing().where(task.c.name > after, *_matching(wanted))
         query = query.order_by(task.c.name).limit(limit)
@@ -360,7 +362,7 @@ def _listing() -> sa.Select[Any]:
     return sa.select(*_LISTED).join_from(task, prompt_file)
 
 
-def _matching(wanted: Wanted) -> list[sa.ColumnElement[bool]]:
+def _matching(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = [
         sa.exists().where(task_tag.c.name == task.c.name, task_tag.c.tag == tag)
         for tag in wanted.tags

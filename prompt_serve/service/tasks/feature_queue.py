@@ -35,7 +35,7 @@ def at_low_priority(work: Callable[[], _T]) -> _T:
         return pool.submit(work).result()
 
 
-class EncodingQueue:
+class FeatureQueue:
     """Computes class features one after the other; those of one version once for all who ask."""
 
     def __init__(self) -> None:

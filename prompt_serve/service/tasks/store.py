@@ -36,12 +36,12 @@ from prompt_serve.service.storage.preconditions import (
     is_task_name,
     pin_of,
 )
-from prompt_serve.service.storage.registry import EVERY, NewTask, Registry, Wanted
+from prompt_serve.service.storage.registry import EVERY, NewTask, Registry, TaskFilter
 from prompt_serve.service.storage.tables import StoredTask
 from prompt_serve.service.tasks.admission import check_backbone, verified_class_features
 from prompt_serve.service.tasks.cache import CacheStatistics, Task, TaskCache
 from prompt_serve.service.tasks.cursors import cursor_of, number_after, text_after
-from prompt_serve.service.tasks.feature_queue import EncodingQueue
+from prompt_serve.service.tasks.feature_queue import FeatureQueue
 from prompt_serve.types import FloatArray
 
 __all__ = ["Task", "TaskStore", "check_task_name", "task_not_found"]
@@ -71,7 +71,7 @@ class TaskStore:
         self._fingerprint = bundle.manifest.backbone.fingerprint
         self._names = _Names(-1, {})
         self._cache = TaskCache(cache_bytes)
-        self._encoding = EncodingQueue()
+        self._encoding = FeatureQueue()
 
     def close(self) -> None:
         """Finish what is being encoded."""
@@ -259,7 +259,7 @@ class TaskStore:
         stored, data = self._stored(name)
         return stored.version, data
 
-    def page(self, cursor: str | None, limit: int, wanted: Wanted = EVERY) -> TaskList:
+    def page(self, cursor: str | None, limit: int, wanted: TaskFilter = EVERY) -> TaskList:
         """Up to ``limit`` tasks in the order of their names, from where ``cursor`` says."""
         if len(wanted.search) > _MAX_SEARCH or "\0" in "".join((wanted.search, *wanted.tags)):
             raise RequestInvalid(f"Search for {_MAX_SEARCH} characters at most, none of them NUL.")

@@ -11,7 +11,7 @@ counts half.
 import torch
 from torch import Tensor
 
-from prompt_serve.training.methods.base import Method, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, Method, StepOutput
 from prompt_serve.training.methods.coop import SETTINGS, Coop
 
 
@@ -20,14 +20,14 @@ class KgCoop(Coop):
 
     frozen: Tensor  # (C, E) class features of the template
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__(start)
         self.register_buffer(
             "frozen", start.frozen_features((start.config.template,)), persistent=False
         )
         self._weight = start.config.guidance or 0.0
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepOutput) -> Tensor:
         return step.cross_entropy + self._weight * mean_distance(step.class_features, self.frozen)
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from prompt_serve.training.methods.base import Method, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, Method, StepOutput
 from prompt_serve.training.methods.coop import SETTINGS, Coop
 
 
@@ -26,14 +26,14 @@ class ProGrad(Coop):
 
     frozen: Tensor  # (C, E) class features of the template
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__(start)
         self.register_buffer(
             "frozen", start.frozen_features((start.config.template,)), persistent=False
         )
         self._weight = 1.0 if start.config.guidance is None else start.config.guidance
 
-    def backward(self, step: Step) -> Tensor:
+    def backward(self, step: StepOutput) -> Tensor:
         learned = list(self.parameters())
         loss = step.cross_entropy
         general = torch.autograd.grad(self.divergence(step), learned, retain_graph=True)
@@ -44,7 +44,7 @@ class ProGrad(Coop):
             parameter.grad = gradient
         return loss.detach()
 
-    def divergence(self, step: Step) -> Tensor:
+    def divergence(self, step: StepOutput) -> Tensor:
         """``KL(p_zs || p)``, the mean over the images."""
         return step.divergence_from(self.frozen).sum(-1).mean()
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prompt_serve.training.methods.base import Method, Moment, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, Method, StepInfo, StepOutput
 from prompt_serve.training.methods.branches import TextVectors
 from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS, whole_text_vectors
 from prompt_serve.training.templates import DIVERSE_TEMPLATES
@@ -38,7 +38,7 @@ class PromptSrc(TextVectors):
 
     frozen: Tensor  # (C, E) class features of the diverse templates
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         config = start.config
         layers = start.text_layers
         depth = start.depth(layers) if config.depth else min(PAPER_DEPTH, layers)
@@ -50,16 +50,16 @@ class PromptSrc(TextVectors):
         for number, parameter in enumerate(self.parameters()):
             self.register_buffer(f"average_{number}", torch.zeros_like(parameter))
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepOutput) -> Tensor:
         features = F.l1_loss(step.class_features, self.frozen)
         return step.cross_entropy + self._weight * features + self._logit_weight * self.scores(step)
 
-    def scores(self, step: Step) -> Tensor:
+    def scores(self, step: StepOutput) -> Tensor:
         """``KL(p_zs || p)``, the mean over images and classes."""
         return step.divergence_from(self.frozen).mean()
 
     @torch.no_grad()
-    def after_epoch(self, moment: Moment) -> None:
+    def after_epoch(self, moment: StepInfo) -> None:
         weight = epoch_weights(moment.epochs, self._mean, self._std)[moment.epoch]
         for number, parameter in enumerate(self.parameters()):
             average = self.get_buffer(f"average_{number}")

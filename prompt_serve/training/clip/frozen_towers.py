@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.clip.image_tower import ImageTower
 from prompt_serve.training.clip.text_tower import PlanVectors, TextTower
@@ -42,7 +42,7 @@ class FrozenTowers:
         return self._rounded(self.backbone.image_tower)
 
     def class_features(
-        self, sequences: tuple[Tensor, Tensor, Tensor], vectors: BranchContext[Tensor]
+        self, sequences: tuple[Tensor, Tensor, Tensor], vectors: PromptVectors[Tensor]
     ) -> Tensor:
         """Prefix, suffix and EOT (``PlanVectors``) -> (C, E) of unit length, float32."""
         prefix, suffix, eot = sequences
@@ -56,7 +56,7 @@ class FrozenTowers:
         return features
 
     def stacked_class_features(
-        self, vectors: PlanVectors, texts: Sequence[BranchContext[Tensor]]
+        self, vectors: PlanVectors, texts: Sequence[PromptVectors[Tensor]]
     ) -> Tensor:
         """(R, C, E) of R text branches of one shape, in one pass of the text tower.
 
@@ -74,7 +74,7 @@ class FrozenTowers:
                 suffixes[0] if shared else torch.stack(suffixes),
                 sequences[0][2],
             ),
-            BranchContext(
+            PromptVectors(
                 deeper=tuple(
                     torch.stack(blocks)
                     for blocks in zip(*(text.deeper for text in texts), strict=True)
@@ -82,13 +82,13 @@ class FrozenTowers:
             ),
         )
 
-    def image_features(self, pixels: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+    def image_features(self, pixels: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         """(B, S, S, 3) uint8 pixels -> (B, E) of unit length, float32."""
         normalized = self.backbone.normalize(pixels.to(self.backbone.device)).to(self.dtype)
         context = vectors.context
         features: Tensor = self.image(
             normalized,
-            BranchContext(
+            PromptVectors(
                 context=None if context is None else context.to(self.dtype),
                 deeper=self._cast(vectors.deeper),
                 keys_values=self._cast(vectors.keys_values),

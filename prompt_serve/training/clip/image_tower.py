@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
 
-NO_VECTORS: BranchContext[Tensor] = BranchContext()
+NO_VECTORS: PromptVectors[Tensor] = PromptVectors()
 POOLS = ("tok", "avg")  # the class token, or the mean of the patches
 TEXT_INSTEAD = "On this backbone, train a text prompt: method 'dip' or 'coop'."
 
@@ -66,7 +66,7 @@ class ImageTower(nn.Module):
         """D of the image tower."""
         return int(self.visual.conv1.out_channels)
 
-    def forward(self, pixels: Tensor, vectors: BranchContext[Tensor] = NO_VECTORS) -> Tensor:
+    def forward(self, pixels: Tensor, vectors: PromptVectors[Tensor] = NO_VECTORS) -> Tensor:
         """Features of B images.
 
         Args:
@@ -110,7 +110,7 @@ class ImageTower(nn.Module):
             x = torch.cat([x, context.expand(x.shape[0], -1, -1)], dim=1)
         return cast(Tensor, visual.ln_pre(x))
 
-    def _check(self, vectors: BranchContext[Tensor]) -> None:
+    def _check(self, vectors: PromptVectors[Tensor]) -> None:
         given = [vectors.context] if vectors.context is not None else []
         widths = {t.shape[-1] for t in (*given, *vectors.deeper, *vectors.keys_values)}
         if (

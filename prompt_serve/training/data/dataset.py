@@ -1,6 +1,6 @@
 """Which images belong to which class, and to which part: train, validation or test.
 
-Readers (``folders``, ``manifests``) make a ``Listing`` of what a source holds and of every fault
+Readers (``folders``, ``manifests``) make a ``RawDataset`` of what a source holds and of every fault
 they meet; ``reading`` turns that into a ``Split``, or into one error that lists all faults.
 """
 
@@ -70,7 +70,7 @@ class Split:
 
 
 @dataclass(kw_only=True)
-class Listing:
+class RawDataset:
     """What a reader found, with everything that is wrong with it."""
 
     class_names: tuple[str, ...] = ()

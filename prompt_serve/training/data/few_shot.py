@@ -15,7 +15,7 @@ from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 VAL_SHOTS = 4  # per class, at most
 
 
-class Draw(Protocol):
+class Sampler(Protocol):
     """How images are drawn from a dataset; ``few_shot`` is one."""
 
     def __call__(self, split: Split, /, *, shots: int, seed: int) -> Split:

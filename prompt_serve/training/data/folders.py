@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from prompt_serve.training.data.dataset import PARTS, LabeledImage, Listing
+from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset
 
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 )
 
 
-def read_folder(root: Path) -> Listing:
+def read_folder(root: Path) -> RawDataset:
     """List the images below ``root``; the folder of an image names its class.
 
     Classes are sorted by name, and the images of a class by path, so that the same folder gives
@@ -34,10 +34,10 @@ def _parts(root: Path) -> dict[str, Path]:
     return parts if "train" in parts else {}
 
 
-def _list(parts: dict[str, Path]) -> Listing:
+def _list(parts: dict[str, Path]) -> RawDataset:
     folders = {part: {f.name: f for f in _folders(root)} for part, root in parts.items()}
     names = sorted(folders["train"])
-    listing = Listing(class_names=tuple(names))
+    listing = RawDataset(class_names=tuple(names))
     for part, classes in folders.items():
         strangers = sorted(set(classes) - set(names))
         listing.faults += [

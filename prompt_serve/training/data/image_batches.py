@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.frozen_towers import FrozenTowers
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.pixels import PixelSet
@@ -16,17 +16,17 @@ ImageData = FeatureSet | PixelSet
 DIGESTED = 256
 
 
-class ImageSource(Protocol):
+class ImageBatches(Protocol):
     """N images in K views."""
 
     labels: Tensor  # (N,)
     n_views: int
 
-    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+    def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         """Image features (B, E) of views ``views`` (B,) of images ``images`` (B,)."""
 
 
-def image_source(data: ImageData, towers: FrozenTowers) -> ImageSource:
+def image_batches(data: ImageData, towers: FrozenTowers) -> ImageBatches:
     """The source that fits the data."""
     if isinstance(data, FeatureSet):
         return CachedImages(data, towers.backbone.device)
@@ -57,7 +57,7 @@ class CachedImages:
         """(N, E), the features of the first view."""
         return self._features[:, 0]
 
-    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+    def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         if vectors.context is not None or vectors.keys_values:
             raise TypeError("Vectors of the image branch want pixels to learn from, not features.")
         return self._features[images, views]
@@ -72,6 +72,6 @@ class PromptedImages:
         self.labels = torch.from_numpy(data.labels).to(towers.backbone.device)
         self.n_views = data.n_views
 
-    def features(self, images: Tensor, views: Tensor, vectors: BranchContext[Tensor]) -> Tensor:
+    def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         pixels = torch.from_numpy(self._pixels[images.numpy(), views.numpy()])
         return self._towers.image_features(pixels, vectors)

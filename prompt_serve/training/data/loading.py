@@ -8,7 +8,7 @@ from pathlib import Path
 from prompt_serve.errors import DatasetInvalid, ImageInvalid, ImageTooLarge, PromptFileInvalid
 from prompt_serve.preprocess import decode_image
 from prompt_serve.prompts.prompt_file import check_class_names
-from prompt_serve.training.data.dataset import LabeledImage, Listing, Split, limited
+from prompt_serve.training.data.dataset import LabeledImage, RawDataset, Split, limited
 from prompt_serve.training.data.folders import read_folder
 from prompt_serve.training.data.manifests import read_split_file, read_table
 from prompt_serve.training.progress import Advance, no_advance
@@ -47,7 +47,7 @@ def read_dataset(
 
 
 def checked(
-    listing: Listing,
+    listing: RawDataset,
     source: str,
     *,
     rename: Mapping[str, str] | None = None,
@@ -95,7 +95,7 @@ def image_faults(
         return [line for line in pool.map(fault, items) if line is not None]
 
 
-def _rename(listing: Listing, rename: Mapping[str, str]) -> None:
+def _rename(listing: RawDataset, rename: Mapping[str, str]) -> None:
     unknown = sorted(set(rename) - set(listing.class_names))
     if unknown:
         listing.faults.append(

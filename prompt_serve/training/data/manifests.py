@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
-from prompt_serve.training.data.dataset import PARTS, LabeledImage, Listing, limited
+from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
 
 # Where the images lie beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
@@ -21,7 +21,7 @@ _IMAGE_FOLDERS = (
 )
 
 
-def read_table(path: Path) -> Listing:
+def read_table(path: Path) -> RawDataset:
     """Read a table with the columns ``path`` (relative to the table), ``label`` (the class name)
     and, if there is one, ``split`` (train, val or test). Further columns are ignored.
 
@@ -30,7 +30,7 @@ def read_table(path: Path) -> Listing:
     columns, rows = _rows(path)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
-        return Listing(
+        return RawDataset(
             faults=[
                 f"column {name!r} is missing; the table has {', '.join(columns) or 'none'}"
                 for name in missing
@@ -52,7 +52,7 @@ def read_table(path: Path) -> Listing:
     return _listing(named, limited(faults))
 
 
-def read_split_file(path: Path, images: Path | None) -> Listing:
+def read_split_file(path: Path, images: Path | None) -> RawDataset:
     """Read CoOp's ``split_zhou_*.json``: lists of [path, label, class name] for train, val, test.
 
     Args:
@@ -65,8 +65,8 @@ def read_split_file(path: Path, images: Path | None) -> Listing:
     if root is None:
         tried = ", ".join(str(path.parent / folder) for folder in _IMAGE_FOLDERS)
         faults.append(f"its images are in none of {tried}; name their folder with --images")
-        return Listing(class_names=tuple(names.values()), faults=faults)
-    listing = Listing(class_names=tuple(names.values()), faults=faults)
+        return RawDataset(class_names=tuple(names.values()), faults=faults)
+    listing = RawDataset(class_names=tuple(names.values()), faults=faults)
     # Where labels have gaps (a fault already noted), the further checks need dense ones.
     dense = {label: index for index, label in enumerate(names)}
     for part, entries in parts.items():
@@ -112,10 +112,10 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     ]
 
 
-def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> Listing:
+def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
     names = sorted({name for part, _, name in named if part == "train"})
     labels = {name: label for label, name in enumerate(names)}
-    listing = Listing(class_names=tuple(names), faults=faults)
+    listing = RawDataset(class_names=tuple(names), faults=faults)
     strangers = sorted({name for _, _, name in named} - set(names))
     listing.faults += limited([f"label {name!r} has no training image" for name in strangers])
     for part, file, name in named:
@@ -125,7 +125,7 @@ def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> Listing:
     return listing
 
 
-def missing_files(listing: Listing) -> list[str]:
+def missing_files(listing: RawDataset) -> list[str]:
     """Take files that are not there out of the listing; one line for each of them."""
     paths = dict.fromkeys(item.path for items in listing.items.values() for item in items)
     missing = [path for path in paths if not path.is_file()]

@@ -37,18 +37,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.prompts.encodings import Ragged
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.encodings import PrunedKeyValues
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Stored
 from prompt_serve.training.config import AUTO, PruneScore, TrainConfig
 from prompt_serve.training.methods.base import (
     Contexts,
     Encodings,
+    LearnerInputs,
     Method,
-    Moment,
     PromptLearner,
-    Start,
-    half,
+    StepInfo,
+    to_float16,
 )
 from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS
 from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantized, saves_bytes
@@ -57,7 +57,7 @@ from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quanti
 class Adapt(PromptLearner):
     """``tokens_per_block`` x blocks x D numbers of each tower at first, ``tokens`` rows at last."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__()
         image_width = start.prompted_image_width()
         self._config = start.config
@@ -67,19 +67,19 @@ class Adapt(PromptLearner):
 
     def contexts(self) -> Contexts:
         return Contexts(
-            text=BranchContext(keys_values=self.text.by_block()),
-            image=BranchContext(keys_values=self.image.by_block()),
+            text=PromptVectors(keys_values=self.text.by_block()),
+            image=PromptVectors(keys_values=self.image.by_block()),
         )
 
     def encodings(self) -> Encodings:
         return Encodings(text=self.text.encoding(), image=self.image.encoding())
 
-    def before_update(self, moment: Moment) -> None:
+    def before_update(self, moment: StepInfo) -> None:
         if moment.step >= self._schedule(moment).first and self.tokens > self._target:
-            self.text.appraise(self._config.prune_score)
-            self.image.appraise(self._config.prune_score)
+            self.text.accumulate_scores(self._config.prune_score)
+            self.image.accumulate_scores(self._config.prune_score)
 
-    def after_update(self, moment: Moment) -> None:
+    def after_update(self, moment: StepInfo) -> None:
         surplus = self.tokens - self._target
         schedule = self._schedule(moment)
         if surplus > 0 and schedule.is_due(moment.step):
@@ -87,7 +87,7 @@ class Adapt(PromptLearner):
         self.text.after_update(moment)
         self.image.after_update(moment)
 
-    def facts(self) -> dict[str, Any]:
+    def log_metrics(self) -> dict[str, Any]:
         books = [rows.codebook for rows in (self.text, self.image) if rows.codebook is not None]
         counted = {"reclusterings": sum(int(book.reclusterings) for book in books)} if books else {}
         return {
@@ -102,7 +102,7 @@ class Adapt(PromptLearner):
         """Rows left in both towers together."""
         return sum(self.text.lengths()) + sum(self.image.lengths())
 
-    def _schedule(self, moment: Moment) -> "Schedule":
+    def _schedule(self, moment: StepInfo) -> "Schedule":
         surplus = self.text.kept.numel() + self.image.kept.numel() - self._target
         return make_schedule(self._config, steps=moment.steps, surplus=surplus)
 
@@ -120,15 +120,15 @@ class TowerRows(nn.Module):
     """
 
     kept: Tensor  # (blocks, n) bool
-    worth: Tensor  # (blocks, n) since the last pruning
+    importance: Tensor  # (blocks, n) since the last pruning
 
-    def __init__(self, blocks: int, width: int, start: Start) -> None:
+    def __init__(self, blocks: int, width: int, start: LearnerInputs) -> None:
         super().__init__()
         config, n = start.config, start.config.tokens_per_block
         initial = start.normal(blocks, n, width)
         self.rows = nn.Parameter(initial)
         self.kept = nn.Buffer(torch.ones(blocks, n, dtype=torch.bool))
-        self.worth = nn.Buffer(torch.zeros(blocks, n))
+        self.importance = nn.Buffer(torch.zeros(blocks, n))
         self._bits = config.bits
         while_learning = config.bits is not None and config.quantization == "qat"
         self.codebook = AdaptiveCodebook(initial, config) if while_learning else None
@@ -145,38 +145,38 @@ class TowerRows(nn.Module):
         counts: list[int] = self.kept.sum(dim=1).tolist()
         return counts
 
-    def encoding(self) -> Ragged | None:
+    def encoding(self) -> PrunedKeyValues | None:
         """What the file stores; nothing of a tower that has lost all its rows."""
         if not self.kept.any():
             return None
         lengths = np.asarray(self.lengths(), dtype=np.uint8)
-        return Ragged(lengths=lengths, rows=self._stored(self.rows[self.kept]))
+        return PrunedKeyValues(lengths=lengths, rows=self._stored(self.rows[self.kept]))
 
     def _stored(self, rows: Tensor) -> Stored:
         if self._bits is None or not self._is_coded(rows):
-            return half(rows)
+            return to_float16(rows)
         if self.codebook is None:
-            return quantized(half(rows), self._bits)
+            return quantized(to_float16(rows), self._bits)
         return self.codebook.coded(rows)
 
     def _is_coded(self, rows: Tensor) -> bool:
         """Too few rows take fewer bytes without a codebook."""
         return self._bits is not None and saves_bytes(rows.numel(), self._bits)
 
-    def after_update(self, moment: Moment) -> None:
+    def after_update(self, moment: StepInfo) -> None:
         """Let the codebook look at the kept rows."""
         if self.codebook is not None and self.kept.any():
             self.codebook.after_update(self.rows, moment, self.kept)
 
     @torch.no_grad()
-    def appraise(self, score: PruneScore) -> None:
+    def accumulate_scores(self, score: PruneScore) -> None:
         """Add the worth that each row has in this step (equation 6)."""
         rows, gradient = self.rows, self.rows.grad
         if score == "l2":
-            self.worth += rows.norm(dim=-1)
+            self.importance += rows.norm(dim=-1)
         elif gradient is not None:  # None: no row of this tower is left
             by_number = gradient * rows
-            self.worth += by_number.abs().sum(-1) if score == "snip" else gradient.norm(dim=-1)
+            self.importance += by_number.abs().sum(-1) if score == "snip" else gradient.norm(dim=-1)
 
 
 def prune(towers: Sequence[TowerRows], count: int) -> None:
@@ -189,12 +189,12 @@ def prune(towers: Sequence[TowerRows], count: int) -> None:
     for _, block, index, place in ranking[:count]:
         towers[index].kept[block, place] = False
     for tower in towers:
-        tower.worth.zero_()
+        tower.importance.zero_()
 
 
 def _ranked(index: int, tower: TowerRows) -> Iterator[tuple[float, int, int, int]]:
     """(worth, block, tower, place) of each kept row."""
-    worths: NDArray[np.float32] = tower.worth.cpu().numpy()
+    worths: NDArray[np.float32] = tower.importance.cpu().numpy()
     for block, place in np.argwhere(tower.kept.cpu().numpy()).tolist():
         yield float(worths[block, place]), block, index, place
 
@@ -238,7 +238,7 @@ def tokens_at_start(config: TrainConfig, blocks: int) -> int:
     return blocks * config.tokens_per_block
 
 
-def _target(start: Start) -> int:
+def _target(start: LearnerInputs) -> int:
     """T, checked."""
     config, blocks = start.config, start.text_layers + start.image_layers
     most = tokens_at_start(config, blocks)

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
 from prompt_serve.prompts.encodings import ImageEncoding, TextEncoding
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.types import HalfArray
 
-NO_VECTORS: BranchContext[Tensor] = BranchContext()
+NO_VECTORS: PromptVectors[Tensor] = PromptVectors()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class LearnerInputs:
     """What a learner starts from."""
 
     config: TrainConfig  # resolved
@@ -91,8 +91,8 @@ class Start:
 class Contexts:
     """The contexts of one step, with gradients."""
 
-    text: BranchContext[Tensor] = NO_VECTORS
-    image: BranchContext[Tensor] = NO_VECTORS
+    text: PromptVectors[Tensor] = NO_VECTORS
+    image: PromptVectors[Tensor] = NO_VECTORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +104,7 @@ class Encodings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class StepOutput:
     """What a loss may look at."""
 
     logits: Tensor  # (B, C)
@@ -130,7 +130,7 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class StepInfo:
     """Where a run stands."""
 
     step: int  # steps done before this one
@@ -142,8 +142,8 @@ class Moment:
 class PromptLearner(nn.Module, ABC):
     """Trainable numbers, always float32, that make contexts.
 
-    All state beside the parameters lives in buffers and in ``Start.generator``, so that a run can
-    be resumed exactly.
+    All state beside the parameters lives in buffers and in ``LearnerInputs.generator``, so that a
+    run can be resumed exactly.
     """
 
     @abstractmethod
@@ -158,26 +158,26 @@ class PromptLearner(nn.Module, ABC):
         """(B, M, D) contexts that depend on the images (B, E); None: all images share one."""
         return None
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepOutput) -> Tensor:
         """What is minimized."""
         return step.cross_entropy
 
-    def backward(self, step: Step) -> Tensor:
+    def backward(self, step: StepOutput) -> Tensor:
         """Put the gradients of one step into ``grad``; returns the loss, detached."""
         loss = self.loss(step)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.detach()
 
-    def before_update(self, moment: Moment) -> None:
+    def before_update(self, moment: StepInfo) -> None:
         """Called when the gradients are there and the numbers are still the old ones."""
 
-    def after_update(self, moment: Moment) -> None:
+    def after_update(self, moment: StepInfo) -> None:
         """Called after each update of the numbers."""
 
-    def after_epoch(self, moment: Moment) -> None:
+    def after_epoch(self, moment: StepInfo) -> None:
         """Called after the last update of each epoch, before it is validated."""
 
-    def facts(self) -> Mapping[str, Any]:
+    def log_metrics(self) -> Mapping[str, Any]:
         """What else to log of an epoch, such as re-clusterings or tokens left; JSON types."""
         return {}
 
@@ -189,7 +189,7 @@ class Method:
     name: str
     summary: str  # one line for users
     # None: nothing is learned, the templates are used as they are.
-    learner: Callable[[Start], PromptLearner] | None
+    learner: Callable[[LearnerInputs], PromptLearner] | None
     paper: str = ""  # where it is from, with the equation
     learning_rate: float = 0.0  # where the user gives none
     learning_rates: tuple[float, ...] = ()  # tried by ``--learning-rate auto``
@@ -201,7 +201,7 @@ class Method:
     prompts_images: Callable[[TrainConfig], bool] = lambda config: False
 
 
-def half(tensor: Tensor) -> HalfArray:
+def to_float16(tensor: Tensor) -> HalfArray:
     """Numbers as the prompt file stores them. Too large a number becomes infinite, which the
     encodings refuse."""
     rounded: HalfArray = tensor.detach().cpu().to(torch.float16).numpy()

@@ -6,9 +6,15 @@ from torch import Tensor, nn
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import Deep, Dense, LowRank
-from prompt_serve.prompts.prompt_vectors import BranchContext
-from prompt_serve.training.methods.base import Contexts, Encodings, Moment, PromptLearner, Start
-from prompt_serve.training.methods.parameters import Vectors, codebook_facts, observe
+from prompt_serve.prompts.prompt_vectors import PromptVectors
+from prompt_serve.training.methods.base import (
+    Contexts,
+    Encodings,
+    LearnerInputs,
+    PromptLearner,
+    StepInfo,
+)
+from prompt_serve.training.methods.parameters import Vectors, codebook_metrics, update_codebooks
 
 
 class BlockVectors(PromptLearner):
@@ -18,11 +24,11 @@ class BlockVectors(PromptLearner):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
-    def after_update(self, moment: Moment) -> None:
-        observe(self, moment)
+    def after_update(self, moment: StepInfo) -> None:
+        update_codebooks(self, moment)
 
-    def facts(self) -> dict[str, int | float]:
-        return codebook_facts(self)
+    def log_metrics(self) -> dict[str, int | float]:
+        return codebook_metrics(self)
 
 
 class TextVectors(BlockVectors):
@@ -45,10 +51,10 @@ class ImageVectors(BlockVectors):
         return Encodings(image=encoding_of(self.blocks))
 
 
-def branch_of(blocks: nn.ModuleList) -> BranchContext[Tensor]:
+def branch_of(blocks: nn.ModuleList) -> PromptVectors[Tensor]:
     """The vectors of this step, block by block."""
     first, *deeper = (block() for block in blocks)
-    return BranchContext(context=first, deeper=tuple(deeper))
+    return PromptVectors(context=first, deeper=tuple(deeper))
 
 
 def encoding_of(blocks: nn.ModuleList) -> Dense | LowRank | Deep:
@@ -57,7 +63,7 @@ def encoding_of(blocks: nn.ModuleList) -> Dense | LowRank | Deep:
     return layers[0] if len(layers) == 1 else Deep(layers=layers)
 
 
-def check_placing(start: Start) -> None:
+def check_placing(start: LearnerInputs) -> None:
     """Raise ConfigInvalid where deep vectors would not stand in front of every class name."""
     config = start.config
     shared = config.class_position == "end" and not config.class_specific

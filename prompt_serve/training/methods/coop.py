@@ -13,7 +13,7 @@ embeddings *before* positions are added.
 import torch
 from torch import Tensor
 
-from prompt_serve.training.methods.base import Method, Start
+from prompt_serve.training.methods.base import LearnerInputs, Method
 from prompt_serve.training.methods.branches import TextVectors, check_placing
 from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
@@ -34,7 +34,7 @@ SETTINGS = CODEBOOK_SETTINGS | {
 class Coop(TextVectors):
     """J x M x D numbers: 2,048 on ViT-B/16 with 4 vectors; times C where class-specific."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         check_placing(start)
         depth = start.depth(start.text_layers)
         if start.config.class_specific:
@@ -44,7 +44,7 @@ class Coop(TextVectors):
             super().__init__(whole_text_vectors(start, depth))
 
 
-def _for_each_class(vectors: Tensor, start: Start) -> Tensor:
+def _for_each_class(vectors: Tensor, start: LearnerInputs) -> Tensor:
     if start.config.init == "random":
         others = [start.normal(*vectors.shape) for _ in range(start.n_classes - 1)]
         return torch.stack([vectors, *others])

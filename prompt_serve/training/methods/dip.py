@@ -20,7 +20,7 @@ so the product stands alone: 772 numbers on ViT-B/16.
 """
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.methods.base import Method, PromptLearner, Start
+from prompt_serve.training.methods.base import LearnerInputs, Method, PromptLearner
 from prompt_serve.training.methods.branches import ImageVectors, TextVectors, check_placing
 from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
@@ -32,7 +32,7 @@ from prompt_serve.training.methods.parameters import (
 class Dip(TextVectors):
     """J R (M + D) numbers of the text branch."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         check_low_rank(start, start.width)
         check_placing(start)
         super().__init__(low_rank_text_vectors(start, start.depth(start.text_layers)))
@@ -41,19 +41,19 @@ class Dip(TextVectors):
 class ImageDip(ImageVectors):
     """J R (M + D) numbers of the image branch."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         width = start.prompted_image_width()
         check_low_rank(start, width)
         shape, depth = (start.n_ctx, width), start.depth(start.image_layers)
         super().__init__([LowRankVectors(None, shape, start) for _ in range(depth)])
 
 
-def make(start: Start) -> PromptLearner:
+def make(start: LearnerInputs) -> PromptLearner:
     """The learner of the branch asked for."""
     return ImageDip(start) if start.config.branch == "image" else Dip(start)
 
 
-def check_low_rank(start: Start, width: int) -> None:
+def check_low_rank(start: LearnerInputs, width: int) -> None:
     """Raise ConfigInvalid unless factors of this rank can be learned."""
     config = start.config
     faults = []

@@ -21,18 +21,18 @@ the others have one even where they are equal, since only their sums and not the
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.training.methods.base import Method, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, Method, StepOutput
 from prompt_serve.training.methods.coop import SETTINGS, Coop
 
 
 class Alg1(Coop):
     """Rewards the share of the largest singular values, ID_k."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__(start)
         self._weight, self._k = start.config.id_weight or 0.0, start.config.id_k
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepOutput) -> Tensor:
         shares = [density(vectors, self._k) for vectors in _learned(self.blocks)]
         return step.cross_entropy - self._weight * torch.stack(shares).mean()
 
@@ -40,11 +40,11 @@ class Alg1(Coop):
 class Alg2(Coop):
     """Punishes the smallest singular values, the smaller the more."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__(start)
         self._weight, self._k = start.config.tail_weight or 0.0, start.config.tail_k
 
-    def loss(self, step: Step) -> Tensor:
+    def loss(self, step: StepOutput) -> Tensor:
         tails = [tail(vectors, self._k) for vectors in _learned(self.blocks)]
         return step.cross_entropy + self._weight * torch.stack(tails).mean()
 

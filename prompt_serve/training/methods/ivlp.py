@@ -7,7 +7,7 @@ them: 23,040 on ViT-B/16 with 2 vectors in 9 blocks.
 
 from torch import nn
 
-from prompt_serve.training.methods.base import Contexts, Encodings, Method, Start
+from prompt_serve.training.methods.base import Contexts, Encodings, LearnerInputs, Method
 from prompt_serve.training.methods.branches import (
     TextVectors,
     branch_of,
@@ -23,7 +23,7 @@ DEPTH = 9  # MaPLe's; less in a tower that has fewer blocks
 class Ivlp(TextVectors):
     """J M (D + D') numbers of both branches."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         check_placing(start)
         start.prompted_image_width()
         depth = start.depth(min(start.text_layers, start.image_layers), DEPTH)

@@ -30,8 +30,14 @@ from torch import Tensor, nn
 
 from prompt_serve.prompts.encodings import Deep, Dense, Projected, Projection
 from prompt_serve.prompts.folding import fold_image, fold_text
-from prompt_serve.prompts.prompt_vectors import BranchContext
-from prompt_serve.training.methods.base import Contexts, Encodings, Method, Start, half
+from prompt_serve.prompts.prompt_vectors import PromptVectors
+from prompt_serve.training.methods.base import (
+    Contexts,
+    Encodings,
+    LearnerInputs,
+    Method,
+    to_float16,
+)
 from prompt_serve.training.methods.branches import (
     TextVectors,
     check_placing,
@@ -40,7 +46,7 @@ from prompt_serve.training.methods.branches import (
 from prompt_serve.training.methods.dip import check_low_rank
 from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
-    Leaf,
+    QuantizableParameter,
     Vectors,
     low_rank_text_vectors,
     whole_text_vectors,
@@ -59,13 +65,13 @@ class LearnedProjection(nn.Module):
     All start as in ``nn.Linear``: uniform within one over the root of the inputs.
     """
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         super().__init__()
         text, image = start.width, start.prompted_image_width()
         rank = start.config.projection_rank
         shapes = [(text, image)] if rank is None else [(text, rank), (rank, image)]
         self.factors = nn.ModuleList(
-            Leaf(_uniform(start, shape, inputs=shape[0]), start) for shape in shapes
+            QuantizableParameter(_uniform(start, shape, inputs=shape[0]), start) for shape in shapes
         )
         bias = nn.Parameter(_uniform(start, (image,), inputs=text)) if rank is None else None
         self.bias = bias
@@ -77,14 +83,16 @@ class LearnedProjection(nn.Module):
 
     def stored(self) -> Projection:
         """What the prompt file stores; the bias is never quantized."""
-        factors = tuple(factor.stored() for factor in self.factors)  # type: ignore[operator]  # they are Leafs
-        return Projection(factors=factors, bias=None if self.bias is None else half(self.bias))
+        factors = tuple(factor.stored() for factor in self.factors)  # type: ignore[operator]  # each a QuantizableParameter
+        return Projection(
+            factors=factors, bias=None if self.bias is None else to_float16(self.bias)
+        )
 
 
 class Coupled(TextVectors):
     """Text vectors of J blocks with a projection of each."""
 
-    def __init__(self, start: Start, blocks: list[Vectors]) -> None:
+    def __init__(self, start: LearnerInputs, blocks: list[Vectors]) -> None:
         super().__init__(blocks)
         self.projections = nn.ModuleList(LearnedProjection(start) for _ in blocks)
         self._config = start.config
@@ -107,24 +115,24 @@ class Coupled(TextVectors):
         return Encodings(text=text, image=stored_vectors(image, self._config.bits))
 
 
-def maple(start: Start) -> Coupled:
+def maple(start: LearnerInputs) -> Coupled:
     """J (M D + D D' + D') numbers."""
     return Coupled(start, whole_text_vectors(start, _depth(start)))
 
 
-def dip_maple(start: Start) -> Coupled:
+def dip_maple(start: LearnerInputs) -> Coupled:
     """J (R (M + D) + R' (D + D')) numbers."""
     check_low_rank(start, start.width)
     return Coupled(start, low_rank_text_vectors(start, _depth(start)))
 
 
-def stored_vectors(image: BranchContext[FloatArray], bits: int | None) -> Dense | Deep:
+def stored_vectors(image: PromptVectors[FloatArray], bits: int | None) -> Dense | Deep:
     """Image vectors as a prompt file stores them, each block in a codebook of ``bits``, if any."""
     if image.context is None:
         raise TypeError("There are no image vectors to store.")
     layers = []
     for vectors in (image.context, *image.deeper):
-        halves = half(torch.from_numpy(vectors))
+        halves = to_float16(torch.from_numpy(vectors))
         if bits is not None and saves_bytes(halves.size, bits):
             layers.append(Dense(context=quantized(halves, bits)))
         else:
@@ -132,17 +140,17 @@ def stored_vectors(image: BranchContext[FloatArray], bits: int | None) -> Dense 
     return layers[0] if len(layers) == 1 else Deep(layers=tuple(layers))
 
 
-def _by_block(vectors: list[Tensor]) -> BranchContext[Tensor]:
-    return BranchContext(context=vectors[0], deeper=tuple(vectors[1:]))
+def _by_block(vectors: list[Tensor]) -> PromptVectors[Tensor]:
+    return PromptVectors(context=vectors[0], deeper=tuple(vectors[1:]))
 
 
-def _depth(start: Start) -> int:
+def _depth(start: LearnerInputs) -> int:
     check_placing(start)
     start.prompted_image_width()
     return start.depth(min(start.text_layers, start.image_layers), DEPTH)
 
 
-def _uniform(start: Start, shape: tuple[int, ...], *, inputs: int) -> Tensor:
+def _uniform(start: LearnerInputs, shape: tuple[int, ...], *, inputs: int) -> Tensor:
     bound = float(inputs) ** -0.5
     return torch.empty(shape).uniform_(-bound, bound, generator=start.generator)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import Base, Dense, Layer, LowRank
 from prompt_serve.prompts.quantized_tensor import Stored
-from prompt_serve.training.methods.base import Moment, Start, half
+from prompt_serve.training.methods.base import LearnerInputs, StepInfo, to_float16
 from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantized, saves_bytes
 
 CODEBOOK_SETTINGS = frozenset(
@@ -21,13 +21,13 @@ CODEBOOK_SETTINGS = frozenset(
 )
 
 
-class Leaf(nn.Module):
+class QuantizableParameter(nn.Module):
     """One trainable tensor, learned as it is or through a codebook.
 
     A tensor so small that its codebook would take more bytes than it saves stays as it is.
     """
 
-    def __init__(self, initial: Tensor, start: Start) -> None:
+    def __init__(self, initial: Tensor, start: LearnerInputs) -> None:
         super().__init__()
         config = start.config
         self.values = nn.Parameter(initial.clone())
@@ -47,8 +47,8 @@ class Leaf(nn.Module):
         if self.codebook is not None:
             return self.codebook.coded(self.values)
         if self._bits is not None:
-            return quantized(half(self.values), self._bits)
-        return half(self.values)
+            return quantized(to_float16(self.values), self._bits)
+        return to_float16(self.values)
 
 
 class Vectors(nn.Module, ABC):
@@ -66,9 +66,9 @@ class Vectors(nn.Module, ABC):
 class WholeVectors(Vectors):
     """The numbers themselves."""
 
-    def __init__(self, initial: Tensor, start: Start) -> None:
+    def __init__(self, initial: Tensor, start: LearnerInputs) -> None:
         super().__init__()
-        self.leaf = Leaf(initial, start)
+        self.leaf = QuantizableParameter(initial, start)
         self._noise_std = start.config.noise_std
         self._generator = start.generator
 
@@ -95,14 +95,14 @@ class LowRankVectors(Vectors):
 
     p_init: Tensor
 
-    def __init__(self, p_init: Tensor | None, shape: tuple[int, int], start: Start) -> None:
+    def __init__(self, p_init: Tensor | None, shape: tuple[int, int], start: LearnerInputs) -> None:
         super().__init__()
         rank = start.config.rank
         # A product that stands alone starts with the spread of vectors that are learned whole;
         # were it nearly zero, the tower's layer norm would make much of nothing.
         std = start.config.init_std if p_init is not None else (start.config.init_std / rank) ** 0.5
-        self.a = Leaf(start.normal(shape[0], rank, std=std), start)
-        self.b = Leaf(start.normal(rank, shape[1], std=std), start)
+        self.a = QuantizableParameter(start.normal(shape[0], rank, std=std), start)
+        self.b = QuantizableParameter(start.normal(rank, shape[1], std=std), start)
         self._base: Base = "none" if p_init is None else "template"
         initial = torch.zeros(shape) if p_init is None else p_init.clone()
         self.register_buffer("p_init", initial, persistent=False)
@@ -122,7 +122,7 @@ class LowRankVectors(Vectors):
         return product * kept.to(product.device) / (1.0 - self._dropout)
 
 
-def whole_text_vectors(start: Start, depth: int) -> list[Vectors]:
+def whole_text_vectors(start: LearnerInputs, depth: int) -> list[Vectors]:
     """Vectors of ``depth`` blocks of the text tower: the first from words or at random (config
     ``init``), the others at random."""
     first = initial_text_vectors(start)
@@ -130,7 +130,7 @@ def whole_text_vectors(start: Start, depth: int) -> list[Vectors]:
     return [WholeVectors(initial, start) for initial in (first, *others)]
 
 
-def initial_text_vectors(start: Start) -> Tensor:
+def initial_text_vectors(start: LearnerInputs) -> Tensor:
     """(M, D): the template's first M words, or random numbers.
 
     Raises:
@@ -142,7 +142,7 @@ def initial_text_vectors(start: Start) -> Tensor:
     return start.words[: start.n_ctx].clone()
 
 
-def low_rank_text_vectors(start: Start, depth: int) -> list[Vectors]:
+def low_rank_text_vectors(start: LearnerInputs, depth: int) -> list[Vectors]:
     """Low-rank vectors of ``depth`` blocks of the text tower; the first adds to the template."""
     if start.config.frozen_init:
         check_words(start)
@@ -151,7 +151,7 @@ def low_rank_text_vectors(start: Start, depth: int) -> list[Vectors]:
     return [LowRankVectors(words if j == 0 else None, shape, start) for j in range(depth)]
 
 
-def check_words(start: Start) -> None:
+def check_words(start: LearnerInputs) -> None:
     """Raise ConfigInvalid where the template has fewer words than there are vectors."""
     if start.n_ctx > start.words.shape[0]:
         raise ConfigInvalid(
@@ -162,10 +162,10 @@ def check_words(start: Start) -> None:
         )
 
 
-def observe(module: nn.Module, moment: Moment) -> None:
+def update_codebooks(module: nn.Module, moment: StepInfo) -> None:
     """Let every codebook in ``module`` look at the step that was done."""
     for part in module.modules():
-        if isinstance(part, Leaf) and part.codebook is not None:
+        if isinstance(part, QuantizableParameter) and part.codebook is not None:
             part.codebook.after_update(part.values, moment)
 
 
@@ -174,11 +174,11 @@ def reclusterings(module: nn.Module) -> int:
     return sum(
         int(part.codebook.reclusterings)
         for part in module.modules()
-        if isinstance(part, Leaf) and part.codebook is not None
+        if isinstance(part, QuantizableParameter) and part.codebook is not None
     )
 
 
-def codebook_facts(module: nn.Module) -> dict[str, int | float]:
+def codebook_metrics(module: nn.Module) -> dict[str, int | float]:
     """What to log of the codebooks in ``module``: how often they were made anew, and the largest
     KL divergence at the last look; nothing where there are none."""
     codebooks = [part for part in module.modules() if isinstance(part, AdaptiveCodebook)]

@@ -9,7 +9,7 @@ As in the comparisons with CLIP (MaPLe, table 1), the vectors get no position an
 layer norm in front of the first block, where CLIP has one.
 """
 
-from prompt_serve.training.methods.base import Method, Start
+from prompt_serve.training.methods.base import LearnerInputs, Method
 from prompt_serve.training.methods.branches import ImageVectors
 from prompt_serve.training.methods.parameters import (
     CODEBOOK_SETTINGS,
@@ -21,12 +21,12 @@ from prompt_serve.training.methods.parameters import (
 class Vpt(ImageVectors):
     """J M D numbers of the image branch."""
 
-    def __init__(self, start: Start) -> None:
+    def __init__(self, start: LearnerInputs) -> None:
         start.prompted_image_width()
         super().__init__(image_vectors(start, start.depth(start.image_layers, start.image_layers)))
 
 
-def image_vectors(start: Start, depth: int) -> list[Vectors]:
+def image_vectors(start: LearnerInputs, depth: int) -> list[Vectors]:
     """Vectors of ``depth`` blocks of the image tower, at random."""
     shape = (start.n_ctx, start.prompted_image_width())
     return [WholeVectors(start.normal(*shape), start) for _ in range(depth)]

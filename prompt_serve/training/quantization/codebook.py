@@ -36,7 +36,7 @@ from prompt_serve.training.quantization.kmeans import cluster_centers
 from prompt_serve.types import HalfArray
 
 if TYPE_CHECKING:
-    from prompt_serve.training.methods.base import Moment
+    from prompt_serve.training.methods.base import StepInfo
 
 
 class AdaptiveCodebook(nn.Module):
@@ -78,7 +78,7 @@ class AdaptiveCodebook(nn.Module):
         return _coded(values.detach(), self.centers)
 
     @torch.no_grad()
-    def after_update(self, values: Tensor, moment: "Moment", kept: Tensor | None = None) -> None:
+    def after_update(self, values: Tensor, moment: "StepInfo", kept: Tensor | None = None) -> None:
         """Make the codebook anew where the numbers have moved away from it.
 
         Args:

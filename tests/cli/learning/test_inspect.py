@@ -14,7 +14,7 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     Projection,
-    Ragged,
+    PrunedKeyValues,
     TextEncoding,
 )
 from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, write_prompt_file
@@ -38,7 +38,7 @@ def low_rank(width: int = WIDTH, *, words: bool = False) -> LowRank:
 
 
 NINE_BLOCKS = Deep(layers=(low_rank(words=True), *(low_rank() for _ in range(8))))
-RAGGED = Ragged(lengths=np.asarray([2, 0, 1], dtype=np.uint8), rows=zeros(3, WIDTH))
+RAGGED = PrunedKeyValues(lengths=np.asarray([2, 0, 1], dtype=np.uint8), rows=zeros(3, WIDTH))
 PROJECTION = Projection(factors=(zeros(WIDTH, 2), zeros(2, IMAGE_WIDTH)), bias=zeros(IMAGE_WIDTH))
 CONDITIONAL = Conditional(
     context=zeros(4, WIDTH), w_1=zeros(2, 5), b_1=zeros(2), w_2=zeros(WIDTH, 2), b_2=zeros(WIDTH)

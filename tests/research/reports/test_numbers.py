@@ -26,7 +26,7 @@ from prompt_serve.research.reports.predictions import (
     reliability,
 )
 from prompt_serve.research.reports.sizes import frontier
-from prompt_serve.research.reports.stored_runs import KeptRun, best_row, learned_once, read_runs
+from prompt_serve.research.reports.stored_runs import StoredRun, best_row, learned_once, read_runs
 from prompt_serve.research.reports.thumbnails import surest_mistakes, typical
 from prompt_serve.research.reports.weights import start_numbers, text_numbers
 from prompt_serve.training.calibration import expected_calibration_error
@@ -41,7 +41,7 @@ WHERE = "base to new, suite own, backbone tiny, 4 shots"
 
 
 @pytest.fixture(scope="module")
-def runs(run_folder: Path) -> tuple[KeptRun, ...]:
+def runs(run_folder: Path) -> tuple[StoredRun, ...]:
     return read_runs([run_folder])
 
 
@@ -136,16 +136,16 @@ def test_a_row_without_a_target_is_held_back_in_the_average_alone(lines: Lines) 
     assert any("has no results for the targets far" in note for note in notes([], summaries))
 
 
-def read_runs_of(lines: Lines) -> list[KeptRun]:
+def read_runs_of(lines: Lines) -> list[StoredRun]:
     from prompt_serve.research.protocols.results import Result
 
     return [
-        KeptRun(result=Result(**{**line, "idk": tuple(line["idk"])}), folder=Path("nowhere"))
+        StoredRun(result=Result(**{**line, "idk": tuple(line["idk"])}), folder=Path("nowhere"))
         for line in lines
     ]
 
 
-def test_nothing_with_as_few_bytes_is_better_than_the_frontier(runs: tuple[KeptRun, ...]) -> None:
+def test_nothing_with_as_few_bytes_is_better_than_the_frontier(runs: tuple[StoredRun, ...]) -> None:
     summary = summarize(run.result for run in runs)[0]
     rows = [row for row in summary.rows if row.dataset == "average" and row.payload_bytes]
     leading = frontier(rows, "H")
@@ -159,7 +159,7 @@ def test_nothing_with_as_few_bytes_is_better_than_the_frontier(runs: tuple[KeptR
 
 
 def test_curves_are_means_over_runs_at_the_epochs_that_all_have(
-    runs: tuple[KeptRun, ...],
+    runs: tuple[StoredRun, ...],
 ) -> None:
     own = [run for run in runs if run.result.label == COOP]
     curve = mean_curve(own, lambda record: record.loss)
@@ -246,7 +246,7 @@ def test_calibration_error_by_hand(answers: Answers) -> None:
     assert calibration_error(reliability(answers)) == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_calibration_error_is_that_of_the_line(runs: tuple[KeptRun, ...]) -> None:
+def test_calibration_error_is_that_of_the_line(runs: tuple[StoredRun, ...]) -> None:
     run = next(run for run in runs if run.result.label == COOP)
     found = calibration_error(reliability(run.answers("base")))
     # The kept probabilities are float16: one may fall into the next bin.
@@ -278,7 +278,7 @@ def test_the_surest_mistakes_stand_beside_what_was_surely_recognized(answers: An
     assert typical(answers, 2) == 4  # never recognized: any of it
 
 
-def test_the_best_row_is_chosen_by_validation_alone(runs: tuple[KeptRun, ...]) -> None:
+def test_the_best_row_is_chosen_by_validation_alone(runs: tuple[StoredRun, ...]) -> None:
     validated = {
         label: [r.validation_accuracy for r in (run.result for run in runs) if r.label == label]
         for label in ROWS
@@ -289,7 +289,7 @@ def test_the_best_row_is_chosen_by_validation_alone(runs: tuple[KeptRun, ...]) -
     assert sum(validated[best]) == max(map(sum, validated.values()))  # type: ignore[arg-type]  # all were validated
 
 
-def test_lengths_end_at_those_of_the_prompt_files(runs: tuple[KeptRun, ...]) -> None:
+def test_lengths_end_at_those_of_the_prompt_files(runs: tuple[StoredRun, ...]) -> None:
     adapt = [run for run in runs if run.result.method == "adapt" and run.result.dataset == "ink"]
     assert len(adapt) == len(SEEDS)
     found = mean_lengths(adapt)
@@ -305,7 +305,7 @@ def test_lengths_end_at_those_of_the_prompt_files(runs: tuple[KeptRun, ...]) -> 
     assert sum(sum(by_epoch[-1]) for by_epoch in found.towers.values()) == 8
 
 
-def test_numbers_of_a_codebook_are_those_of_its_file(runs: tuple[KeptRun, ...]) -> None:
+def test_numbers_of_a_codebook_are_those_of_its_file(runs: tuple[StoredRun, ...]) -> None:
     run = next(run for run in runs if run.result.method == "qcoop")
     assert run.prompt is not None
     numbers = text_numbers(run.prompt)

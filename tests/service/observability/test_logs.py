@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from prompt_serve.service.observability.logs import FIELDS, HumanLines, JsonLines, redacted
-from prompt_serve.service.request_context import RequestFacts, Timings, begin, end, server_timing
+from prompt_serve.service.request_context import RequestContext, Timings, begin, end, server_timing
 
 KEY = "ps_0123456789ab_" + "sEcReT" * 7 + "x"
 
@@ -50,7 +50,7 @@ def test_secrets_of_tracebacks_are_cut_out_too() -> None:
 
 
 def test_json_lines_are_objects_with_the_request_and_the_fields() -> None:
-    token = begin(RequestFacts(request_id="r1"))
+    token = begin(RequestContext(request_id="r1"))
     try:
         line = JsonLines().format(record("two\nlines %d", 1, route="/v1/x", images=None))
     finally:

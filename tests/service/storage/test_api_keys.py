@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.errors import NotReady, RequestInvalid
-from prompt_serve.service.middleware.api_key_cache import FRESH_S, NOTE_USE_EVERY_S, KeyRing
+from prompt_serve.service.middleware.api_key_cache import FRESH_S, NOTE_USE_EVERY_S, ApiKeyCache
 from prompt_serve.service.storage.api_keys import Keys, Token
 from prompt_serve.service.storage.audit import AuditLog, acting_as, record
 from prompt_serve.service.storage.database import Database
@@ -91,7 +91,7 @@ def test_states_of_keys(keys: Keys) -> None:
 
 def test_a_worker_forgets_a_key_within_half_a_second(keys: Keys) -> None:
     clock = Clock()
-    ring = KeyRing(keys, clock)
+    ring = ApiKeyCache(keys, clock)
     _, key = keys.create("leaving", "infer")
     assert ring.remembered(key.id) is None
     assert ring.find(key.id) == key
@@ -107,7 +107,7 @@ def test_a_worker_forgets_a_key_within_half_a_second(keys: Keys) -> None:
 
 def test_no_keys_is_remembered_as_briefly_and_keys_for_ever(keys: Keys) -> None:
     clock = Clock()
-    ring = KeyRing(keys, clock)
+    ring = ApiKeyCache(keys, clock)
     assert ring.has_keys is None
     assert ring.read_has_keys() is False
     assert ring.has_keys is False
@@ -121,7 +121,7 @@ def test_no_keys_is_remembered_as_briefly_and_keys_for_ever(keys: Keys) -> None:
 
 def test_the_last_use_is_written_at_most_once_a_minute(keys: Keys, database: Database) -> None:
     clock = Clock()
-    ring = KeyRing(keys, clock)
+    ring = ApiKeyCache(keys, clock)
     _, key = keys.create("busy", "infer")
     revision = database.revision()
     assert ring.use_is_due(key)

@@ -17,7 +17,7 @@ from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.database import Database, metadata
 from prompt_serve.service.storage.migrate import schema_version
 from prompt_serve.service.storage.migrations import FOLDER, HEAD
-from prompt_serve.service.storage.registry import Registry, Wanted
+from prompt_serve.service.storage.registry import Registry, TaskFilter
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT, new_database
 
@@ -81,7 +81,7 @@ def test_a_database_of_the_first_version_is_upgraded_without_loss(tmp_path: Path
             assert task.fingerprint == GOLDEN[golden].backbone.fingerprint
             [entry] = registry.history(task.name, None, 9)
             assert (entry.at, entry.what, entry.version) == (task.updated, "put", task.version)
-        found, _ = registry.tasks("", 9, Wanted(search=GOLDEN["low_rank"].class_names[0]))
+        found, _ = registry.tasks("", 9, TaskFilter(search=GOLDEN["low_rank"].class_names[0]))
         assert "copy" in [task.name for task in found]
         assert database.read(schema_version) == HEAD
     finally:

@@ -12,11 +12,11 @@ import sqlalchemy as sa
 
 from prompt_serve.errors import NotReady, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes, version_of
-from prompt_serve.service.request_context import Actor, RequestFacts, begin, end
+from prompt_serve.service.request_context import Actor, RequestContext, begin, end
 from prompt_serve.service.storage import database as database_module
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition
-from prompt_serve.service.storage.registry import NewTask, Registry, Wanted
+from prompt_serve.service.storage.registry import NewTask, Registry, TaskFilter
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT
 
@@ -200,7 +200,7 @@ def test_a_full_disk_is_an_error_and_the_old_version_stays(tmp_path: Path) -> No
 
 
 def test_history_tells_who_did_what_when(registry: Registry) -> None:
-    token = begin(RequestFacts(actor=Actor("ada", "k1")))
+    token = begin(RequestContext(actor=Actor("ada", "k1")))
     first = put(registry, "a", GOLDEN["low_rank"])
     second = put(registry, "a", GOLDEN["zero_shot"])
     end(token)
@@ -327,17 +327,17 @@ def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> Non
     registry.set_tags("labels", ["prod", "eu", "prod"])
     registry.set_tags("Pets-EU", ["eu"])
 
-    def names(wanted: Wanted) -> list[str]:
+    def names(wanted: TaskFilter) -> list[str]:
         return [task.name for task in registry.tasks("", 9, wanted)[0]]
 
-    assert names(Wanted(tags=("eu",))) == ["Pets-EU", "labels"]
-    assert names(Wanted(tags=("eu", "prod"))) == ["labels"]
-    assert names(Wanted(search="pets-e")) == ["Pets-EU"]
-    assert names(Wanted(search="ZERO-SHOT")) == ["labels"]
+    assert names(TaskFilter(tags=("eu",))) == ["Pets-EU", "labels"]
+    assert names(TaskFilter(tags=("eu", "prod"))) == ["labels"]
+    assert names(TaskFilter(search="pets-e")) == ["Pets-EU"]
+    assert names(TaskFilter(search="ZERO-SHOT")) == ["labels"]
     word = GOLDEN["ragged"].class_names[0]
-    assert "other" in names(Wanted(search=word.upper()))
-    assert names(Wanted(search="%")) == []
-    assert names(Wanted(search="eu", tags=("eu",))) == ["Pets-EU"]
+    assert "other" in names(TaskFilter(search=word.upper()))
+    assert names(TaskFilter(search="%")) == []
+    assert names(TaskFilter(search="eu", tags=("eu",))) == ["Pets-EU"]
     assert with_tag(registry, "eu") == ["Pets-EU", "labels"]
     assert registry.names_of_backbone("0" * 64, "eu") == []
     stored = registry.task("labels")

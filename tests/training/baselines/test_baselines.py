@@ -25,7 +25,7 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.evaluate import prompt_logits
 from prompt_serve.training.loop import Fitted, Run, fit
-from prompt_serve.training.methods.base import Moment, PromptLearner, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, PromptLearner, StepInfo, StepOutput
 from tests.backbones import EMBED_DIM
 
 NAMES = ("cat", "a_very_long_name of-a-dog", "horse", "zebra crossing")
@@ -44,10 +44,10 @@ def make_run(backbone: Backbone, method: str, **settings: Any) -> Run:
     return Run(backbone, NAMES, TrainConfig(method=method, **settings), learning_rate=0.1)
 
 
-def step_of(run: Run, images: FeatureSet) -> Step:
+def step_of(run: Run, images: FeatureSet) -> StepOutput:
     features = torch.from_numpy(images.plain)
     classes, logits = run.scores(features, run.learner.contexts().text)
-    return Step(
+    return StepOutput(
         logits=logits,
         labels=torch.from_numpy(images.labels),
         class_features=classes,
@@ -137,8 +137,8 @@ def test_the_projection_is_that_of_one_whole_vector() -> None:
     whole = without_opposition(own, general, 1.0)
     assert whole[0].tolist() == [2.0, 0.0]
     assert whole[1].tolist() == [[-2.0]]
-    half = without_opposition(own, general, 0.5)
-    assert half[0].tolist() == [1.5, 0.0]
+    to_float16 = without_opposition(own, general, 0.5)
+    assert to_float16[0].tolist() == [1.5, 0.0]
     agreeing = without_opposition(own, [-g for g in general], 1.0)
     assert all(torch.equal(a, b) for a, b in zip(agreeing, own, strict=True))
     nothing = without_opposition(own, [torch.zeros(2), torch.zeros(1, 1)], 1.0)
@@ -174,7 +174,7 @@ def test_the_weights_of_the_epochs_are_a_gaussian_that_sums_to_one() -> None:
 
 def test_promptsrc_ends_with_the_average_of_its_epochs() -> None:
     config = TrainConfig(method="promptsrc", average_mean=0.5, average_std=0.25).resolved()
-    start = Start(
+    start = LearnerInputs(
         config=config,
         words=torch.zeros(2, 3),
         n_classes=2,
@@ -186,7 +186,7 @@ def test_promptsrc_ends_with_the_average_of_its_epochs() -> None:
         with torch.no_grad():
             for parameter in learner.parameters():
                 parameter.fill_(value)
-        learner.after_epoch(Moment(step=epoch, steps=4, epoch=epoch, epochs=4))
+        learner.after_epoch(StepInfo(step=epoch, steps=4, epoch=epoch, epochs=4))
     weights = [math.exp(-((epoch - 2) ** 2) / 2) for epoch in (1, 2, 3, 4)]
     weighted = zip(weights, (1.0, 2.0, 10.0, 5.0), strict=True)
     average = sum(w * value for w, value in weighted) / sum(weights)
@@ -256,7 +256,7 @@ def cocoop_prompt(backbone: Backbone, encoding: Any) -> Prompt:
 
 def test_cocoop_has_the_papers_numbers() -> None:
     learner = Cocoop(
-        Start(
+        LearnerInputs(
             config=TrainConfig(method="cocoop"),
             words=torch.zeros(4, 512),
             n_classes=3,

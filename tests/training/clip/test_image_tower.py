@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
 from prompt_serve.training.clip.image_tower import ImageTower
 from prompt_serve.training.config import TrainConfig
@@ -135,7 +135,7 @@ def test_vectors_stand_behind_the_patches_and_are_replaced_at_the_next_block(
     results = []
     for compute in (
         lambda first, *others: ImageTower(clip)(
-            pixels(), BranchContext(context=first, deeper=others)
+            pixels(), PromptVectors(context=first, deeper=others)
         ),
         lambda first, *others: all_by_hand(clip, first, others),
     ):
@@ -155,7 +155,7 @@ def test_vectors_stand_behind_the_patches_and_are_replaced_at_the_next_block(
 def test_keys_and_values_are_seen_by_every_query_of_their_block() -> None:
     clip = clip_of()
     own = rows(2, 3)
-    features = ImageTower(clip)(pixels(), BranchContext(keys_values=own))
+    features = ImageTower(clip)(pixels(), PromptVectors(keys_values=own))
     torch.testing.assert_close(features, all_by_hand(clip, keys_values=own), atol=TOLERANCE, rtol=0)
 
 
@@ -165,11 +165,11 @@ def test_a_row_left_out_is_a_row_masked_and_not_a_row_of_zeros() -> None:
     kept = torch.stack([first[0], first[2]])
     seen = torch.ones(17, 3 + 17, dtype=torch.bool)
     seen[:, 1] = False
-    without = ImageTower(clip)(pixels(), BranchContext(keys_values=(kept, second[:0])))
+    without = ImageTower(clip)(pixels(), PromptVectors(keys_values=(kept, second[:0])))
 
     masked = all_by_hand(clip, keys_values=(first, None), seen=(seen, None))
     zeroed = first * torch.tensor([[1.0], [0.0], [1.0]])
-    with_zeros = ImageTower(clip)(pixels(), BranchContext(keys_values=(zeroed, second[:0])))
+    with_zeros = ImageTower(clip)(pixels(), PromptVectors(keys_values=(zeroed, second[:0])))
     torch.testing.assert_close(without, masked, atol=TOLERANCE, rtol=0)
     assert float((without - with_zeros).abs().max()) > 1e-3
 
@@ -179,21 +179,21 @@ def test_the_order_of_the_vectors_does_not_matter() -> None:
     clip = clip_of()
     (context,) = rows(M)
     tower = ImageTower(clip)
-    forth = tower(pixels(), BranchContext(context=context))
-    back = tower(pixels(), BranchContext(context=context.flip(0)))
+    forth = tower(pixels(), PromptVectors(context=context))
+    back = tower(pixels(), PromptVectors(context=context.flip(0)))
     torch.testing.assert_close(forth, back, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize(
     "vectors",
     [
-        BranchContext(context=torch.zeros(2, WIDTH + 1)),
-        BranchContext(context=torch.zeros(2, WIDTH), deeper=(torch.zeros(2, WIDTH),) * 2),
-        BranchContext(keys_values=(torch.zeros(2, WIDTH),)),
+        PromptVectors(context=torch.zeros(2, WIDTH + 1)),
+        PromptVectors(context=torch.zeros(2, WIDTH), deeper=(torch.zeros(2, WIDTH),) * 2),
+        PromptVectors(keys_values=(torch.zeros(2, WIDTH),)),
     ],
     ids=["too wide", "too deep", "a block missing"],
 )
-def test_vectors_of_another_tower_are_refused(vectors: BranchContext[Tensor]) -> None:
+def test_vectors_of_another_tower_are_refused(vectors: PromptVectors[Tensor]) -> None:
     with pytest.raises(PromptFileInvalid, match="the image tower has 2 blocks and is 64 wide"):
         ImageTower(clip_of())(pixels(), vectors)
 

@@ -9,7 +9,7 @@ import torch
 from prompt_serve.prompts.probe import TOLERANCE, probe_difference
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TowerPrecision, TrainConfig
-from prompt_serve.training.data.image_batches import image_source
+from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.training.loop import Run, fit
@@ -29,7 +29,7 @@ def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPr
         for name in ("fp32", precision)
     }
     run = runs[precision]
-    images = image_source(train, run.towers)
+    images = image_batches(train, run.towers)
     for epoch in (0, 1):
         run.epoch(epoch, images, None)
     learned = list(run.learner.parameters())

@@ -10,23 +10,23 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor
 
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
-from prompt_serve.prompts.encodings import Ragged
+from prompt_serve.prompts.encodings import PrunedKeyValues
 from prompt_serve.prompts.folding import fold_image, fold_text
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Coded
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import PruneScore, TrainConfig
 from prompt_serve.training.data.few_shot import few_shot
-from prompt_serve.training.data.image_batches import image_source
+from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.evaluate import evaluate_prompt
 from prompt_serve.training.loop import EpochRecord, Fitted, Run, fit
 from prompt_serve.training.methods.adapt import Adapt, TowerRows, make_schedule, prune
-from prompt_serve.training.methods.base import Encodings, Moment, Start
+from prompt_serve.training.methods.base import Encodings, LearnerInputs, StepInfo
 from prompt_serve.training.select_tokens import (
-    Candidate,
+    TokenCandidate,
     fewest_within_one_standard_error,
     token_counts,
 )
@@ -45,8 +45,8 @@ def start(
     image_layers: int = 2,
     image_width: int | None = 64,
     **settings: Any,
-) -> Start:
-    return Start(
+) -> LearnerInputs:
+    return LearnerInputs(
         config=TrainConfig(**{"method": "adapt", **settings}),
         words=torch.zeros(4, width),
         n_classes=3,
@@ -76,7 +76,7 @@ def run(backbone: Backbone, **settings: Any) -> Fitted:
 
 def lengths_of(encodings: Encodings) -> list[int]:
     branches = (encodings.text, encodings.image)
-    return [int(n) for e in branches if isinstance(e, Ragged) for n in e.lengths]
+    return [int(n) for e in branches if isinstance(e, PrunedKeyValues) for n in e.lengths]
 
 
 # What rows do.
@@ -91,7 +91,7 @@ def image_features(backbone: Backbone, *rows: Tensor) -> Tensor:
     pixels = torch.from_numpy(made_up_pixels(2).plain(0, 2))
     with torch.no_grad():
         features: Tensor = backbone.image_tower(
-            backbone.normalize(pixels), BranchContext(keys_values=rows)
+            backbone.normalize(pixels), PromptVectors(keys_values=rows)
         )
     return features
 
@@ -178,9 +178,9 @@ def test_rows_join_no_sequence_and_do_not_reach_the_next_block(tiny_backbone: Ba
 def test_the_counts_are_the_papers() -> None:
     learner = Adapt(start(**VIT_B_16, tokens=32))
     assert sum(p.numel() for p in learner.parameters()) == 245_760
-    moment = Moment(step=0, steps=100, epoch=0, epochs=10)
-    learner.text.worth += torch.rand(12, 16, generator=torch.Generator().manual_seed(0))
-    learner.image.worth += torch.rand(12, 16, generator=torch.Generator().manual_seed(1))
+    moment = StepInfo(step=0, steps=100, epoch=0, epochs=10)
+    learner.text.importance += torch.rand(12, 16, generator=torch.Generator().manual_seed(0))
+    learner.image.importance += torch.rand(12, 16, generator=torch.Generator().manual_seed(1))
     prune((learner.text, learner.image), learner.tokens - 32)
     n_text, n_image = sum(learner.text.lengths()), sum(learner.image.lengths())
     assert n_text + n_image == 32
@@ -220,9 +220,9 @@ def test_the_schedule_is_the_papers_where_there_is_time() -> None:
 # Which rows go.
 
 
-def tower(worth: list[list[float]]) -> TowerRows:
-    made = TowerRows(len(worth), 8, start(tokens_per_block=len(worth[0]), tokens=1))
-    made.worth.copy_(torch.tensor(worth))
+def tower(importance: list[list[float]]) -> TowerRows:
+    made = TowerRows(len(importance), 8, start(tokens_per_block=len(importance[0]), tokens=1))
+    made.importance.copy_(torch.tensor(importance))
     return made
 
 
@@ -231,8 +231,8 @@ def test_one_ranking_holds_both_towers() -> None:
     prune((text, image), 3)
     assert text.kept.tolist() == [[True, False], [True, True]]
     assert image.kept.tolist() == [[False, True], [True, False]]
-    assert not text.worth.any()
-    assert not image.worth.any()
+    assert not text.importance.any()
+    assert not image.importance.any()
 
 
 def test_of_equal_rows_that_of_the_lower_block_goes_first() -> None:
@@ -261,7 +261,7 @@ def test_worth_is_added_up_before_each_update(score: PruneScore) -> None:
         gradient = torch.randn(rows.shape, generator=generator)
         learner.image.rows.grad = gradient
         learner.text.rows.grad = torch.zeros_like(learner.text.rows)
-        learner.before_update(Moment(step=step, steps=100, epoch=0, epochs=1))
+        learner.before_update(StepInfo(step=step, steps=100, epoch=0, epochs=1))
         with torch.no_grad():
             learner.image.rows.sub_(0.1 * gradient)
         for b in range(2):
@@ -273,7 +273,7 @@ def test_worth_is_added_up_before_each_update(score: PruneScore) -> None:
                     "gradient": sum(x * x for x in g) ** 0.5,
                     "l2": sum(y * y for y in p) ** 0.5,
                 }[score]
-    assert torch.allclose(learner.image.worth, expected, rtol=1e-5)
+    assert torch.allclose(learner.image.importance, expected, rtol=1e-5)
 
 
 def test_snip_foretells_what_the_loss_would_change(tiny_backbone: Backbone) -> None:
@@ -281,7 +281,7 @@ def test_snip_foretells_what_the_loss_would_change(tiny_backbone: Backbone) -> N
     config = TrainConfig(method="adapt", prune_after=0.0, batch_size=4)
     trial = Run(tiny_backbone, NAMES, config, learning_rate=0.1)
     assert isinstance(trial.learner, Adapt)
-    images = image_source(made_up_pixels(4, 1), trial.towers)
+    images = image_batches(made_up_pixels(4, 1), trial.towers)
     everything, views = torch.arange(4), torch.zeros(4, dtype=torch.int64)
 
     def loss() -> Tensor:
@@ -320,7 +320,7 @@ def test_any_target_is_reached_in_three_steps(tiny_backbone: Backbone, tokens: i
     assert sum(lengths_of(fitted.encodings)) == tokens
     # A tower without rows is stored as one that nothing was learned of.
     for stored in (fitted.encodings.text, fitted.encodings.image):
-        assert stored is None or (isinstance(stored, Ragged) and sum(stored.lengths) > 0)
+        assert stored is None or (isinstance(stored, PrunedKeyValues) and sum(stored.lengths) > 0)
 
 
 def test_pruned_rows_have_no_part_in_anything(tiny_backbone: Backbone) -> None:
@@ -335,7 +335,7 @@ def test_pruned_rows_have_no_part_in_anything(tiny_backbone: Backbone) -> None:
     after = trial.learner.encodings()
     for one, other in ((before.text, after.text), (before.image, after.image)):
         assert (one is None) == (other is None)
-        if isinstance(one, Ragged) and isinstance(other, Ragged):
+        if isinstance(one, PrunedKeyValues) and isinstance(other, PrunedKeyValues):
             assert isinstance(one.rows, Coded)
             assert isinstance(other.rows, Coded)
             assert (one.rows.numbers() == other.rows.numbers()).all()
@@ -386,8 +386,8 @@ def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
     config = TrainConfig(method="adapt", tokens=29, **settings)
     learner = Run(tiny_backbone, NAMES, config, learning_rate=0.1).learner
     assert isinstance(learner, Adapt)
-    learner.image.worth[1] += 1.0
-    learner.text.worth[1, 3:] += 2.0
+    learner.image.importance[1] += 1.0
+    learner.text.importance[1, 3:] += 2.0
     prune((learner.text, learner.image), 64 - 29)
     encodings = learner.encodings()
     assert lengths_of(encodings) == [0, 13, 0, 16]
@@ -405,7 +405,7 @@ def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
     assert to_bytes(stored) == to_bytes(prompt)
     words = np.zeros((4, 32), dtype=np.float32)
     first, second = (
-        [*fold_text(p.text, words).keys_values, *fold_image(p.image, BranchContext()).keys_values]
+        [*fold_text(p.text, words).keys_values, *fold_image(p.image, PromptVectors()).keys_values]
         for p in (prompt, stored)
     )
     assert [len(rows) for rows in second] == [0, 13, 0, 16]
@@ -436,7 +436,7 @@ def test_accuracy_while_learning_is_that_of_the_file(tiny_backbone: Backbone, co
 # How many to keep.
 
 
-def candidates(**accuracies: float) -> list[Candidate]:
+def candidates(**accuracies: float) -> list[TokenCandidate]:
     def fitted(accuracy: float) -> Fitted:
         record = EpochRecord(
             epoch=0,
@@ -449,7 +449,7 @@ def candidates(**accuracies: float) -> list[Candidate]:
         )
         return Fitted(encodings=Encodings(), template="a {}.", learning_rate=0.1, history=(record,))
 
-    return [Candidate(tokens=int(t[1:]), fitted=fitted(a)) for t, a in accuracies.items()]
+    return [TokenCandidate(tokens=int(t[1:]), fitted=fitted(a)) for t, a in accuracies.items()]
 
 
 def test_the_fewest_tokens_within_one_standard_error_are_taken() -> None:

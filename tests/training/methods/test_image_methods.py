@@ -12,19 +12,19 @@ from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import Deep, Dense, Encoding, LowRank, Projected
 from prompt_serve.prompts.folding import fold_image, fold_text
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
-from prompt_serve.prompts.prompt_vectors import BranchContext
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import Coded
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.few_shot import few_shot
-from prompt_serve.training.data.image_batches import image_source
+from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet, image_pixels
 from prompt_serve.training.evaluate import evaluate_prompt, prompt_logits
 from prompt_serve.training.loop import Run, fit
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import PromptLearner, Start
+from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
 from prompt_serve.training.methods.maple import Coupled
 from prompt_serve.training.methods.parameters import LowRankVectors
 from prompt_serve.training.train import TrainingResult, train_prompt
@@ -50,9 +50,9 @@ def named(settings: dict[str, Any]) -> str:
     return " ".join(str(v) for v in settings.values())
 
 
-def vit_b_16(**settings: Any) -> Start:
+def vit_b_16(**settings: Any) -> LearnerInputs:
     """The geometry of ViT-B/16 without its weights."""
-    return Start(
+    return LearnerInputs(
         config=TrainConfig(**settings).resolved(),
         words=WORDS,
         n_classes=3,
@@ -64,8 +64,8 @@ def vit_b_16(**settings: Any) -> Start:
     )
 
 
-def small(**settings: Any) -> Start:
-    return Start(
+def small(**settings: Any) -> LearnerInputs:
+    return LearnerInputs(
         config=TrainConfig(**settings).resolved(),
         words=SMALL_WORDS,
         n_classes=3,
@@ -77,7 +77,7 @@ def small(**settings: Any) -> Start:
     )
 
 
-def learner_of(start: Start) -> PromptLearner:
+def learner_of(start: LearnerInputs) -> PromptLearner:
     make = METHODS[start.config.method].learner
     assert make is not None
     return make(start)
@@ -197,7 +197,7 @@ def test_what_the_file_folds_to_is_what_was_trained_with(settings: dict[str, Any
             assert np.abs(np.asarray(a) - b.detach().numpy()).max() < tolerance
 
 
-def _blocks(branch: BranchContext[Any]) -> list[Any]:
+def _blocks(branch: PromptVectors[Any]) -> list[Any]:
     return [] if branch.context is None else [branch.context, *branch.deeper]
 
 
@@ -289,7 +289,7 @@ def test_gradients_reach_every_number(
 ) -> None:
     run = run_of(tiny_backbone, **settings, batch_size=4, epochs=3)
     before = [p.detach().clone() for p in run.learner.parameters()]
-    record = run.epoch(1, image_source(noise, run.towers), None)
+    record = run.epoch(1, image_batches(noise, run.towers), None)
     for name, parameter in run.learner.named_parameters():
         assert parameter.grad is not None, name
         assert float(parameter.grad.abs().max()) > 0, name
@@ -318,8 +318,8 @@ def test_class_features_that_never_change_are_those_of_the_template(
 ) -> None:
     run = run_of(tiny_backbone, method="vpt")
     expected = run._frozen_features(["a photo of a {}."])
-    torch.testing.assert_close(run.class_features(BranchContext()), expected)
-    assert run.class_features(BranchContext()) is run.class_features(BranchContext())
+    torch.testing.assert_close(run.class_features(PromptVectors()), expected)
+    assert run.class_features(PromptVectors()) is run.class_features(PromptVectors())
 
 
 LEARNING: dict[str, Any] = {

@@ -14,15 +14,15 @@ from prompt_serve.prompts.folding import fold_text
 from prompt_serve.prompts.quantized_tensor import numbers
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import PromptLearner, Start
+from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
 from prompt_serve.training.methods.coop import Coop
 from prompt_serve.training.methods.dip import Dip
 
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
 
 
-def start(words: Tensor = WORDS, n_classes: int = 3, **settings: Any) -> Start:
-    return Start(
+def start(words: Tensor = WORDS, n_classes: int = 3, **settings: Any) -> LearnerInputs:
+    return LearnerInputs(
         config=TrainConfig(**settings),
         words=words,
         n_classes=n_classes,
@@ -61,7 +61,7 @@ def text(learner: PromptLearner) -> TextEncoding:
     ],
 )
 def test_the_counts_are_the_papers(
-    method: Callable[[Start], PromptLearner], settings: dict[str, Any], expected: int
+    method: Callable[[LearnerInputs], PromptLearner], settings: dict[str, Any], expected: int
 ) -> None:
     learner = method(start(**settings))
     tensors = text(learner).tensors().values()

@@ -18,7 +18,7 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.loop import Fitted, fit, information_density
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import Moment, PromptLearner, Start, Step
+from prompt_serve.training.methods.base import LearnerInputs, PromptLearner, StepInfo, StepOutput
 from prompt_serve.training.methods.dip_losses import density, tail
 
 NAMES = ("cat", "dog", "horse", "zebra crossing")
@@ -30,7 +30,7 @@ def learner(words: Tensor = WORDS, **settings: Any) -> PromptLearner:
     make = METHODS[config.method].learner
     assert make is not None
     generator = torch.Generator().manual_seed(config.seed)
-    return make(Start(config=config, words=words, n_classes=4, generator=generator))
+    return make(LearnerInputs(config=config, words=words, n_classes=4, generator=generator))
 
 
 def context_of(made: PromptLearner) -> Tensor:
@@ -65,7 +65,7 @@ def moved(made: PromptLearner, steps: int = 60, rate: float = 0.1) -> PromptLear
         optimizer.zero_grad()
         (context_of(made) - target).square().sum().backward()  # type: ignore[no-untyped-call]  # torch
         optimizer.step()
-        made.after_update(Moment(step=step, steps=steps, epoch=0, epochs=1))
+        made.after_update(StepInfo(step=step, steps=steps, epoch=0, epochs=1))
     return made
 
 
@@ -122,13 +122,13 @@ def test_ptq_trains_on_plain_numbers_and_quantizes_them_at_the_end() -> None:
 
 def test_facts_count_the_codebooks_made_anew() -> None:
     made = moved(learner(method="qcoop", bits=2, recluster_interval=10))
-    facts = made.facts()
+    facts = made.log_metrics()
     assert facts["reclusterings"] >= 1
     assert facts["code_divergence"] >= 0.0
-    assert learner(method="coop").facts() == {}
+    assert learner(method="coop").log_metrics() == {}
     fresh = learner(method="qcoop", bits=2, recluster_interval=10)
     fresh.load_state_dict(made.state_dict())
-    assert fresh.facts() == facts
+    assert fresh.log_metrics() == facts
     assert torch.equal(context_of(fresh), context_of(made))
 
 
@@ -147,9 +147,9 @@ def test_density_and_tail_are_sums_of_singular_values() -> None:
     assert float(tail(both, 1)) == pytest.approx((2.0 + 4.0) / 2, abs=1e-4)
 
 
-def step_of(context: Tensor) -> Step:
+def step_of(context: Tensor) -> StepOutput:
     logits = (context @ torch.linspace(-1, 1, context.shape[-1], dtype=context.dtype))[None]
-    return Step(
+    return StepOutput(
         logits=logits,
         labels=torch.tensor([1]),
         class_features=context,

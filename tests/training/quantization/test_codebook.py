@@ -13,7 +13,7 @@ from torch import Tensor
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.quantized_tensor import BITS, numbers
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.methods.base import Moment, half
+from prompt_serve.training.methods.base import StepInfo, to_float16
 from prompt_serve.training.quantization.codebook import (
     AdaptiveCodebook,
     histogram_divergence,
@@ -34,8 +34,8 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def at(step: int) -> Moment:
-    return Moment(step=step, steps=1_000, epoch=0, epochs=1)
+def at(step: int) -> StepInfo:
+    return StepInfo(step=step, steps=1_000, epoch=0, epochs=1)
 
 
 def error(values: Numbers, centers: Numbers) -> float:
@@ -182,7 +182,7 @@ def test_diverged_numbers_are_refused_with_the_way_out() -> None:
 
 def test_ptq_codes_what_qat_starts_with() -> None:
     values = normal(4, 512) * 0.1
-    rounded = half(values)
+    rounded = to_float16(values)
     after = quantized(rounded, 4)
     before = codebook(torch.from_numpy(rounded.astype(np.float32)), 4)
     while_learning = before.coded(torch.from_numpy(rounded.astype(np.float32)))
@@ -191,7 +191,7 @@ def test_ptq_codes_what_qat_starts_with() -> None:
 
 
 def test_more_bits_come_nearer() -> None:
-    values = half(normal(4, 512))
+    values = to_float16(normal(4, 512))
     errors = [
         float(np.square(numbers(quantized(values, bits)).astype(float) - values).mean())
         for bits in BITS
