@@ -10,10 +10,10 @@ from prompt_serve.cli.learning.image_options import Command, device_of, feature_
 from prompt_serve.cli.learning.train_seeds import parse_seeds
 
 if TYPE_CHECKING:
+    from prompt_serve.research.datasets.suite import Suite
     from prompt_serve.research.protocols.comparison import Comparison
     from prompt_serve.research.protocols.experiment import Experiment, Schedule
     from prompt_serve.research.protocols.results import Result
-    from prompt_serve.research.protocols.suite import Suite
 
 DESCRIBED = (
     ("base-to-new", "Learn half of the classes, test on them and on the other half."),

@@ -18,8 +18,8 @@ from prompt_serve.cli.research.protocol_options import (
 )
 
 if TYPE_CHECKING:
+    from prompt_serve.research.datasets.suite import Suite
     from prompt_serve.research.protocols.experiment import Schedule
-    from prompt_serve.research.protocols.suite import Suite
 
 
 @click.command()

@@ -16,7 +16,7 @@ from prompt_serve.research.datasets.spec import (
     paper_datasets,
     template_of,
 )
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.training.data.dataset import ImageSet
 
 SOURCE = "imagenet"

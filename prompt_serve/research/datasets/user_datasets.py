@@ -6,7 +6,7 @@ from pathlib import Path
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
 from prompt_serve.research.datasets.lazy_images import ImagesByName
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.loading import read_dataset
 

@@ -11,11 +11,11 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.iconbench.selection import Row
 from prompt_serve.research.iconbench.styles import KNOWN, KNOWN_STYLE, TEST, TRAIN
 from prompt_serve.research.iconbench.suite import domain, image_set
 from prompt_serve.research.iconbench.tasks import TEMPLATE
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.data.dataset import Split
 
 TEST_STYLE = "emojione"

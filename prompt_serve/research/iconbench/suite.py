@@ -5,12 +5,12 @@ from functools import partial
 from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.iconbench.manifest import AGAIN, read_built, read_rows
 from prompt_serve.research.iconbench.packages import pinned
 from prompt_serve.research.iconbench.selection import Row
 from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
 from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, IconTask
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split, limited
 

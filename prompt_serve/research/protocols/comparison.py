@@ -4,12 +4,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from prompt_serve.research.datasets.suite import Suite
 from prompt_serve.research.protocols.comparison_lines import OVER, PAPERS, Line, Lines
 from prompt_serve.research.protocols.fairness import fairness_notes
 from prompt_serve.research.protocols.paper_tables import BACKBONE, DATASETS, DOMAINS
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.schedules import paper_settings
-from prompt_serve.research.protocols.suite import Suite
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     DOMAIN_GENERALIZATION,

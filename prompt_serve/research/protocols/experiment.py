@@ -15,6 +15,7 @@ import numpy as np
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.prompt_file import Prompt, write_prompt_file
+from prompt_serve.research.datasets.suite import BenchDataset
 from prompt_serve.research.protocols.results import (
     FILE_NAME,
     Answers,
@@ -24,7 +25,6 @@ from prompt_serve.research.protocols.results import (
     read_results,
 )
 from prompt_serve.research.protocols.rows import Row
-from prompt_serve.research.protocols.suite import BenchDataset
 from prompt_serve.scoring import calibrated
 from prompt_serve.training.class_sets import split_of_labels, with_classes
 from prompt_serve.training.clip.backbone import Backbone

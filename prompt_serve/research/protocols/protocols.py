@@ -7,6 +7,7 @@ CoOp (arXiv 2109.01134), section 4; CoCoOp (arXiv 2203.05557), sections 4.1 to 4
 from collections.abc import Sequence
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.experiment import (
     Experiment,
     Report,
@@ -14,7 +15,6 @@ from prompt_serve.research.protocols.experiment import (
     learn_and_test,
 )
 from prompt_serve.research.protocols.results import Result
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.summary import (
     BASE,
     BASE_TO_NEW,

@@ -9,7 +9,7 @@ import pytest
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, DatasetMissing
 from prompt_serve.research.datasets.papers import papers_suite
 from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.dataset import ImageSet
 from tests.research.datasets.trees import (

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from prompt_serve.research.datasets.suite import Suite
 from prompt_serve.research.protocols.comparison import Comparison, compare_with_papers
 from prompt_serve.research.protocols.comparison_lines import Line
 from prompt_serve.research.protocols.comparison_tables import as_markdown, as_text
 from prompt_serve.research.protocols.paper_tables import DATASETS
 from prompt_serve.research.protocols.results import Result
-from prompt_serve.research.protocols.suite import Suite
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     CROSS_DATASET,

@@ -11,6 +11,7 @@ import pytest
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
 from prompt_serve.prompts.prompt_file import read_prompt_file
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.experiment import Experiment
 from prompt_serve.research.protocols.protocols import (
     base_to_new,
@@ -21,7 +22,6 @@ from prompt_serve.research.protocols.protocols import (
 )
 from prompt_serve.research.protocols.results import FILE_NAME, Answers, Result, read_results
 from prompt_serve.research.protocols.rows import parse_rows
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.training.class_sets import of_labels, with_classes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.dataset import ImageSet

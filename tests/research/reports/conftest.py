@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.experiment import Experiment
 from prompt_serve.research.protocols.protocols import base_to_new
 from prompt_serve.research.protocols.rows import Row
-from prompt_serve.research.protocols.suite import BenchDataset, Suite
 from prompt_serve.research.reports.report import write_report
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
