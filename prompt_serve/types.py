@@ -12,3 +12,4 @@ PixelArray = NDArray[np.uint8]
 
 ClassPosition = Literal["end", "middle", "front"]
 Precision = Literal["fp32", "fp16", "int8"]
+DoubleArray = NDArray[np.float64]

@@ -1,0 +1,1 @@
+"""Class vectors: the class features of a task, learned in closed form from image features."""
