@@ -21,7 +21,6 @@ probe checks. One graph serves prompts of every depth; its inputs, for a tower o
 Format 1 had the first three inputs only.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,6 +31,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_serve.errors import BundleInvalid
+from prompt_serve.files import sha256_of_file
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
 from prompt_serve.prompts.prompt_file import BackboneRef
@@ -154,9 +154,7 @@ def bundle_format(path: Path) -> int | None:
 
 def digest_file(path: Path) -> FileDigest:
     """sha256 and size of one file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(sha256=sha256, size_bytes=path.stat().st_size)
+    return FileDigest(sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
 
 
 def manifest_json(manifest: Manifest) -> str:

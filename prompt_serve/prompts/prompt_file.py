@@ -9,8 +9,6 @@ import binascii
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.files import atomic_file
 from prompt_serve.prompts.encodings import (
     Deep,
     Dense,
@@ -283,19 +282,8 @@ def from_bytes(data: bytes) -> Prompt:
 def write_prompt_file(prompt: Prompt, path: Path) -> bytes:
     """Write atomically: the path holds the old file or the whole new one, never a part of it."""
     data = to_bytes(prompt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
+    with atomic_file(path, mode=0o644, sync=True) as temporary:
+        temporary.write_bytes(data)
     return data
 
 

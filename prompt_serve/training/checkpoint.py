@@ -1,9 +1,7 @@
 """Checkpoints of a run, from which it goes on exactly: same bytes as if it had never stopped."""
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from prompt_serve.errors import ConfigInvalid
+from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
     from prompt_serve.training.loop import Run
@@ -52,17 +51,8 @@ class Checkpoint:
             "generator": run.generator.get_state(),
             "rng": json.dumps(run.rng.bit_generator.state),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self._path)
-        except BaseException:
-            Path(name).unlink()
-            raise
+        with atomic_file(self._path, mode=0o600, sync=True) as temporary:
+            torch.save(state, temporary)
 
     def load(self, run: "Run") -> list[dict[str, Any]]:
         """Put a run where its checkpoint left it; returns the history, empty without a file.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from prompt_serve.cli.serving.options import service_options
+from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
     from prompt_serve.service.storage.database import Database
@@ -57,9 +58,7 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
     """
     from prompt_serve.client import Client
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    with temporary.open("wb") as file:
+    with atomic_file(out) as temporary, temporary.open("wb") as file:
         if database_url is None:
             with Client(url, timeout_s=timeout_s) as client:
                 file.write(client.export_registry())
@@ -69,7 +68,6 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
 
             with _database(database_url) as database:
                 file.writelines(exported(Registry(database)))
-    temporary.replace(out)
     click.echo(f"{out}: {out.stat().st_size:,} bytes.")
 
 

@@ -8,8 +8,6 @@ that a run with a cold cache and one with a warm cache learn the same prompt.
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prompt_serve.files import atomic_file, sha256_of_file
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
@@ -74,15 +73,8 @@ class FeatureCache:
 
     def store(self, key: str, features: HalfArray) -> None:
         """Write atomically: readers see the whole file or none."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{key[:16]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, features)
-            Path(name).replace(self.path(key))
-        except BaseException:
-            Path(name).unlink()
-            raise
+        with atomic_file(self.path(key), mode=0o600) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
 
 
 def default_cache_folder() -> Path:
@@ -174,7 +166,7 @@ def feature_key(backbone: Backbone, digests: Sequence[str], *, views: int, seed:
 def file_digests(paths: Sequence[Path], *, workers: int = 4) -> list[str]:
     """sha256 of each file, in hexadecimal."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), paths))
+        return list(pool.map(sha256_of_file, paths))
 
 
 def decoded_views(
