@@ -16,7 +16,7 @@ from prompt_serve.prompts.class_features import class_features, folded_image, te
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Stored, numbers
+from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
 from prompt_serve.scoring import calibrated, class_logits
 from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import Backbone
@@ -172,12 +172,12 @@ def _conditional_logits(
 ) -> FloatArray:
     """CoCoOp: the text tower runs for every image."""
 
-    def tensor(stored: Stored) -> torch.Tensor:
-        return torch.from_numpy(numbers(stored).astype(np.float32))
+    def tensor(stored: StoredTensor) -> torch.Tensor:
+        return torch.from_numpy(dequantize(stored).astype(np.float32))
 
     hidden = F.relu(F.linear(torch.from_numpy(images), tensor(text.w_1), tensor(text.b_1)))
     shifts = F.linear(hidden, tensor(text.w_2), tensor(text.b_2)).numpy()
-    context = numbers(text.context).astype(np.float32)
+    context = dequantize(text.context).astype(np.float32)
     side, template = backbone.text_side, prompt.templates[0]
     rows = []
     for image, shift in zip(images, shifts, strict=True):

@@ -12,7 +12,8 @@ import pytest
 
 from prompt_serve.client import AsyncClient, Client
 from prompt_serve.errors import PromptFileInvalid, RequestInvalid, TaskNameInvalid, TaskNotFound
-from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
+from prompt_serve.prompts.prompt_file import Prompt, to_bytes
+from prompt_serve.types import BackboneRef
 from tests.client.fake_service import StandIn, numbered_image
 
 

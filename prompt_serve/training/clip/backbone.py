@@ -30,12 +30,11 @@ from torch.nn import functional as F
 from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
-from prompt_serve.prompts.prompt_file import BackboneRef
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.training.clip.image_tower import ImageTower
 from prompt_serve.training.clip.text_tower import TextTower
-from prompt_serve.types import FloatArray
+from prompt_serve.types import BackboneRef, FloatArray
 
 EMBEDDED = "embedded"
 EMBEDDED_VIT = "embedded-vit"
