@@ -56,9 +56,9 @@ def evaluate(**options: Any) -> None:
     from prompt_serve.prompts.prompt_file import read_prompt_file
     from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
+    from prompt_serve.training.data.feature_provider import image_data
     from prompt_serve.training.evaluate import evaluate_prompt
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.train import image_data
 
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
@@ -87,18 +87,13 @@ def evaluate(**options: Any) -> None:
 
 
 def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":
-    from prompt_serve.training.data.loading import image_faults, read_dataset
-
-    def unreadable(split: "Split") -> list[str]:
-        items = [item for part in split.parts.values() for item in part.items]
-        with progress.bar("checking images", len(items), "img") as advance:
-            return image_faults(items, workers=options["workers"], advance=advance)
+    from prompt_serve.training.data.loading import read_dataset, unreadable_images
 
     return read_dataset(
         options["dataset"],
         images=options["images"],
         rename=options["renames"],
-        checks=(unreadable,),
+        checks=(unreadable_images(workers=options["workers"], progress=progress),),
     )
 
 
