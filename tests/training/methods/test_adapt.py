@@ -17,6 +17,7 @@ from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import PruneScore, TrainConfig
+from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
@@ -30,7 +31,7 @@ from prompt_serve.training.select_tokens import (
     fewest_within_one_standard_error,
     token_counts,
 )
-from prompt_serve.training.train import image_data, train_prompt
+from prompt_serve.training.train import train_prompt
 from tests.training.by_hand import block
 from tests.training.trained import numbers_of
 

@@ -27,7 +27,8 @@ from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
 from prompt_serve.training.methods.maple import Coupled
 from prompt_serve.training.methods.parameters import LowRankVectors
-from prompt_serve.training.train import TrainingResult, train_prompt
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import train_prompt
 
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
 SMALL_WORDS = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
