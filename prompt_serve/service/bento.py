@@ -31,7 +31,10 @@ from prompt_serve.service.middleware.body_limit import BodyLimit
 from prompt_serve.service.middleware.cors import cross_origin
 from prompt_serve.service.observability import logs, metrics
 from prompt_serve.service.observability.request_log import Observed
-from prompt_serve.service.observability.service_metrics import note_registry, tell_what_runs
+from prompt_serve.service.observability.service_metrics import (
+    set_service_info,
+    update_registry_metrics,
+)
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.api_keys import Keys
@@ -61,7 +64,7 @@ def _gates(app: ASGIApp) -> ASGIApp:
 async def _metrics(_: Request) -> Response:
     core: Core | None = _app.state.core
     if core is not None:
-        await note_registry(core)
+        await update_registry_metrics(core.registry_state)
     return Response(await run_in_threadpool(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
 
@@ -104,7 +107,7 @@ class PromptServe:
         settings = Settings.from_environment()
         logs.set_up(settings.log_format, settings.log_level)
         self.core = Core(settings)
-        tell_what_runs(self.core)
+        set_service_info(self.core.bundle.manifest, self.core.engine.provider)
         _app.state.api_key_cache = ApiKeyCache(Keys(self.core.database))
         _app.state.core = self.core
 
@@ -138,7 +141,7 @@ class PromptServe:
         """
         try:
             items = [image_of_text(image) for image in images]
-            answer = await self.core.classify(items, TaskSelector(tasks), top_k)
+            answer = await self.core.classifier.classify(items, TaskSelector(tasks), top_k)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)

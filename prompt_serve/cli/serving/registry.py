@@ -64,10 +64,10 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
                 file.write(client.export_registry())
         else:
             from prompt_serve.service.storage.registry import Registry
-            from prompt_serve.service.tasks.registry_export import exported
+            from prompt_serve.service.tasks.registry_export import export_registry
 
             with _database(database_url) as database:
-                file.writelines(exported(Registry(database)))
+                file.writelines(export_registry(Registry(database)))
     click.echo(f"{out}: {out.stat().st_size:,} bytes.")
 
 
@@ -91,10 +91,10 @@ def import_(file: Path, database_url: str | None, url: str, timeout_s: float) ->
             report = client.import_registry(file.read_bytes())
     else:
         from prompt_serve.service.storage.registry import Registry
-        from prompt_serve.service.tasks.bulk import import_zip, unencoded
+        from prompt_serve.service.tasks.bulk import import_zip, without_features
 
         with _database(database_url) as database, file.open("rb") as opened:
-            report = import_zip(Registry(database), opened, unencoded)
+            report = import_zip(Registry(database), opened, without_features)
     click.echo(f"{report.served:,} tasks are there.")
 
 

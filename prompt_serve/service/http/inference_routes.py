@@ -114,11 +114,11 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     the same answer. Each image is encoded once, however many tasks are asked. An image that cannot
     be read has an `error` in its result; the request fails only when every image does.
     """
-    core.check_room()
-    deadline = core.deadline(request.headers.get(TIMEOUT_HEADER))
+    core.classifier.check_room()
+    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     wanted = await read_classify(request, core.settings.limits, core.image_size)
     selection, top_k = wanted.asked.selection, wanted.asked.top_k
-    work = core.classify(wanted.images, selection, top_k, deadline)
+    work = core.classifier.classify(wanted.images, selection, top_k, deadline)
     return json_answer(await unless_gone(request, work))
 
 
@@ -154,10 +154,10 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
     array (N, width): rows of images that could not be read are NaN, and the header
     `X-Failed-Images` has their places.
     """
-    core.check_room()
-    deadline = core.deadline(request.headers.get(TIMEOUT_HEADER))
+    core.classifier.check_room()
+    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     wanted = await read_embed(request, core.settings.limits, core.image_size)
-    outcomes = await unless_gone(request, core.embed(wanted.images, deadline))
+    outcomes = await unless_gone(request, core.classifier.embed(wanted.images, deadline))
     kind = _wanted_type(request.headers.get("accept", ""))
     return _embed_json(core, wanted, outcomes) if kind is None else _rows(core, kind, outcomes)
 
@@ -189,7 +189,9 @@ async def score(request: Request, core: CoreOfApp) -> Response:
     """
     wanted = await read_score(request, core.settings.limits, core.embedding_width)
     asked = wanted.asked
-    work = core.score(wanted.embeddings, asked.selection, asked.top_k, wanted.fingerprint)
+    work = core.classifier.score(
+        wanted.embeddings, asked.selection, asked.top_k, wanted.fingerprint
+    )
     return json_answer(await unless_gone(request, work))
 
 

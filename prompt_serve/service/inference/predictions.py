@@ -11,7 +11,7 @@ from prompt_serve.scoring import BestClasses, best_classes, is_unknown
 from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.inference.requests import EmbeddingItem, ImageItem
 from prompt_serve.service.problems import problem_of
-from prompt_serve.service.tasks.store import Task
+from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 NamedTasks = Sequence[tuple[str, Task]]  # as they were asked for, and what they are now

@@ -260,7 +260,7 @@ def test_of_many_writers_with_one_condition_exactly_one_wins(registry: Registry)
 def test_a_version_in_use_is_not_deleted(registry: Registry) -> None:
     first = put(registry, "a", GOLDEN["low_rank"])
     put(registry, "b", GOLDEN["low_rank"])
-    with pytest.raises(VersionInUse, match="what 'a', 'b' point at"):
+    with pytest.raises(VersionInUse, match="'a', 'b' point at version"):
         registry.delete_version(first)
 
     put(registry, "a", GOLDEN["zero_shot"])
@@ -327,8 +327,8 @@ def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> Non
     registry.set_tags("labels", ["prod", "eu", "prod"])
     registry.set_tags("Pets-EU", ["eu"])
 
-    def names(wanted: TaskFilter) -> list[str]:
-        return [task.name for task in registry.tasks("", 9, wanted)[0]]
+    def names(task_filter: TaskFilter) -> list[str]:
+        return [task.name for task in registry.tasks("", 9, task_filter)[0]]
 
     assert names(TaskFilter(tags=("eu",))) == ["Pets-EU", "labels"]
     assert names(TaskFilter(tags=("eu", "prod"))) == ["labels"]
