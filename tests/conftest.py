@@ -8,6 +8,7 @@ import pytest
 from prompt_serve.export.build import export_bundle
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from tests.backbones import write_tiny_backbone
+from tests.drawings import draw_dataset
 
 
 @pytest.fixture
@@ -32,3 +33,9 @@ def tiny_bundle(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("bundles") / "tiny"
     export_bundle(tiny_backbone, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four colors, 20 training and 10 test images each."""
+    return draw_dataset(tmp_path_factory.mktemp("colors"), train=20, test=10)

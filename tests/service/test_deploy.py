@@ -178,7 +178,7 @@ def test_the_image_of_a_bento_runs_as_a_plain_user(
     assert ("ENV PROMPT_SERVE_DEVICE" in dockerfile) == ("cuda" in recipe)
     packed = built / "src" / "prompt_serve" / "service"
     assert (packed / "web" / "ui.js").is_file()
-    assert list((packed / "migrations" / "versions").glob("*.py"))
+    assert list((packed / "storage" / "migrations" / "versions").glob("*.py"))
     assert not list(built.rglob("__pycache__"))
 
 

@@ -79,7 +79,7 @@ def test_products_of_matrices_that_stray_to_another_provider_stop_the_start(
     assert left["Conv"] == products["Conv"] > 0
     assert left.keys() == products.keys()
 
-    monkeypatch.setattr(engine_module, "strayed", lambda *_: left)
+    monkeypatch.setattr(engine_module, "nodes_on_other_providers", lambda *_: left)
     with pytest.raises(ProviderUnavailable, match=r"in image_encoder.onnx to another provider"):
         Engine(bundle, cuda_device=None, threads=1, max_batch=1)
 

@@ -28,7 +28,7 @@ from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.loop import EpochRecord, fit
 from prompt_serve.training.train import TrainingResult, open_dataset, train_prompt
-from tests.training.conftest import draw_dataset
+from tests.drawings import draw_dataset
 
 # A random tower hardly listens to its context, so learning takes large steps.
 COOP: dict[str, Any] = {

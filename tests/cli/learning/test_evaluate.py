@@ -18,7 +18,7 @@ from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import Evaluation, class_features_of
 from prompt_serve.training.train import train_prompt
 from tests.cli.conftest import Run
-from tests.training.conftest import draw_dataset
+from tests.drawings import draw_dataset
 
 
 @pytest.fixture(scope="module")

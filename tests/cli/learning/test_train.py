@@ -17,8 +17,8 @@ from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.prompts.quantized_tensor import numbers
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.methods import METHODS
+from tests.drawings import draw_dataset
 from tests.golden import path_of
-from tests.training.conftest import draw_dataset
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from click.testing import CliRunner, Result
 from prompt_serve.cli.research.data import data
 from prompt_serve.errors import DatasetInvalid, DatasetMissing
 from prompt_serve.research.datasets import spec as specs
+from tests.drawings import draw_image
 from tests.research.datasets.trees import domain_trees, imagenet_tree, split_tree
-from tests.training.conftest import draw_image
 
 
 def run(*arguments: object) -> Result:

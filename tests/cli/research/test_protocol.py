@@ -7,7 +7,7 @@ import pytest
 
 from prompt_serve.research.protocols.results import read_results
 from tests.cli.conftest import Run
-from tests.training.conftest import draw_dataset
+from tests.drawings import draw_dataset
 
 QUICK = ("--set", "epochs=2", "--set", "views=1", "--no-cache")
 

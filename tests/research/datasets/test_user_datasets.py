@@ -6,7 +6,7 @@ import pytest
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, DatasetMissing
 from prompt_serve.research.datasets.user_datasets import folder_suite
-from tests.training.conftest import COLORS, draw_dataset
+from tests.drawings import COLORS, draw_dataset
 from tests.training.data.test_loading import rows_of, write_csv, write_split_file
 
 

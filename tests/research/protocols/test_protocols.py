@@ -29,7 +29,7 @@ from prompt_serve.training.data.features import image_features
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import evaluate_prompt
-from tests.training.conftest import draw_dataset
+from tests.drawings import draw_dataset
 
 SETTINGS = {"epochs": 2, "views": 2}
 

@@ -14,7 +14,7 @@ from prompt_serve.research.protocols.rows import Row
 from prompt_serve.research.reports.report import write_report
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
-from tests.training.conftest import COLORS, draw_image
+from tests.drawings import COLORS, draw_image
 
 HOSTILE = "<script>alert(1)</script>"
 CLASSES = (HOSTILE, "a & 'b' $x^2$", '" onload="evil()', "plain")  # base: the first two

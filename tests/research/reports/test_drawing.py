@@ -11,7 +11,7 @@ from PIL import Image
 from prompt_serve.research.reports import thumbnails as module
 from prompt_serve.research.reports.drawing import draw, styles
 from prompt_serve.research.reports.thumbnails import Thumbnails
-from tests.training.conftest import draw_image
+from tests.drawings import draw_image
 
 NAME = '<b>$x_1$</b> & "犬" id="y'
 

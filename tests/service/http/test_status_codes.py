@@ -35,14 +35,14 @@ NOT_ANSWERED = {
 }  # fmt: skip
 # Codes that these services cannot be brought to answer; the tests that see them.
 SEEN_ELSEWHERE = {
-    "deadline-exceeded": "test_inputs.py",
-    "image-unreachable": "test_urls.py",
+    "deadline-exceeded": "http/test_requests.py",
+    "image-unreachable": "inference/test_url_fetcher.py",
     "internal-error": "test_problems.py",
     "not-ready": "test_faults.py",
-    "overloaded": "test_swaps.py",
+    "overloaded": "tasks/test_swaps.py",
     "request-error": "test_problems.py",
-    "service-error": "test_batcher.py",
-    "version-ambiguous": "test_tasks.py",
+    "service-error": "inference/test_batcher.py",
+    "version-ambiguous": "tasks/test_store.py",
 }
 
 

@@ -11,7 +11,7 @@ from prompt_serve.service.observability import metrics
 # What a worker does: count, have images in its queue, and end without a word if told to.
 _WORKER = """
 import os, sys
-from prompt_serve.service import metrics
+from prompt_serve.service.observability import metrics
 metrics.images_answered.inc(3)
 metrics.queue_images.inc(2)
 metrics.decode_seconds.observe(0.01)
@@ -51,7 +51,7 @@ def test_the_parent_makes_a_folder_of_its_own_and_takes_it_along(tmp_path: Path)
     script = "; ".join(
         [
             "import json, os",
-            "from prompt_serve.service import metrics",
+            "from prompt_serve.service.observability import metrics",
             "metrics.prepare_folder()",
             "folder = os.environ['_PROMPT_SERVE_METRICS_FOLDER']",
             "print(json.dumps([folder, os.path.isdir(folder), os.stat(folder).st_mode & 0o777]))",

@@ -21,12 +21,12 @@ from prompt_serve.service.storage.registry import Registry, TaskFilter
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT, new_database
 
-OWNERS = ("registry_tables", "keys", "audit")  # the modules that declare tables
+OWNERS = ("tables", "api_keys", "audit")  # the modules that declare tables
 
 
 def test_the_steps_make_the_tables_that_the_code_declares(database: Database) -> None:
     for owner in OWNERS:
-        import_module(f"prompt_serve.service.{owner}")
+        import_module(f"prompt_serve.service.storage.{owner}")
 
     def differences(connection: sa.Connection) -> list[object]:
         return list(compare_metadata(MigrationContext.configure(connection), metadata))

@@ -21,7 +21,7 @@ from prompt_serve.training.data.features import (
 )
 from prompt_serve.training.data.loading import read_dataset
 from tests.backbones import write_tiny_backbone
-from tests.training.conftest import draw_dataset, draw_image
+from tests.drawings import draw_dataset, draw_image
 
 
 def test_plain_features_are_those_of_the_pixels_that_serving_sees(

@@ -14,7 +14,7 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import PARTS, Split
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.train import open_dataset
-from tests.training.conftest import COLORS, draw_dataset, draw_image
+from tests.drawings import COLORS, draw_dataset, draw_image
 
 
 def listed(split: Split, root: Path) -> dict[str, list[tuple[str, str]]]:

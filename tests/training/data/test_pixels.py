@@ -11,7 +11,7 @@ from prompt_serve.preprocess import Preprocessing
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import DecodedOnDemand, PixelSet, image_pixels
-from tests.training.conftest import COLORS, draw_dataset, draw_image
+from tests.drawings import COLORS, draw_dataset, draw_image
 
 PREPROCESSING = Preprocessing(image_size=24, mean=(0.5,) * 3, std=(0.25,) * 3)
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 COLORS = {
@@ -31,9 +30,3 @@ def draw_dataset(root: Path, **counts: int) -> Path:
                 seed = 10_000 * number + 1_000 * index + n
                 draw_image(folder / name / f"{n:02}.png", color, seed)
     return root
-
-
-@pytest.fixture(scope="session")
-def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four colors, 20 training and 10 test images each."""
-    return draw_dataset(tmp_path_factory.mktemp("colors"), train=20, test=10)
