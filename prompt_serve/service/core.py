@@ -28,9 +28,13 @@ from prompt_serve.errors import (
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ClassifyAnswer, ServiceInfo
 from prompt_serve.service.health import Health
-from prompt_serve.service.inference.batcher import Batcher, Given, Outcome
+from prompt_serve.service.inference.batcher import Batcher, ImageData, Outcome
 from prompt_serve.service.inference.engine import Engine
-from prompt_serve.service.inference.predictions import NamedTasks, raise_if_all_failed, scored
+from prompt_serve.service.inference.predictions import (
+    NamedTasks,
+    image_results,
+    raise_if_all_failed,
+)
 from prompt_serve.service.inference.requests import (
     EVERY_TASK,
     Deadline,
@@ -39,10 +43,10 @@ from prompt_serve.service.inference.requests import (
     ImageUrl,
     TaskSelector,
 )
-from prompt_serve.service.inference.url_fetcher import ImageUrls
+from prompt_serve.service.inference.url_fetcher import UrlImageLoader
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.startup_timer import StartupTimer
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.settings import Settings, available_cores
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import Registry
@@ -98,13 +102,13 @@ class Core:
         )
         self.health = Health(
             self.batcher,
-            self.engine.encode_a_name,
+            self.engine.check_text_encoder,
             lambda: self.engine.last_text_success,
             self.registry.revision,
             settings.database,
             self.engine.slowest_batch_s,
         )
-        self.urls = ImageUrls(settings)
+        self.urls = UrlImageLoader(settings)
         self._scorers = ThreadPoolExecutor(2, thread_name_prefix="score")
         self._readers = ThreadPoolExecutor(4, thread_name_prefix="registry")
         # They wait for their turn: class names are encoded in one thread, of low priority.
@@ -189,7 +193,7 @@ class Core:
 
     def deadline(self, header: str | None = None) -> Deadline:
         """From now on: what a request asks for in its header, the settings' limit at most."""
-        return Deadline.of_header(header, self.settings.request_timeout_s)
+        return Deadline.from_header(header, self.settings.request_timeout_s)
 
     def check_room(self) -> None:
         """Raise Overloaded where one image more has no room: before its body is read."""
@@ -264,17 +268,17 @@ class Core:
         settings = self.settings
         _check_count("tasks", len(selection.names), settings.max_tasks)
         _check_count("tags", len(selection.tags), settings.max_tasks)
-        facts = current()
-        facts.images, facts.tasks = n_images, len(selection.names)
+        request = current_request()
+        request.images, request.tasks = n_images, len(selection.names)
         names = selection.names
         if selection.tags or EVERY_TASK in names:
-            with facts.timings.during("registry"):
+            with request.timings.during("registry"):
                 names = await self.reading(self._names, selection)
-        facts.tasks = len(names)
+        request.tasks = len(names)
         _check_count("tasks", len(names), settings.max_tasks)
         scores = n_images * len(names) * top_k
         _check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
-        with facts.timings.during("registry"):
+        with request.timings.during("registry"):
             tasks = await self.reading(self.tasks.resolve, names)
         classes = n_images * sum(len(task.class_names) for task in tasks)
         _check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
@@ -300,7 +304,7 @@ class Core:
 
     async def _encode(self, images: Sequence[ImageItem], deadline: Deadline) -> list[Outcome]:
         """The outcome of every image; those that are errors already are not run."""
-        current().images = len(images)
+        current_request().images = len(images)
         contents = await self._fetched(images, deadline)
         given = {i: c for i, c in enumerate(contents) if not isinstance(c, PromptServeError)}
         encoded: Sequence[Outcome] = []
@@ -314,7 +318,7 @@ class Core:
 
     async def _fetched(
         self, images: Sequence[ImageItem], deadline: Deadline
-    ) -> list[Given | PromptServeError]:
+    ) -> list[ImageData | PromptServeError]:
         """Images as they came, those behind URLs fetched."""
         urls = {
             i: c.url for i, c in enumerate(i.content for i in images) if isinstance(c, ImageUrl)
@@ -326,7 +330,7 @@ class Core:
             for index, image in enumerate(images)
         ]
 
-    async def _run(self, given: Sequence[Given], deadline: Deadline) -> list[Outcome]:
+    async def _run(self, given: Sequence[ImageData], deadline: Deadline) -> list[Outcome]:
         future = self.batcher.submit(given, deadline.at)
         left_s = max(0.0, deadline.at - time.monotonic())
         expiry = asyncio.get_running_loop().call_later(left_s, self.batcher.expire, future)
@@ -343,10 +347,10 @@ class Core:
         tasks: NamedTasks,
         top_k: int,
     ) -> ClassifyAnswer:
-        score = partial(scored, items, outcomes, tasks, top_k, self._logit_scale)
+        score = partial(image_results, items, outcomes, tasks, top_k, self._logit_scale)
         multiplications = sum(task.class_features.size for _, task in tasks)
         work = len(items) * (multiplications + len(tasks) * _COST_OF_A_PREDICTION)
-        with metrics.score_seconds.time(), current().timings.during("score"):
+        with metrics.score_seconds.time(), current_request().timings.during("score"):
             results = score() if work <= _SCORED_IN_LOOP else await self._in(self._scorers, score)
         return ClassifyAnswer(results=results, backbone=self.bundle.manifest.backbone.id)
 

@@ -11,9 +11,9 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.service.guarding import Guarded
 from tests.service.process import Served
 from tests.service.prompts import picture
+from tests.service.secured_service import SecuredService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 60_000
@@ -133,24 +133,26 @@ def test_the_keyboard_alone_is_enough(browser: Browser, served: Served, tasks: N
     assert {"files", "top", "clear", "curl"} <= set(reached)
 
 
-def test_the_page_asks_for_a_key_where_one_is_wanted(browser: Browser, guarded: Guarded) -> None:
-    url = guarded.served.url
-    tab = Watched(browser, url, http_credentials={"username": "any", "password": guarded.infer})
+def test_the_page_asks_for_a_key_if_the_service_needs_one(
+    browser: Browser, secured: SecuredService
+) -> None:
+    url = secured.served.url
+    tab = Watched(browser, url, http_credentials={"username": "any", "password": secured.infer})
     tab.page.goto("/v1/ui")
     expect(tab.page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
 
-    wrong = {"username": "any", "password": guarded.infer}
+    wrong = {"username": "any", "password": secured.infer}
     page = Watched(browser, url, http_credentials=wrong).page
     page.goto("/v1/ui")
     page.evaluate("sessionStorage.setItem('prompt-serve-key', 'ps_wrong')")
     page.reload()
     expect(page.locator("#key-form")).to_be_visible(timeout=PATIENCE_MS)
-    page.fill("#key", guarded.infer)
+    page.fill("#key", secured.infer)
     page.keyboard.press("Enter")
     expect(page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
     expect(page.locator("#key-form")).to_be_hidden()
     assert "$PROMPT_SERVE_API_KEY" in page.inner_text("#curl")
-    assert guarded.infer not in page.content()
+    assert secured.infer not in page.content()
 
 
 def test_the_api_documentation_works_without_any_other_host(
