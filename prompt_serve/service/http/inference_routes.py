@@ -37,11 +37,18 @@ router = APIRouter()
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _TOP_K = {"type": "integer", "default": DEFAULT_TOP_K}
+_TASK_TEXT = "Task names: NAME, NAME@VERSION, or * for all."
+_TAG_TEXT = "Tags: adds all tasks that have one of them."
+_TOP_K_TEXT = "Number of classes per task, best first."
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
     "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},
 }
-_TASK_FIELDS = {"task": _TEXTS, "tag": _TEXTS, "top_k": _TOP_K}
+_TASK_FIELDS = {
+    "task": {**_TEXTS, "description": _TASK_TEXT},
+    "tag": {**_TEXTS, "description": _TAG_TEXT},
+    "top_k": {**_TOP_K, "description": _TOP_K_TEXT},
+}
 _PIXELS = {
     **BINARY,
     "description": "Resized and cropped pixels: uint8 (N, S, S, 3), or floats in 0..1.",
@@ -60,16 +67,14 @@ def _parameter(name: str, schema: dict[str, Any], description: str) -> dict[str,
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-_TASK_QUERY = [
-    _parameter(
-        "task", _TEXTS, "Tasks, for bodies without a task field: NAME, NAME@VERSION, or * for all."
-    ),
-    _parameter("tag", _TEXTS, "Tag: adds all tasks that have it."),
-    _parameter("top_k", _TOP_K, "Number of classes per task, best first."),
+_TASK_PARAMETERS = [
+    _parameter("task", _TEXTS, _TASK_TEXT),
+    _parameter("tag", _TEXTS, _TAG_TEXT),
+    _parameter("top_k", _TOP_K, _TOP_K_TEXT),
 ]
 
 
-def _documented(
+def _openapi_body(
     content: dict[str, tuple[dict[str, Any], object]], parameters: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Return the OpenAPI description of a body that the route parses itself: schema and example of
@@ -88,7 +93,7 @@ _SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k"
     "/classify",
     response_model=ClassifyAnswer,
     responses=problems(404, 413, 422, 429, 503, 504),
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
                 {
@@ -107,7 +112,7 @@ _SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k"
             NPY: (_PIXELS, None),
             SAFETENSORS: (_PIXELS, None),
         },
-        [*_TASK_QUERY, _DEADLINE],
+        [*_TASK_PARAMETERS, _DEADLINE],
     ),
 )
 async def classify(request: Request, core: CoreOfApp) -> Response:
@@ -131,7 +136,7 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
         200: {"content": {NPY: {"schema": BINARY}, SAFETENSORS: {"schema": BINARY}}},
         **problems(413, 422, 429, 503, 504),
     },
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
                 {"type": "object", "required": ["image"], "properties": _IMAGE_FIELDS},
@@ -168,7 +173,7 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
     "/score",
     response_model=ClassifyAnswer,
     responses=problems(404, 413, 422, 429, 503, 504),
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "application/json": (
                 ScoreRequest.model_json_schema(),
@@ -178,7 +183,7 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
             SAFETENSORS: (_EMBEDDINGS, None),
         },
         [
-            *_TASK_QUERY,
+            *_TASK_PARAMETERS,
             _parameter(
                 "fingerprint",
                 {"type": "string"},

@@ -146,7 +146,7 @@ class AuthMiddleware:
 async def _valid_key(cache: ApiKeyCache, text: str) -> StoredKey:
     token = Token.parse(text)
     if token is None:
-        raise NotAuthenticated(f"The key does not have the form of a key. {_KEY_HELP}.")
+        raise NotAuthenticated(f"The key is malformed. {_KEY_HELP}.")
     key = cache.remembered(token.id)
     if key is None:
         key = await run_in_threadpool(cache.find, token.id)
