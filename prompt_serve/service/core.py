@@ -139,7 +139,7 @@ class Core:
         )
         self.health = Health(
             self.batcher,
-            self.engine.encode_a_name,
+            self.engine.check_text_encoder,
             lambda: self.engine.last_text_success,
             self.registry.revision,
             settings.database,

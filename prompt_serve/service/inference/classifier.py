@@ -17,8 +17,12 @@ from prompt_serve.errors import (
     TaskNotFound,
 )
 from prompt_serve.schemas import ClassifyAnswer
-from prompt_serve.service.inference.batcher import Batcher, Given, Outcome
-from prompt_serve.service.inference.predictions import NamedTasks, raise_if_all_failed, scored
+from prompt_serve.service.inference.batcher import Batcher, ImageData, Outcome
+from prompt_serve.service.inference.predictions import (
+    NamedTasks,
+    image_results,
+    raise_if_all_failed,
+)
 from prompt_serve.service.inference.requests import (
     EVERY_TASK,
     Deadline,
@@ -27,9 +31,9 @@ from prompt_serve.service.inference.requests import (
     ImageUrl,
     TaskSelector,
 )
-from prompt_serve.service.inference.url_fetcher import ImageUrls
+from prompt_serve.service.inference.url_fetcher import UrlImageLoader
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.resolver import TaskResolver
@@ -69,7 +73,7 @@ class Classifier:
         self._registry = registry
         self._resolver = resolver
         self._threads = threads
-        self._urls = ImageUrls(settings)
+        self._urls = UrlImageLoader(settings)
 
     async def classify(
         self,
@@ -131,7 +135,7 @@ class Classifier:
     def deadline(self, header: str | None = None) -> Deadline:
         """Return the deadline of a request that starts now: as its header says, at most the
         service's own limit."""
-        return Deadline.of_header(header, self._settings.request_timeout_s)
+        return Deadline.from_header(header, self._settings.request_timeout_s)
 
     def check_room(self) -> None:
         """Raise Overloaded if the queue has no room for one more image, before its body is read."""
@@ -149,7 +153,7 @@ class Classifier:
         settings = self._settings
         _check_count("tasks", len(selection.names), settings.max_tasks)
         _check_count("tags", len(selection.tags), settings.max_tasks)
-        context = current()
+        context = current_request()
         context.images, context.tasks = n_images, len(selection.names)
         names = selection.names
         if selection.tags or EVERY_TASK in names:
@@ -185,7 +189,7 @@ class Classifier:
 
     async def _encode(self, images: Sequence[ImageItem], deadline: Deadline) -> list[Outcome]:
         """Encode every image; those that are errors already keep their errors."""
-        current().images = len(images)
+        current_request().images = len(images)
         contents = await self._fetch(images, deadline)
         given = {i: c for i, c in enumerate(contents) if not isinstance(c, PromptServeError)}
         encoded: Sequence[Outcome] = []
@@ -199,7 +203,7 @@ class Classifier:
 
     async def _fetch(
         self, images: Sequence[ImageItem], deadline: Deadline
-    ) -> list[Given | PromptServeError]:
+    ) -> list[ImageData | PromptServeError]:
         """Replace URLs with the images behind them."""
         urls = {
             i: c.url for i, c in enumerate(i.content for i in images) if isinstance(c, ImageUrl)
@@ -211,7 +215,7 @@ class Classifier:
             for index, image in enumerate(images)
         ]
 
-    async def _run_batch(self, given: Sequence[Given], deadline: Deadline) -> list[Outcome]:
+    async def _run_batch(self, given: Sequence[ImageData], deadline: Deadline) -> list[Outcome]:
         future = self._batcher.submit(given, deadline.at)
         left_s = max(0.0, deadline.at - time.monotonic())
         expiry = asyncio.get_running_loop().call_later(left_s, self._batcher.expire, future)
@@ -228,10 +232,10 @@ class Classifier:
         tasks: NamedTasks,
         top_k: int,
     ) -> ClassifyAnswer:
-        score = partial(scored, items, outcomes, tasks, top_k, self._manifest.logit_scale)
+        score = partial(image_results, items, outcomes, tasks, top_k, self._manifest.logit_scale)
         multiplications = sum(task.class_features.size for _, task in tasks)
         cost = len(items) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
-        with metrics.score_seconds.time(), current().timings.during("score"):
+        with metrics.score_seconds.time(), current_request().timings.during("score"):
             results = score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
         return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
 

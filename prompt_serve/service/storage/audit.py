@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from prompt_serve.schemas import AuditEntry, AuditPage
-from prompt_serve.service.request_context import Actor, begin, current, end
+from prompt_serve.service.request_context import Actor, current_request, request_scope
 from prompt_serve.service.storage.database import Database, metadata
 
 _MAX_SUBJECT = 200
@@ -43,7 +43,7 @@ def record(
     before: str | None = None,
     after: str | None = None,
 ) -> None:
-    """Record a change by the actor of the current request (``request_context.current()``).
+    """Record a change made by the caller of the current request.
 
     Args:
         db: connection of ``Database.write``, in whose transaction the change is made.
@@ -52,14 +52,14 @@ def record(
         before: its version before the change; None if there was none.
         after: its version after the change; None if there is none.
     """
-    context = current()
+    request = current_request()
     db.execute(
         audit_table.insert(),
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "actor": context.actor.name,
-            "key_id": context.actor.key_id,
-            "request_id": context.request_id,
+            "actor": request.actor.name,
+            "key_id": request.actor.key_id,
+            "request_id": request.request_id,
             "action": action,
             "subject": subject[:_MAX_SUBJECT],
             "before": before,
@@ -71,11 +71,8 @@ def record(
 @contextmanager
 def acting_as(name: str) -> Iterator[None]:
     """Record changes inside the block as made by ``name``: for the command line."""
-    token = begin(replace(current(), actor=Actor(name)))
-    try:
+    with request_scope(replace(current_request(), actor=Actor(name))):
         yield
-    finally:
-        end(token)
 
 
 class AuditLog:

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from prompt_serve.errors import VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, version_of
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.audit import record
 from prompt_serve.service.storage.database import Database, read_revision
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
@@ -451,7 +451,7 @@ def _record_change(
     row = {
         "name": name,
         "at": _now(),
-        "who": current().actor.name[:200],
+        "who": current_request().actor.name[:200],
         "what": what,
         "version": after,
         "previous": before,

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.types import FloatArray
 
 NICENESS = 10  # about a tenth of the CPU time of a normal thread that competes for the same core
@@ -53,7 +53,7 @@ class FeatureQueue:
             running = self._running.get(version)
             if running is None:
                 running = self._running[version] = self._pool.submit(self._run, version, compute)
-        with current().timings.during("text"):
+        with current_request().timings.during("text"):
             return running.result()
 
     def close(self) -> None:

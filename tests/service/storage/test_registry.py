@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from prompt_serve.errors import NotReady, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes, version_of
-from prompt_serve.service.request_context import Actor, RequestContext, begin, end
+from prompt_serve.service.request_context import Actor, RequestContext, request_scope
 from prompt_serve.service.storage import database as database_module
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition
@@ -200,10 +200,9 @@ def test_a_full_disk_is_an_error_and_the_old_version_stays(tmp_path: Path) -> No
 
 
 def test_history_tells_who_did_what_when(registry: Registry) -> None:
-    token = begin(RequestContext(actor=Actor("ada", "k1")))
-    first = put(registry, "a", GOLDEN["low_rank"])
-    second = put(registry, "a", GOLDEN["zero_shot"])
-    end(token)
+    with request_scope(RequestContext(actor=Actor("ada", "k1"))):
+        first = put(registry, "a", GOLDEN["low_rank"])
+        second = put(registry, "a", GOLDEN["zero_shot"])
     put(registry, "a", GOLDEN["zero_shot"])  # the same again is no change
     registry.point("a", first, "rollback")
     registry.delete("a")
