@@ -7,8 +7,8 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
-from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import ChunkRunner, Classifier, Question, question
+from prompt_serve.client import wire
+from prompt_serve.client.chunk_runner import ChunkRunner, Classifier, Question, question
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.embedding import (
     Embedder,
@@ -20,7 +20,6 @@ from prompt_serve.client.embedding import (
 )
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.progress import progress_bar
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
@@ -34,6 +33,7 @@ from prompt_serve.client.scoring import (
     rows_of,
 )
 from prompt_serve.client.task_calls import TaskCalls
+from prompt_serve.client.wire import Call
 from prompt_serve.errors import (
     ConfigInvalid,
     NotReady,
@@ -164,7 +164,7 @@ class AsyncClient(TaskCalls):
         """
         one, many = one_or_many(images)
         results = await self.classify_all(many, question(tasks, tags, top_k, deadline_s))
-        return protocol.only(results) if one else results
+        return wire.only(results) if one else results
 
     async def classify_all(
         self, images: Iterable[ImageSource], asked: Question
@@ -296,7 +296,7 @@ class AsyncClient(TaskCalls):
         while True:
             try:
                 reply = await self._connection.send(Call("GET", "/readyz"), RetryPolicy(retries=0))
-                return protocol.check(reply.response)
+                return wire.check(reply.response)
             except (ServiceUnreachable, NotReady) as error:
                 if time.monotonic() + POLL_S > until:
                     waited = f"Waited {timeout_s:g} s. {error.message}"

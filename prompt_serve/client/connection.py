@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import (
     RETRIED_STATUSES,
     RetryPolicy,
     RetryState,
     retry_after_s,
 )
+from prompt_serve.client.wire import Call
 from prompt_serve.errors import (
     ConfigInvalid,
     DeadlineExceeded,

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import ChunkRunner, Question, is_of_one_image
+from prompt_serve.client import wire
+from prompt_serve.client.chunk_runner import ChunkRunner, Question, is_of_one_image
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.images import ImageFile, UnreadableImage
 from prompt_serve.client.retries import RetryPolicy
@@ -57,10 +57,10 @@ class Embedder(ChunkRunner[Embedded]):
 
     async def _ask(self, files: list[ImageFile]) -> list[Embedded]:
         """Ask; what fails as a whole is cut in two, until the image at fault stands alone."""
-        call = protocol.embed_call(files, self._deadline_s)
+        call = wire.embed_call(files, self._deadline_s)
         try:
             reply = await self._connection.send(call, self._retry)
-            images, answer = protocol.embeddings_of(reply.response, len(files))
+            images, answer = wire.embeddings_of(reply.response, len(files))
             made_by = ("", "") if answer is None else (answer.backbone, answer.fingerprint)
             return [Embedded(image, *made_by) for image in images]
         except (RequestTooLarge, ServiceFailed) as error:
@@ -72,7 +72,7 @@ class Embedder(ChunkRunner[Embedded]):
         return [*await self._ask(files[:middle]), *await self._ask(files[middle:])]
 
     def _failed(self, image: ImageFile | UnreadableImage, error: PromptServeError) -> Embedded:
-        return Embedded(EmbeddedImage(index=image.index, error=protocol.problem_from(error)))
+        return Embedded(EmbeddedImage(index=image.index, error=wire.problem_from(error)))
 
 
 def together(
@@ -118,18 +118,18 @@ class EmbeddingScorer:
             part = rows[start : start + self._size].tolist()
             answers = [await self._ask(part, group, fingerprint) for group in self._groups]
             for place, parts in enumerate(zip(*answers, strict=True)):
-                merged = protocol.merged(parts)
+                merged = wire.merged(parts)
                 results.append(merged.model_copy(update={"index": start + place}))
         return results
 
     async def _ask(
         self, rows: list[list[float]], group: Question, fingerprint: str | None
     ) -> list[ImageResult]:
-        call = protocol.score_call(
+        call = wire.score_call(
             rows, group.tasks, group.tags, group.top_k, group.deadline_s, fingerprint
         )
         reply = await self._connection.send(call, self._retry)
-        return protocol.scores_of(reply.response, len(rows), group.n_tasks)
+        return wire.scores_of(reply.response, len(rows), group.n_tasks)
 
 
 def rows_of_embeddings(embeddings: EmbeddingSource) -> tuple[FloatArray, str | None]:

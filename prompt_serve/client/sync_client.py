@@ -9,12 +9,11 @@ from types import TracebackType
 from typing import Self, overload
 
 from prompt_serve.client.async_client import DEFAULT_URL, AsyncClient
-from prompt_serve.client.classify_request import question
+from prompt_serve.client.chunk_runner import question
 from prompt_serve.client.embedding import Embeddings, EmbeddingSource
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.progress import progress_bar
-from prompt_serve.client.protocol import only
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,
@@ -24,6 +23,7 @@ from prompt_serve.client.scoring import (
     n_images,
 )
 from prompt_serve.client.sync_task_calls import SyncTaskCalls
+from prompt_serve.client.wire import only
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
     ImageResult,

@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from prompt_serve.client import protocol
+from prompt_serve.client import wire
 from prompt_serve.client.connection import Connection, Reply
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.uploads import PromptSource, prompt_to_upload, zip_of
+from prompt_serve.client.wire import Call
 from prompt_serve.errors import TaskNameInvalid, TaskNotFound, VersionChanged, VersionNotFound
 from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import (
@@ -62,7 +62,7 @@ class TaskCalls:
         headers = {**_OCTETS, **_condition(expected, new=new)}
         reply = await self._send(Call("PUT", _path(task), {"content": data, "headers": headers}))
         try:
-            return protocol.read_answer(reply.response, TaskInfo)
+            return wire.read_answer(reply.response, TaskInfo)
         except VersionChanged as error:
             # An attempt whose answer was lost may have done it.
             if not reply.repeated or error.current != version_of(data):
@@ -131,7 +131,7 @@ class TaskCalls:
     async def download(self, name: str) -> bytes:
         """The prompt file of a task, or of a version of it (``name@sha``)."""
         reply = await self._send(Call("GET", _path(name) + "/file"))
-        protocol.check(reply.response)
+        wire.check(reply.response)
         return reply.response.content
 
     async def history(self, name: str) -> AsyncIterator[Change]:
@@ -166,7 +166,7 @@ class TaskCalls:
         arguments = {"json": body, "headers": _condition(was)}
         reply = await self._send(Call("POST", _path(name) + "/rollback", arguments))
         try:
-            return protocol.read_answer(reply.response, TaskInfo)
+            return wire.read_answer(reply.response, TaskInfo)
         except VersionChanged:
             if not reply.repeated:
                 raise
@@ -194,7 +194,7 @@ class TaskCalls:
         call = Call("DELETE", _path(name), {"headers": _condition(expected)})
         reply = await self._send(call)
         try:
-            protocol.check(reply.response)
+            wire.check(reply.response)
         except (TaskNotFound, VersionChanged) as error:
             # An attempt whose answer was lost may have deleted it.
             gone = not isinstance(error, VersionChanged) or error.current == "none"
@@ -205,7 +205,7 @@ class TaskCalls:
         """Remove a prompt file for good; no task may be at it."""
         reply = await self._send(Call("DELETE", f"/v1/versions/{quote(version, safe='')}"))
         try:
-            protocol.check(reply.response)
+            wire.check(reply.response)
         except VersionNotFound:
             if not reply.repeated:
                 raise
@@ -213,7 +213,7 @@ class TaskCalls:
     async def export_registry(self) -> bytes:
         """All tasks with their prompt files and tags, as a zip."""
         reply = await self._send(Call("GET", "/v1/registry/export"))
-        protocol.check(reply.response)
+        wire.check(reply.response)
         return reply.response.content
 
     async def import_registry(self, data: bytes) -> BulkReport:
@@ -231,7 +231,7 @@ class TaskCalls:
         return await self._connection.send(call, self._retry)
 
     async def _ask(self, call: Call, message: type[Message]) -> Message:
-        return protocol.read_answer((await self._send(call)).response, message)
+        return wire.read_answer((await self._send(call)).response, message)
 
 
 def _condition(expected: str | None, *, new: bool = False) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
-from prompt_serve.client import protocol
+from prompt_serve.client import wire
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.images import ImageFile, UnreadableImage, pack
 from prompt_serve.client.retries import RetryPolicy
@@ -115,22 +115,22 @@ class Classifier(ChunkRunner[ImageResult]):
 
     async def _ask(self, files: list[ImageFile]) -> list[ImageResult]:
         answers = [await self._ask_group(files, group) for group in self._groups]
-        return [protocol.merged(parts) for parts in zip(*answers, strict=True)]
+        return [wire.merged(parts) for parts in zip(*answers, strict=True)]
 
     def _failed(self, image: ImageFile | UnreadableImage, error: PromptServeError) -> ImageResult:
-        return protocol.failed_result(image, error)
+        return wire.failed_result(image, error)
 
     async def _ask_group(self, files: list[ImageFile], group: Question) -> list[ImageResult]:
         """Ask; what fails as a whole is cut in two, until the image at fault stands alone."""
-        call = protocol.classify_call(files, group.tasks, group.tags, group.top_k, group.deadline_s)
+        call = wire.classify_call(files, group.tasks, group.tags, group.top_k, group.deadline_s)
         try:
             reply = await self._connection.send(call, self._retry)
-            return protocol.results_of(reply.response, files, group.n_tasks)
+            return wire.results_of(reply.response, files, group.n_tasks)
         except (RequestTooLarge, ServiceFailed) as error:
             if not is_of_one_image(error):
                 raise
             if len(files) == 1:
-                return [protocol.failed_result(files[0], error)]
+                return [wire.failed_result(files[0], error)]
         middle = len(files) // 2
         return [
             *await self._ask_group(files[:middle], group),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import question
+from prompt_serve.client import wire
+from prompt_serve.client.chunk_runner import question
 from prompt_serve.client.embedding import Embeddings, rows_of_embeddings
 from prompt_serve.client.images import ImageFile, is_url, pack
 from prompt_serve.errors import RequestInvalid
@@ -31,12 +31,12 @@ def test_a_question_without_a_task_or_time_is_refused() -> None:
 def test_a_deadline_travels_as_a_header_and_a_url_as_a_field() -> None:
     files = [ImageFile(0, "a", b"x"), ImageFile(1, "b", b"https://x/", is_url=True)]
 
-    call = protocol.classify_call(files, ["a"], ["t"], 3, 0.25)
+    call = wire.classify_call(files, ["a"], ["t"], 3, 0.25)
 
     assert call.arguments["headers"] == {"X-Request-Timeout-Ms": "250"}
     assert [name for name, _ in call.arguments["files"]] == ["image", "image_url"]
     assert call.arguments["data"] == {"task": ["a"], "tag": ["t"], "top_k": "3"}
-    assert "headers" not in protocol.embed_call(files, None).arguments
+    assert "headers" not in wire.embed_call(files, None).arguments
 
 
 def test_urls_are_told_from_paths() -> None:
@@ -54,7 +54,7 @@ def test_embeddings_are_a_table_and_know_their_backbone() -> None:
     vectors = np.asarray([[1, 0], [np.nan, np.nan]], dtype=np.float32)
 
     rows, fingerprint = rows_of_embeddings(Embeddings(vectors, {}, "b", "f" * 64))
-    call = protocol.score_call(rows.tolist(), ["a"], [], 1, None, fingerprint)
+    call = wire.score_call(rows.tolist(), ["a"], [], 1, None, fingerprint)
 
     assert call.arguments["json"]["embeddings"] == [[1.0, 0.0], [0.0, 0.0]]
     assert call.arguments["json"]["fingerprint"] == "f" * 64
