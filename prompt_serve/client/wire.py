@@ -1,7 +1,7 @@
-"""The HTTP protocol without the network: what is sent, and what an answer means.
+"""HTTP requests and responses of the service's API, without the network.
 
-An answer becomes a message of ``schemas``, or the package's own exception with the facts that
-the service put into its problem document.
+Builds the request of each call, and turns a response into a message of ``schemas`` or into the
+package's own exception, with the facts of the service's problem document as attributes.
 """
 
 import math
@@ -38,11 +38,11 @@ from prompt_serve.schemas import (
 )
 
 EXCERPT_CHARACTERS = 200
-_RESERVED = {"args", "message", "facts"}  # what an exception already has
-_CODES_OF_IMAGES = frozenset(
+_RESERVED = {"args", "message", "facts"}  # attributes that every exception already has
+_IMAGE_ERROR_CODES = frozenset(
     kind.code for kind in (ImageInvalid, ImageTooLarge, ImageUnreachable, UrlRefused)
 )
-# What a proxy in front of the service means when it answers in the service's place.
+# Statuses that a proxy in front of the service sends in its place.
 _ERRORS_BY_STATUS: dict[int, type[PromptServeError]] = {
     413: RequestTooLarge,
     429: Overloaded,
@@ -56,7 +56,7 @@ Message = TypeVar("Message", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Call:
-    """One request; ``arguments`` are those of ``httpx.AsyncClient.request``."""
+    """One HTTP request; ``arguments`` are keyword arguments of ``httpx.AsyncClient.request``."""
 
     method: str
     path: str
@@ -70,14 +70,14 @@ def classify_call(
     top_k: int,
     deadline_s: float | None,
 ) -> Call:
-    """``POST /v1/classify`` as multipart/form-data."""
+    """Build ``POST /v1/classify`` as multipart/form-data."""
     fields = {"task": list(tasks), "tag": list(tags), "top_k": str(top_k)}
     body = {"files": list(map(_part, files)), "data": fields}
     return Call("POST", "/v1/classify", body | _deadline(deadline_s))
 
 
 def embed_call(files: Sequence[ImageFile], deadline_s: float | None) -> Call:
-    """``POST /v1/embed`` as multipart/form-data, answered in JSON."""
+    """Build ``POST /v1/embed`` as multipart/form-data; the response is JSON."""
     return Call("POST", "/v1/embed", {"files": list(map(_part, files))} | _deadline(deadline_s))
 
 
@@ -89,19 +89,29 @@ def score_call(
     deadline_s: float | None,
     fingerprint: str | None,
 ) -> Call:
-    """``POST /v1/score`` in JSON."""
-    wanted = {
-        "embeddings": [_plain(row) for row in rows],
+    """Build ``POST /v1/score`` in JSON.
+
+    Args:
+        rows: (N, E) embeddings. Rows with NaN or infinity are sent as zeros, which the service
+            rejects one by one.
+        tasks: task names.
+        tags: tags; all tasks with one of them are scored too.
+        top_k: number of classes per task.
+        deadline_s: time limit of the request in seconds; None for the service's own.
+        fingerprint: fingerprint of the backbone that made the embeddings, if known.
+    """
+    body = {
+        "embeddings": [_finite_or_zeros(row) for row in rows],
         "tasks": list(tasks),
         "tags": list(tags),
         "top_k": top_k,
         "fingerprint": fingerprint,
     }
-    return Call("POST", "/v1/score", {"json": wanted} | _deadline(deadline_s))
+    return Call("POST", "/v1/score", {"json": body} | _deadline(deadline_s))
 
 
-def _plain(row: Sequence[float]) -> list[float]:
-    # JSON has no NaN. Zeros have no direction either, and are refused one by one.
+def _finite_or_zeros(row: Sequence[float]) -> list[float]:
+    # JSON has no NaN. A zero vector has no direction either, so the service rejects it.
     return list(row) if all(map(math.isfinite, row)) else [0.0] * len(row)
 
 
@@ -118,123 +128,137 @@ def _deadline(deadline_s: float | None) -> dict[str, dict[str, str]]:
 
 
 def read_answer(response: httpx.Response, message: type[Message]) -> Message:
-    """The message in a response.
+    """Parse the body of a successful response.
 
     Raises:
-        PromptServeError: the kind that the problem document names.
-        ServiceFailed: the answer is not part of the protocol.
+        PromptServeError: the response is an error; its type follows the problem's ``code``.
+        ServiceFailed: the body is not a ``message``.
     """
-    check(response)
+    raise_for_error(response)
     try:
-        # A newer service may tell more than we know of.
+        # Ignore unknown fields: a newer service may send more.
         return message.model_validate_json(response.content, extra="ignore")
     except ValidationError as error:
-        raise _failed(response, "is not part of the protocol") from error
+        raise _service_failed(response, "is not part of the protocol") from error
 
 
-def check(response: httpx.Response) -> None:
-    """Raise what a response that is no success says."""
+def raise_for_error(response: httpx.Response) -> None:
+    """Raise the exception of an unsuccessful response."""
     if not response.is_success:
-        raise error_of(response)
+        raise error_from_response(response)
 
 
-def error_of(response: httpx.Response) -> PromptServeError:
-    """The exception that an unsuccessful response stands for."""
-    problem = _problem_in(response)
+def error_from_response(response: httpx.Response) -> PromptServeError:
+    """Return the exception that an unsuccessful response stands for."""
+    problem = _read_problem(response)
     if problem is not None and problem.code in ERRORS_BY_CODE:
-        error = error_from(problem)
+        error = error_from_problem(problem)
         _add_retry_after(error, response)
         return error
     kind = _ERRORS_BY_STATUS.get(response.status_code)
     if kind is None:
-        return _failed(response, "is not part of the protocol; is this the URL of prompt-serve?")
-    error = kind(_describe(response, "comes from something in front of the service"))
+        return _service_failed(
+            response, "is not part of the protocol; is this the URL of prompt-serve?"
+        )
+    error = kind(_describe(response, "comes from a proxy in front of the service"))
     _add_retry_after(error, response)
     return error
 
 
-def error_from(problem: Problem) -> PromptServeError:
-    """The package's own exception for a problem document, its facts as attributes."""
+def error_from_problem(problem: Problem) -> PromptServeError:
+    """Return the package's own exception for a problem document, its facts as attributes."""
     kind = ERRORS_BY_CODE.get(problem.code, ServiceFailed)
-    if kind is PromptServeError:  # internal-error: whatever the service did not foresee
+    if kind is PromptServeError:  # internal-error: a fault of the service itself
         kind = ServiceFailed
     error = kind(problem.detail)
     _add_facts(error, problem.model_extra or {})
     return error
 
 
-def problem_from(error: PromptServeError) -> Problem:
-    """The problem document of an error that was found on this side."""
+def problem_from_error(error: PromptServeError) -> Problem:
+    """Return the problem document of an error that the client itself found."""
     phrase = next((s.phrase for s in HTTPStatus if s == error.status), "Error")
     return Problem(title=phrase, status=error.status, detail=error.message, code=error.code)
 
 
-def results_of(
+def read_image_results(
     response: httpx.Response, files: Sequence[ImageFile], n_tasks: int | None
 ) -> list[ImageResult]:
-    """One result a file, in the order of ``files``, each with its file's index and name.
+    """Return one result per file, in the order of ``files``, with the file's index and name.
 
-    A request whose images are all bad is answered as a problem whose ``errors`` tell them apart.
+    A request whose images are all invalid gets a problem document that lists their ``errors``.
     """
-    results = scores_of(response, len(files), n_tasks)
+    results = read_results(response, len(files), n_tasks)
     return [
         result.model_copy(update={"index": file.index, "filename": file.name})
         for file, result in zip(files, results, strict=True)
     ]
 
 
-def scores_of(response: httpx.Response, n_items: int, n_tasks: int | None) -> list[ImageResult]:
-    """One result an image or embedding, in the order in which they were sent.
+def read_results(response: httpx.Response, n_items: int, n_tasks: int | None) -> list[ImageResult]:
+    """Return one result per image or embedding, in the order in which they were sent.
 
     Args:
-        response: of the service.
-        n_items: how many were sent.
-        n_tasks: how many predictions each gets; None: the service alone knows.
+        response: response of the service.
+        n_items: number of images or embeddings sent.
+        n_tasks: number of predictions expected for each; None if only the service knows it.
+
+    Raises:
+        PromptServeError: the request failed as a whole.
+        ServiceFailed: results are missing, or results have missing predictions.
     """
-    errors = _errors_by_image(response, n_items)
+    errors = _errors_by_index(response, n_items)
     if errors is not None:
-        results = [ImageResult(index=place, error=error) for place, error in errors.items()]
+        results = [ImageResult(index=index, error=error) for index, error in errors.items()]
     else:
         results = read_answer(response, ClassifyAnswer).results
-    by_place = {result.index: result for result in results}
-    whole = all(_is_whole(result, n_tasks) for result in results)
-    if len(results) != n_items or set(by_place) != set(range(n_items)) or not whole:
-        raise _failed(response, f"does not answer {n_items} images and {n_tasks or 'its'} tasks")
-    return [by_place[place] for place in range(n_items)]
+    by_index = {result.index: result for result in results}
+    complete = all(_is_complete(result, n_tasks) for result in results)
+    if len(results) != n_items or set(by_index) != set(range(n_items)) or not complete:
+        tasks = "all tasks" if n_tasks is None else _count(n_tasks, "task")
+        raise _service_failed(response, f"does not cover {_count(n_items, 'image')} and {tasks}")
+    return [by_index[index] for index in range(n_items)]
 
 
-def embeddings_of(
+def read_embeddings(
     response: httpx.Response, n_images: int
 ) -> tuple[list[EmbeddedImage], EmbedAnswer | None]:
-    """One embedding or error an image, in their order; and the whole answer, if any is good."""
-    errors = _errors_by_image(response, n_images)
+    """Return one embedding or error per image, in order, and the answer they came in.
+
+    The answer is None if no image could be embedded.
+
+    Raises:
+        PromptServeError: the request failed as a whole.
+        ServiceFailed: embeddings are missing.
+    """
+    errors = _errors_by_index(response, n_images)
     if errors is not None:
         answer = None
-        results = [EmbeddedImage(index=place, error=error) for place, error in errors.items()]
+        results = [EmbeddedImage(index=index, error=error) for index, error in errors.items()]
     else:
         answer = read_answer(response, EmbedAnswer)
         results = answer.results
-    by_place = {result.index: result for result in results}
-    if len(results) != n_images or set(by_place) != set(range(n_images)):
-        raise _failed(response, f"does not answer {n_images} images")
-    return [by_place[place] for place in range(n_images)], answer
+    by_index = {result.index: result for result in results}
+    if len(results) != n_images or set(by_index) != set(range(n_images)):
+        raise _service_failed(response, f"does not cover {_count(n_images, 'image')}")
+    return [by_index[index] for index in range(n_images)], answer
 
 
-def only(results: Sequence[ImageResult]) -> ImageResult:
-    """The one result there is; its error, where it has one, is raised."""
+def single_result(results: Sequence[ImageResult]) -> ImageResult:
+    """Return the only result; raise its error if it has one."""
     [result] = results
     if result.error is not None:
-        raise error_from(result.error)
+        raise error_from_problem(result.error)
     return result
 
 
 def failed_result(image: ImageFile | UnreadableImage, error: PromptServeError) -> ImageResult:
-    """The result of an image that was not answered."""
-    return ImageResult(index=image.index, filename=image.name, error=problem_from(error))
+    """Return the result of an image that got no prediction."""
+    return ImageResult(index=image.index, filename=image.name, error=problem_from_error(error))
 
 
-def merged(parts: Sequence[ImageResult]) -> ImageResult:
-    """One image's results for several groups of tasks as one; an error of any is its error."""
+def merge_results(parts: Sequence[ImageResult]) -> ImageResult:
+    """Merge one image's results for several groups of tasks; the first error wins."""
     for part in parts:
         if part.error is not None:
             return part
@@ -242,17 +266,17 @@ def merged(parts: Sequence[ImageResult]) -> ImageResult:
     return parts[0].model_copy(update={"predictions": predictions})
 
 
-def _is_whole(result: ImageResult, n_tasks: int | None) -> bool:
+def _is_complete(result: ImageResult, n_tasks: int | None) -> bool:
     if result.error is not None:
         return True
     found = len(result.predictions or [])
     return found > 0 if n_tasks is None else found == n_tasks
 
 
-def _errors_by_image(response: httpx.Response, n_items: int) -> dict[int, Problem] | None:
-    problem = None if response.is_success else _problem_in(response)
-    if problem is not None and n_items == 1 and problem.code in _CODES_OF_IMAGES:
-        return {0: problem}  # a request of one image is refused with its own error
+def _errors_by_index(response: httpx.Response, n_items: int) -> dict[int, Problem] | None:
+    problem = None if response.is_success else _read_problem(response)
+    if problem is not None and n_items == 1 and problem.code in _IMAGE_ERROR_CODES:
+        return {0: problem}  # a request of one image fails with the error of that image
     listed = (problem.model_extra or {}).get("errors") if problem else None
     if not isinstance(listed, list) or not listed:
         return None
@@ -261,14 +285,14 @@ def _errors_by_image(response: httpx.Response, n_items: int) -> dict[int, Proble
             int(entry["index"]): Problem.model_validate(_without_index(entry)) for entry in listed
         }
     except (ValidationError, KeyError, TypeError, ValueError):
-        return None  # errors of another kind: of the form's fields, for example
+        return None  # errors of another kind, for example of form fields
 
 
 def _without_index(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key != "index"}
 
 
-def _problem_in(response: httpx.Response) -> Problem | None:
+def _read_problem(response: httpx.Response) -> Problem | None:
     try:
         return Problem.model_validate_json(response.content)
     except ValidationError:
@@ -291,15 +315,19 @@ def _add_retry_after(error: PromptServeError, response: httpx.Response) -> None:
         _add_facts(error, {"retry_after_s": wait_s})
 
 
-def _failed(response: httpx.Response, what: str) -> ServiceFailed:
+def _service_failed(response: httpx.Response, fault: str) -> ServiceFailed:
     return ServiceFailed(
-        _describe(response, what),
+        _describe(response, fault),
         status=response.status_code,
         body=response.text[:EXCERPT_CHARACTERS],
         url=str(response.url),
     )
 
 
-def _describe(response: httpx.Response, what: str) -> str:
+def _describe(response: httpx.Response, fault: str) -> str:
     body = " ".join(response.text[:EXCERPT_CHARACTERS].split()) or "(empty)"
-    return f"The answer of {response.url} ({response.status_code}) {what}: {body}"
+    return f"The response of {response.url} ({response.status_code}) {fault}: {body}"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
