@@ -21,7 +21,8 @@ from prompt_serve.training.config import AUTO, TrainConfig
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.progress import Progress
-from prompt_serve.training.train import TrainingResult, open_dataset, train_prompt
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import open_dataset, train_prompt
 
 LearningRate = float | Literal["auto"] | None
 

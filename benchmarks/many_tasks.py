@@ -108,7 +108,9 @@ def cold_names(home: Path, bundle: Path) -> dict[str, float]:
     core = _core(home, bundle, feature_cache_bytes=0)
     names = core.registry.names_of_backbone(core.bundle.manifest.backbone.fingerprint)
     for _, name in zip(range(ASKED), itertools.cycle(names), strict=False):
-        core.tasks.resolve([name])  # one at a time: what a request holds is not what a task takes
+        core.resolver.resolve(
+            [name]
+        )  # one at a time: what a request holds is not what a task takes
     rss_bytes = psutil.Process().memory_info().rss
     core.close()
     return {"rss_bytes": float(rss_bytes)}
@@ -117,8 +119,8 @@ def cold_names(home: Path, bundle: Path) -> dict[str, float]:
 def hot_task(home: Path, bundle: Path) -> dict[str, float]:
     """The median time to resolve a task that is in memory."""
     core = _core(home, bundle)
-    core.tasks.resolve([HOT])
-    times = [_seconds(lambda: core.tasks.resolve([HOT])) for _ in range(2000)]
+    core.resolver.resolve([HOT])
+    times = [_seconds(lambda: core.resolver.resolve([HOT])) for _ in range(2000)]
     core.close()
     return {"p50_ms": 1000 * statistics.median(times)}
 

@@ -25,11 +25,12 @@ from benchmarks.learned_vs_zero_shot import emoji_folder
 from prompt_serve.training.class_sets import halves, with_classes
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import evaluate_prompt
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.train import image_data, train_prompt
+from prompt_serve.training.train import train_prompt
 
 TEXT, IMAGE = "embedded", "embedded-vit"
 # Where the image tower runs at every step: more and smaller steps, as in MaPLe and ADAPT.

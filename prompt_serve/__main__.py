@@ -1,4 +1,4 @@
-"""``python -m prompt_serve``: the same as the ``prompt-serve`` command."""
+"""Run the ``prompt-serve`` command as ``python -m prompt_serve``."""
 
 from prompt_serve.cli.main import main
 

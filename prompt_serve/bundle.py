@@ -1,42 +1,40 @@
-"""An exported backbone: a folder with the ONNX graphs and everything else that serving needs.
+"""Exported backbone: a folder with the ONNX graphs and everything else that serving needs.
 
-    manifest.json         what it is: backbone, sizes, preprocessing, parity figures, digests
+    manifest.json         backbone, sizes, preprocessing, parity figures, file digests
     image_encoder.onnx    pixels (B, S, S, 3) uint8 -> image_features (B, E)
-    text_encoder.onnx     the arrays of ``text_inputs`` -> class_features (C, E)
+    text_encoder.onnx     the arrays of ``prompts.text_inputs`` -> class_features (C, E)
     token_embedding.npy   (V, D) float32, memory-mapped when read
     tokenizer.json        Hugging Face tokenizers
 
-Features come out at unit length. ``precision`` is that of the image encoder. The text encoder is
-float32 in every bundle: it runs once for each uploaded prompt, and its exactness is what the
-probe checks. One graph serves prompts of every depth; its inputs, for a tower of L blocks:
+Both graphs return features of unit length. ``precision`` is the image encoder's. The text encoder
+is float32 in every bundle: it runs once per uploaded prompt, and the probe relies on its accuracy.
+One graph serves prompts of every depth. Its inputs, for a text tower of L blocks:
 
-    prefix            (P, D)       what all sequences start with, P >= 1
-    suffix            (C, S, D)    what follows in each
-    eot               (C,) int64   place of end-of-text within the suffix
-    deeper            (L, P, D)    what block l reads in place of what the block before it gave,
-    deeper_used       (L, P) bool  at the places of the prefix where this is true
-    keys_values       (L, K, D)    rows that join the keys and values of block l (ADAPT),
-    keys_values_used  (L, K) bool  those where this is true; K >= 1
+    prefix            (P, D)       embeddings that all sequences start with, P >= 1
+    suffix            (C, S, D)    embeddings that follow, per class
+    eot               (C,) int64   position of end-of-text within the suffix
+    deeper            (L, P, D)    replace the input of block l at prefix positions
+    deeper_used       (L, P) bool  True at the positions that are replaced
+    keys_values       (L, K, D)    rows that join the keys and values of block l (ADAPT), K >= 1
+    keys_values_used  (L, K) bool  True for the rows that join
 
 Format 1 had the first three inputs only.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from prompt_serve.errors import BundleInvalid
+from prompt_serve.files import sha256_of_file
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
-from prompt_serve.prompts.prompt_file import BackboneRef
 from prompt_serve.prompts.tokenizer import Tokenizer
-from prompt_serve.types import FloatArray, Precision
+from prompt_serve.types import BackboneRef, FloatArray, Precision
 
 BUNDLE_FORMAT = 2
 MANIFEST = "manifest.json"
@@ -47,6 +45,8 @@ TOKENIZER = "tokenizer.json"
 
 
 class FileDigest(BaseModel):
+    """Digest and size of one file of a bundle."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
@@ -54,7 +54,7 @@ class FileDigest(BaseModel):
 
 
 class Manifest(BaseModel):
-    """What ``manifest.json`` says."""
+    """Content of ``manifest.json``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,8 +63,8 @@ class Manifest(BaseModel):
     precision: Precision
     preprocessing: Preprocessing
     logit_scale: float  # 1 / temperature, already exponentiated
-    causal_text: bool  # False: the text graph wants sequences padded to the context length
-    text_layers: int  # blocks of the text tower
+    causal_text: bool  # False: the text graph expects sequences padded to the context length
+    text_layers: int  # L, blocks of the text tower
     parity: dict[str, float]  # largest differences from PyTorch, measured at export
     files: dict[str, FileDigest]
     created: str
@@ -73,7 +73,7 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose manifest has been read and whose files are there."""
+    """Bundle on disk, with its manifest read and its files present."""
 
     path: Path
     manifest: Manifest
@@ -84,13 +84,13 @@ class Bundle:
 
     @cached_property
     def token_embedding(self) -> FloatArray:
-        """(V, D) float32, memory-mapped: only the rows that are used are read."""
+        """Token embeddings (V, D) float32, memory-mapped: only the rows used are read."""
         embedding: FloatArray = np.load(self.path / TOKEN_EMBEDDING, mmap_mode="r")
         return embedding
 
     @cached_property
     def text_side(self) -> TextSide:
-        """What class features need beside the text graph."""
+        """Tokenizer, token embeddings and sizes: all that class features need besides the graph."""
         return TextSide(
             tokenizer=self.tokenizer,
             token_embedding=self.token_embedding,
@@ -112,7 +112,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     """Read a bundle's manifest and, with ``verify``, check the digest of every file.
 
     Raises:
-        BundleInvalid: missing, incomplete, damaged or of another format.
+        BundleInvalid: the bundle is missing, incomplete, damaged or of another format.
     """
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
@@ -121,7 +121,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
             f"Make one with: prompt-serve export embedded -o {path}",
             path=str(path),
         )
-    # Before all else: another format has other fields.
+    # First of all, because another format has other fields.
     version = bundle_format(path)
     if version not in (None, BUNDLE_FORMAT):
         raise BundleInvalid(
@@ -143,7 +143,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
 
 
 def bundle_format(path: Path) -> int | None:
-    """The format that a bundle's manifest names; None where there is none to read."""
+    """Return the format version in a bundle's manifest; None if there is no readable one."""
     try:
         fields = json.loads((path / MANIFEST).read_bytes())
     except (OSError, ValueError):
@@ -153,24 +153,21 @@ def bundle_format(path: Path) -> int | None:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """sha256 and size of one file."""
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(sha256=sha256, size_bytes=path.stat().st_size)
+    """Compute the sha256 and the size of a file."""
+    return FileDigest(sha256=sha256_of_file(path), size_bytes=path.stat().st_size)
 
 
 def manifest_json(manifest: Manifest) -> str:
-    """The content of ``manifest.json``."""
+    """Return the content of ``manifest.json``."""
     return manifest.model_dump_json(indent=2) + "\n"
 
 
-def _check_file(path: Path, wanted: FileDigest, *, verify: bool) -> None:
-    facts: dict[str, Any] = {"path": str(path)}
+def _check_file(path: Path, expected: FileDigest, *, verify: bool) -> None:
     if not path.is_file():
-        raise BundleInvalid(f"The bundle lacks {path}. Export the backbone again.", **facts)
-    if path.stat().st_size != wanted.size_bytes or (verify and digest_file(path) != wanted):
+        raise BundleInvalid(f"The bundle lacks {path}. Export the backbone again.", path=str(path))
+    if path.stat().st_size != expected.size_bytes or (verify and digest_file(path) != expected):
         raise BundleInvalid(
-            f"{path} is not the file the manifest describes (damaged or exchanged). "
+            f"{path} is not the file that the manifest describes (damaged or replaced). "
             f"Export the backbone again.",
-            **facts,
+            path=str(path),
         )

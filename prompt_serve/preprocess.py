@@ -1,13 +1,14 @@
-"""Bytes of an image file -> RGB -> pixels. The ONE preprocessing, used by training and by serving.
+"""Preprocess an image: file bytes -> RGB -> pixels. Training and serving share this code.
 
-What happens to unusual images, decided once for both sides:
+Unusual images:
 
-* EXIF orientation is applied; EXIF that cannot be read is passed over.
-* Transparent pixels (RGBA, LA, a palette with transparency) are laid on white.
-* CMYK, palette, gray and 16-bit images are converted to 8-bit RGB; 16-bit gray is scaled, not cut.
-* An animated file, or one of several pages, is its first frame.
-* Color profiles (ICC) are passed over: what the backbones were trained on was read so.
-* A file is refused by its *declared* size before any pixel is decoded.
+* EXIF orientation is applied; unreadable EXIF is ignored.
+* Transparent pixels (RGBA, LA, a palette with transparency) are composited on white.
+* CMYK, palette, gray and 16-bit images are converted to 8-bit RGB; 16-bit gray is scaled, not
+  clipped.
+* Of an animation or a file with several pages, the first frame is used.
+* Color profiles (ICC) are ignored, as they were when the backbones were trained.
+* The size limit applies to the *declared* size, before any pixel is decoded.
 """
 
 import io
@@ -22,7 +23,7 @@ from prompt_serve.errors import ImageInvalid, ImageTooLarge
 from prompt_serve.types import PixelArray
 
 MAX_IMAGE_PIXELS = 50_000_000
-# Only the middle square is seen; of longer strips the ends are cut off before resizing.
+# The image tower sees the middle square only, so the ends of longer strips are cut off first.
 MAX_ASPECT = 16
 # Pillow knows dozens of formats, some of which start other programs or decode slowly (EPS, FPX...).
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
@@ -35,9 +36,9 @@ RESAMPLING = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How a backbone wants its pixels. Normalization itself happens inside the image graph."""
+    """Preprocessing that a backbone was trained with. The image graph applies mean and std."""
 
-    image_size: int = 224  # S, side of the square the image tower sees, in pixels
+    image_size: int = 224  # S, side of the square that the image tower sees, in pixels
     mean: tuple[float, float, float]  # per channel, of pixels scaled to 0..1
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -48,8 +49,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
     """Decode an image file to 8-bit RGB.
 
     Raises:
-        ImageTooLarge: it declares more than ``max_pixels`` pixels; nothing was decoded.
-        ImageInvalid: it is not an image of a known format, or it is damaged.
+        ImageTooLarge: the file declares more than ``max_pixels`` pixels; nothing was decoded.
+        ImageInvalid: the file is not an image in a known format, or is damaged.
     """
     if not data:
         raise ImageInvalid("The image is empty (0 bytes). Send the bytes of an image file.")
@@ -60,7 +61,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
                 raise ImageTooLarge(
                     f"The image declares {width} x {height} = {width * height:,} pixels; "
                     f"at most {max_pixels:,} are accepted. Scale it down first: the model "
-                    f"sees a few hundred pixels a side.",
+                    f"sees a square of a few hundred pixels.",
                     width=width,
                     height=height,
                     max_pixels=max_pixels,
@@ -75,7 +76,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
         ) from error
     except Image.DecompressionBombError as error:
         raise ImageTooLarge(f"The image is too large to be decoded safely: {error}") from error
-    # Pillow's decoders raise whatever they stumble over in a damaged file.
+    # Pillow's decoders raise many kinds of errors on damaged files.
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError) as error:
         raise ImageInvalid(f"The image is damaged or cut short: {error}") from error
     except (OverflowError, ZeroDivisionError, AttributeError, RuntimeError) as error:
@@ -83,7 +84,7 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image as 8-bit RGB: orientation applied, transparency on white."""
+    """Convert any Pillow image to 8-bit RGB: orientation applied, transparency on white."""
     image = _upright(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         return _scale_to_8_bit(image).convert("RGB")
@@ -95,8 +96,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says; as it is where that cannot be read, as viewers do."""
-    image.load()  # what is wrong with the pixels is not taken for a fault of the EXIF
+    """Apply the EXIF orientation; unreadable EXIF is ignored, as image viewers do."""
+    image.load()  # first, so that damaged pixels are not mistaken for unreadable EXIF
     try:
         return ImageOps.exif_transpose(image)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
@@ -108,7 +109,7 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         top = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
     elif image.mode.startswith("I;16"):
-        top = 65_535.0  # also where all of it is dark
+        top = 65_535.0  # even if every pixel is dark
     else:
         top = 255.0 if values.max(initial=0) <= 255 else 65_535.0
     return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
@@ -117,9 +118,9 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
     """Resize and crop an RGB image to the square the image tower sees.
 
-    Pillow's filters on purpose: the backbones were trained on images resized this way, and
-    others (OpenCV's bicubic, which does not antialias) give other pixels. The rounding of sizes
-    and crop offsets is torchvision's (``Resize`` of the short side, then ``CenterCrop``).
+    The filters are Pillow's, because the backbones were trained on images resized this way; other
+    filters, such as OpenCV's bicubic without antialiasing, give other pixels. Sizes and crop
+    offsets are rounded as torchvision does (``Resize`` of the short side, then ``CenterCrop``).
 
     Returns:
         (S, S, 3) uint8.
@@ -141,7 +142,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
 
 
 def _cut_long_side(image: Image.Image) -> Image.Image:
-    """Keep the middle of a strip: scaled up whole, 1 x 1,000,000 pixels would fill the memory."""
+    """Crop a strip to its middle: resizing 1 x 1,000,000 pixels whole would exhaust the memory."""
     width, height = image.size
     longest = MAX_ASPECT * min(width, height)
     left, top = max(0, (width - longest) // 2), max(0, (height - longest) // 2)
@@ -153,5 +154,5 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 def pixels_from_bytes(
     data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_IMAGE_PIXELS
 ) -> PixelArray:
-    """``decode_image`` then ``to_pixels``: (S, S, 3) uint8 from the bytes of an image file."""
+    """Decode an image file, then resize and crop it: (S, S, 3) uint8."""
     return to_pixels(decode_image(data, max_pixels=max_pixels), preprocessing)

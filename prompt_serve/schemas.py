@@ -1,27 +1,26 @@
-"""Requests and answers of the HTTP interface, shared by the service and the client."""
+"""Request and response bodies of the HTTP API, shared by the service and the client."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from prompt_serve.prompts.prompt_file import BackboneRef
-from prompt_serve.types import ClassPosition, Precision
+from prompt_serve.types import BackboneRef, ClassPosition, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOP_K = 5
 TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
-TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # of a request: how long its caller waits
+TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # request header: how long the caller waits
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 class Schema(BaseModel):
-    """Base of all messages. Unknown fields are an error: a misspelt one is never ignored."""
+    """Base of all bodies. Unknown fields are an error, so that a misspelt one is never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Problem(BaseModel):
-    """A problem document (RFC 9457) with a stable ``code``; facts are extra members."""
+    """Problem document (RFC 9457) with a stable ``code``; facts are extra members."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -33,7 +32,7 @@ class Problem(BaseModel):
 
 
 class ClassScore(Schema):
-    """One class proposed for one image."""
+    """Class predicted for an image."""
 
     class_name: str
     label: int
@@ -42,20 +41,20 @@ class ClassScore(Schema):
 
 
 class TaskPrediction(Schema):
-    """The best classes of one task for one image, best first."""
+    """Best classes of one task for one image, best first."""
 
     task: str
-    version: str  # sha256 of the prompt file that answered
+    version: str  # sha256 of the prompt file
     unknown: bool = Field(
         default=False,
         description="The image shows none of the classes: the best probability is below the "
-        "task's unknown_below. The classes are listed all the same.",
+        "task's unknown_below. The classes are still listed.",
     )
     classes: list[ClassScore]
 
 
 class ImageResult(Schema):
-    """What came of one image of a request: ``predictions`` or an ``error``, never both."""
+    """Result for one image of a request: ``predictions`` or an ``error``, never both."""
 
     index: int  # place of the image in the request, from 0
     filename: str | None = None
@@ -64,7 +63,7 @@ class ImageResult(Schema):
 
 
 class ClassifyAnswer(Schema):
-    """Answer of ``POST /v1/classify``: one result an image, in the order they were sent."""
+    """Response of ``POST /v1/classify``: one result per image, in the order of the request."""
 
     results: list[ImageResult]
     backbone: str
@@ -72,18 +71,18 @@ class ClassifyAnswer(Schema):
 
 _TASKS: Any = Field(
     default=[],
-    description="Names, also NAME@VERSION for one version of a task (the start of its sha256 will "
-    "do), or '*' for all tasks.",
+    description="Task names; NAME@VERSION for one version of a task (the first digits of its "
+    "sha256 are enough); or '*' for all tasks.",
 )
-_TAGS: Any = Field(default=[], description="All tasks that have one of these tags.")
-_TOP_K = Field(default=DEFAULT_TOP_K, description="Classes wanted of each task, best first.")
+_TAGS: Any = Field(default=[], description="Adds all tasks that have one of these tags.")
+_TOP_K = Field(default=DEFAULT_TOP_K, description="Number of classes per task, best first.")
 _IMAGES = Field(
-    description="Image files in base64, also as data URIs; or URLs, where the service fetches them."
+    description="Image files in base64 or as data URIs; also URLs, if the service fetches images."
 )
 
 
 class ClassifyRequest(Schema):
-    """JSON body of ``POST /v1/classify``; the tasks are those of ``tasks`` and of ``tags``."""
+    """JSON body of ``POST /v1/classify``: images, and tasks by name or tag."""
 
     images: list[str] = _IMAGES
     tasks: list[str] = _TASKS
@@ -98,39 +97,39 @@ class EmbedRequest(Schema):
 
 
 class ScoreRequest(Schema):
-    """JSON body of ``POST /v1/score``: embeddings in place of images."""
+    """JSON body of ``POST /v1/score``: embeddings instead of images."""
 
-    embeddings: list[list[float]] = Field(description="One list of floats an image, of any length.")
+    embeddings: list[list[float]] = Field(description="One list of floats per image, of any norm.")
     tasks: list[str] = _TASKS
     tags: list[str] = _TAGS
     top_k: int = _TOP_K
     fingerprint: str | None = Field(
         default=None,
-        description="Of the backbone that made the embeddings, as /v1/embed and /v1/info tell it; "
-        "another one than the service's is refused.",
+        description="Fingerprint of the backbone that computed the embeddings, from /v1/embed or "
+        "/v1/info. The request is refused if it is not the service's.",
     )
 
 
 class EmbeddedImage(Schema):
-    """What came of one image: its ``embedding`` or an ``error``, never both."""
+    """Result for one image: its ``embedding`` or an ``error``, never both."""
 
     index: int  # place of the image in the request, from 0
     filename: str | None = None
-    embedding: list[float] | None = Field(default=None, description="Of unit length.")
+    embedding: list[float] | None = Field(default=None, description="Embedding of unit length.")
     error: Problem | None = None
 
 
 class EmbedAnswer(Schema):
-    """Answer of ``POST /v1/embed``: one result an image, in the order they were sent."""
+    """Response of ``POST /v1/embed``: one result per image, in the order of the request."""
 
     results: list[EmbeddedImage]
-    width: int  # numbers of an embedding
+    width: int  # E, numbers per embedding
     backbone: str
     fingerprint: str  # of the backbone: only embeddings of one backbone can be compared
 
 
 class TaskSummary(Schema):
-    """A task as listed."""
+    """Task in a list of tasks."""
 
     name: str
     version: str  # sha256 of its prompt file
@@ -140,27 +139,27 @@ class TaskSummary(Schema):
     size_bytes: int  # of the prompt file
     updated: str  # ISO 8601, UTC
     tags: list[str] = []
-    pinned: bool = Field(default=False, description="It stays in the service's memory.")
+    pinned: bool = Field(default=False, description="Kept in the service's memory.")
     servable: bool = Field(
         default=True,
-        description="False: it was learned on another backbone than the one that runs here.",
+        description="False if the task was learned on another backbone than the service's.",
     )
 
 
 class TaskInfo(TaskSummary):
-    """A task with all there is to know about it."""
+    """Task with all its details."""
 
     class_names: list[str]
     templates: list[str]
     class_position: ClassPosition
     encodings: dict[str, str] = Field(
         default={},
-        description="How the learned vectors of each branch are stored, as in "
-        '{"text": "low_rank"}; empty where nothing was learned.',
+        description="Encoding of the learned vectors per branch, for example "
+        '{"text": "low_rank"}; empty if nothing was learned.',
     )
     temperature: float = Field(default=1.0, description="Divides the logits before the softmax.")
     unknown_below: float = Field(
-        default=0.0, description="Best probabilities below it mean unknown; 0: never."
+        default=0.0, description="Images whose best probability is below are unknown; 0: none."
     )
     learned_numbers: int
     payload_bytes: int
@@ -168,15 +167,15 @@ class TaskInfo(TaskSummary):
 
 
 class TaskList(Schema):
-    """One page of tasks in the order of their names; ``next`` is the ``cursor`` of the next one."""
+    """One page of tasks, sorted by name; ``next`` is the ``cursor`` of the next page."""
 
     tasks: list[TaskSummary]
-    revision: int  # rises with every change of the registry
+    revision: int  # increases with every change of the registry
     next: str | None = None
 
 
 class ZeroShotTask(Schema):
-    """Body of ``POST /v1/tasks``: a task from class names alone, nothing learned."""
+    """Body of ``POST /v1/tasks``: a task from class names alone, with nothing learned."""
 
     name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
     class_names: Annotated[list[str], Field(min_length=1)]
@@ -184,21 +183,21 @@ class ZeroShotTask(Schema):
 
 
 class Rollback(Schema):
-    """Body of ``POST /v1/tasks/{name}/rollback``; without a version: to the one before."""
+    """Body of ``POST /v1/tasks/{name}/rollback``; by default to the previous version."""
 
     version: str | None = Field(
-        default=None, description="The sha256, or its first 8 or more digits, from the history."
+        default=None, description="The sha256 of the version, or its first 8 or more digits."
     )
 
 
 class Alias(Schema):
     """Body of ``PUT /v1/tasks/{name}/alias``."""
 
-    of: str = Field(description="A task whose version the name is to point at: NAME or NAME@SHA.")
+    of: str = Field(description="Task whose version the name will point at: NAME or NAME@SHA.")
 
 
 class Tags(Schema):
-    """Body of ``PUT /v1/tasks/{name}/tags``: all tags of the task from now on."""
+    """Body of ``PUT /v1/tasks/{name}/tags``: replaces all tags of the task."""
 
     tags: Annotated[list[Annotated[str, Field(pattern=TAG_PATTERN)]], Field(max_length=50)]
 
@@ -210,19 +209,23 @@ class Pinned(Schema):
 
 
 class Change(Schema):
-    """One entry of a task's history."""
+    """Entry of a task's history."""
 
     id: int
     at: str  # ISO 8601, UTC
-    who: str  # the name of the key, or anonymous
+    who: str  # name of the key, or anonymous
     what: str = Field(description="put, alias, rollback, delete or import")
-    version: str | None = Field(default=None, description="From then on; none: deleted.")
+    version: str | None = Field(
+        default=None, description="Version after the change; null: the task was deleted."
+    )
     previous: str | None = None
-    kept: bool = Field(description="The version's file is kept, so a rollback can go there.")
+    kept: bool = Field(
+        description="The file of the version is kept, so the task can be rolled back to it."
+    )
 
 
 class History(Schema):
-    """What a name pointed at, newest first; ``next`` is the ``cursor`` of the next page."""
+    """Versions of a task, newest first; ``next`` is the ``cursor`` of the next page."""
 
     name: str
     changes: list[Change]
@@ -230,7 +233,7 @@ class History(Schema):
 
 
 class BulkItem(Schema):
-    """What came of one file of a bulk upload: a version, or an ``error``."""
+    """Result for one file of a bulk upload: a version, or an ``error``."""
 
     name: str
     version: str | None = None
@@ -239,7 +242,7 @@ class BulkItem(Schema):
 
 
 class BulkReport(Schema):
-    """Answer of ``PUT /v1/tasks`` and of an import: one item a file."""
+    """Response of ``PUT /v1/tasks`` and of an import: one item per file."""
 
     items: list[BulkItem]
     served: int  # items without an error
@@ -247,7 +250,7 @@ class BulkReport(Schema):
 
 
 class ExportedTask(Schema):
-    """A task in the ``registry.json`` of an exported registry."""
+    """Task in the ``registry.json`` of an exported registry."""
 
     name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -257,7 +260,7 @@ class ExportedTask(Schema):
 
 
 class ExportedRegistry(Schema):
-    """``registry.json`` of an exported registry, beside ``versions/<sha256>.safetensors``."""
+    """Content of ``registry.json``, beside ``versions/<sha256>.safetensors`` in an export."""
 
     format: Literal[1] = 1
     tool_version: str
@@ -265,42 +268,46 @@ class ExportedRegistry(Schema):
 
 
 class Limits(Schema):
-    """What one request may ask for."""
+    """Limits of one request."""
 
     max_body_bytes: int
     max_images: int
     max_image_pixels: int
     max_tasks: int
     max_queue_images: int
-    # Services of the first version do not tell the following.
+    # Services of the first version do not report the following.
     max_queue_bytes: int | None = None
-    max_embeddings: int | None = Field(default=None, description="Of a request to /v1/score.")
+    max_embeddings: int | None = Field(
+        default=None, description="Embeddings per request to /v1/score."
+    )
     max_scored_classes: int | None = Field(
-        default=None, description="Of a request: images x classes of all its tasks."
+        default=None, description="Per request: images x classes of all its tasks."
     )
     max_scores: int | None = Field(
-        default=None, description="Of an answer: images x tasks x top_k."
+        default=None, description="Per response: images x tasks x top_k."
     )
     request_timeout_s: float | None = Field(
-        default=None, description="The most that X-Request-Timeout-Ms may ask for."
+        default=None, description="Largest timeout that X-Request-Timeout-Ms may request."
     )
-    image_urls: bool = Field(default=False, description="Whether images may be given as URLs.")
+    image_urls: bool = Field(default=False, description="True if images may be given as URLs.")
 
 
 class ServiceInfo(Schema):
-    """Answer of ``GET /v1/info``."""
+    """Response of ``GET /v1/info``."""
 
     version: str  # of prompt-serve
     backbone: BackboneRef
     precision: Precision
     image_size: int
     logit_scale: float
-    provider: str  # the execution provider that really runs the image encoder
-    text_provider: str | None = None  # and the one of the text encoder
-    device: str | None = Field(default=None, description="What was asked for: cpu or cuda[:N].")
-    runtime: str | None = Field(default=None, description="Library and version of both encoders.")
+    provider: str  # execution provider that actually runs the image encoder
+    text_provider: str | None = None  # and the text encoder
+    device: str | None = Field(default=None, description="Requested device: cpu or cuda[:N].")
+    runtime: str | None = Field(
+        default=None, description="Library that runs both encoders, and its version."
+    )
     cold_start_s: dict[str, float] = Field(
-        default={}, description="Seconds that the start took, by stage, in their order."
+        default={}, description="Seconds per stage of the start, in order."
     )
     tasks: int
     revision: int
@@ -308,21 +315,23 @@ class ServiceInfo(Schema):
 
 
 class AuditEntry(Schema):
-    """One change, as the audit log has it."""
+    """Change in the audit log."""
 
     id: int
     time: str  # ISO 8601, UTC
     actor: str = Field(description="Name of the key, 'anonymous', or 'cli:' and a user.")
     key_id: str
     request_id: str
-    action: str = Field(description="What was done, as task.put or key.revoke.")
-    subject: str = Field(description="Name of the task or key it was done to.")
-    before: str | None = Field(description="The version until then; null where there was none.")
-    after: str | None = Field(description="The version from then on; null where there is none.")
+    action: str = Field(description="Kind of change, for example task.put or key.revoke.")
+    subject: str = Field(description="Name of the task or key that was changed.")
+    before: str | None = Field(description="Version before the change; null if there was none.")
+    after: str | None = Field(description="Version after the change; null if there is none.")
 
 
 class AuditPage(Schema):
-    """Answer of ``GET /v1/audit``: entries from the newest on."""
+    """Response of ``GET /v1/audit``: entries, newest first."""
 
     entries: list[AuditEntry]
-    next: int | None = Field(default=None, description="The `before` of the next, older page.")
+    next: int | None = Field(
+        default=None, description="Value of `before` for the next, older page."
+    )

@@ -1,4 +1,4 @@
-"""From features to predictions: the one line in which the two flows meet, and what follows it."""
+"""Score image features against class features, and select the best classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,17 +7,7 @@ import numpy as np
 
 from prompt_serve.types import FloatArray, IntArray
 
-_MOST_PASSES = 16
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """One class proposed for one image."""
-
-    class_name: str
-    label: int  # index of the class in its task
-    probability: float  # softmax over all classes of the task, at its temperature
-    logit: float  # before the temperature
+_MAX_PASSES = 16
 
 
 def class_logits(
@@ -38,54 +28,30 @@ def class_logits(
 
 
 def softmax(logits: FloatArray) -> FloatArray:
-    """Probabilities along the last axis; the largest logit is taken off first: none overflows."""
+    """Return probabilities along the last axis.
+
+    The largest logit is subtracted first, so that no exponential overflows.
+    """
     weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def calibrated(logits: FloatArray, temperature: float) -> FloatArray:
-    """Probabilities of scores (..., C) at a task's temperature (Guo et al. 2017, section 4.2)."""
+    """Return probabilities (..., C) of logits at a temperature (Guo et al. 2017, section 4.2)."""
     return softmax(logits / np.float32(temperature))
 
 
 def is_unknown(best_probability: float, unknown_below: float) -> bool:
-    """Whether an image shows none of a task's classes: its best probability is below the threshold.
+    """Return True if the best probability of an image is below the task's threshold.
 
-    Compared in float32, in which the probability was computed.
+    Both are compared as float32, the type in which probabilities are computed.
     """
     return bool(np.float32(best_probability) < np.float32(unknown_below))
 
 
-def top_classes(
-    logits: FloatArray, class_names: Sequence[str], k: int, *, temperature: float = 1.0
-) -> tuple[Prediction, ...]:
-    """The ``k`` best classes of one image, best first; equal logits keep the order of the classes.
-
-    Args:
-        logits: (C,) of one image.
-        class_names: C names.
-        k: how many; all C where there are fewer.
-        temperature: of the probabilities; it changes neither the order nor the logits.
-    """
-    k = min(k, len(class_names))
-    probabilities = calibrated(logits, temperature)
-    # argpartition first: sorting 100,000 classes to show five would cost more than scoring them.
-    candidates = np.flatnonzero(logits >= np.partition(logits, -k)[-k])
-    order = candidates[np.argsort(-logits[candidates], kind="stable")][:k]
-    return tuple(
-        Prediction(
-            class_name=class_names[label],
-            label=int(label),
-            probability=float(probabilities[label]),
-            logit=float(logits[label]),
-        )
-        for label in order
-    )
-
-
 @dataclass(frozen=True)
 class BestClasses:
-    """The best classes of one task for B images, best first; k, or all where there are fewer."""
+    """The k best classes of one task for B images, best first; all classes if there are fewer."""
 
     labels: IntArray  # (B, k)
     logits: FloatArray  # (B, k)
@@ -99,40 +65,40 @@ def best_classes(
     temperatures: Sequence[float],
     k: int,
 ) -> list[BestClasses]:
-    """``top_classes`` of many tasks for many images: a handful of array operations in all.
+    """Return the k best classes of each task for each image.
 
-    Tasks whose numbers of classes round up to the same power of two are one array (B, tasks,
-    classes), filled up with minus infinity, so a hundred tasks cost about what one of all their
-    classes costs. What numpy does for a task alone would otherwise outweigh its numbers.
+    Tasks whose class counts round up to the same power of two share one array (B, tasks, classes)
+    padded with minus infinity. A hundred tasks then cost about as much as one task with all their
+    classes; task by task, the overhead of the numpy calls would outweigh the arithmetic.
 
     Args:
         image_features: (B, E), unit length along E.
-        class_features: of each task (C, E), unit length along E.
+        class_features: one (C, E) array per task, unit length along E.
         logit_scale: as in ``class_logits``.
-        temperatures: of each task's probabilities.
-        k: how many classes of each task; equal logits keep the order of the classes.
+        temperatures: one temperature per task.
+        k: number of classes per task; classes with equal logits keep their order.
     """
     groups: dict[int, list[int]] = {}
     for task, features in enumerate(class_features):
         groups.setdefault(_next_power_of_two(len(features)), []).append(task)
     best: dict[int, BestClasses] = {}
     for width, tasks in groups.items():
-        scales = np.asarray([temperatures[task] for task in tasks], dtype=np.float32)
+        divisors = np.asarray([temperatures[task] for task in tasks], dtype=np.float32)
         logits = np.full((len(image_features), len(tasks), width), -np.inf, dtype=np.float32)
-        for place, task in enumerate(tasks):
+        for index, task in enumerate(tasks):
             features = class_features[task]
-            logits[:, place, : len(features)] = class_logits(image_features, features, logit_scale)
-        labels, chosen, probabilities = _best_of_rows(logits, scales, min(k, width))
-        for place, task in enumerate(tasks):
-            shown = np.s_[:, place, : min(k, len(class_features[task]))]
-            best[task] = BestClasses(labels[shown], chosen[shown], probabilities[shown])
+            logits[:, index, : len(features)] = class_logits(image_features, features, logit_scale)
+        labels, top_logits, probabilities = _best_of_rows(logits, divisors, min(k, width))
+        for index, task in enumerate(tasks):
+            own = np.s_[:, index, : min(k, len(class_features[task]))]  # without the padding
+            best[task] = BestClasses(labels[own], top_logits[own], probabilities[own])
     return [best[task] for task in range(len(class_features))]
 
 
 def _best_of_rows(
     logits: FloatArray, temperatures: FloatArray, k: int
 ) -> tuple[IntArray, FloatArray, FloatArray]:
-    """Labels, logits and probabilities (B, tasks, k) of the best of (B, tasks, classes)."""
+    """Select the k best of (B, tasks, classes): labels, logits, probabilities (B, tasks, k)."""
     weights = logits / temperatures[:, np.newaxis]
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
@@ -143,16 +109,16 @@ def _best_of_rows(
 
 
 def _first_largest(values: FloatArray, k: int) -> IntArray:
-    """Places of the k largest along the last axis, largest first; of equal ones the first."""
-    if k > _MOST_PASSES:
+    """Return the indices of the k largest along the last axis, largest first; ties keep order."""
+    if k > _MAX_PASSES:
         return np.argsort(-values, axis=-1, kind="stable")[..., :k]
-    # Passing k times over a hundred classes is many times faster than sorting them.
-    left = values.copy()
-    places = np.empty((*values.shape[:-1], k), dtype=np.int64)
+    # k passes over a hundred classes are many times faster than sorting them.
+    remaining = values.copy()
+    indices = np.empty((*values.shape[:-1], k), dtype=np.int64)
     for rank in range(k):
-        places[..., rank] = left.argmax(axis=-1)
-        np.put_along_axis(left, places[..., rank : rank + 1], -np.inf, axis=-1)
-    return places
+        indices[..., rank] = remaining.argmax(axis=-1)
+        np.put_along_axis(remaining, indices[..., rank : rank + 1], -np.inf, axis=-1)
+    return indices
 
 
 def _next_power_of_two(number: int) -> int:

@@ -1,15 +1,28 @@
-"""Array types shared by the whole package. Shapes stand in the docstrings that use them."""
+"""Types shared by the whole package: arrays, choices, and the identity of a backbone."""
 
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 FloatArray = NDArray[np.float32]
+DoubleArray = NDArray[np.float64]
 HalfArray = NDArray[np.float16]
 IntArray = NDArray[np.int64]
 PixelArray = NDArray[np.uint8]
 
 ClassPosition = Literal["end", "middle", "front"]
 Precision = Literal["fp32", "fp16", "int8"]
-DoubleArray = NDArray[np.float64]
+
+
+class BackboneRef(BaseModel):
+    """Identity and sizes of a backbone. A prompt is refused by any other backbone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1, max_length=500)
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the weights
+    text_width: int = Field(ge=1)  # D of the text tower
+    embed_dim: int = Field(ge=1)  # E
+    context_length: int = Field(ge=2)  # longest sequence of the text tower, in tokens

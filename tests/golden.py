@@ -17,8 +17,9 @@ from prompt_serve.prompts.encodings import (
     Projection,
     PrunedKeyValues,
 )
-from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.prompt_file import Prompt, to_bytes
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
+from prompt_serve.types import BackboneRef
 
 DATA = Path(__file__).parent / "data"
 
@@ -31,12 +32,14 @@ def to_float16(values: object) -> np.ndarray[tuple[int, ...], np.dtype[np.float1
     return np.asarray(values, dtype=np.float16)
 
 
-def coded(indices: object, codebook: object) -> Coded:
-    return Coded(indices=np.asarray(indices, dtype=np.uint8), codebook=to_float16(codebook))
+def quantized(indices: object, codebook: object) -> QuantizedTensor:
+    return QuantizedTensor(
+        indices=np.asarray(indices, dtype=np.uint8), codebook=to_float16(codebook)
+    )
 
 
 def v2(method: str, **parts: Any) -> Prompt:
-    """A prompt of two classes that needs format version 2; two vectors unless told otherwise."""
+    """A prompt of two classes that needs format version 2; two vectors by default."""
     return Prompt(
         **{
             "name": "pets",
@@ -110,27 +113,30 @@ TWO_BLOCKS = Deep(
 NEWER: dict[str, Prompt] = {
     "codebook_1": v2(
         "qcoop",
-        text=Dense(context=coded([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
+        text=Dense(context=quantized([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
     ),
     "codebook_2": v2(
         "qcoop",
-        text=Dense(context=coded([[0, 1, 2, 3], [3, 1, 0, 2]], [-2.0, -0.5, 0.125, 65504.0])),
+        text=Dense(context=quantized([[0, 1, 2, 3], [3, 1, 0, 2]], [-2.0, -0.5, 0.125, 65504.0])),
     ),
     "codebook_4": v2(
         "qcoop",
         templates=("photo {}.",),
-        text=Dense(context=coded([[0, 15, 7, 9]], np.arange(16) / 8 - 1)),
+        text=Dense(context=quantized([[0, 15, 7, 9]], np.arange(16) / 8 - 1)),
     ),
     "codebook_8": v2(
         "qcoop",
-        text=Dense(context=coded([[0, 255, 7, 9], [128, 127, 1, 254]], np.arange(256) / 64 - 2)),
+        text=Dense(
+            context=quantized([[0, 255, 7, 9], [128, 127, 1, 254]], np.arange(256) / 64 - 2)
+        ),
     ),
     # Nine indices: the second byte of p_b has bits left over. p_a is float16.
     "low_rank_codebook": v2(
         "dip",
         backbone=BACKBONE.model_copy(update={"text_width": 9}),
         text=LowRank(
-            p_a=to_float16([[1.0], [-0.5]]), p_b=coded([[1, 0, 1, 1, 0, 0, 1, 0, 1]], [-0.25, 0.75])
+            p_a=to_float16([[1.0], [-0.5]]),
+            p_b=quantized([[1, 0, 1, 1, 0, 0, 1, 0, 1]], [-0.25, 0.75]),
         ),
     ),
     "deep": v2(
@@ -138,7 +144,7 @@ NEWER: dict[str, Prompt] = {
         text=TWO_BLOCKS,
         image=Deep(
             layers=(
-                Dense(context=coded([[0, 1, 1], [1, 1, 0]], [-1.0, 1.0])),
+                Dense(context=quantized([[0, 1, 1], [1, 1, 0]], [-1.0, 1.0])),
                 LowRank(
                     p_a=to_float16([[2.0], [3.0]]), p_b=to_float16([[1, 0.5, 0.25]]), base="none"
                 ),
@@ -160,7 +166,7 @@ NEWER: dict[str, Prompt] = {
         "adapt",
         text=PrunedKeyValues(
             lengths=np.array([0, 3], np.uint8),
-            rows=coded([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 2, 2]], [-1.5, -0.5, 0.5, 1.5]),
+            rows=quantized([[0, 1, 2, 3], [3, 2, 1, 0], [1, 1, 2, 2]], [-1.5, -0.5, 0.5, 1.5]),
         ),
     ),
     "projected": v2(
@@ -184,11 +190,11 @@ NEWER: dict[str, Prompt] = {
     ),
     "projected_codebook": v2(
         "maple",
-        text=Dense(context=coded([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
+        text=Dense(context=quantized([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0])),
         image=Projected(
             layers=(
                 Projection(
-                    factors=(coded(np.arange(12).reshape(4, 3) % 4, [-1.0, 0.0, 1.0, 2.0]),)
+                    factors=(quantized(np.arange(12).reshape(4, 3) % 4, [-1.0, 0.0, 1.0, 2.0]),)
                 ),
             )
         ),

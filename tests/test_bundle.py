@@ -18,7 +18,7 @@ def test_a_bundle_is_read(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
 
     assert bundle.token_embedding.shape == (
-        bundle.tokenizer.vocab_size,
+        bundle.tokenizer.end_id + 1,
         bundle.manifest.backbone.text_width,
     )
     assert isinstance(bundle.token_embedding, np.memmap)

@@ -5,14 +5,18 @@ import math
 import numpy as np
 import pytest
 
-from prompt_serve.scoring import (
-    best_classes,
-    class_logits,
-    is_unknown,
-    softmax,
-    top_classes,
-    unit,
-)
+from prompt_serve.scoring import BestClasses, best_classes, class_logits, is_unknown, softmax, unit
+
+
+def best_of(logits: list[float], *, k: int, temperature: float = 1.0) -> BestClasses:
+    """The best classes of one image whose logits are given."""
+    image, classes = np.ones((1, 1), np.float32), np.array(logits, np.float32)[:, np.newaxis]
+    (best,) = best_classes(image, [classes], 1.0, [temperature], k)
+    return best
+
+
+def labels(best: BestClasses) -> list[int]:
+    return [int(label) for label in best.labels[0]]
 
 
 def test_logits_are_scaled_cosines(rng: np.random.Generator) -> None:
@@ -35,36 +39,30 @@ def test_softmax_of_huge_logits_does_not_overflow() -> None:
 
 
 def test_the_best_classes_come_first_and_ties_keep_their_order() -> None:
-    best = top_classes(
-        np.array([1.0, 3.0, 2.0, 3.0], dtype=np.float32), ("ant", "bee", "cat", "dog"), k=3
-    )
+    best = best_of([1.0, 3.0, 2.0, 3.0], k=3)
 
-    assert [(p.class_name, p.label) for p in best] == [("bee", 1), ("dog", 3), ("cat", 2)]
+    assert labels(best) == [1, 3, 2]
     total = sum(math.exp(x) for x in (1.0, 3.0, 2.0, 3.0))
-    assert best[0].probability == pytest.approx(math.exp(3.0) / total, rel=1e-5)
+    assert best.probabilities[0, 0] == pytest.approx(math.exp(3.0) / total, rel=1e-5)
 
 
 def test_a_tie_at_the_edge_goes_to_the_earlier_class() -> None:
-    best = top_classes(np.zeros(4, dtype=np.float32), ("ant", "bee", "cat", "dog"), k=2)
-
-    assert [p.class_name for p in best] == ["ant", "bee"]
+    assert labels(best_of([0.0] * 4, k=2)) == [0, 1]
 
 
-def test_asking_for_more_classes_than_there_are_gives_all() -> None:
-    assert len(top_classes(np.zeros(2, dtype=np.float32), ("ant", "bee"), k=5)) == 2
+def test_requesting_more_classes_than_there_are_gives_all() -> None:
+    assert labels(best_of([0.0, 0.0], k=5)) == [0, 1]
 
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0, 7.5])
 def test_a_temperature_changes_probabilities_alone(temperature: float) -> None:
-    logits, names = np.array([1.0, 3.0, 2.5], dtype=np.float32), ("ant", "bee", "cat")
-
-    best = top_classes(logits, names, k=3, temperature=temperature)
+    best = best_of([1.0, 3.0, 2.5], k=3, temperature=temperature)
 
     weights = [math.exp(x / temperature) for x in (3.0, 2.5, 1.0)]
-    assert [p.class_name for p in best] == ["bee", "cat", "ant"]
-    assert [p.logit for p in best] == [3.0, 2.5, 1.0]
-    for prediction, weight in zip(best, weights, strict=True):
-        assert prediction.probability == pytest.approx(weight / sum(weights), rel=1e-5)
+    assert labels(best) == [1, 2, 0]
+    assert best.logits[0].tolist() == [3.0, 2.5, 1.0]
+    for probability, weight in zip(best.probabilities[0], weights, strict=True):
+        assert probability == pytest.approx(weight / sum(weights), rel=1e-5)
 
 
 def test_the_threshold_itself_is_known_and_zero_knows_everything() -> None:
@@ -87,13 +85,12 @@ def test_many_tasks_at_once_give_what_each_gives_alone(rng: np.random.Generator,
     together = best_classes(images, tasks, 20.0, temperatures, k)
 
     for features, temperature, found in zip(tasks, temperatures, together, strict=True):
-        names = [str(label) for label in range(len(features))]
         logits = class_logits(images, features, 20.0)
-        for image in range(len(images)):
-            alone = top_classes(logits[image], names, k, temperature=temperature)
-            assert found.labels[image].tolist() == [p.label for p in alone]
-            assert found.logits[image].tolist() == [p.logit for p in alone]
+        for image, row in enumerate(logits):
+            expected = np.argsort(-row, kind="stable")[:k].tolist()
+            assert found.labels[image].tolist() == expected
+            assert found.logits[image].tolist() == row[expected].tolist()
             # The sum over the classes is taken in another order.
             assert found.probabilities[image] == pytest.approx(
-                [p.probability for p in alone], rel=1e-5, abs=1e-30
+                softmax(row / np.float32(temperature))[expected], rel=1e-5, abs=1e-30
             )

@@ -1,6 +1,6 @@
-"""Ask a running service from Python: ``Client``, and ``AsyncClient`` for asyncio programs.
+"""Python clients of a running service: ``Client``, and ``AsyncClient`` for asyncio programs.
 
-Needs neither torch nor bentoml. ``docs/client.md`` shows both at work.
+Needs neither torch nor bentoml. ``docs/client.md`` has examples.
 """
 
 from prompt_serve.client.async_client import AsyncClient

@@ -1,4 +1,4 @@
-"""``AsyncClient``: ask a running service from an asyncio program."""
+"""``AsyncClient``: asynchronous client of a running service."""
 
 import asyncio
 import time
@@ -7,20 +7,20 @@ from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
-from prompt_serve.client import protocol
-from prompt_serve.client.classify_request import ChunkRunner, Classifier, Question, question
+from prompt_serve.client import wire
+from prompt_serve.client.chunk_runner import ChunkRunner, Classifier
+from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.connection import Connection
 from prompt_serve.client.embedding import (
     Embedder,
     Embeddings,
     EmbeddingScorer,
     EmbeddingSource,
+    combine_embeddings,
     rows_of_embeddings,
-    together,
 )
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.progress import progress_bar
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
@@ -29,22 +29,14 @@ from prompt_serve.client.scoring import (
     ScoredImage,
     async_chunks_of,
     async_in_order,
-    n_images,
+    count_images,
     plan_for,
     rows_of,
 )
 from prompt_serve.client.task_calls import TaskCalls
-from prompt_serve.errors import (
-    ConfigInvalid,
-    NotReady,
-    ServiceUnreachable,
-)
-from prompt_serve.schemas import (
-    DEFAULT_TOP_K,
-    ImageResult,
-    Limits,
-    ServiceInfo,
-)
+from prompt_serve.client.wire import Call
+from prompt_serve.errors import ConfigInvalid, NotReady, ServiceUnreachable
+from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, Limits, ServiceInfo
 
 DEFAULT_URL = "http://localhost:3000"
 POLL_S = 0.2
@@ -53,10 +45,11 @@ Result = TypeVar("Result")
 
 
 class AsyncClient(TaskCalls):
-    """Asks one service; use it as ``async with AsyncClient(url) as client``.
+    """Asynchronous client of one service; use it as ``async with AsyncClient(url) as client``.
 
-    Calls are repeated when the connection drops and when the service says 429 or 503; all of
-    them may be repeated safely. Errors are those of ``prompt_serve.errors``.
+    Calls are retried when the connection drops and after the statuses 429, 502, 503 and 504; all
+    calls are safe to repeat. Then ServiceUnreachable, DeadlineExceeded, Overloaded or NotReady is
+    raised. All errors are those of ``prompt_serve.errors``.
     """
 
     def __init__(
@@ -69,19 +62,22 @@ class AsyncClient(TaskCalls):
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
     ) -> None:
-        """Make a client; nothing is connected yet.
+        """Make a client; it connects with the first call.
 
         Args:
-            base_url: of the service, with ``http://`` or ``https://``.
-            timeout_s: how long to wait for an answer, each attempt.
-            retries: further attempts after the first, with growing pauses (4: about 4 s).
-            concurrency: requests in flight when many images are asked about.
-            headers: sent with every request.
-            api_key: of a service that asks for one; None for PROMPT_SERVE_API_KEY, "" for none.
+            base_url: URL of the service, with ``http://`` or ``https://``.
+            timeout_s: time limit of each attempt in seconds.
+            retries: number of retries, with growing pauses (4 retries: about 4 s).
+            concurrency: maximum number of requests in flight when many images are sent.
+            headers: HTTP headers sent with every request.
+            api_key: API key; None for the environment's PROMPT_SERVE_API_KEY, "" for none.
+
+        Raises:
+            ConfigInvalid: an argument is out of range.
         """
         if retries < 0 or concurrency < 1:
             raise ConfigInvalid(
-                f"retries is {retries} and concurrency {concurrency}; wanted retries >= 0 and "
+                f"retries is {retries} and concurrency {concurrency}; expected retries >= 0 and "
                 f"concurrency >= 1."
             )
         self._connection = Connection(
@@ -93,7 +89,7 @@ class AsyncClient(TaskCalls):
 
     @property
     def base_url(self) -> str:
-        """Of the service, without a slash at its end."""
+        """URL of the service, without a trailing slash."""
         return self._connection.base_url
 
     async def __aenter__(self) -> Self:
@@ -142,37 +138,40 @@ class AsyncClient(TaskCalls):
         tags: str | Sequence[str] = (),
         deadline_s: float | None = None,
     ) -> ImageResult | list[ImageResult]:
-        """Ask one or more tasks about one or more images.
+        """Classify one or more images with one or more tasks.
 
         Args:
-            images: a path (a str is one), the bytes of an image file, a file opened in binary
-                mode, a PIL image, a uint8 array (H, W, 3), or a URL that the service fetches; or
-                a list of such, of any length: it is cut into requests that the service takes.
-            tasks: names; ``NAME@VERSION`` for one version of a task, ``*`` for all tasks.
-            top_k: classes wanted of each task, best first.
-            tags: all tasks that have one of them.
-            deadline_s: how long the service may take over each request; images that wait longer
-                are not run and have an error.
+            images: a path (``str`` or ``Path``), the bytes of an image file, a file opened in
+                binary mode, a PIL image, a uint8 array (H, W, 3), or a URL that the service
+                fetches; or an iterable of these of any length, which is split into requests
+                within the service's limits.
+            tasks: task names; ``NAME@VERSION`` for one version of a task, ``*`` for all tasks.
+            top_k: number of classes per task, best first.
+            tags: tags; all tasks that have one of them are used too.
+            deadline_s: time limit of each request in the service, in seconds; images that are
+                not encoded by then get an error.
 
         Returns:
-            Of one image its result; of several a list in their order, where a bad image is a
-            result with an ``error``.
+            The result of a single image, or a list of results in the order of the images. In a
+            list, an invalid image is a result with an ``error``.
 
         Raises:
-            ImageInvalid, ImageTooLarge, RequestTooLarge: the one image is bad.
-            TaskNotFound: and whatever else concerns the request as a whole.
+            ImageInvalid, ImageTooLarge, RequestTooLarge: the single image is invalid.
+            RequestInvalid: neither a task nor a tag was named.
+            TaskNotFound: a task is unknown.
         """
         one, many = one_or_many(images)
-        results = await self.classify_all(many, question(tasks, tags, top_k, deadline_s))
-        return protocol.only(results) if one else results
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        results = await self.classify_all(many, options)
+        return wire.single_result(results) if one else results
 
     async def classify_all(
-        self, images: Iterable[ImageSource], asked: Question
+        self, images: Iterable[ImageSource], options: ClassifyOptions
     ) -> list[ImageResult]:
-        """``classify`` for several images: one result an image, in their order."""
+        """Classify several images and return one result per image, in order."""
         plan = await self._plan(CHUNK_IMAGES)
-        return await self._all(
-            images, Classifier(self._connection, asked, plan=plan, retry=self._retry)
+        return await self._run_all(
+            images, Classifier(self._connection, options, plan=plan, retry=self._retry)
         )
 
     async def embed(
@@ -181,21 +180,25 @@ class AsyncClient(TaskCalls):
         *,
         deadline_s: float | None = None,
     ) -> Embeddings:
-        """Embeddings of one or many images, as a table (N, width).
+        """Embed one or more images.
 
         Args:
             images: as for ``classify``.
             deadline_s: as for ``classify``.
 
+        Returns:
+            Unit vectors (N, width) in the order of the images, NaN for invalid images, whose
+            errors are in ``errors``.
+
         Raises:
-            BackboneMismatch: the service changed its backbone meanwhile.
+            BackboneMismatch: the service changed its backbone between two requests.
         """
         _, many = one_or_many(images)
         plan = await self._plan(CHUNK_IMAGES)
         embedder = Embedder(self._connection, plan=plan, retry=self._retry, deadline_s=deadline_s)
         backbone = (await self.info()).backbone
-        found = await self._all(many, embedder)
-        return together(found, backbone.id, backbone.fingerprint, backbone.embed_dim)
+        embeddings = await self._run_all(many, embedder)
+        return combine_embeddings(embeddings, backbone.id, backbone.fingerprint, backbone.embed_dim)
 
     async def score_embeddings(
         self,
@@ -206,30 +209,37 @@ class AsyncClient(TaskCalls):
         tags: str | Sequence[str] = (),
         deadline_s: float | None = None,
     ) -> list[ImageResult]:
-        """``classify`` for images that were embedded before, of which there may be any number.
+        """Classify images by their embeddings, without sending the images again.
 
         Args:
-            embeddings: what ``embed`` gave (its backbone is checked), or (N, width) numbers.
+            embeddings: result of ``embed``, whose backbone is checked, or numbers of shape
+                (N, width).
             tasks: as for ``classify``.
             top_k: as for ``classify``.
             tags: as for ``classify``.
             deadline_s: as for ``classify``.
 
+        Returns:
+            One result per embedding, in order.
+
         Raises:
-            BackboneMismatch: they are of another backbone than the service's.
+            RequestInvalid: the embeddings have another shape.
+            BackboneMismatch: they were made by another backbone than the service's.
         """
         rows, fingerprint = rows_of_embeddings(embeddings)
-        asked = question(tasks, tags, top_k, deadline_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
         plan = await self._plan(CHUNK_IMAGES)
-        scorer = EmbeddingScorer(self._connection, asked, plan=plan, retry=self._retry)
+        scorer = EmbeddingScorer(self._connection, options, plan=plan, retry=self._retry)
         return await scorer(rows, fingerprint)
 
-    async def _all(self, images: Iterable[ImageSource], asker: ChunkRunner[Result]) -> list[Result]:
-        chunks = async_chunks_of(images, asker.plan.chunk_size)
+    async def _run_all(
+        self, images: Iterable[ImageSource], runner: ChunkRunner[Result]
+    ) -> list[Result]:
+        chunks = async_chunks_of(images, runner.plan.chunk_size)
         results: list[Result] = []
-        async with aclosing(async_in_order(chunks, asker, asker.plan.depth)) as answers:
-            async for answer in answers:
-                results += answer
+        async with aclosing(async_in_order(chunks, runner, runner.plan.depth)) as by_chunk:
+            async for chunk_results in by_chunk:
+                results += chunk_results
         return results
 
     async def score(
@@ -244,59 +254,68 @@ class AsyncClient(TaskCalls):
         deadline_s: float | None = None,
         progress: bool = False,
     ) -> AsyncIterator[ScoredImage]:
-        """Score a stream of images of any length; rows come in the order of the images.
+        """Score a stream of images of any length.
 
-        The stream is consumed as rows are taken, a bounded number of images ahead. An image
-        that cannot be read or answered is a row with an ``error``, one for each task; with ``*``
-        or tags one for each of these.
+        The stream is consumed as rows are taken, a bounded number of images ahead.
 
         Args:
-            images: as for ``classify``; a plain iterable that blocks, blocks the event loop.
+            images: as for ``classify``, or an asynchronous iterable; a plain iterable must not
+                block, because it would block the event loop.
             tasks: as for ``classify``.
             tags: as for ``classify``.
-            top_k: classes wanted of each task, best first.
-            chunk_size: images a request at most; the service's own limits are kept as well.
-            retry_for_s: how long a request is repeated while the service is down or busy.
+            top_k: number of classes per task, best first.
+            chunk_size: maximum number of images per request, within the service's limits.
+            retry_for_s: seconds for which a request is retried while the service is down or busy.
             deadline_s: as for ``classify``.
             progress: show a progress bar.
 
+        Yields:
+            One row per image and task, in the order of the images. An invalid image gets rows
+            with an ``error``, one for each entry of ``tasks`` and ``tags``.
+
         Raises:
-            ServiceUnreachable, DeadlineExceeded, NotReady, Overloaded: for ``retry_for_s``.
-            TaskNotFound: and whatever else concerns every image.
+            ServiceUnreachable, DeadlineExceeded, NotReady, Overloaded: after ``retry_for_s``.
+            RequestInvalid: neither a task nor a tag was named.
+            TaskNotFound: a task is unknown.
         """
-        asked = question(tasks, tags, top_k, deadline_s)
-        scorer = await self.scorer(asked, chunk_size, retry_for_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        scorer = await self.scorer(options, chunk_size, retry_for_s)
         chunks = async_chunks_of(images, scorer.plan.chunk_size)
         with progress_bar(images, shown=progress) as bar:
             async with aclosing(async_in_order(chunks, scorer, scorer.plan.depth)) as scored:
                 async for rows in scored:
                     for row in rows:
                         yield row
-                    bar.update(n_images(rows))
+                    bar.update(count_images(rows))
 
-    async def scorer(self, asked: Question, chunk_size: int, retry_for_s: float) -> "Scorer":
-        """What ``score`` runs for each chunk."""
+    async def scorer(
+        self, options: ClassifyOptions, chunk_size: int, retry_for_s: float
+    ) -> "Scorer":
+        """Return the coroutine function that ``score`` runs for each chunk."""
         retry = RetryPolicy(retries=None, budget_s=retry_for_s)
         plan = await self._plan(chunk_size)
-        classifier = Classifier(self._connection, asked, plan=plan, retry=retry)
-        return Scorer(classifier, asked.selectors)
+        classifier = Classifier(self._connection, options, plan=plan, retry=retry)
+        return Scorer(classifier, options.selectors)
 
     async def info(self) -> ServiceInfo:
-        """What the service runs, and its limits."""
-        return await self._ask(Call("GET", "/v1/info"), ServiceInfo)
+        """Return the service's version, backbone, execution providers and limits."""
+        return await self._fetch(Call("GET", "/v1/info"), ServiceInfo)
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return as soon as the service can answer.
+        """Wait until the service is ready.
+
+        Args:
+            timeout_s: maximum time to wait, in seconds.
 
         Raises:
-            ServiceUnreachable: nothing has answered for ``timeout_s``.
-            NotReady: something has, but is not ready yet.
+            ServiceUnreachable: no response within ``timeout_s``.
+            NotReady: the service responds but is not ready.
         """
         until = time.monotonic() + timeout_s
         while True:
             try:
                 reply = await self._connection.send(Call("GET", "/readyz"), RetryPolicy(retries=0))
-                return protocol.check(reply.response)
+                return wire.raise_for_error(reply.response)
             except (ServiceUnreachable, NotReady) as error:
                 if time.monotonic() + POLL_S > until:
                     waited = f"Waited {timeout_s:g} s. {error.message}"
@@ -310,12 +329,12 @@ class AsyncClient(TaskCalls):
 
 
 class Scorer:
-    """Chunks of images -> rows."""
+    """Scores chunks of images into rows."""
 
-    def __init__(self, classifier: Classifier, tasks: Sequence[str]) -> None:
+    def __init__(self, classifier: Classifier, selectors: Sequence[str]) -> None:
         self.plan = classifier.plan
         self._classifier = classifier
-        self._tasks = tasks
+        self._selectors = selectors
 
     async def __call__(self, chunk: Chunk) -> list[ScoredImage]:
-        return rows_of(chunk, await self._classifier(chunk), self._tasks)
+        return rows_of(chunk, await self._classifier(chunk), self._selectors)

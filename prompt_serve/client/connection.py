@@ -1,4 +1,4 @@
-"""One service over HTTP: sends a call, and sends it again where that can help."""
+"""HTTP connection to one service, with retries."""
 
 import asyncio
 import logging
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import (
     RETRIED_STATUSES,
     RetryPolicy,
     RetryState,
     retry_after_s,
 )
+from prompt_serve.client.wire import Call
 from prompt_serve.errors import (
     ConfigInvalid,
     DeadlineExceeded,
@@ -23,8 +23,8 @@ from prompt_serve.errors import (
 )
 
 CONNECT_TIMEOUT_S = 5.0
-# Services close connections that were idle for 5 s (uvicorn's default). Whoever keeps them as long
-# now and then sends into one that is just being closed.
+# Shorter than the 5 s after which uvicorn closes idle connections: with equal times, some requests
+# would be sent into a connection that is just being closed.
 KEEP_ALIVE_S = 3.0
 KEY_VARIABLE = "PROMPT_SERVE_API_KEY"
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
@@ -34,16 +34,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Reply:
-    """A response, and whether an earlier attempt may have been carried out unseen."""
+    """A response, and whether an earlier attempt may have succeeded without a response."""
 
     response: httpx.Response
     repeated: bool
 
 
 class Connection:
-    """A pool of connections to ``base_url``.
+    """Pool of HTTP connections to ``base_url``.
 
-    Redirects are not followed: the key goes to the address that was given, and nowhere else.
+    Redirects are not followed, so the API key is sent to the given address only.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Connection:
         self.base_url = base_url.rstrip("/")
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigInvalid(
-                f"{base_url!r} is not the URL of a service. Give it whole, as in "
+                f"{base_url!r} is not the URL of a service. Give the full URL, as in "
                 f"'http://localhost:3000'."
             )
         if timeout_s <= 0:
-            raise ConfigInvalid(f"timeout_s is {timeout_s}; it must be above 0.")
+            raise ConfigInvalid(f"timeout_s is {timeout_s}; expected seconds above 0.")
         self._timeout_s = timeout_s
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), pool=None),
@@ -71,29 +71,30 @@ class Connection:
         )
 
     async def send(self, call: Call, policy: RetryPolicy) -> Reply:
-        """The response to ``call``; of a refusal to serve (429, 503), the last one.
+        """Send ``call`` and return the response, after retries the last one (429, 503).
 
         Raises:
-            ServiceUnreachable: no connection, or none that holds.
-            DeadlineExceeded: connected, but no answer within ``timeout_s``.
+            ServiceUnreachable: no connection could be made or kept.
+            DeadlineExceeded: connected, but no response within ``timeout_s``.
         """
-        patience = RetryState(policy)
+        retry_state = RetryState(policy)
         repeated = False
         while True:
             outcome = await self._attempt(call)
             if isinstance(outcome, httpx.Response):
                 if outcome.status_code not in RETRIED_STATUSES:
                     return Reply(outcome, repeated)
-                delay_s = patience.next_delay_s(retry_after_s(outcome.headers))
+                delay_s = retry_state.next_delay_s(retry_after_s(outcome.headers))
             else:
                 repeated = repeated or not isinstance(outcome, httpx.ConnectError)
-                delay_s = patience.next_delay_s()
+                delay_s = retry_state.next_delay_s()
             if delay_s is None:
-                return Reply(self._response_or_raise(outcome, patience), repeated)
-            _log.info("%s: %s; trying again in %.1f s", self.base_url, _why(outcome), delay_s)
+                return Reply(self._response_or_raise(outcome, retry_state), repeated)
+            _log.info("%s: %s; retrying in %.1f s", self.base_url, _reason(outcome), delay_s)
             await asyncio.sleep(delay_s)
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._http.aclose()
 
     async def _attempt(self, call: Call) -> httpx.Response | httpx.TransportError:
@@ -105,43 +106,46 @@ class Connection:
             return error
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise ServiceUnreachable(
-                f"{self.base_url} cannot be asked: {error}", url=self.base_url
+                f"Cannot send requests to {self.base_url}: {error}", url=self.base_url
             ) from error
 
     def _response_or_raise(
-        self, outcome: httpx.Response | httpx.TransportError, patience: RetryState
+        self, outcome: httpx.Response | httpx.TransportError, retry_state: RetryState
     ) -> httpx.Response:
         if isinstance(outcome, httpx.Response):
             return outcome
-        tried = f"tried {patience.failures} times in {patience.elapsed_s:.1f} s"
+        times = "once" if retry_state.failures == 1 else f"{retry_state.failures} times"
+        tried = f"tried {times} in {retry_state.elapsed_s:.1f} s"
         error: PromptServeError
         if isinstance(outcome, httpx.ReadTimeout | httpx.WriteTimeout):
             error = DeadlineExceeded(
-                f"{self.base_url} did not answer within {self._timeout_s:g} s ({tried}). Give it "
-                f"more time (timeout_s), or fewer images at a time.",
+                f"{self.base_url} did not answer within {self._timeout_s:g} s ({tried}). "
+                f"Raise timeout_s (--timeout) or send fewer images at a time.",
                 url=self.base_url,
                 timeout_s=self._timeout_s,
             )
         else:
             error = ServiceUnreachable(
-                f"Nothing answers at {self.base_url} ({_why(outcome)}; {tried}). Is the service "
-                f"running? `bentoml serve` starts it; another address is given as base_url "
+                f"Cannot reach {self.base_url} ({_reason(outcome)}; {tried}). Is the service "
+                f"running? Start it with `bentoml serve`, or give another address as base_url "
                 f"(--url).",
                 url=self.base_url,
-                attempts=patience.failures,
+                attempts=retry_state.failures,
             )
         raise error from outcome
 
 
 def _with_key(api_key: str | None) -> dict[str, str]:
-    """The header that carries the key that was given, or else that of the environment."""
+    """Return the header with the given key, or with the key of the environment."""
     key = (os.environ.get(KEY_VARIABLE, "") if api_key is None else api_key).strip()
     if not (key.isascii() and key.isprintable()):  # the message must not show it
-        raise ConfigInvalid(f"The API key (api_key=, {KEY_VARIABLE}) has characters no key has.")
+        raise ConfigInvalid(
+            f"The API key (api_key=, {KEY_VARIABLE}) contains characters that no key has."
+        )
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _why(outcome: httpx.Response | httpx.TransportError) -> str:
+def _reason(outcome: httpx.Response | httpx.TransportError) -> str:
     if isinstance(outcome, httpx.Response):
         return f"answered {outcome.status_code}"
     return f"{type(outcome).__name__}: {outcome}".rstrip(": ")

@@ -1,7 +1,7 @@
-"""Anything a caller calls an image -> the bytes of an image file, as they are sent.
+"""Read images of any form into the bytes of an image file, and pack them into requests.
 
-Paths, bytes and open files are sent as they are, URLs for the service to fetch. Pictures in memory
-(Pillow, numpy) are sent as PNG, which is lossless, so they get the answer their file would get.
+Paths, bytes and open files are sent unchanged; URLs are sent for the service to fetch. Images in
+memory (Pillow, numpy) are sent as PNG, which is lossless: the result is the same as for their file.
 """
 
 import io
@@ -26,30 +26,30 @@ ImageSource: TypeAlias = Union[
     bytearray,
     memoryview,
     np.ndarray[Any, Any],
-    "Image",  # of Pillow, which is imported when it is needed
+    "Image",  # Pillow's; imported only when needed
 ]
-# Boundary, headers and quoting of one part of a multipart body; generous.
+# Upper bound for the boundary, headers and quoting of one part of a multipart body.
 PART_OVERHEAD_BYTES = 400
 
 
 @dataclass(frozen=True)
 class ImageFile:
-    """One image ready to be sent: ``index`` is its place in the chunk it came from."""
+    """One image ready to send; ``index`` is its index in the chunk it came from."""
 
     index: int
     name: str
     data: bytes
-    is_url: bool = False  # ``data`` is a URL, which the service fetches
+    is_url: bool = False  # ``data`` is a URL for the service to fetch
 
     @property
     def sent_bytes(self) -> int:
-        """What it takes of a request's body."""
+        """Size of its part in a request body, in bytes."""
         return len(self.data) + 3 * len(self.name.encode()) + PART_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True)
 class UnreadableImage:
-    """One image that cannot be sent, and why."""
+    """One image that cannot be sent, with the reason."""
 
     index: int
     name: str
@@ -59,18 +59,18 @@ class UnreadableImage:
 def one_or_many(
     images: ImageSource | Iterable[ImageSource],
 ) -> tuple[bool, Iterable[ImageSource]]:
-    """Whether ``images`` is one image, and the images as something to iterate over."""
+    """Return whether ``images`` is a single image, and the images as an iterable."""
     if isinstance(images, np.ndarray):
         one = images.ndim != 4
     else:
         single = (str, os.PathLike, bytes, bytearray, memoryview)
-        one = isinstance(images, single) or hasattr(images, "read") or _is_picture(images)
+        one = isinstance(images, single) or hasattr(images, "read") or _is_pil_image(images)
     many = [images] if one else images
     return one, cast(Iterable[ImageSource], many)
 
 
 def source_of(image: object) -> str:
-    """The path an image came from, as the caller gave it; empty where there is none."""
+    """Return the path of an image as the caller gave it; empty if it has none."""
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     name = getattr(image, "filename", None) or getattr(image, "name", None)
@@ -78,10 +78,12 @@ def source_of(image: object) -> str:
 
 
 def read_image(image: ImageSource) -> bytes:
-    """The bytes of an image file.
+    """Return the bytes of an image file.
+
+    Arrays must be uint8 (H, W, 3), RGB; they and PIL images are encoded as PNG.
 
     Raises:
-        ImageInvalid: it cannot be read, or is nothing that we know as an image.
+        ImageInvalid: unreadable, or not an image.
     """
     if isinstance(image, str | os.PathLike):
         return _read_path(Path(image))
@@ -91,7 +93,7 @@ def read_image(image: ImageSource) -> bytes:
         return _png_of_array(image)
     if hasattr(image, "read"):
         return _read_file(cast(BinaryIO, image))
-    if _is_picture(image):
+    if _is_pil_image(image):
         return _png(image)
     raise ImageInvalid(
         f"{type(image).__name__!r} is not an image. Give a path, the bytes of an image file, a "
@@ -106,13 +108,13 @@ def pack(
     request_bytes: int,
     max_bytes: int,
 ) -> Iterator[list[ImageFile] | UnreadableImage]:
-    """Read images and group them into requests; at most one request's bytes are held at a time.
+    """Read images and group them into requests, holding the bytes of one request at a time.
 
     Args:
-        images: each with the index that its ImageFile gets.
-        max_images: of one request.
-        request_bytes: where a request is full; a larger image goes alone.
-        max_bytes: no request may be larger; an image that is becomes an ``UnreadableImage``.
+        images: images with their indices.
+        max_images: maximum number of images per request.
+        request_bytes: size at which a request is full; a larger image is sent alone.
+        max_bytes: maximum size of a request; a larger image becomes an ``UnreadableImage``.
     """
     batch: list[ImageFile] = []
     size = 0
@@ -131,7 +133,7 @@ def pack(
 
 
 def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | UnreadableImage:
-    # File names of other encodings hold surrogates, which cannot be sent.
+    # File names in other encodings contain surrogates, which cannot be sent.
     name = Path(source_of(image)).name.encode("utf-8", "replace").decode() or f"image-{index}"
     try:
         file = _image_file(index, name, image)
@@ -139,8 +141,8 @@ def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | Unre
         return UnreadableImage(index, name, error)
     if file.sent_bytes > max_bytes:
         too_large = RequestTooLarge(
-            f"The image has {len(file.data):,} bytes; a request to this service has at most "
-            f"{max_bytes:,}. Scale it down: the model sees a few hundred pixels a side.",
+            f"The image has {len(file.data):,} bytes; this service accepts requests of at most "
+            f"{max_bytes:,}. Scale it down: the model sees a few hundred pixels per side.",
             max_body_bytes=max_bytes,
         )
         return UnreadableImage(index, name, too_large)
@@ -154,7 +156,7 @@ def _image_file(index: int, name: str, image: ImageSource) -> ImageFile:
 
 
 def is_url(text: str) -> bool:
-    """Whether a string is where an image is in the web, and not the path of a file."""
+    """Return True if a string is an HTTP URL and not a file path."""
     return text[:8].lower().startswith(("http://", "https://"))
 
 
@@ -173,14 +175,14 @@ def _read_file(file: BinaryIO) -> bytes:
         raise ImageInvalid(f"The image file cannot be read: {error}.") from error
     if not isinstance(data, bytes):
         raise ImageInvalid(
-            f"The image file gave {type(data).__name__}, not bytes. Open it in binary mode: "
+            f"The image file returned {type(data).__name__}, not bytes. Open it in binary mode: "
             f"open(path, 'rb')."
         )
     return data
 
 
-def _is_picture(image: object) -> "TypeGuard[Image]":
-    from PIL import Image  # not needed for paths and bytes, which are most calls
+def _is_pil_image(image: object) -> "TypeGuard[Image]":
+    from PIL import Image  # imported late: not needed for paths and bytes
 
     return isinstance(image, Image.Image)
 
@@ -188,8 +190,8 @@ def _is_picture(image: object) -> "TypeGuard[Image]":
 def _png_of_array(array: np.ndarray[Any, Any]) -> bytes:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
         raise ImageInvalid(
-            f"The array is {array.dtype} {array.shape}; wanted uint8 (H, W, 3), RGB. "
-            f"Several images are a list of such arrays, or one array (N, H, W, 3)."
+            f"The array is {array.dtype} {array.shape}; expected uint8 (H, W, 3), RGB. "
+            f"For several images, give a list of such arrays or one array (N, H, W, 3)."
         )
     from PIL import Image
 
@@ -201,9 +203,9 @@ def _png(image: "Image") -> bytes:
 
     buffer = io.BytesIO()
     try:
-        # to_rgb here, as the service does to a file: PNG knows neither CMYK nor Pillow's floats.
+        # Converted as the service converts a file; PNG has neither CMYK nor Pillow's float mode.
         to_rgb(image).save(buffer, "PNG", compress_level=1)
-    # Pillow decodes lazily, with decoders that raise whatever they stumble over in a damaged file.
+    # Pillow decodes lazily, and its decoders raise exceptions of any type for damaged files.
     except Exception as error:
         raise ImageInvalid(f"The PIL image cannot be read: {error}") from error
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""A progress bar for streams of images."""
+"""Progress bar for streams of images."""
 
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
@@ -8,8 +8,8 @@ if TYPE_CHECKING:
 
 
 def progress_bar(images: object, *, shown: bool) -> "tqdm[Any]":
-    """A bar on stderr that counts images; its length is known where ``images`` has one."""
-    from tqdm import tqdm  # not needed by those who score without a bar
+    """Return a bar on stderr that counts images; it has a total if ``images`` has a length."""
+    from tqdm import tqdm  # imported late: not needed when no bar is shown
 
     total = len(images) if isinstance(images, Sized) else None
     return tqdm(total=total, unit="image", disable=not shown, smoothing=0.05)

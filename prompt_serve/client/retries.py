@@ -1,4 +1,4 @@
-"""When to ask again: exponential backoff with jitter, and what the service itself asks for."""
+"""Retry timing: exponential backoff with jitter, and the service's Retry-After."""
 
 import math
 import random
@@ -14,35 +14,39 @@ RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to go on asking. Every call of the protocol may be repeated safely."""
+    """Limits on the retries of one call. Every call of the API is safe to repeat."""
 
-    retries: int | None = 4  # further attempts after the first; None: as many as the budget allows
+    retries: int | None = 4  # attempts after the first; None: as many as the budget allows
     budget_s: float = 60.0  # from the first failure to the last attempt
     first_delay_s: float = 0.25  # doubles with every failure
     max_delay_s: float = 5.0
 
 
 class RetryState:
-    """What is left of a policy for one call."""
+    """Failures so far and remaining budget of one call."""
 
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
-        self._since: float | None = None
+        self._first_failure: float | None = None
         self.failures = 0
 
     @property
     def elapsed_s(self) -> float:
         """Seconds since the first failure."""
-        return 0.0 if self._since is None else time.monotonic() - self._since
+        return 0.0 if self._first_failure is None else time.monotonic() - self._first_failure
 
     def next_delay_s(self, retry_after_s: float | None = None) -> float | None:
-        """Note a failure; how long to wait before asking again, None to give up.
+        """Record a failure and return the seconds to wait before the next attempt.
 
         Args:
-            retry_after_s: what the service asked for. Never cut short: where it exceeds the
-                budget there is no use in waiting.
+            retry_after_s: delay the service asked for. It is never shortened; if it exceeds the
+                remaining budget, the call is given up.
+
+        Returns:
+            The delay in seconds, or None to give up.
         """
-        self._since = time.monotonic() if self._since is None else self._since
+        if self._first_failure is None:
+            self._first_failure = time.monotonic()
         self.failures += 1
         left_s = self._policy.budget_s - self.elapsed_s
         if self._policy.retries is not None and self.failures > self._policy.retries:
@@ -50,7 +54,7 @@ class RetryState:
         if left_s <= 0 or (retry_after_s or 0.0) > left_s:
             return None
         if retry_after_s is not None:
-            # Spread, so that not all who were told the same second come back in it.
+            # Spread out clients that were given the same delay.
             return retry_after_s + random.uniform(0.0, min(1.0, 0.25 * retry_after_s))
         return min(self._backoff_s(), left_s)
 
@@ -61,7 +65,7 @@ class RetryState:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a Retry-After header, a number or a date; None without a sane one."""
+    """Return the seconds of a Retry-After header, a number or a date; None if it is invalid."""
     value = headers.get("retry-after", "").strip()
     if not value:
         return None

@@ -1,7 +1,7 @@
-"""Batch scoring: cut a stream of images into chunks, several in flight, rows in order.
+"""Batch scoring: split a stream of images into chunks, send several at once, keep the order.
 
-Memory stays bounded however long the stream is: at most ``depth`` chunks are taken from it and
-not yet handed out, and only chunks in flight have their bytes read.
+Memory is bounded for streams of any length: at most ``depth`` chunks are taken from the stream
+and not yet returned, and file contents are held only for chunks in flight.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from prompt_serve.client.images import ImageSource, source_of
 from prompt_serve.schemas import ClassScore, ImageResult, Limits, Problem
 
 CHUNK_IMAGES = 32
-# Requests this large cost nothing more an image, and hold little memory on both sides.
+# Large enough that the cost per request is negligible, small enough to hold little memory.
 REQUEST_BYTES = 8 * 2**20
-EMBEDDINGS = 512  # of a request
+EMBEDDINGS_PER_REQUEST = 512
 
 Chunk: TypeAlias = list[tuple[int, ImageSource]]
 Result = TypeVar("Result")
@@ -36,32 +36,32 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredImage:
-    """One row: what one task says of one image, or why it could not be asked."""
+    """One row: the prediction of one task for one image, or an error."""
 
-    index: int  # place of the image in the stream, from 0
-    source: str  # its path as given; empty for bytes and pictures in memory
+    index: int  # position of the image in the stream, from 0
+    source: str  # path as given; empty for bytes and images in memory
     task: str
-    version: str | None  # sha256 of the prompt file that answered
+    version: str | None  # sha256 of the prompt file that made the prediction
     classes: tuple[ClassScore, ...]  # best first; empty for an error
     error: Problem | None
-    unknown: bool = False  # the task's answer is that the image shows none of its classes
+    unknown: bool = False  # the best probability is below the task's threshold
 
     @property
     def class_name(self) -> str | None:
-        """The best class, also where it is too improbable and the image ``unknown``."""
+        """Best class, even if the image is ``unknown``; None for an error."""
         return self.classes[0].class_name if self.classes else None
 
     @property
     def probability(self) -> float | None:
-        """Of the best class."""
+        """Probability of the best class; None for an error."""
         return self.classes[0].probability if self.classes else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How a stream is cut: never beyond what the service publishes that it takes."""
+    """Sizes of chunks and requests, within the limits that the service publishes."""
 
-    chunk_size: int  # images that share a place in the window
+    chunk_size: int  # images per chunk
     concurrency: int  # chunks in flight
     request_bytes: int
     max_body_bytes: int
@@ -70,17 +70,12 @@ class Plan:
 
     @property
     def depth(self) -> int:
-        """Chunks in the window: two wait, so that a slow first one does not idle the others."""
+        """Number of chunks in the window: two wait, so that a slow chunk does not idle a slot."""
         return self.concurrency + 2
-
-    @property
-    def look_ahead(self) -> int:
-        """The most images taken from the stream and not yet handed out."""
-        return self.depth * self.chunk_size
 
 
 def plan_for(limits: Limits, *, concurrency: int, chunk_size: int = CHUNK_IMAGES) -> Plan:
-    """Half of the service's queue at most, so that two such clients do not overflow it."""
+    """Plan requests that fill at most half of the service's queue, so that two clients fit."""
     fair_share = max(1, limits.max_queue_images // (2 * concurrency))
     return Plan(
         chunk_size=max(1, min(chunk_size, limits.max_images, fair_share)),
@@ -88,41 +83,41 @@ def plan_for(limits: Limits, *, concurrency: int, chunk_size: int = CHUNK_IMAGES
         request_bytes=min(REQUEST_BYTES, limits.max_body_bytes),
         max_body_bytes=limits.max_body_bytes,
         max_tasks=limits.max_tasks,
-        max_embeddings=min(EMBEDDINGS, limits.max_embeddings or EMBEDDINGS),
+        max_embeddings=min(EMBEDDINGS_PER_REQUEST, limits.max_embeddings or EMBEDDINGS_PER_REQUEST),
     )
 
 
 def rows_of(
-    chunk: Chunk, results: Iterable[ImageResult], tasks: Sequence[str]
+    chunk: Chunk, results: Iterable[ImageResult], selectors: Sequence[str]
 ) -> list[ScoredImage]:
-    """A row for each image and task, image by image.
+    """Return one row per image and task, image by image.
 
     Args:
-        chunk: the images.
-        results: theirs.
-        tasks: what an image without an answer has rows for: the names, or ``*``, or a tag.
+        chunk: images with their indices.
+        results: one result per image.
+        selectors: task names, ``*`` or ``tag:NAME``; a failed image gets one row for each.
     """
     return [
         row
         for (index, image), result in zip(chunk, results, strict=True)
-        for row in _rows_of_image(index, source_of(image), result, tasks)
+        for row in _rows_of_image(index, source_of(image), result, selectors)
     ]
 
 
-def n_images(rows: Iterable[ScoredImage]) -> int:
-    """How many images some rows are about."""
+def count_images(rows: Iterable[ScoredImage]) -> int:
+    """Count the distinct images of some rows."""
     return len({row.index for row in rows})
 
 
 def _rows_of_image(
-    index: int, source: str, result: ImageResult, tasks: Sequence[str]
+    index: int, source: str, result: ImageResult, selectors: Sequence[str]
 ) -> list[ScoredImage]:
     if result.predictions is None:
         return [
             ScoredImage(
                 index=index, source=source, task=task, version=None, classes=(), error=result.error
             )
-            for task in tasks
+            for task in selectors
         ]
     return [
         ScoredImage(
@@ -139,7 +134,7 @@ def _rows_of_image(
 
 
 def chunks_of(images: Iterable[ImageSource], size: int) -> Iterator[Chunk]:
-    """Cut a stream, taking no more from it than the chunk that is asked for."""
+    """Split a stream lazily into chunks of ``size`` images, numbered from 0."""
     numbered = enumerate(images)
     while chunk := list(islice(numbered, size)):
         yield chunk
@@ -148,7 +143,7 @@ def chunks_of(images: Iterable[ImageSource], size: int) -> Iterator[Chunk]:
 async def async_chunks_of(
     images: Iterable[ImageSource] | AsyncIterable[ImageSource], size: int
 ) -> AsyncIterator[Chunk]:
-    """``chunks_of`` for streams of both kinds."""
+    """Split a plain or asynchronous stream as ``chunks_of`` does."""
     if not isinstance(images, AsyncIterable):
         for chunk in chunks_of(images, size):
             yield chunk
@@ -167,10 +162,10 @@ async def async_chunks_of(
 def in_order(
     chunks: Iterable[Chunk], submit: Callable[[Chunk], "Future[Result]"], depth: int
 ) -> Generator[Result, None, None]:
-    """Results in the order of their chunks, with at most ``depth`` chunks on their way.
+    """Yield results in the order of their chunks, with at most ``depth`` chunks in the window.
 
-    A result that is there is handed out before another chunk is taken. Whoever stops early, or
-    an error, cancels what is on its way.
+    A finished result is yielded before the next chunk is taken. Closing the generator, or an
+    error, cancels the chunks in the window.
     """
     window: deque[Future[Result]] = deque()
     try:
@@ -188,14 +183,14 @@ def in_order(
 
 
 async def async_in_order(
-    chunks: AsyncIterator[Chunk], work: Callable[[Chunk], Awaitable[Result]], depth: int
+    chunks: AsyncIterator[Chunk], run: Callable[[Chunk], Awaitable[Result]], depth: int
 ) -> AsyncGenerator[Result, None]:
-    """``in_order`` on an event loop."""
+    """Yield results as ``in_order`` does, on an event loop."""
     window: deque[asyncio.Future[Result]] = deque()
     try:
         async for chunk in chunks:
-            window.append(asyncio.ensure_future(work(chunk)))
-            await asyncio.sleep(0)  # let it start: a stream that never waits gives it no chance
+            window.append(asyncio.ensure_future(run(chunk)))
+            await asyncio.sleep(0)  # let it start, even if the stream itself never awaits
             while window and (len(window) >= depth or window[0].done()):
                 yield await window[0]
                 window.popleft()

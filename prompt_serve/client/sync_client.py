@@ -1,41 +1,36 @@
-"""``Client``: ask a running service from plain, blocking code."""
+"""``Client``: blocking client of a running service."""
 
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from functools import partial
 from types import TracebackType
 from typing import Self, overload
 
 from prompt_serve.client.async_client import DEFAULT_URL, AsyncClient
-from prompt_serve.client.classify_request import question
+from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.embedding import Embeddings, EmbeddingSource
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.progress import progress_bar
-from prompt_serve.client.protocol import only
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,
     ScoredImage,
     chunks_of,
+    count_images,
     in_order,
-    n_images,
 )
 from prompt_serve.client.sync_task_calls import SyncTaskCalls
-from prompt_serve.schemas import (
-    DEFAULT_TOP_K,
-    ImageResult,
-    ServiceInfo,
-)
+from prompt_serve.client.wire import single_result
+from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, ServiceInfo
 
 
 class Client(SyncTaskCalls):
-    """Asks one service; use it as ``with Client(url) as client``.
+    """Blocking client of one service; use it as ``with Client(url) as client``.
 
-    Does what ``AsyncClient`` does, whose methods say it in full, on an event loop in a thread of
-    its own. Several threads may share a client.
+    Runs an ``AsyncClient`` on an event loop in a thread of its own; arguments and errors are
+    documented there. Several threads may share a client.
     """
 
     def __init__(
@@ -48,7 +43,7 @@ class Client(SyncTaskCalls):
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
     ) -> None:
-        """Make a client; see ``AsyncClient``."""
+        """Make a client; it connects with the first call. See ``AsyncClient``."""
         self._client = AsyncClient(
             base_url,
             timeout_s=timeout_s,
@@ -62,7 +57,7 @@ class Client(SyncTaskCalls):
 
     @property
     def base_url(self) -> str:
-        """Of the service, without a slash at its end."""
+        """URL of the service, without a trailing slash."""
         return self._client.base_url
 
     def __enter__(self) -> Self:
@@ -77,7 +72,7 @@ class Client(SyncTaskCalls):
         self.close()
 
     def close(self) -> None:
-        """Cancel what is in flight, close all connections and end the thread."""
+        """Cancel requests in flight, close all connections and end the thread."""
         self._close()
 
     @overload
@@ -111,12 +106,16 @@ class Client(SyncTaskCalls):
         tags: str | Sequence[str] = (),
         deadline_s: float | None = None,
     ) -> ImageResult | list[ImageResult]:
-        """One image's result, or a list of results; see ``AsyncClient.classify``."""
+        """Classify one or more images; see ``AsyncClient.classify``.
+
+        Returns:
+            The result of a single image, or a list of results in the order of the images.
+        """
         one, many = one_or_many(images)
-        # A list, because a generator must run in the thread that it came from.
-        asked = question(tasks, tags, top_k, deadline_s)
-        results = self._loop.run(self._client.classify_all, list(many), asked)
-        return only(results) if one else results
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        # A list, because a generator must run in the thread of its caller.
+        results = self._loop.run(self._client.classify_all, list(many), options)
+        return single_result(results) if one else results
 
     def embed(
         self,
@@ -124,10 +123,9 @@ class Client(SyncTaskCalls):
         *,
         deadline_s: float | None = None,
     ) -> Embeddings:
-        """Embeddings of one or many images; see ``AsyncClient.embed``."""
+        """Embed one or more images as unit vectors (N, width); see ``AsyncClient.embed``."""
         _, many = one_or_many(images)
-        embed = partial(self._client.embed, deadline_s=deadline_s)
-        return self._loop.run(embed, list(many))
+        return self._loop.run(self._client.embed, list(many), deadline_s=deadline_s)
 
     def score_embeddings(
         self,
@@ -138,9 +136,15 @@ class Client(SyncTaskCalls):
         tags: str | Sequence[str] = (),
         deadline_s: float | None = None,
     ) -> list[ImageResult]:
-        """Predictions for embeddings; see ``AsyncClient.score_embeddings``."""
-        score = partial(self._client.score_embeddings, tags=tags, deadline_s=deadline_s)
-        return self._loop.run(score, embeddings, tasks, top_k)
+        """Classify images by their embeddings; see ``AsyncClient.score_embeddings``."""
+        return self._loop.run(
+            self._client.score_embeddings,
+            embeddings,
+            tasks,
+            top_k,
+            tags=tags,
+            deadline_s=deadline_s,
+        )
 
     def score(
         self,
@@ -156,10 +160,10 @@ class Client(SyncTaskCalls):
     ) -> Iterator[ScoredImage]:
         """Score a stream of images of any length; see ``AsyncClient.score``.
 
-        ``images`` is consumed in the thread that takes the rows.
+        ``images`` is consumed in the thread that iterates over the rows.
         """
-        asked = question(tasks, tags, top_k, deadline_s)
-        scorer = self._loop.run(self._client.scorer, asked, chunk_size, retry_for_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        scorer = self._loop.run(self._client.scorer, options, chunk_size, retry_for_s)
         chunks = chunks_of(images, scorer.plan.chunk_size)
 
         def submit(chunk: Chunk) -> "Future[list[ScoredImage]]":
@@ -171,14 +175,14 @@ class Client(SyncTaskCalls):
         ):
             for rows in scored:
                 yield from rows
-                bar.update(n_images(rows))
+                bar.update(count_images(rows))
 
     def info(self) -> ServiceInfo:
-        """What the service runs, and its limits."""
+        """Return the service's version, backbone, execution providers and limits."""
         return self._loop.run(self._client.info)
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Return as soon as the service can answer; see ``AsyncClient.wait_until_ready``."""
+        """Wait until the service is ready; see ``AsyncClient.wait_until_ready``."""
         self._loop.run(self._client.wait_until_ready, timeout_s)
 
 

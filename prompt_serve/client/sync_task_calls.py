@@ -1,4 +1,4 @@
-"""What ``Client`` can ask about tasks; see ``AsyncClient`` for what the calls do."""
+"""Task calls of ``Client``: those of ``AsyncClient``, blocking."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ Page = TypeVar("Page", TaskList, History)
 
 
 class SyncTaskCalls:
-    """``TaskCalls`` for programs that block."""
+    """Blocking versions of ``TaskCalls``, where arguments and errors are documented."""
 
     _loop: LoopThread
     _client: AsyncClient
@@ -34,11 +34,11 @@ class SyncTaskCalls:
         expected: str | None = None,
         new: bool = False,
     ) -> TaskInfo:
-        """Serve a prompt as a task; see ``AsyncClient.upload``."""
+        """Upload a prompt and serve it as a task; see ``AsyncClient.upload``."""
         return self._loop.run(self._client.upload, file, name, expected=expected, new=new)
 
     def upload_many(self, source: str | Path, *, atomic: bool = True) -> BulkReport:
-        """Serve every prompt file of a folder or zip; see ``AsyncClient.upload_many``."""
+        """Upload every prompt file of a folder or zip; see ``AsyncClient.upload_many``."""
         return self._loop.run(self._client.upload_many, source, atomic=atomic)
 
     def create_zero_shot(
@@ -47,39 +47,39 @@ class SyncTaskCalls:
         class_names: Sequence[str],
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     ) -> TaskInfo:
-        """Serve a task made of class names alone; ``{}`` in a template is the class name."""
+        """Create a zero-shot task from class names; see ``AsyncClient.create_zero_shot``."""
         return self._loop.run(self._client.create_zero_shot, name, class_names, templates)
 
     def tasks(self, *, search: str = "", tags: Sequence[str] = ()) -> Iterator[TaskSummary]:
-        """Tasks in the order of their names, page by page; see ``AsyncClient.tasks``."""
+        """Iterate over tasks, sorted by name; see ``AsyncClient.tasks``."""
 
         def page(cursor: str | None) -> TaskList:
             return self._loop.run(self._client.tasks_page, cursor, search=search, tags=tags)
 
-        for one in _pages(page):
-            yield from one.tasks
+        for task_list in _pages(page):
+            yield from task_list.tasks
 
     def task(self, name: str) -> TaskInfo:
-        """All there is to know about a task, or about a version of it (``name@sha``)."""
+        """Return the details of a task, or of one version of it (``name@sha``)."""
         return self._loop.run(self._client.task, name)
 
     def download(self, name: str) -> bytes:
-        """The prompt file of a task, or of a version of it (``name@sha``)."""
+        """Return the prompt file of a task, or of one version of it (``name@sha``)."""
         return self._loop.run(self._client.download, name)
 
     def history(self, name: str) -> Iterator[Change]:
-        """What a task pointed at, newest first."""
+        """Iterate over the changes of a task, newest first."""
         for page in _pages(lambda cursor: self._loop.run(self._client.history_page, name, cursor)):
             yield from page.changes
 
     def rollback(
         self, name: str, version: str | None = None, *, expected: str | None = None
     ) -> TaskInfo:
-        """Point a task at an earlier version again; see ``AsyncClient.rollback``."""
+        """Serve an earlier version of a task again; see ``AsyncClient.rollback``."""
         return self._loop.run(self._client.rollback, name, version, expected=expected)
 
     def alias(self, name: str, of: str) -> TaskInfo:
-        """Point a name at the version that the task ``of`` is at now (or ``of@sha``)."""
+        """Point ``name`` at the current version of the task ``of``, or at ``of@sha``."""
         return self._loop.run(self._client.alias, name, of)
 
     def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
@@ -87,31 +87,31 @@ class SyncTaskCalls:
         return self._loop.run(self._client.set_tags, name, tags)
 
     def set_pinned(self, name: str, pinned: bool = True) -> TaskInfo:
-        """Keep a task in the service's memory from now on, or no longer."""
+        """Pin a task, which keeps it in the service's memory, or unpin it."""
         return self._loop.run(self._client.set_pinned, name, pinned)
 
     def delete(self, name: str, *, expected: str | None = None) -> None:
-        """Stop serving a task; ``rollback`` brings it back."""
+        """Delete a task; ``rollback`` restores it."""
         self._loop.run(self._client.delete, name, expected=expected)
 
     def delete_version(self, version: str) -> None:
-        """Remove a prompt file for good; no task may be at it."""
+        """Delete the prompt file of a version for good; no task may be at it."""
         self._loop.run(self._client.delete_version, version)
 
     def export_registry(self) -> bytes:
-        """All tasks with their prompt files and tags, as a zip."""
+        """Return a zip of all tasks with their prompt files and tags."""
         return self._loop.run(self._client.export_registry)
 
     def import_registry(self, data: bytes) -> BulkReport:
-        """Take over all tasks of an exported registry; those of the same names are replaced."""
+        """Import all tasks of an exported registry; see ``AsyncClient.import_registry``."""
         return self._loop.run(self._client.import_registry, data)
 
 
-def _pages(page: Callable[[str | None], Page]) -> Iterator[Page]:
+def _pages(fetch: Callable[[str | None], Page]) -> Iterator[Page]:
     cursor: str | None = None
     while True:
-        one = page(cursor)
-        yield one
-        if one.next is None:
+        page = fetch(cursor)
+        yield page
+        if page.next is None:
             return
-        cursor = one.next
+        cursor = page.next

@@ -1,4 +1,4 @@
-"""What ``AsyncClient`` can ask about tasks: list and change them, their versions, all at once."""
+"""Task calls of ``AsyncClient``: list, upload and edit tasks, versions and whole registries."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -8,11 +8,11 @@ from urllib.parse import quote
 
 from pydantic import BaseModel
 
-from prompt_serve.client import protocol
+from prompt_serve.client import wire
 from prompt_serve.client.connection import Connection, Reply
-from prompt_serve.client.protocol import Call
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.uploads import PromptSource, prompt_to_upload, zip_of
+from prompt_serve.client.wire import Call
 from prompt_serve.errors import TaskNameInvalid, TaskNotFound, VersionChanged, VersionNotFound
 from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import (
@@ -33,10 +33,11 @@ Message = TypeVar("Message", bound=BaseModel)
 
 
 class TaskCalls:
-    """Calls about tasks; every one may be repeated safely.
+    """Calls that list and edit tasks; all of them are safe to repeat.
 
-    Changes can be made to depend on what they were decided on: ``expected`` is the version that
-    the task must be at, else VersionChanged is raised and nothing happens.
+    Edits can be conditional: if the task is not at the version ``expected``, VersionChanged is
+    raised and nothing changes. Every call raises the errors of ``Connection.send`` and those that
+    the service returns, such as TaskNotFound, NotAuthenticated and NotAllowed.
     """
 
     _connection: Connection
@@ -50,37 +51,46 @@ class TaskCalls:
         expected: str | None = None,
         new: bool = False,
     ) -> TaskInfo:
-        """Serve a prompt as a task; one of that name is replaced.
+        """Upload a prompt and serve it as a task; an existing task of that name is replaced.
 
         Args:
-            file: a path of a prompt file, its bytes, or a Prompt.
-            name: of the task; by default the prompt's own, or else the file's without suffix.
-            expected: the version that is to be replaced.
-            new: only if there is no such task yet.
+            file: path of a prompt file, its bytes, or a Prompt.
+            name: name of the task; by default the prompt's own name, or else the file's stem.
+            expected: version that the task must be at.
+            new: fail if a task of that name exists.
+
+        Raises:
+            PromptFileInvalid, BackboneMismatch, ProbeMismatch: the prompt cannot be served.
+            RequestInvalid: no name was given and the prompt has none.
+            VersionChanged: the task is not at ``expected``, or exists although ``new`` is set.
         """
         task, data = await asyncio.to_thread(prompt_to_upload, file, name)
-        headers = {**_OCTETS, **_condition(expected, new=new)}
+        headers = {**_OCTETS, **_preconditions(expected, new=new)}
         reply = await self._send(Call("PUT", _path(task), {"content": data, "headers": headers}))
         try:
-            return protocol.read_answer(reply.response, TaskInfo)
+            return wire.read_answer(reply.response, TaskInfo)
         except VersionChanged as error:
-            # An attempt whose answer was lost may have done it.
+            # An earlier attempt may have succeeded although its response was lost.
             if not reply.repeated or error.current != version_of(data):
                 raise
         return await self.task(task)
 
     async def upload_many(self, source: str | Path, *, atomic: bool = True) -> BulkReport:
-        """Serve every prompt file of a folder or zip under its file's name.
+        """Upload every prompt file of a folder or zip; tasks are named after the files.
 
         Args:
-            source: a folder with ``.safetensors`` files, or a zip of them.
-            atomic: all of them or, where one cannot be served, none (ArchiveInvalid, with
-                ``errors``); otherwise each for itself, with what is wrong in its item.
+            source: folder with ``.safetensors`` files, or a zip of them.
+            atomic: upload all files, or none if one of them cannot be served. Otherwise upload
+                those that can be served, and report the others as items with an ``error``.
+
+        Raises:
+            ArchiveInvalid: not a zip or folder of prompt files; with ``atomic``, also if a file
+                cannot be served (``errors`` lists them).
         """
         data = await asyncio.to_thread(zip_of, Path(source))
         params = {"atomic": "true" if atomic else "false"}
         arguments = {"content": data, "headers": _ZIP, "params": params}
-        return await self._ask(Call("PUT", "/v1/tasks", arguments), BulkReport)
+        return await self._fetch(Call("PUT", "/v1/tasks", arguments), BulkReport)
 
     async def create_zero_shot(
         self,
@@ -88,18 +98,24 @@ class TaskCalls:
         class_names: Sequence[str],
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
     ) -> TaskInfo:
-        """Serve a task made of class names alone; ``{}`` in a template is the class name."""
+        """Create a zero-shot task from class names.
+
+        Args:
+            name: name of the task.
+            class_names: names of the classes.
+            templates: sentences with ``{}`` for the class name; their text features are averaged.
+        """
         body = {"name": name, "class_names": list(class_names), "templates": list(templates)}
-        return await self._ask(Call("POST", "/v1/tasks", {"json": body}), TaskInfo)
+        return await self._fetch(Call("POST", "/v1/tasks", {"json": body}), TaskInfo)
 
     async def tasks(
         self, *, search: str = "", tags: Sequence[str] = ()
     ) -> AsyncIterator[TaskSummary]:
-        """Tasks in the order of their names, fetched page by page.
+        """Iterate over tasks, sorted by name and fetched page by page.
 
         Args:
-            search: part of the name, of a class name or of the method; case does not matter.
-            tags: only tasks with all of them.
+            search: part of the task name, of a class name or of the method, in any case.
+            tags: only tasks that have all of these tags.
         """
         cursor: str | None = None
         while True:
@@ -118,24 +134,28 @@ class TaskCalls:
         search: str = "",
         tags: Sequence[str] = (),
     ) -> TaskList:
-        """One page of tasks; ``next`` of the answer is the ``cursor`` of the next one."""
+        """Return one page of tasks; its ``next`` is the ``cursor`` of the following page."""
         params: dict[str, Any] = {"limit": str(limit), "tag": list(tags)}
         params |= {"cursor": cursor} if cursor is not None else {}
         params |= {"search": search} if search else {}
-        return await self._ask(Call("GET", "/v1/tasks", {"params": params}), TaskList)
+        return await self._fetch(Call("GET", "/v1/tasks", {"params": params}), TaskList)
 
     async def task(self, name: str) -> TaskInfo:
-        """All there is to know about a task, or about a version of it (``name@sha``)."""
-        return await self._ask(Call("GET", _path(name)), TaskInfo)
+        """Return the details of a task, or of one version of it (``name@sha``).
+
+        Raises:
+            TaskNotFound, VersionNotFound: unknown task or version.
+        """
+        return await self._fetch(Call("GET", _path(name)), TaskInfo)
 
     async def download(self, name: str) -> bytes:
-        """The prompt file of a task, or of a version of it (``name@sha``)."""
+        """Return the prompt file of a task, or of one version of it (``name@sha``)."""
         reply = await self._send(Call("GET", _path(name) + "/file"))
-        protocol.check(reply.response)
+        wire.raise_for_error(reply.response)
         return reply.response.content
 
     async def history(self, name: str) -> AsyncIterator[Change]:
-        """What a task pointed at, newest first: who changed it, when, how, to which version."""
+        """Iterate over the changes of a task, newest first: time, kind, version and author."""
         cursor: str | None = None
         while True:
             page = await self.history_page(name, cursor)
@@ -146,104 +166,129 @@ class TaskCalls:
             cursor = page.next
 
     async def history_page(self, name: str, cursor: str | None = None) -> History:
-        """One page of ``history``."""
+        """Return one page of ``history``; its ``next`` is the ``cursor`` of the following page."""
         params = {"limit": str(PAGE_SIZE)} | ({} if cursor is None else {"cursor": cursor})
-        return await self._ask(Call("GET", _path(name) + "/history", {"params": params}), History)
+        return await self._fetch(Call("GET", _path(name) + "/history", {"params": params}), History)
 
     async def rollback(
         self, name: str, version: str | None = None, *, expected: str | None = None
     ) -> TaskInfo:
-        """Point a task at an earlier version again; bring a deleted one back.
+        """Serve an earlier version of a task again, or restore a deleted task.
 
         Args:
-            name: of the task.
-            version: of its history, or the first 8 or more digits of one; None: the one before.
-            expected: the version that is to be replaced; by default the one it is at now, so that
-                a repeated call does not go back twice.
+            name: name of the task.
+            version: version from its history, or at least the first 8 digits of one; None for
+                the previous version.
+            expected: version that the task must be at; by default its current version, so that
+                a repeated attempt does not roll back twice.
+
+        Raises:
+            VersionNotFound, VersionAmbiguous: no version, or several, begin like ``version``.
+            VersionChanged: the task is not at ``expected``.
         """
-        was = expected if expected is not None else await self._version_now(name)
+        current = expected if expected is not None else await self._current_version(name)
         body = {} if version is None else {"version": version}
-        arguments = {"json": body, "headers": _condition(was)}
+        arguments = {"json": body, "headers": _preconditions(current)}
         reply = await self._send(Call("POST", _path(name) + "/rollback", arguments))
         try:
-            return protocol.read_answer(reply.response, TaskInfo)
+            return wire.read_answer(reply.response, TaskInfo)
         except VersionChanged:
             if not reply.repeated:
                 raise
             [last, *_] = (await self.history_page(name)).changes
-            if last.what != "rollback" or last.previous != was:
+            if last.what != "rollback" or last.previous != current:
                 raise
         return await self.task(name)
 
     async def alias(self, name: str, of: str) -> TaskInfo:
-        """Point a name at the version that the task ``of`` is at now (or ``of@sha``)."""
-        return await self._ask(Call("PUT", _path(name) + "/alias", {"json": {"of": of}}), TaskInfo)
+        """Point ``name`` at the current version of the task ``of``, or at ``of@sha``."""
+        return await self._fetch(
+            Call("PUT", _path(name) + "/alias", {"json": {"of": of}}), TaskInfo
+        )
 
     async def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
         """Replace the tags of a task."""
         body = {"tags": list(tags)}
-        return await self._ask(Call("PUT", _path(name) + "/tags", {"json": body}), TaskInfo)
+        return await self._fetch(Call("PUT", _path(name) + "/tags", {"json": body}), TaskInfo)
 
     async def set_pinned(self, name: str, pinned: bool = True) -> TaskInfo:
-        """Keep a task in the service's memory from now on, or no longer."""
+        """Pin a task, which keeps it in the service's memory, or unpin it."""
         body = {"pinned": pinned}
-        return await self._ask(Call("PUT", _path(name) + "/pinned", {"json": body}), TaskInfo)
+        return await self._fetch(Call("PUT", _path(name) + "/pinned", {"json": body}), TaskInfo)
 
     async def delete(self, name: str, *, expected: str | None = None) -> None:
-        """Stop serving a task; ``rollback`` brings it back."""
-        call = Call("DELETE", _path(name), {"headers": _condition(expected)})
+        """Delete a task; ``rollback`` restores it.
+
+        Args:
+            name: name of the task.
+            expected: version that the task must be at.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            VersionChanged: the task is not at ``expected``.
+        """
+        call = Call("DELETE", _path(name), {"headers": _preconditions(expected)})
         reply = await self._send(call)
         try:
-            protocol.check(reply.response)
+            wire.raise_for_error(reply.response)
         except (TaskNotFound, VersionChanged) as error:
-            # An attempt whose answer was lost may have deleted it.
+            # An earlier attempt may have succeeded although its response was lost.
             gone = not isinstance(error, VersionChanged) or error.current == "none"
             if not (reply.repeated and gone):
                 raise
 
     async def delete_version(self, version: str) -> None:
-        """Remove a prompt file for good; no task may be at it."""
+        """Delete the prompt file of a version for good.
+
+        Raises:
+            VersionInUse: a task is at this version.
+            VersionNotFound: there is no such version.
+        """
         reply = await self._send(Call("DELETE", f"/v1/versions/{quote(version, safe='')}"))
         try:
-            protocol.check(reply.response)
+            wire.raise_for_error(reply.response)
         except VersionNotFound:
             if not reply.repeated:
                 raise
 
     async def export_registry(self) -> bytes:
-        """All tasks with their prompt files and tags, as a zip."""
+        """Return a zip of all tasks with their prompt files and tags."""
         reply = await self._send(Call("GET", "/v1/registry/export"))
-        protocol.check(reply.response)
+        wire.raise_for_error(reply.response)
         return reply.response.content
 
     async def import_registry(self, data: bytes) -> BulkReport:
-        """Take over all tasks of an exported registry; those of the same names are replaced."""
-        arguments = {"content": data, "headers": _ZIP}
-        return await self._ask(Call("POST", "/v1/registry/import", arguments), BulkReport)
+        """Import all tasks of an exported registry; existing tasks of the same names are replaced.
 
-    async def _version_now(self, name: str) -> str | None:
+        Raises:
+            ArchiveInvalid: not an exported registry, or a task cannot be served; nothing changes.
+        """
+        arguments = {"content": data, "headers": _ZIP}
+        return await self._fetch(Call("POST", "/v1/registry/import", arguments), BulkReport)
+
+    async def _current_version(self, name: str) -> str | None:
         try:
             return (await self.task(name)).version
         except TaskNotFound:
-            return None  # deleted: there is nothing to be mistaken about
+            return None  # deleted, so there is no version to compare with
 
     async def _send(self, call: Call) -> Reply:
         return await self._connection.send(call, self._retry)
 
-    async def _ask(self, call: Call, message: type[Message]) -> Message:
-        return protocol.read_answer((await self._send(call)).response, message)
+    async def _fetch(self, call: Call, message: type[Message]) -> Message:
+        return wire.read_answer((await self._send(call)).response, message)
 
 
-def _condition(expected: str | None, *, new: bool = False) -> dict[str, str]:
+def _preconditions(expected: str | None, *, new: bool = False) -> dict[str, str]:
     headers = {} if expected is None else {"If-Match": f'"{expected}"'}
     return headers | ({"If-None-Match": "*"} if new else {})
 
 
 def _path(name: str) -> str:
-    # Servers take an escaped slash for a slash; such a name would be another address.
+    # Servers decode an escaped slash to a slash, so such a name would be another path.
     if name in ("", ".", "..") or "/" in name:
         raise TaskNameInvalid(
-            f"{name!r} cannot be the name of a task. Use letters, digits, '.', '_' and '-'.",
+            f"{name!r} is not a valid task name. Use letters, digits, '.', '_' and '-'.",
             name=name,
         )
     return f"/v1/tasks/{quote(name, safe='@')}"

@@ -1,4 +1,4 @@
-"""A prompt in any form -> the bytes to upload, and the name of its task."""
+"""Prepare prompts for upload: bytes and task name of one prompt, or a zip of many."""
 
 import io
 import os
@@ -15,15 +15,15 @@ PromptSource: TypeAlias = str | os.PathLike[str] | bytes | Prompt
 
 
 def prompt_to_upload(file: PromptSource, name: str | None) -> tuple[str, bytes]:
-    """The name of the task and the bytes of the prompt file.
+    """Return the name of the task and the bytes of the prompt file.
 
     Args:
-        file: a path of a prompt file, its bytes, or a Prompt.
-        name: of the task; None for the prompt's own, or else the file's without suffix.
+        file: path of a prompt file, its bytes, or a Prompt.
+        name: name of the task; None for the prompt's own name, or else the file's stem.
 
     Raises:
-        PromptFileInvalid: there is no such file, or its name is looked for and it is no prompt.
-        RequestInvalid: there is no name to be found.
+        PromptFileInvalid: the file cannot be read, or its name is needed and it is not a prompt.
+        RequestInvalid: no name was given and the prompt has none.
     """
     if isinstance(file, Prompt):
         return _named(name or file.name), to_bytes(file)
@@ -38,27 +38,28 @@ def prompt_to_upload(file: PromptSource, name: str | None) -> tuple[str, bytes]:
 
 
 def zip_of(source: Path) -> bytes:
-    """The zip to upload: ``source`` itself, or the prompt files in it where it is a folder.
+    """Return a zip to upload: ``source`` itself, or the prompt files of the folder ``source``.
 
     Raises:
-        ArchiveInvalid: it is neither, or has no prompt file.
+        ArchiveInvalid: not a file, and not a folder with prompt files.
     """
     if source.is_file():
         return source.read_bytes()
     files = sorted(source.glob(f"*{_SUFFIX}")) if source.is_dir() else []
     if not files:
         raise ArchiveInvalid(
-            f"{source} is neither a zip nor a folder with prompt files (NAME{_SUFFIX})."
+            f"{source} is neither a zip file nor a folder with prompt files (NAME{_SUFFIX})."
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for file in files:
-            # The numbers of prompts do not get smaller; the year 1980: same files, same bytes.
+            # Stored, because learned numbers do not compress. ZipInfo's date is the year 1980, so
+            # that the same files give the same bytes.
             archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
     return buffer.getvalue()
 
 
 def _named(name: str) -> str:
     if not name:
-        raise RequestInvalid("The prompt has no name of its own. Give the task one: name='pets'.")
+        raise RequestInvalid("The prompt has no name. Name the task: name='pets' (--name pets).")
     return name

@@ -6,8 +6,6 @@ interrupted export leaves what was there before.
 
 import contextlib
 import datetime
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -31,6 +29,7 @@ from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.graphs import image_graph, text_graph
 from prompt_serve.export.parity import check_parity
 from prompt_serve.export.quantize import quantize, quantized_share
+from prompt_serve.files import atomic_folder
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import Precision
 
@@ -59,7 +58,8 @@ def export_bundle(
     tell = report or (lambda line: None)
     out = out.resolve()  # through a symbolic link: what it points to is replaced, not the link
     _check_target(out)
-    with _temporary_sibling(out) as folder:
+    # Readable for all: a service may run as another user.
+    with _writable(out), atomic_folder(out, mode=0o755) as folder:
         _write_files(backbone, folder, precision, tell)
         parity = check_parity(
             backbone,
@@ -70,7 +70,6 @@ def export_bundle(
         )
         manifest = _manifest(backbone, folder, precision, parity)
         (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
-        _put_in_place(folder, out)
     return manifest
 
 
@@ -131,32 +130,11 @@ def _check_target(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _temporary_sibling(out: Path) -> Iterator[Path]:
-    """A folder on the same file system as ``out``, gone at the end unless it was renamed."""
+def _writable(out: Path) -> Iterator[None]:
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        yield
     except OSError as error:
         raise BundleInvalid(
             f"The bundle cannot be written to {out}: {error}. What was there is unchanged.",
             path=str(out),
         ) from error
-
-
-def _put_in_place(folder: Path, out: Path) -> None:
-    folder.chmod(0o755)  # mkdtemp makes it private; a service may run as another user
-    if not out.exists():
-        folder.rename(out)
-        return
-    aside = folder.with_name(f"{folder.name}.old")
-    out.rename(aside)
-    try:
-        folder.rename(out)
-    except OSError:
-        aside.rename(out)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

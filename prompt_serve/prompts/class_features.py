@@ -1,9 +1,10 @@
-"""A prompt -> its class features: fold, lay out one sequence a class, fill in the vectors, encode.
+"""Compute the class features of a prompt: fold, lay out sequences, fill in vectors, encode.
 
-The one path from a prompt file to class features. Training measures with it and the service serves
-with it; only the encoder differs (PyTorch there, ONNX Runtime here). Classes go through the encoder
-in chunks of similar length: memory stays bounded at 100,000 classes, and no chunk is longer than
-its longest name.
+    prompt -> context (M, D) -> plan (C, S) -> sequences (C, S, D) -> class features (C, E)
+
+Training and the service share this path and differ only in the encoder (PyTorch or ONNX Runtime).
+Classes are encoded in chunks of similar length, so that memory stays bounded at 100,000 classes and
+no chunk is longer than its longest name.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,34 +30,42 @@ from prompt_serve.types import FloatArray, IntArray
 
 CHUNK_CLASSES = 256
 
-EncodeText = Callable[[Sequences], FloatArray]
+EncodeText = Callable[[Sequences], FloatArray]  # sequences of C classes -> (C, E), unit length
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSide:
-    """What of a backbone is needed beside its text tower."""
+    """Parts of a backbone that class features need besides the text tower."""
 
     tokenizer: Tokenizer
     token_embedding: FloatArray  # (V, D), may be memory-mapped
-    context_length: int
-    embed_dim: int
-    causal: bool  # False: the tower wants sequences padded to the context length
+    context_length: int  # longest sequence of the text tower, in tokens
+    embed_dim: int  # E
+    causal: bool  # False: the tower expects sequences padded to the context length
 
 
 def class_features(prompt: Prompt, side: TextSide, encode_text: EncodeText) -> FloatArray:
-    """Class features of a prompt: (C, E), unit length.
+    """Compute the class features of a prompt.
 
-    With several templates: the mean of their unit features, scaled to unit length again (CLIP's
+    With several templates, their unit features are averaged and scaled to unit length again (CLIP's
     ensemble, Radford et al. 2021, section 3.1.4).
 
+    Args:
+        prompt: prompt with C classes.
+        side: tokenizer and token embeddings of the backbone.
+        encode_text: text encoder of the backbone.
+
+    Returns:
+        (C, E) class features, unit length along E.
+
     Raises:
-        PromptUnsupported: its class features depend on the image (CoCoOp).
+        PromptUnsupported: the class features depend on the image (CoCoOp).
         PromptTooLong, PromptFileInvalid: the names do not fit the text tower or the template.
     """
     if isinstance(prompt.text, Conditional):
         raise PromptUnsupported(
-            f"Prompt {prompt.name!r} (method {prompt.method!r}) has other class features for every "
-            f"image, so it can be trained and evaluated, but not served. "
+            f"Prompt {prompt.name!r} (method {prompt.method!r}) has different class features for "
+            f"every image, so it can be trained and evaluated, but not served. "
             f"Train it with method 'coop' or 'dip' instead."
         )
     per_template = [
@@ -74,9 +83,17 @@ def template_features(
     encode_text: EncodeText,
     text: PromptVectors[FloatArray] | None = None,
 ) -> FloatArray:
-    """Class features (C, E) of one template; ``text`` stands in for the folded text branch."""
-    branch = folded_text(prompt, template, side) if text is None else text
-    context = branch.context
+    """Compute the class features (C, E) of one template.
+
+    Args:
+        prompt: prompt with C classes.
+        template: one of the prompt's templates.
+        side: tokenizer and token embeddings of the backbone.
+        encode_text: text encoder of the backbone.
+        text: vectors to use instead of the prompt's folded text branch.
+    """
+    vectors = folded_text(prompt, template, side) if text is None else text
+    context = vectors.context  # (M, D), or (C, M, D)
     plan = plan_sequences(
         side.tokenizer,
         prompt.class_names,
@@ -95,26 +112,26 @@ def template_features(
                 chunk,
                 side.token_embedding,
                 own,
-                deeper=branch.deeper,
-                keys_values=branch.keys_values,
+                deeper=vectors.deeper,
+                keys_values=vectors.keys_values,
             )
         )
     return features
 
 
 def folded_text(prompt: Prompt, template: str, side: TextSide) -> PromptVectors[FloatArray]:
-    """The plain vectors of the text branch."""
+    """Fold the text branch of a prompt."""
     words = template_ids(side.tokenizer, template)
     return fold_text(prompt.text, np.asarray(side.token_embedding[words], dtype=np.float32))
 
 
 def folded_image(prompt: Prompt, side: TextSide) -> PromptVectors[FloatArray]:
-    """The plain vectors of the image branch; empty where nothing was learned."""
+    """Fold the image branch of a prompt; the result is empty if nothing was learned."""
     return fold_image(prompt.image, folded_text(prompt, prompt.templates[0], side))
 
 
 def _chunks(plan: SequencePlan, *, causal: bool) -> Iterator[tuple[IntArray, SequencePlan]]:
-    """Classes in the order of their lengths; a causal tower needs nothing behind the last EOT."""
+    """Split a plan into chunks of similar length; for a causal tower, cut after the last EOT."""
     order = np.argsort(plan.eot, kind="stable")
     for start in range(0, len(order), CHUNK_CLASSES):
         rows = order[start : start + CHUNK_CLASSES]

@@ -1,16 +1,15 @@
-"""How learned contexts are stored: the numbers themselves, or factors, rows or projections that
-make them.
+"""Encodings of learned contexts: the numbers themselves, or factors, rows or projections.
 
-    Dense       the context itself                     CoOp, VPT, KgCoOp, ...
-    LowRank     a product of two factors               DIP
-    Deep        one of the above for each of J blocks  deep prompts of either tower
-    Ragged      rows of keys and values, n a block     ADAPT
-    Projected   text contexts times a matrix           MaPLe's image branch
-    Conditional a context and a network                CoCoOp
+    Dense            context itself                         CoOp, VPT, KgCoOp, ...
+    LowRank          product of two factors                 DIP
+    Deep             one of the above for each of J blocks  deep prompts of either tower
+    PrunedKeyValues  rows of keys and values, n per block   ADAPT
+    Projected        text contexts times a matrix           MaPLe's image branch
+    Conditional      context and a network                  CoCoOp
 
-Each tensor is float16, or indices into a codebook (``coding.Coded``). An encoding knows its tensors
-(all that a prompt file holds of it) and nothing of how they were learned; ``folding`` turns any of
-them into plain context vectors.
+Each tensor is float16 or a ``QuantizedTensor``. An encoding knows its tensors, which are all that a
+prompt file stores of it, but not how they were learned. ``folding`` turns any encoding into plain
+context vectors.
 """
 
 from collections.abc import Mapping
@@ -21,18 +20,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.prompts.quantized_tensor import Coded, Stored, numbers
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, StoredTensor, dequantize
 
 Base = Literal["template", "none"]
-Tensors = dict[str, Stored | NDArray[np.uint8]]
+Tensors = dict[str, StoredTensor | NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dense:
-    """The context itself (CoOp): (M, D), or (C, M, D) where every class has its own."""
+    """Context itself (CoOp): (M, D), or (C, M, D) if every class has its own."""
 
     kind: ClassVar[str] = "dense"
-    context: Stored
+    context: StoredTensor
 
     def __post_init__(self) -> None:
         _check("context", self.context, dims=(2, 3))
@@ -47,7 +46,7 @@ class Dense:
 
     @property
     def n_classes(self) -> int | None:
-        """C of a class-specific context, None of one that all classes share."""
+        """C if the context is class-specific; None if all classes share it."""
         return int(self.context.shape[0]) if self.context.ndim == 3 else None
 
     def tensors(self) -> Tensors:
@@ -59,15 +58,15 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """``P = P_init + P_A P_B`` (DIP, Alg. 3): factors (M, R) and (R, D).
+    """Low-rank context ``P = P_init + P_A P_B`` (DIP, Alg. 3): factors (M, R) and (R, D).
 
     ``P_init`` is never stored. With base ``template`` it is the token embeddings of the template's
     words before the class name; with ``none`` it is zero.
     """
 
     kind: ClassVar[str] = "low_rank"
-    p_a: Stored
-    p_b: Stored
+    p_a: StoredTensor
+    p_b: StoredTensor
     base: Base = "template"
 
     def __post_init__(self) -> None:
@@ -76,10 +75,10 @@ class LowRank:
         if self.p_a.shape[1] != self.p_b.shape[0]:
             raise PromptFileInvalid(
                 f"The factors do not fit: p_a is {self.p_a.shape}, p_b is {self.p_b.shape}; "
-                f"wanted (M, R) and (R, D)."
+                f"expected (M, R) and (R, D)."
             )
         if self.base not in ("template", "none"):
-            raise PromptFileInvalid(f"Unknown base {self.base!r}; wanted 'template' or 'none'.")
+            raise PromptFileInvalid(f"Unknown base {self.base!r}; expected 'template' or 'none'.")
 
     @property
     def n_ctx(self) -> int:
@@ -100,24 +99,24 @@ class LowRank:
         return {"base": self.base}
 
 
-Layer = Dense | LowRank  # the vectors of one block
+Layer = Dense | LowRank  # vectors (M, D) of one block
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deep:
-    """Vectors of the first J >= 2 blocks, each stored in its own way; all (M, D)."""
+    """Contexts (M, D) of the first J >= 2 blocks, each with an encoding of its own."""
 
     kind: ClassVar[str] = "deep"
     layers: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
         if len(self.layers) < 2:
-            raise PromptFileInvalid("A deep context has two blocks or more.")
+            raise PromptFileInvalid("A deep context has at least two blocks.")
         shapes = {(layer.n_ctx, layer.width, layer.n_classes) for layer in self.layers}
         if len(shapes) != 1 or self.layers[0].n_classes is not None:
             raise PromptFileInvalid(
-                "The blocks of a deep context want vectors of one shape (M, D), shared by all "
-                f"classes; there are {sorted(map(str, shapes))}."
+                "The blocks of a deep context must have the same shape (M, D), shared by all "
+                f"classes; got {sorted(map(str, shapes))}."
             )
         if any(isinstance(layer, LowRank) and layer.base != "none" for layer in self.layers[1:]):
             raise PromptFileInvalid(
@@ -145,11 +144,14 @@ class Deep:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedKeyValues:
-    """Keys and values (ADAPT): ``rows`` (N, D), of which block l has the next ``lengths[l]``."""
+    """Rows of keys and values (ADAPT): ``rows`` (N, D), the next ``lengths[l]`` for each block l.
+
+    Its name in prompt files is ``ragged``.
+    """
 
     kind: ClassVar[str] = "ragged"
-    lengths: NDArray[np.uint8]  # one a block of the tower
-    rows: Stored
+    lengths: NDArray[np.uint8]  # (L,) rows per block of the tower
+    rows: StoredTensor  # (N, D)
 
     n_ctx: ClassVar[None] = None
     n_classes: ClassVar[None] = None
@@ -159,7 +161,7 @@ class PrunedKeyValues:
         if self.lengths.dtype != np.uint8 or self.lengths.ndim != 1 or not self.lengths.size:
             raise PromptFileInvalid(
                 f"The lengths are {self.lengths.dtype} {self.lengths.shape}; "
-                f"wanted one byte for each block."
+                f"expected one byte for each block."
             )
         if int(self.lengths.sum()) != self.rows.shape[0]:
             raise PromptFileInvalid(
@@ -180,14 +182,14 @@ class PrunedKeyValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
-    """From text vectors to image vectors: ``x W + b`` with W (D, D'), or ``W = W_A W_B``."""
+    """Projection of text vectors to image vectors: ``x W + b``, W (D, D') or ``W = W_A W_B``."""
 
-    factors: tuple[Stored, ...]  # W alone, or W_A (D, R) and W_B (R, D')
-    bias: Stored | None = None  # (D',)
+    factors: tuple[StoredTensor, ...]  # W, or W_A (D, R) and W_B (R, D')
+    bias: StoredTensor | None = None  # (D',)
 
     def __post_init__(self) -> None:
         if len(self.factors) not in (1, 2):
-            raise PromptFileInvalid("A projection has a weight, or the two factors of one.")
+            raise PromptFileInvalid("A projection has one weight, or two factors.")
         for factor in self.factors:
             _check("weight", factor, dims=(2,))
         first, last = self.factors[0], self.factors[-1]
@@ -198,7 +200,7 @@ class Projection:
         if self.bias is not None:
             _check("bias", self.bias, dims=(1,))
             if self.bias.shape != (self.width,):
-                raise PromptFileInvalid(f"The bias is {self.bias.shape}; wanted ({self.width},).")
+                raise PromptFileInvalid(f"The bias is {self.bias.shape}; expected ({self.width},).")
 
     @property
     def text_width(self) -> int:
@@ -216,7 +218,7 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class Projected:
-    """Image vectors of J blocks as projections of the text vectors of the same blocks (MaPLe)."""
+    """Image vectors of J blocks, projected from the text vectors of the same blocks (MaPLe)."""
 
     kind: ClassVar[str] = "projected"
     layers: tuple[Projection, ...]
@@ -226,7 +228,9 @@ class Projected:
 
     def __post_init__(self) -> None:
         if not self.layers or len({(p.text_width, p.width) for p in self.layers}) != 1:
-            raise PromptFileInvalid("The projections of a context want one shape (D, D').")
+            raise PromptFileInvalid(
+                "All projections of a context must have the same shape (D, D')."
+            )
 
     @property
     def width(self) -> int:
@@ -241,15 +245,17 @@ class Projected:
 
 @dataclass(frozen=True, kw_only=True)
 class Conditional:
-    """A context and a network that shifts it for each image (CoCoOp, section 3.2):
-    ``context + W_2 relu(W_1 x + b_1) + b_2`` for image features x (E,)."""
+    """Context and a network that shifts it for each image (CoCoOp, section 3.2).
+
+    ``context + W_2 relu(W_1 x + b_1) + b_2`` for image features x (E,).
+    """
 
     kind: ClassVar[str] = "conditional"
-    context: Stored  # (M, D)
-    w_1: Stored  # (H, E)
-    b_1: Stored  # (H,)
-    w_2: Stored  # (D, H)
-    b_2: Stored  # (D,)
+    context: StoredTensor  # (M, D)
+    w_1: StoredTensor  # (H, E)
+    b_1: StoredTensor  # (H,)
+    w_2: StoredTensor  # (D, H)
+    b_2: StoredTensor  # (D,)
 
     n_classes: ClassVar[None] = None
 
@@ -292,31 +298,31 @@ Encoding = Dense | LowRank | Deep | PrunedKeyValues | Projected | Conditional
 
 
 def describe(encoding: Encoding) -> str:
-    """A name for people: ``low_rank``, ``low_rank+codebook``, ``deep low_rank``, ``codebook``..."""
-    coded = any(isinstance(tensor, Coded) for tensor in encoding.tensors().values())
+    """Return a readable name: ``low_rank``, ``low_rank+codebook``, ``codebook``, ``deep dense``."""
+    quantized = any(isinstance(tensor, QuantizedTensor) for tensor in encoding.tensors().values())
     kind = encoding.kind
     if isinstance(encoding, Deep):
         kind = " and ".join(dict.fromkeys(layer.kind for layer in encoding.layers))
-        return f"deep {_with_codebook(kind, coded=coded)}"
-    return _with_codebook(kind, coded=coded)
+        return f"deep {_with_codebook(kind, quantized=quantized)}"
+    return _with_codebook(kind, quantized=quantized)
 
 
-def _with_codebook(kind: str, *, coded: bool) -> str:
-    if not coded:
+def _with_codebook(kind: str, *, quantized: bool) -> str:
+    if not quantized:
         return kind
     return "codebook" if kind == "dense" else f"{kind}+codebook"
 
 
 def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Encoding:
-    """Rebuild an encoding from what a prompt file holds.
+    """Rebuild an encoding from the content of a prompt file.
 
     Args:
         kind: ``Encoding.kind``.
-        tensors: as ``tensors()`` gave them.
-        options: as ``options()`` gave them.
+        tensors: tensors as returned by ``tensors()``.
+        options: options as returned by ``options()``.
 
     Raises:
-        PromptFileInvalid: an unknown kind, or tensors that are missing, left over or inconsistent.
+        PromptFileInvalid: the kind is unknown, or tensors are missing, unexpected or inconsistent.
     """
     match kind:
         case "dense":
@@ -338,17 +344,17 @@ def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, A
     )
 
 
-def _exactly(kind: str, tensors: Mapping[str, Any], wanted: set[str]) -> dict[str, Any]:
-    if set(tensors) != wanted:
+def _exactly(kind: str, tensors: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
+    if set(tensors) != expected:
         raise PromptFileInvalid(
-            f"Encoding {kind!r} wants the tensors {sorted(wanted)}, the file has {sorted(tensors)}."
+            f"Encoding {kind!r} has the tensors {sorted(expected)}; the file has {sorted(tensors)}."
         )
     return dict(tensors)
 
 
 def _read_layers(tensors: Mapping[str, Any], described: Any) -> tuple[Layer, ...]:
     if not isinstance(described, list) or not all(isinstance(d, dict) for d in described):
-        raise PromptFileInvalid("A deep context wants a description of each of its blocks.")
+        raise PromptFileInvalid("A deep context needs a description of each of its blocks.")
     layers = []
     for own, description in zip(_split(tensors, len(described)), described, strict=True):
         layer = encoding_from(str(description.get("encoding")), own, description.get("options", {}))
@@ -360,7 +366,7 @@ def _read_layers(tensors: Mapping[str, Any], described: Any) -> tuple[Layer, ...
 
 def _read_projected(tensors: Mapping[str, Any], count: Any) -> Projected:
     if not isinstance(count, int) or not 1 <= count <= 1000:
-        raise PromptFileInvalid(f"Encoding 'projected' has {count!r} blocks; wanted 1 to 1,000.")
+        raise PromptFileInvalid(f"Encoding 'projected' has {count!r} blocks; expected 1 to 1,000.")
     layers = []
     for own in _split(tensors, count):
         bias = own.pop("bias", None)
@@ -380,7 +386,7 @@ def _numbered(layers: tuple[Layer, ...] | tuple[Projection, ...]) -> Tensors:
 
 
 def _split(tensors: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
-    """The opposite of ``_numbered``."""
+    """Undo ``_numbered``."""
     layers: list[dict[str, Any]] = [{} for _ in range(count)]
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
@@ -394,16 +400,18 @@ def _described(layer: Layer) -> dict[str, Any]:
     return {"encoding": layer.kind, "options": layer.options()}
 
 
-def _check(name: str, tensor: Stored, *, dims: tuple[int, ...], may_be_empty: bool = False) -> None:
-    plain = numbers(tensor)
+def _check(
+    name: str, tensor: StoredTensor, *, dims: tuple[int, ...], may_be_empty: bool = False
+) -> None:
+    plain = dequantize(tensor)
     if plain.dtype != np.float16:
-        raise PromptFileInvalid(f"Tensor {name!r} is {plain.dtype}; wanted float16.")
+        raise PromptFileInvalid(f"Tensor {name!r} is {plain.dtype}; expected float16.")
     if plain.ndim not in dims or (0 in plain.shape and not may_be_empty):
-        wanted = " or ".join(f"{d}-dimensional" for d in dims)
-        raise PromptFileInvalid(f"Tensor {name!r} has shape {plain.shape}; wanted {wanted}.")
+        expected = " or ".join(f"{d}-dimensional" for d in dims)
+        raise PromptFileInvalid(f"Tensor {name!r} has shape {plain.shape}; expected {expected}.")
     if not np.isfinite(plain).all():
         count = int((~np.isfinite(plain)).sum())
         raise PromptFileInvalid(
-            f"Tensor {name!r} holds {count} values that are NaN or infinite. "
+            f"Tensor {name!r} has {count} values that are NaN or infinite. "
             f"The training diverged; train again with a smaller learning rate."
         )

@@ -1,5 +1,7 @@
-"""Fold a compact encoding into plain context vectors. Done once, when a task is loaded, so that a
-request pays nothing for it."""
+"""Fold a compact encoding into plain context vectors.
+
+Folding happens once, when a task is loaded, so that it costs a request nothing.
+"""
 
 import numpy as np
 
@@ -16,10 +18,10 @@ from prompt_serve.prompts.encodings import (
     TextEncoding,
 )
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Stored, numbers
+from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
 from prompt_serve.types import FloatArray
 
-NOTHING: PromptVectors[FloatArray] = PromptVectors()
+_NOTHING: PromptVectors[FloatArray] = PromptVectors()
 
 
 def fold_text(
@@ -27,18 +29,19 @@ def fold_text(
 ) -> PromptVectors[FloatArray]:
     """Turn the encoding of the text branch into plain vectors.
 
+    A conditional context folds to the part that does not depend on the image.
+
     Args:
-        encoding: as read from a prompt file; None where nothing was learned. Of a conditional
-            context, the part that does not depend on the image.
+        encoding: encoding from a prompt file; None if nothing was learned.
         template_context: (M', D) token embeddings of the template's words before the class name.
-            ``P_init`` is the first M of them where the encoding builds on it.
+            ``P_init`` is the first M of them if the encoding builds on the template.
 
     Raises:
         PromptFileInvalid: the encoding builds on the template, but has another number of tokens.
     """
     match encoding:
         case None:
-            return NOTHING
+            return _NOTHING
         case Deep():
             first, *deeper = (fold(layer, template_context) for layer in encoding.layers)
             return PromptVectors(context=first, deeper=tuple(deeper))
@@ -55,15 +58,15 @@ def fold_image(
     """Turn the encoding of the image branch into plain vectors.
 
     Args:
-        encoding: as read from a prompt file; None where nothing was learned.
-        text: the folded text branch, which projections start from.
+        encoding: encoding from a prompt file; None if nothing was learned.
+        text: folded text branch, the input of projections.
 
     Raises:
-        PromptFileInvalid: projections that the text branch has no vectors for.
+        PromptFileInvalid: the text branch does not have the vectors that the projections expect.
     """
     match encoding:
         case None:
-            return NOTHING
+            return _NOTHING
         case Projected():
             return _project(encoding, text)
         case Deep():
@@ -75,15 +78,19 @@ def fold_image(
 
 
 def fold(encoding: Layer, template_context: FloatArray) -> FloatArray:
-    """The vectors of one block: (M, D), or (C, M, D) where every class has its own; float32.
+    """Return the vectors of one block: (M, D), or (C, M, D) if class-specific; float32.
+
+    Args:
+        encoding: encoding of the block.
+        template_context: as in ``fold_text``.
 
     Raises:
-        PromptFileInvalid: it builds on the template, but has another number of tokens.
+        PromptFileInvalid: the encoding builds on the template, but has another number of tokens.
     """
     if isinstance(encoding, Dense):
         return _floats(encoding.context)
     # The factors are float16, their product float32: DIP, Alg. 3 at evaluation (no dropout).
-    product = _floats(encoding.p_a) @ _floats(encoding.p_b)
+    product = _floats(encoding.p_a) @ _floats(encoding.p_b)  # (M, D)
     if encoding.base == "none":
         return product
     words = template_context[: len(product)]
@@ -97,7 +104,7 @@ def fold(encoding: Layer, template_context: FloatArray) -> FloatArray:
 
 
 def _without_words(layer: Layer) -> FloatArray:
-    """An image tower has no words to build on."""
+    """Fold a layer of the image tower, which has no words to build on."""
     return fold(layer, np.zeros((0, layer.width), dtype=np.float32))
 
 
@@ -122,11 +129,11 @@ def _project(encoding: Projected, text: PromptVectors[FloatArray]) -> PromptVect
 
 
 def _projected(source: FloatArray, layer: Projection) -> FloatArray:
-    vectors = source
+    vectors = source  # (M, D)
     for factor in layer.factors:
-        vectors = vectors @ _floats(factor)
+        vectors = vectors @ _floats(factor)  # (M, D') in the end
     return vectors if layer.bias is None else vectors + _floats(layer.bias)
 
 
-def _floats(tensor: Stored) -> FloatArray:
-    return numbers(tensor).astype(np.float32)
+def _floats(tensor: StoredTensor) -> FloatArray:
+    return dequantize(tensor).astype(np.float32)

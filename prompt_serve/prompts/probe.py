@@ -1,7 +1,7 @@
-"""A few bytes that tell whether a prompt gives the same class features here as where it was made.
+"""Probe: a few bytes that verify that a prompt's class features are those it was learned with.
 
-The probe of C classes is one number a class: the projection of its class features onto a fixed
-pseudo-random direction. A wrong backbone, another tokenizer or a drifted text encoder changes it.
+The probe has one number per class: the projection of its class features (E,) onto a fixed
+pseudo-random direction (E,). A different backbone, tokenizer or text encoder changes it.
 """
 
 import hashlib
@@ -18,10 +18,10 @@ TOLERANCE = 5e-3
 
 @lru_cache(maxsize=8)
 def probe_direction(width: int) -> FloatArray:
-    """The direction for features of ``width`` E: (E,) of +1 and -1.
+    """Return the direction for features of ``width`` E: (E,) of +1 and -1, read-only.
 
-    The signs are the bits, least significant first, of SHAKE-256 over ``prompt-serve probe 1``;
-    so any language can compute them, and no random generator can change them.
+    The signs are the bits of SHAKE-256 over ``prompt-serve probe 1``, least significant first.
+    Any language can compute them, and they depend on no random generator.
     """
     stream = hashlib.shake_256(b"prompt-serve probe 1").digest((width + 7) // 8)
     bits = np.unpackbits(np.frombuffer(stream, dtype=np.uint8), count=width, bitorder="little")
@@ -36,6 +36,11 @@ def probe(class_features: FloatArray) -> HalfArray:
 
 
 def probe_difference(stored: HalfArray, class_features: FloatArray) -> float:
-    """The largest absolute difference between a stored probe and that of ``class_features``."""
+    """Return the largest absolute difference between a stored probe and that of class features.
+
+    Args:
+        stored: (C,) probe from a prompt file.
+        class_features: (C, E) computed here, unit length along E.
+    """
     exact = class_features @ probe_direction(class_features.shape[-1])
     return float(np.abs(exact - stored.astype(np.float32)).max(initial=0.0))

@@ -1,6 +1,6 @@
-"""A prompt and its file: one safetensors file, no pickle (``docs/prompt-file.md`` has every byte).
+"""Prompt and prompt file: one safetensors file, no pickle (specified in ``docs/prompt-file.md``).
 
-The tensors are the learned numbers and nothing else. Everything that explains them is one JSON
+The tensors are the learned numbers and nothing else. Everything that describes them is one JSON
 document in the header, under the metadata key ``prompt_serve``.
 """
 
@@ -9,8 +9,6 @@ import binascii
 import hashlib
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.files import atomic_file
 from prompt_serve.prompts.encodings import (
     Deep,
     Dense,
@@ -34,40 +33,28 @@ from prompt_serve.prompts.encodings import (
     TextEncoding,
     encoding_from,
 )
-from prompt_serve.prompts.quantized_tensor import BITS, Coded, Stored, pack, unpack
-from prompt_serve.types import ClassPosition, HalfArray
+from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, StoredTensor, pack, unpack
+from prompt_serve.types import BackboneRef, ClassPosition, HalfArray
 
-FORMAT_VERSION = 2  # what this version reads at most
-PLAIN_VERSION = 1  # written where a file needs nothing that came later, so that old readers read it
+FORMAT_VERSION = 2  # the newest version that is read
+PLAIN_VERSION = 1  # written if the prompt needs nothing newer, so that old readers can read it
 METADATA_KEY = "prompt_serve"
 MAX_FILE_BYTES = 64 * 2**20
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME_CHARACTERS = 500
 
 
-class BackboneRef(BaseModel):
-    """Which backbone a prompt was learned on; enough to refuse it elsewhere."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    id: str = Field(min_length=1, max_length=500)
-    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the weights
-    text_width: int = Field(ge=1)  # D of the text tower
-    embed_dim: int = Field(ge=1)  # E
-    context_length: int = Field(ge=2)  # the longest sequence of the text tower, in tokens
-
-
 @dataclass(frozen=True, kw_only=True)
 class Prompt:
-    """What was learned for one task, and all that is needed to use it.
+    """Learned context of one task, with all that is needed to use it.
 
-    A template holds ``{}`` where the class name goes. A learned context stands in place of the
-    first M tokens before the class name, so the template of a learned prompt has at least M of
-    them (``X X X X {}.`` where no words were kept). Without a learned context (zero-shot) there
-    may be several templates; their class features are averaged.
+    A template has ``{}`` in the place of the class name. A learned context replaces the first M
+    tokens before the class name, so the template of a learned prompt has at least M tokens there
+    (``X X X X {}.`` if it has no words). Without a learned context (zero-shot) there may be several
+    templates; their class features are averaged.
 
-    Probabilities are ``softmax(logits / temperature)``; where the largest of an image is below
-    ``unknown_below``, the answer is that the image shows none of the classes.
+    Probabilities are ``softmax(logits / temperature)``. An image whose largest probability is below
+    ``unknown_below`` is classified as unknown: it shows none of the classes.
     """
 
     name: str
@@ -77,15 +64,13 @@ class Prompt:
     backbone: BackboneRef
     probe: HalfArray  # (C,)
     class_position: ClassPosition = "end"
-    text: TextEncoding | None = None  # None: the template's own words, nothing learned
-    image: ImageEncoding | None = None  # None: the image tower as it is
+    text: TextEncoding | None = None  # None: nothing learned, the template's words are used
+    image: ImageEncoding | None = None  # None: nothing learned, the image tower is unchanged
     temperature: float = 1.0  # fitted on validation images (Guo et al. 2017, section 4.2)
-    unknown_below: float = 0.0  # a probability; 0 answers always
-    training: Mapping[str, Any] = field(
-        default_factory=dict
-    )  # the configuration it was learned with
+    unknown_below: float = 0.0  # a probability; 0: no image is unknown
+    training: Mapping[str, Any] = field(default_factory=dict)  # configuration of the training
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    created: str = ""  # ISO 8601, UTC; empty where the same bytes must come out again
+    created: str = ""  # ISO 8601, UTC; empty for reproducible bytes
     tool_version: str = ""
 
     def __post_init__(self) -> None:
@@ -94,14 +79,14 @@ class Prompt:
         if self.probe.shape != (len(self.class_names),) or self.probe.dtype != np.float16:
             raise PromptFileInvalid(
                 f"The probe is {self.probe.dtype} {self.probe.shape}; "
-                f"wanted float16 ({len(self.class_names)},), one number a class."
+                f"expected float16 ({len(self.class_names)},), one number per class."
             )
         if not np.isfinite(self.probe).all():
-            raise PromptFileInvalid("The probe holds NaN or infinite values.")
+            raise PromptFileInvalid("The probe has NaN or infinite values.")
         if not (1e-3 <= self.temperature <= 1e3 and 0.0 <= self.unknown_below < 1.0):
             raise PromptFileInvalid(
                 f"The temperature is {self.temperature!r} and the threshold for unknown images "
-                f"{self.unknown_below!r}; wanted 0.001 to 1,000, and 0 to less than 1."
+                f"{self.unknown_below!r}; expected 0.001 to 1,000, and 0 to less than 1."
             )
         self._check_text()
         self._check_image()
@@ -123,7 +108,7 @@ class Prompt:
                 f"but the file names {len(self.class_names)}."
             )
         if isinstance(text, Deep) and self.class_position != "end":
-            raise PromptFileInvalid("A deep context wants the class name at the end.")
+            raise PromptFileInvalid("A deep context needs the class name at the end.")
 
     def _check_image(self) -> None:
         image = self.image
@@ -134,21 +119,21 @@ class Prompt:
             shared = isinstance(layer, Dense | LowRank) and layer.n_classes is None
             if not shared or (isinstance(layer, LowRank) and layer.base != "none"):
                 raise PromptFileInvalid(
-                    "The image branch wants vectors that all classes share and that do not build "
-                    "on the template's words."
+                    "The vectors of the image branch must be shared by all classes and must not "
+                    "build on the template's words."
                 )
         if isinstance(image, Projected) and not isinstance(self.text, Dense | LowRank | Deep):
-            raise PromptFileInvalid("A projected image branch wants a context in the text branch.")
+            raise PromptFileInvalid("A projected image branch needs a context in the text branch.")
 
     @property
     def encodings(self) -> dict[str, Encoding]:
-        """The branches in which something was learned: "text", "image"."""
+        """Encodings of the branches in which something was learned: "text", "image"."""
         branches: dict[str, Encoding | None] = {"text": self.text, "image": self.image}
         return {branch: encoding for branch, encoding in branches.items() if encoding is not None}
 
     @property
-    def tensors(self) -> dict[str, Stored | NDArray[np.uint8]]:
-        """All that was learned, by the names that the file uses: ``text.p_a``."""
+    def tensors(self) -> dict[str, StoredTensor | NDArray[np.uint8]]:
+        """Learned tensors by their names in the file, for example ``text.p_a``."""
         return {
             f"{branch}.{name}": tensor
             for branch, encoding in self.encodings.items()
@@ -157,16 +142,20 @@ class Prompt:
 
     @property
     def learned_numbers(self) -> int:
-        """How many numbers were learned."""
-        return sum(t.size for t in self.tensors.values() if isinstance(t, Coded) or t.itemsize == 2)
+        """Number of learned numbers."""
+        return sum(
+            t.size
+            for t in self.tensors.values()
+            if isinstance(t, QuantizedTensor) or t.itemsize == 2
+        )
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes that the learned numbers take in the file, without its header."""
+        """Bytes of the learned numbers in the file, without its header."""
         return sum(t.nbytes for t in self.tensors.values())
 
 
-class _CodedHeader(BaseModel):
+class _QuantizedHeader(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     bits: int
@@ -178,7 +167,7 @@ class _BranchHeader(BaseModel):
 
     encoding: str
     options: dict[str, Any] = {}
-    coded: dict[str, _CodedHeader] | None = None  # tensors held as indices and codebook
+    coded: dict[str, _QuantizedHeader] | None = None  # the quantized tensors
 
 
 class _Header(BaseModel):
@@ -204,7 +193,7 @@ class _Header(BaseModel):
 
 
 def to_bytes(prompt: Prompt) -> bytes:
-    """Serialize; equal prompts give equal bytes."""
+    """Serialize a prompt. Equal prompts give equal bytes."""
     header = _Header(
         format_version=_version_needed(prompt),
         name=prompt.name,
@@ -240,10 +229,11 @@ def to_bytes(prompt: Prompt) -> bytes:
 
 
 def from_bytes(data: bytes) -> Prompt:
-    """Read a prompt file, checking it whole.
+    """Read and check the content of a prompt file.
 
     Raises:
-        PromptFileInvalid: it is not one, is damaged, or contradicts itself; the message says how.
+        PromptFileInvalid: the data is not a prompt file, is damaged, or contradicts itself; the
+            message gives the reason.
     """
     if len(data) > MAX_FILE_BYTES:
         raise PromptFileInvalid(
@@ -254,12 +244,12 @@ def from_bytes(data: bytes) -> Prompt:
         arrays = safetensors_numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise PromptFileInvalid(f"The tensors cannot be read: {error}") from error
-    strangers = sorted(key for key in arrays if key.partition(".")[0] not in ("text", "image"))
-    if strangers:
-        raise PromptFileInvalid(f"The file holds tensors nobody explains: {strangers}.")
+    unknown = sorted(key for key in arrays if key.partition(".")[0] not in ("text", "image"))
+    if unknown:
+        raise PromptFileInvalid(f"The file contains unexpected tensors: {unknown}.")
     text, image = (
-        _read_branch(branch, described, arrays)
-        for branch, described in (("text", header.text), ("image", header.image))
+        _read_branch(branch, branch_header, arrays)
+        for branch, branch_header in (("text", header.text), ("image", header.image))
     )
     return Prompt(
         name=header.name,
@@ -281,26 +271,19 @@ def from_bytes(data: bytes) -> Prompt:
 
 
 def write_prompt_file(prompt: Prompt, path: Path) -> bytes:
-    """Write atomically: the path holds the old file or the whole new one, never a part of it."""
+    """Write a prompt file atomically; returns its content."""
     data = to_bytes(prompt)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink()
-        raise
+    with atomic_file(path, mode=0o644, sync=True) as temporary:
+        temporary.write_bytes(data)
     return data
 
 
 def read_prompt_file(path: Path) -> Prompt:
-    """Read a prompt file from disk; see ``from_bytes``."""
+    """Read a prompt file from disk.
+
+    Raises:
+        PromptFileInvalid: there is no such file, or its content is invalid (see ``from_bytes``).
+    """
     if not path.is_file():
         raise PromptFileInvalid(f"There is no file {path}.")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -312,12 +295,12 @@ def read_prompt_file(path: Path) -> Prompt:
 
 
 def version_of(data: bytes) -> str:
-    """The identity of a prompt: sha256 of its file, in hexadecimal."""
+    """Return the version of a prompt: the sha256 of its file, in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
 
 
 def check_class_names(class_names: tuple[str, ...]) -> None:
-    """Raise PromptFileInvalid unless there are 1 to 100,000 distinct, sensible names."""
+    """Raise PromptFileInvalid unless there are 1 to 100,000 distinct names of sensible length."""
     if not class_names:
         raise PromptFileInvalid("There are no class names.")
     if len(class_names) > MAX_CLASSES:
@@ -339,7 +322,10 @@ def check_class_names(class_names: tuple[str, ...]) -> None:
 
 
 def check_templates(templates: tuple[str, ...], *, learned: bool) -> None:
-    """Raise PromptFileInvalid unless each template has one ``{}``; a learned prompt has one."""
+    """Raise PromptFileInvalid unless each template has one ``{}``.
+
+    A learned prompt has exactly one template, a zero-shot prompt one or more.
+    """
     if not templates or (learned and len(templates) != 1):
         raise PromptFileInvalid(
             f"There are {len(templates)} templates; a learned prompt has exactly one, "
@@ -348,7 +334,7 @@ def check_templates(templates: tuple[str, ...], *, learned: bool) -> None:
     for template in templates:
         if template.count("{}") != 1:
             raise PromptFileInvalid(
-                f"Template {template!r} must hold '{{}}' once, where the class name goes, "
+                f"Template {template!r} must hold '{{}}' once, in the place of the class name, "
                 f"as in 'a photo of a {{}}.'."
             )
 
@@ -356,7 +342,9 @@ def check_templates(templates: tuple[str, ...], *, learned: bool) -> None:
 def _version_needed(prompt: Prompt) -> int:
     plain = prompt.text is None or (
         isinstance(prompt.text, Dense | LowRank)
-        and not any(isinstance(tensor, Coded) for tensor in prompt.text.tensors().values())
+        and not any(
+            isinstance(tensor, QuantizedTensor) for tensor in prompt.text.tensors().values()
+        )
     )
     calibrated = (prompt.temperature, prompt.unknown_below) != (1.0, 0.0)
     return PLAIN_VERSION if plain and prompt.image is None and not calibrated else FORMAT_VERSION
@@ -365,17 +353,19 @@ def _version_needed(prompt: Prompt) -> int:
 def _branch_header(encoding: Encoding | None) -> _BranchHeader | None:
     if encoding is None:
         return None
-    coded = {
-        name: _CodedHeader(bits=tensor.bits, shape=list(tensor.shape))
+    quantized = {
+        name: _QuantizedHeader(bits=tensor.bits, shape=list(tensor.shape))
         for name, tensor in encoding.tensors().items()
-        if isinstance(tensor, Coded)
+        if isinstance(tensor, QuantizedTensor)
     }
-    return _BranchHeader(encoding=encoding.kind, options=encoding.options(), coded=coded or None)
+    return _BranchHeader(
+        encoding=encoding.kind, options=encoding.options(), coded=quantized or None
+    )
 
 
-def _arrays(name: str, tensor: Stored | NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """What stands in the file for one tensor."""
-    if isinstance(tensor, Coded):
+def _arrays(name: str, tensor: StoredTensor | NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return the arrays that represent one tensor in the file."""
+    if isinstance(tensor, QuantizedTensor):
         packed = pack(tensor.indices, tensor.bits)
         return {f"{name}.indices": packed, f"{name}.codebook": tensor.codebook}
     return {name: tensor}
@@ -385,8 +375,8 @@ def _read_header(data: bytes) -> _Header:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > len(data) - 8:
         raise PromptFileInvalid(
-            f"Not a prompt file: the {len(data):,} bytes are no safetensors file, "
-            f"or it is cut short."
+            f"Not a prompt file: the {len(data):,} bytes are not a safetensors file, "
+            f"or are truncated."
         )
     try:
         metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
@@ -397,8 +387,8 @@ def _read_header(data: bytes) -> _Header:
         ) from error
     try:
         fields = json.loads(document)
-        # What cannot be written again (NaN, infinity, half a surrogate pair) is not let in: it
-        # would break whoever passes it on.
+        # Values that cannot be serialized again (NaN, infinity, lone surrogates) are refused: they
+        # would break every reply that contains them.
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
         version = fields.get("format_version")
         if version not in range(PLAIN_VERSION, FORMAT_VERSION + 1) or isinstance(version, bool):
@@ -433,31 +423,35 @@ def _read_branch(
     }
     if header is None:
         if named:
-            raise PromptFileInvalid(f"The file holds tensors nobody explains: {sorted(named)}.")
+            raise PromptFileInvalid(f"The file contains unexpected tensors: {sorted(named)}.")
         return None
     tensors: dict[str, Any] = dict(named)
-    for name, coded in (header.coded or {}).items():
+    for name, quantized in (header.coded or {}).items():
         try:
             packed, codebook = tensors.pop(f"{name}.indices"), tensors.pop(f"{name}.codebook")
         except KeyError as error:
-            raise PromptFileInvalid(f"Coded tensor {name!r} lacks {error}.") from error
+            raise PromptFileInvalid(f"Quantized tensor {name!r} lacks {error}.") from error
         if name in tensors:
-            raise PromptFileInvalid(f"Tensor {name!r} stands in the file twice, plain and coded.")
-        tensors[name] = _read_coded(coded, packed, codebook)
+            raise PromptFileInvalid(
+                f"Tensor {name!r} is in the file twice, as float16 and quantized."
+            )
+        tensors[name] = _read_quantized(quantized, packed, codebook)
     return encoding_from(header.encoding, tensors, header.options)
 
 
-def _read_coded(header: _CodedHeader, packed: NDArray[Any], codebook: NDArray[Any]) -> Coded:
-    wanted = codebook.size == 2**header.bits if header.bits in BITS else False
-    if not wanted or any(side < 0 for side in header.shape) or len(header.shape) > 3:
+def _read_quantized(
+    header: _QuantizedHeader, packed: NDArray[Any], codebook: NDArray[Any]
+) -> QuantizedTensor:
+    fits = header.bits in BITS and codebook.size == 2**header.bits
+    if not fits or any(side < 0 for side in header.shape) or len(header.shape) > 3:
         raise PromptFileInvalid(
             f"A tensor of shape {header.shape} at {header.bits} bits with a codebook of "
             f"{codebook.size} numbers contradicts itself."
         )
     if math.prod(header.shape) > MAX_FILE_BYTES:
-        raise PromptFileInvalid(f"A coded tensor of shape {header.shape} is too large.")
+        raise PromptFileInvalid(f"A quantized tensor of shape {header.shape} is too large.")
     indices = unpack(packed, header.bits, tuple(header.shape))
-    return Coded(indices=indices, codebook=codebook)
+    return QuantizedTensor(indices=indices, codebook=codebook)
 
 
 def _read_probe(encoded: str) -> HalfArray:

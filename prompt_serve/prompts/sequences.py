@@ -1,15 +1,17 @@
-"""From class names, template and context to the sequences that the text tower reads.
+"""Lay out the sequences that the text tower reads, from class names, template and context.
 
-A sequence is ``[SOS] [context x M] [class name] [suffix] [EOT]`` (or with the class name in the
-middle or in front, CoOp section 3.2). CLIP's text tower is causal, hence two exact savings:
+A sequence is ``[SOS] [context x M] [class name] [rest of the template] [EOT]``, or has the class
+name in the middle or in front (CoOp, section 3.2). Because CLIP's text tower is causal, two savings
+are exact:
 
-* nothing after EOT can matter, so sequences are cut after the longest EOT instead of being padded
-  to 77 tokens;
-* what all classes share in front (SOS and, mostly, the context) is the same for all of them, so it
-  is kept apart as ``prefix`` and computed once.
+* Tokens after EOT do not matter, so sequences are cut after the longest EOT instead of being padded
+  to 77 tokens.
+* The leading tokens that all classes share (SOS and usually the context) are kept apart as
+  ``prefix`` and computed once.
 
-A *plan* says what stands where; it holds no vectors. ``assemble`` fills it with numpy vectors, and
-training fills the same plan with torch tensors, so that both see the same sequences.
+A ``SequencePlan`` has token ids and indices of context vectors, but no vectors. ``assemble`` fills
+it with numpy vectors; training fills the same plan with torch tensors, so that both use the same
+sequences.
 """
 
 from collections.abc import Sequence
@@ -21,15 +23,18 @@ from prompt_serve.errors import PromptFileInvalid, PromptTooLong
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.types import ClassPosition, FloatArray, IntArray
 
-PAD_ID = 0  # CLIP pads with token 0; it stands only behind EOT
+PAD_ID = 0  # CLIP pads with token 0, only after EOT
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequencePlan:
-    """What stands at each position: a token id (>= 0), or ``~m`` (< 0) for context vector m."""
+    """Layout of C sequences: per position a token id (>= 0), or ``~m`` (< 0) for context vector m.
 
-    prefix: IntArray  # (P,) shared by all classes; P >= 1, since SOS is always shared
-    suffix: IntArray  # (C, S) of each class
+    Sequence c is ``prefix`` followed by ``suffix[c]``; positions after its EOT are padding.
+    """
+
+    prefix: IntArray  # (P,) shared by all classes; P >= 1, because SOS is always shared
+    suffix: IntArray  # (C, S) per class
     eot: IntArray  # (C,) position of EOT within the suffix
 
 
@@ -40,14 +45,14 @@ class Sequences:
     prefix: FloatArray  # (P, D)
     suffix: FloatArray  # (C, S, D)
     eot: IntArray  # (C,)
-    # Of prompts that reach into deeper blocks; see ``contexts.BranchContext``. The M vectors of
-    # ``deeper`` replace places 1 to M, which lie in the prefix.
-    deeper: tuple[FloatArray, ...] = ()
-    keys_values: tuple[FloatArray, ...] = ()
+    # Vectors for deeper blocks, see ``PromptVectors``. Each of ``deeper`` replaces positions 1 to M
+    # of the prefix.
+    deeper: tuple[FloatArray, ...] = ()  # J - 1 of (M, D)
+    keys_values: tuple[FloatArray, ...] = ()  # L of (n, D)
 
 
 def template_ids(tokenizer: Tokenizer, template: str) -> list[int]:
-    """Token ids of the template's words before the class name (M of them)."""
+    """Return the token ids of the template's words before the class name."""
     return tokenizer.encode(template.split("{}")[0])
 
 
@@ -62,23 +67,26 @@ def plan_sequences(
     class_specific: bool = False,
     causal: bool = True,
 ) -> SequencePlan:
-    """Lay out one sequence a class.
+    """Lay out one sequence per class.
 
     Args:
-        tokenizer: of the backbone.
+        tokenizer: tokenizer of the backbone.
         class_names: C names; underscores become spaces, as in CoOp.
-        template: with ``{}`` for the class name.
-        context_length: the longest sequence the text tower takes, in tokens.
-        n_ctx: M, the number of learned vectors, which stand in place of the first M tokens of
-            the template; None keeps those tokens. With the class name at the end, words of the
-            template behind the M vectors stay (MaPLe: two vectors, then "of a").
-        class_position: where the class name stands among the learned vectors.
-        class_specific: each class has its own context, so it cannot be shared.
-        causal: False pads every sequence to ``context_length``, as such towers read all of it.
+        template: template with ``{}`` in the place of the class name.
+        context_length: longest sequence that the text tower takes, in tokens.
+        n_ctx: M, number of learned vectors. They replace the first M tokens of the template; None
+            keeps those tokens. With the class name at the end, further words of the template
+            follow the M vectors (MaPLe: two vectors, then "of a").
+        class_position: position of the class name among the learned vectors.
+        class_specific: every class has its own context, so only SOS is shared.
+        causal: False pads every sequence to ``context_length``, because such towers read all of it.
+
+    Returns:
+        The plan: prefix (P,), suffix (C, S), eot (C,).
 
     Raises:
         PromptFileInvalid: the template has fewer than ``n_ctx`` tokens before the class name, or
-            more where the class name does not stand at the end.
+            has more and the class name is not at the end.
         PromptTooLong: some names do not fit; the message lists them.
     """
     words = template_ids(tokenizer, template)
@@ -86,7 +94,7 @@ def plan_sequences(
     if n_ctx is not None and (n_ctx > m or (n_ctx < m and class_position != "end")):
         raise PromptFileInvalid(
             f"Template {template!r} has {len(words)} tokens before the class name, but the "
-            f"context has {n_ctx}. Use {' '.join(['X'] * n_ctx)!r} where no words are meant."
+            f"context has {n_ctx}. Use {' '.join(['X'] * n_ctx)!r} in place of words."
         )
     names = [name.replace("_", " ") for name in class_names]
     sentences = tokenizer.encode_many([template.replace("{}", name) for name in names])
@@ -113,13 +121,16 @@ def assemble(
     deeper: tuple[FloatArray, ...] = (),
     keys_values: tuple[FloatArray, ...] = (),
 ) -> Sequences:
-    """Put vectors in the places of a plan.
+    """Fill a plan with vectors.
 
     Args:
-        plan: from ``plan_sequences``.
+        plan: plan from ``plan_sequences``.
         token_embedding: (V, D), may be memory-mapped; only the rows needed are read.
-        context: (M, D), or (C, M, D) for the C classes of the plan; None where nothing is learned.
-        deeper, keys_values: handed on as they are.
+        context: (M, D), or (C, M, D) for the C classes of the plan; None if nothing is learned.
+        deeper, keys_values: passed on unchanged.
+
+    Returns:
+        The sequences: prefix (P, D), suffix (C, S, D), eot (C,).
     """
     return Sequences(
         prefix=_vectors(plan.prefix, token_embedding, context),
@@ -130,18 +141,17 @@ def assemble(
     )
 
 
-def _vectors(
-    places: IntArray, token_embedding: FloatArray, context: FloatArray | None
-) -> FloatArray:
-    vectors = np.asarray(token_embedding[np.maximum(places, 0)], dtype=np.float32)
+def _vectors(ids: IntArray, token_embedding: FloatArray, context: FloatArray | None) -> FloatArray:
+    """Look up the vectors (..., D) of ids (P,) or (C, S)."""
+    vectors = np.asarray(token_embedding[np.maximum(ids, 0)], dtype=np.float32)  # (..., D)
     if context is None:
         return vectors
-    learned = places < 0
-    if context.ndim == 3 and places.ndim == 2:
-        classes = np.broadcast_to(np.arange(len(places))[:, np.newaxis], places.shape)
-        vectors[learned] = context[classes[learned], ~places[learned]]
+    learned = ids < 0
+    if context.ndim == 3 and ids.ndim == 2:
+        classes = np.broadcast_to(np.arange(len(ids))[:, np.newaxis], ids.shape)  # (C, S)
+        vectors[learned] = context[classes[learned], ~ids[learned]]
     elif context.ndim == 2:
-        vectors[learned] = context[~places[learned]]
+        vectors[learned] = context[~ids[learned]]
     return vectors
 
 
@@ -153,20 +163,20 @@ def _place(
 
 
 def _shared_length(rows: list[list[int]]) -> int:
-    """How many leading places are the same in every row, EOT left to the suffix."""
+    """Return the number of leading ids that all rows share; EOT always belongs to the suffix."""
     longest = min(len(row) for row in rows) - 1
     first = rows[0]
-    for place in range(longest):
-        if any(row[place] != first[place] for row in rows):
-            return place
+    for index in range(longest):
+        if any(row[index] != first[index] for row in rows):
+            return index
     return longest
 
 
 def _pack(rows: list[list[int]], shared: int, *, pad_to: int | None) -> SequencePlan:
     length = pad_to or max(len(row) for row in rows)
     suffix = np.full((len(rows), length - shared), PAD_ID, dtype=np.int64)
-    for row, places in zip(rows, suffix, strict=True):
-        places[: len(row) - shared] = row[shared:]
+    for row, ids in zip(rows, suffix, strict=True):
+        ids[: len(row) - shared] = row[shared:]
     return SequencePlan(
         prefix=np.asarray(rows[0][:shared], dtype=np.int64),
         suffix=suffix,
@@ -199,7 +209,10 @@ def _check_words(
     *,
     strict: bool,
 ) -> None:
-    """A learned context replaces the template's tokens, so they must stay tokens of their own."""
+    """Raise PromptFileInvalid if a template's last word and a class name share a token.
+
+    A learned context replaces the template's tokens, which must therefore end before the name.
+    """
     if not strict:
         return
     for name, ids in zip(class_names, sentences, strict=True):

@@ -1,8 +1,8 @@
-"""Assembled sequences -> the inputs of a bundle's text graph.
+"""Convert assembled sequences to the inputs of a bundle's text graph.
 
-A graph has a fixed list of inputs, but a prompt reaches into as many blocks as it likes, with as
-many vectors. So there is one row for each block and place, and beside it whether it is used; a row
-that is not used leaves the features as they are.
+A graph has a fixed list of inputs, but prompts differ in the blocks they reach and in the number of
+vectors per block. So every input has a row for each block and position, with a flag that says if
+the row is used; unused rows do not change the features.
 """
 
 from typing import Any
@@ -25,26 +25,32 @@ TEXT_INPUTS = (
 
 
 def text_inputs(sequences: Sequences, layers: int) -> dict[str, NDArray[Any]]:
-    """The arrays of ``TEXT_INPUTS``; ``bundle`` says what each of them is.
+    """Return the arrays of ``TEXT_INPUTS`` by name; ``bundle`` describes them.
 
     Args:
-        sequences: of one prompt.
-        layers: how many blocks the text tower has.
+        sequences: assembled sequences of one prompt, prefix (P, D) and suffix (C, S, D).
+        layers: L, number of blocks of the text tower.
+
+    Returns:
+        prefix (P, D), suffix (C, S, D), eot (C,), deeper (L, P, D), deeper_used (L, P),
+        keys_values (L, K, D) and keys_values_used (L, K), with K at least 1.
 
     Raises:
-        PromptFileInvalid: the prompt has vectors for another number of blocks.
+        PromptFileInvalid: the prompt has vectors for more blocks than the tower has, or keys and
+            values for another number of blocks.
     """
     _check_blocks(sequences, layers)
-    places, width = sequences.prefix.shape
-    deeper = np.zeros((layers, places, width), dtype=np.float32)
-    deeper_used = np.zeros((layers, places), dtype=np.bool_)
+    positions, width = sequences.prefix.shape  # P, D
+    deeper = np.zeros((layers, positions, width), dtype=np.float32)
+    deeper_used = np.zeros((layers, positions), dtype=np.bool_)
+    # Position 0 is start-of-text; the context follows.
     for block, vectors in enumerate(sequences.deeper, start=1):
         deeper[block, 1 : 1 + len(vectors)] = vectors
         deeper_used[block, 1 : 1 + len(vectors)] = True
-    # One row at least: not every execution provider takes an array without elements.
-    most = max([1, *map(len, sequences.keys_values)])
-    keys_values = np.zeros((layers, most, width), dtype=np.float32)
-    keys_values_used = np.zeros((layers, most), dtype=np.bool_)
+    # At least one row: some execution providers reject arrays without elements.
+    k_max = max([1, *map(len, sequences.keys_values)])
+    keys_values = np.zeros((layers, k_max, width), dtype=np.float32)
+    keys_values_used = np.zeros((layers, k_max), dtype=np.bool_)
     for block, rows in enumerate(sequences.keys_values):
         keys_values[block, : len(rows)] = rows
         keys_values_used[block, : len(rows)] = True
@@ -69,5 +75,5 @@ def _check_blocks(sequences: Sequences, layers: int) -> None:
     if with_rows not in (0, layers):
         raise PromptFileInvalid(
             f"The prompt has keys and values for {with_rows} blocks; the text tower has {layers}, "
-            f"and each wants its own. Train it again on this backbone."
+            f"and each needs its own. Train it again on this backbone."
         )

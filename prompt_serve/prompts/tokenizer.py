@@ -1,7 +1,7 @@
-"""CLIP's byte-pair tokenizer without torch: the ids are open_clip's, the engine ``tokenizers``.
+"""CLIP's byte-pair tokenizer without torch: open_clip's token ids, computed by ``tokenizers``.
 
-The cleaning (ftfy, HTML entities, white space, lower case) is done here in Python, as open_clip
-does it; the splitting and merging is the Rust library's. A test compares both on a large name list.
+Cleaning (ftfy, HTML entities, white space, lower case) is done here as in open_clip; the Rust
+library splits and merges. A test compares both tokenizers on a large list of names.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 from prompt_serve.errors import BundleInvalid
 
 START, END = "<start_of_text>", "<end_of_text>"
-_MAX_MERGES = 49_152 - 256 - 2  # what open_clip reads of a merges file, whatever it holds
+_MAX_MERGES = 49_152 - 256 - 2  # open_clip reads no more of a merges file
 _WORDS = (
     rf"{START}|{END}|'s|'t|'re|'ve|'m|'ll|'d|"
     r"[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -26,7 +26,7 @@ _WORDS = (
 
 
 class Tokenizer:
-    """Text -> token ids, without start, end, padding or truncation; those belong to the caller."""
+    """Tokenizer from text to ids. Callers add start, end and padding, and check lengths."""
 
     def __init__(self, bpe: BpeTokenizer) -> None:
         self._bpe = bpe
@@ -38,7 +38,7 @@ class Tokenizer:
 
     @classmethod
     def from_merges(cls, path: Path) -> "Tokenizer":
-        """Read a gzipped list of merges, as CLIP and open_clip ship it."""
+        """Read a gzipped list of merges, the format of CLIP and open_clip."""
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
         merges = [
             pair for line in lines[1 : _MAX_MERGES + 1] if len(pair := tuple(line.split())) == 2
@@ -64,12 +64,8 @@ class Tokenizer:
         return cls(bpe)
 
     def to_json(self) -> str:
-        """The content of ``tokenizer.json``."""
+        """Return the content of ``tokenizer.json``."""
         return self._bpe.to_str(pretty=False)
-
-    @cached_property
-    def vocab_size(self) -> int:
-        return self._bpe.get_vocab_size()
 
     @cached_property
     def start_id(self) -> int:
@@ -82,27 +78,27 @@ class Tokenizer:
     def _id(self, symbol: str) -> int:
         index = self._bpe.token_to_id(symbol)
         if index is None:
-            raise BundleInvalid(f"The tokenizer has no {symbol}; it is not CLIP's.")
+            raise BundleInvalid(f"The tokenizer has no {symbol}, so it is not CLIP's.")
         return int(index)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one text, cleaned and lower-cased first."""
+        """Clean a text and return its token ids."""
         return list(self._bpe.encode(clean(text), add_special_tokens=False).ids)
 
     def encode_many(self, texts: list[str]) -> list[list[int]]:
-        """Like ``encode`` for many texts, in parallel."""
+        """Encode many texts in parallel; see ``encode``."""
         cleaned = [clean(text) for text in texts]
         return [list(e.ids) for e in self._bpe.encode_batch(cleaned, add_special_tokens=False)]
 
 
 def clean(text: str) -> str:
-    """open_clip's cleaning: mend mojibake, undo HTML entities twice, fold white space, lower."""
-    mended = html.unescape(html.unescape(ftfy.fix_text(text)))
-    return " ".join(mended.split()).lower()
+    """Clean as open_clip: fix mojibake, unescape HTML twice, collapse white space, lower-case."""
+    fixed = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(fixed.split()).lower()
 
 
 def _byte_symbols() -> list[str]:
-    """The 256 printable stand-ins for bytes, in CLIP's order (its ids 0 to 255)."""
+    """Return the 256 printable stand-ins for bytes, in the order of CLIP's ids 0 to 255."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1)]
     printable += range(ord("®"), ord("ÿ") + 1)
     others = (256 + n for n in range(256 - len(printable)))

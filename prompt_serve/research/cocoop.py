@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Stored, numbers
+from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
 from prompt_serve.training.methods.base import (
     Contexts,
     Encodings,
@@ -92,8 +92,8 @@ def _leaf(start: LearnerInputs, *shape: int, inputs: int) -> QuantizableParamete
     return QuantizableParameter((2 * drawn - 1) / math.sqrt(inputs), start)
 
 
-def _tensor(stored: Stored, device: torch.device) -> Tensor:
-    return torch.from_numpy(numbers(stored).astype(np.float32)).to(device)
+def _tensor(stored: StoredTensor, device: torch.device) -> Tensor:
+    return torch.from_numpy(dequantize(stored).astype(np.float32)).to(device)
 
 
 METHOD = Method(

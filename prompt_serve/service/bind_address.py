@@ -1,8 +1,8 @@
-"""Where the service listens, and whether it may do so without keys.
+"""Address that the service listens on, and whether it may do so without API keys.
 
-BentoML tells nobody its address: the parent process has it among the options of its command line, a
-worker only has the socket that it was given. So both look, each in its own way: the parent to
-refuse the start with a reason, the worker to refuse requests whichever way it was started.
+BentoML does not pass the address on: the parent process has it among its command-line options, and
+a worker has only its socket. The parent checks it to refuse the start with a reason; the worker
+checks it to reject requests, however it was started.
 """
 
 import os
@@ -12,52 +12,52 @@ import click
 from bentoml._internal.configuration.containers import BentoMLContainer
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.service.middleware.auth import Anonymous, is_loopback
+from prompt_serve.service.middleware.auth import AnonymousAccess, is_loopback
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.api_keys import Keys
 from prompt_serve.service.storage.database import Database
 
 
-def check_start(settings: Settings) -> None:
-    """In the parent: refuse to start a service that would answer everybody on a network.
+def check_bind_address(settings: Settings) -> None:
+    """Refuse to start a service that would answer anyone on a network. For the parent process.
 
     Raises:
-        ConfigInvalid: there is no key, and the address can be reached from elsewhere.
+        ConfigInvalid: no key exists, and the address is reachable from other machines.
     """
-    host = host_to_bind()
+    host = bind_host()
     if settings.allow_anonymous or is_loopback(host) or _has_keys(settings):
         return
     raise ConfigInvalid(
-        f"The service would listen on {host} without any key: whoever reaches it could change its "
-        f"tasks. Make a key first: prompt-serve keys create NAME --role admin. Or listen on this "
-        f"machine alone: --host 127.0.0.1. Or, where something in front of the service asks for "
-        f"keys, set PROMPT_SERVE_ALLOW_ANONYMOUS=1."
+        f"The service would listen on {host} without any key: anyone who can reach it could change "
+        f"its tasks. Create a key first: prompt-serve keys create NAME --role admin. Or accept "
+        f"connections from this machine only: --host 127.0.0.1. Or, if a proxy in front of the "
+        f"service authenticates requests, set PROMPT_SERVE_ALLOW_ANONYMOUS=1."
     )
 
 
-def anonymous_by(settings: Settings) -> Anonymous:
-    """In a worker: when those without a key are answered, as long as there is no key at all."""
+def anonymous_access(settings: Settings) -> AnonymousAccess:
+    """Return which requests a worker answers without a key, as long as no key exists."""
     if settings.allow_anonymous:
         return "always"
     return "loopback" if is_bound_to_loopback() else "never"
 
 
-def host_to_bind() -> str:
-    """In the parent: the address that will be bound (--host, BENTOML_HOST, BentoML's settings)."""
+def bind_host() -> str:
+    """Return the address to bind: --host, BENTOML_HOST or BentoML's settings. For the parent."""
     context = click.get_current_context(silent=True)
-    given = None if context is None else context.params.get("host")
-    return str(given or BentoMLContainer.http.host.get())
+    option = None if context is None else context.params.get("host")
+    return str(option or BentoMLContainer.http.host.get())
 
 
 def is_bound_to_loopback() -> bool:
-    """In a worker: whether its socket can be reached from this machine alone; False if unknown."""
+    """Return True if a worker's socket is reachable from this machine only; False if unknown."""
     context = click.get_current_context(silent=True)
     descriptor = None if context is None else context.params.get("fd")
     if not isinstance(descriptor, int):
         return False
     with socket.socket(fileno=os.dup(descriptor)) as listening:
-        name = listening.getsockname()
-    return not isinstance(name, tuple) or is_loopback(name[0])  # a Unix socket has a path
+        address = listening.getsockname()
+    return not isinstance(address, tuple) or is_loopback(address[0])  # a Unix socket has a path
 
 
 def _has_keys(settings: Settings) -> bool:

@@ -1,5 +1,6 @@
-"""What must hold before a worker starts. Checked once, in the parent: a worker that fails is
-started again and again, and nobody would be told why.
+"""Checks before the first worker starts, in the parent process.
+
+BentoML restarts a failing worker again and again without showing the reason.
 """
 
 import logging
@@ -13,18 +14,20 @@ from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
 
 _EMBEDDED = "embedded"
-_COLORS = re.compile(r"\x1b\[[0-9;]*m")  # ONNX Runtime's log has them, and the missing library
+_COLORS = re.compile(
+    r"\x1b\[[0-9;]*m"
+)  # ONNX Runtime colors its log, which names a missing library
 _SELF = "prompt_serve.service.preflight"
 
 _log = logging.getLogger(__name__)
 
 
 def check(settings: Settings) -> None:
-    """Make the default bundle if need be, and see that bundle and device can be used.
+    """Export the default bundle if necessary, and check that bundle and device are usable.
 
     Raises:
-        BundleInvalid: a bundle that was asked for is missing or incomplete, or the export failed.
-        ProviderUnavailable: CUDA was asked for and does not run.
+        BundleInvalid: the bundle is missing or incomplete, or the export failed.
+        ProviderUnavailable: CUDA was requested and does not run.
     """
     ensure_bundle(settings)
     open_bundle(settings.bundle_path, verify=False)  # the worker verifies the digests
@@ -33,31 +36,32 @@ def check(settings: Settings) -> None:
 
 
 def ensure_bundle(settings: Settings) -> None:
-    """Export the embedded backbone where the default bundle is missing, or of an older format.
+    """Export the embedded backbone if the default bundle is missing or has an older format.
 
-    In a process of its own: exporting needs torch, which the service never imports.
+    Runs in a separate process: exporting needs torch, which the service never imports.
     """
     path = settings.bundle_path
-    found = bundle_format(path)
-    is_old = found is not None and found < BUNDLE_FORMAT
+    version = bundle_format(path)
+    is_old = version is not None and version < BUNDLE_FORMAT
     if settings.bundle is not None or ((path / MANIFEST).is_file() and not is_old):
         return
-    what = f"The bundle in {path} has the old format {found}" if is_old else f"No bundle in {path}"
-    _log.warning("%s: exporting the embedded backbone.", what)
+    old, missing = f"The bundle in {path} has the old format {version}", f"No bundle in {path}"
+    reason = old if is_old else missing
+    _log.warning("%s: exporting the embedded backbone.", reason)
     done = _run("prompt_serve", "export", _EMBEDDED, "-o", str(path))
     if done.returncode != 0:
         raise BundleInvalid(
-            f"{what}, and exporting the embedded backbone failed:\n"
+            f"{reason}, and exporting the embedded backbone failed:\n"
             f"{done.stderr.strip()[-2000:]}\n"
             f"Exporting needs torch: pip install 'prompt-serve[train]', then prompt-serve export "
-            f"{_EMBEDDED} -o {path}. Or export elsewhere, copy the folder here, and name it: "
+            f"{_EMBEDDED} -o {path}. Or export on another machine, copy the folder here, and set "
             f"PROMPT_SERVE_BUNDLE=/path/to/the/bundle",
             path=str(path),
         )
 
 
 def _check_cuda() -> None:
-    """In a process of its own: a CUDA context in the parent would hold memory of the device."""
+    """Open the bundle on CUDA in a separate process: a CUDA context here would hold its memory."""
     done = _run(_SELF)
     if done.returncode != 0:
         raise ProviderUnavailable(_COLORS.sub("", done.stderr).strip()[-4000:])

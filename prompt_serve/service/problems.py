@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import Problem
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 
 MEDIA_TYPE = "application/problem+json"
 _CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 def problem_of(error: PromptServeError) -> Problem:
-    """The problem document of an error; its facts become extra members where JSON can hold them."""
+    """Return the problem document of an error; facts that JSON can represent are extra members."""
     return _problem(error.status, error.code, error.message, error.facts)
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    """An HTTP answer that carries ``problem`` and the id of the request, with Retry-After where the
-    problem names one."""
+    """Return an HTTP response with ``problem``, the request's id, and any ``retry_after_s`` as
+    Retry-After."""
     extra = dict(headers or {})
-    if request_id := current().request_id:
+    if request_id := current_request().request_id:
         problem = problem.model_copy(update={"request_id": request_id})
     wait_s = (problem.model_extra or {}).get("retry_after_s")
     if isinstance(wait_s, int | float):
@@ -40,15 +40,15 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Make ``app`` answer every error as a problem document."""
+    """Make ``app`` answer every error with a problem document."""
     app.add_exception_handler(PromptServeError, _on_own_error)
     app.add_exception_handler(RequestValidationError, _on_validation_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
-    app.add_middleware(UnexpectedErrors)
+    app.add_middleware(UnexpectedErrorMiddleware)
 
 
-class UnexpectedErrors:
-    """Answers 500 ``internal-error`` to what nobody foresaw; the reason goes to the log alone."""
+class UnexpectedErrorMiddleware:
+    """ASGI middleware: unexpected errors get 500 ``internal-error``; only the log says why."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -59,16 +59,16 @@ class UnexpectedErrors:
             return
         started = False
 
-        async def send_and_note(message: Message) -> None:
+        async def note_start(message: Message) -> None:
             nonlocal started
             started = True
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, note_start)
         except ClientDisconnect:
-            return  # nobody is left to answer
-        # Whatever escaped the handlers is a fault of ours; the caller gets an answer all the same.
+            return  # there is no client to answer
+        # Anything that no handler caught is a bug; the client still gets an answer.
         except Exception:
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
@@ -84,12 +84,11 @@ async def _on_own_error(_: Request, error: Exception) -> Response:
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (the registration says so)
-    faults = [
-        {"where": ".".join(map(str, fault["loc"])), "what": fault["msg"]}
-        for fault in error.errors()[:20]
+    errors = [
+        {"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()[:20]
     ]
-    detail = "; ".join(f"{fault['where']}: {fault['what']}" for fault in faults)
-    return problem_response(_problem(422, "request-invalid", detail, {"errors": faults}))
+    detail = "; ".join(f"{one['where']}: {one['what']}" for one in errors)
+    return problem_response(_problem(422, "request-invalid", detail, {"errors": errors}))
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
@@ -99,30 +98,29 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
 
 
 def _unexpected() -> Problem:
-    return _problem(
-        500, PromptServeError.code, "Something went wrong here; the service's log has the reason."
-    )
+    detail = "The service failed unexpectedly; its log has the reason."
+    return _problem(500, PromptServeError.code, detail)
 
 
 def _problem(
     status: int, code: str, detail: str, facts: Mapping[str, object] | None = None
 ) -> Problem:
     members = {
-        name: plain
+        name: value
         for name, fact in (facts or {}).items()
-        if name not in Problem.model_fields and (plain := _plain(fact)) is not None
+        if name not in Problem.model_fields and (value := _to_json(fact)) is not None
     }
     return Problem(
         title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **members
     )
 
 
-def _plain(fact: object) -> object | None:
-    """``fact`` in JSON's own types, None where it has none (a path, an array, an exception)."""
+def _to_json(fact: object) -> object | None:
+    """Convert a fact to JSON's types; None if it has none (a path, an array, an exception)."""
     if isinstance(fact, str | bool | int) or (isinstance(fact, float) and math.isfinite(fact)):
         return fact
     if isinstance(fact, list | tuple):
-        return [_plain(item) for item in fact]
+        return [_to_json(item) for item in fact]
     if isinstance(fact, dict):
-        return {str(key): _plain(value) for key, value in fact.items()}
+        return {str(key): _to_json(value) for key, value in fact.items()}
     return None

@@ -1,5 +1,5 @@
-"""How far probabilities can be trusted: a temperature, a threshold for unknown images, and the
-expected calibration error that tells whether they help (Guo et al. 2017, arXiv 1706.04599)."""
+"""Calibration of probabilities: temperature, threshold for unknown images, calibration error
+(Guo et al. 2017, arXiv 1706.04599)."""
 
 from dataclasses import dataclass
 
@@ -9,24 +9,24 @@ from prompt_serve.scoring import calibrated
 from prompt_serve.types import FloatArray, IntArray
 
 BINS = 15  # of the expected calibration error, as in the paper
-LARGEST = float(np.nextafter(np.float32(1.0), np.float32(0.0)))  # threshold
-TEMPERATURES = (0.05, 20.0)  # looked for between these
+LARGEST = float(np.nextafter(np.float32(1.0), np.float32(0.0)))  # largest threshold
+TEMPERATURES = (0.05, 20.0)  # bounds of the search
 _HALVINGS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What a prompt file keeps of it."""
+    """Temperature and threshold, as stored in a prompt file."""
 
     temperature: float = 1.0
     unknown_below: float = 0.0
 
 
 def calibrate(logits: FloatArray, labels: IntArray, *, unknown_share: float = 0.0) -> Calibration:
-    """Fit both on validation images.
+    """Fit temperature and threshold to validation images.
 
     Args:
-        logits: (N, C), N >= 1.
+        logits: (N, C), N >= 1, before the temperature.
         labels: (N,).
         unknown_share: share of these images that may be answered with "unknown".
     """
@@ -34,27 +34,31 @@ def calibrate(logits: FloatArray, labels: IntArray, *, unknown_share: float = 0.
     below = 0.0
     if unknown_share:
         confidence = calibrated(logits, temperature).max(axis=-1)
-        # Below 1: a threshold that nothing reaches would answer "unknown" for ever.
+        # Below 1: no image would reach a threshold of 1.
         below = min(float(np.quantile(confidence, unknown_share, method="lower")), LARGEST)
     return Calibration(temperature=temperature, unknown_below=below)
 
 
 def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
-    """The temperature T with the least cross-entropy of ``softmax(logits / T)`` (section 4.2).
+    """Return the temperature T that minimizes the cross-entropy of ``softmax(logits / T)``.
 
-    In 1 / T the cross-entropy is convex, so its slope is followed to zero by bisection. Where
-    every image is classified rightly it falls for ever, and the lowest temperature is returned;
-    where no temperature changes it (equal scores), 1.
+    Guo et al., section 4.2. The cross-entropy is convex in 1 / T, so the root of its slope is found
+    by bisection. Without a minimum, as when every image is classified correctly, the result is the
+    nearer bound of ``TEMPERATURES``; it is 1 where the logits of every image are equal.
+
+    Args:
+        logits: (N, C).
+        labels: (N,).
     """
-    wide = logits.astype(np.float64)
+    wide = logits.astype(np.float64)  # (N, C)
     own = wide[np.arange(len(labels)), labels]
     if not np.ptp(wide, axis=-1).any():
         return 1.0
     low, high = (1.0 / t for t in reversed(TEMPERATURES))
     for _ in range(_HALVINGS):
         middle = np.sqrt(low * high)
-        weights = np.exp(middle * (wide - wide.max(axis=-1, keepdims=True)))
-        expected = (weights * wide).sum(axis=-1) / weights.sum(axis=-1)
+        weights = np.exp(middle * (wide - wide.max(axis=-1, keepdims=True)))  # (N, C)
+        expected = (weights * wide).sum(axis=-1) / weights.sum(axis=-1)  # (N,)
         if float((expected - own).mean()) > 0.0:
             high = middle
         else:
@@ -63,7 +67,7 @@ def fit_temperature(logits: FloatArray, labels: IntArray) -> float:
 
 
 def expected_calibration_error(probabilities: FloatArray, labels: IntArray) -> float:
-    """Mean distance of confidence from accuracy over equal bins of confidence (equation 3).
+    """Return the mean gap between confidence and accuracy over equal bins (equation 3).
 
     Args:
         probabilities: (N, C).

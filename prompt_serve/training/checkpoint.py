@@ -1,21 +1,19 @@
-"""Checkpoints of a run, from which it goes on exactly: same bytes as if it had never stopped."""
+"""Training checkpoints, from which an interrupted run resumes bit-exactly."""
 
 import json
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from torch import nn
 
 from prompt_serve.errors import ConfigInvalid
+from prompt_serve.files import atomic_file
 
-if TYPE_CHECKING:
-    from prompt_serve.training.loop import Run
-
-# What ``torch.load`` and a look at the result raise for files that are no checkpoint.
+# Raised by ``torch.load``, and by looking at its result, for files that are not checkpoints.
 _UNREADABLE = (
     EOFError,
     KeyError,
@@ -27,23 +25,41 @@ _UNREADABLE = (
 )
 
 
+class Resumable(Protocol):
+    """State of a training run that a checkpoint saves and restores."""
+
+    @property
+    def learner(self) -> nn.Module:
+        """Parameters and buffers, such as codebooks and masks."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    @property
+    def generator(self) -> torch.Generator: ...
+
+    @property
+    def rng(self) -> np.random.Generator: ...
+
+
 class Checkpoint:
-    """One file, replaced whole after every epoch.
+    """Checkpoint file of one run, replaced as a whole after every epoch.
 
     It holds the learner with its buffers (codebooks, masks), the optimizer's momentum, the state
     of both random generators and the history.
 
     Args:
-        path: of the file.
-        identity: of the run (JSON types); a checkpoint of another run is refused.
+        path: file to write.
+        identity: settings and data of the run (JSON types); a checkpoint with another identity
+            is refused.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self._path = path
         self._identity = json.dumps(identity, sort_keys=True)
 
-    def save(self, run: "Run", history: Sequence[Mapping[str, Any]]) -> None:
-        """Write atomically: the path holds the old checkpoint or the whole new one."""
+    def save(self, run: Resumable, history: Sequence[Mapping[str, Any]]) -> None:
+        """Write atomically: the path holds the old checkpoint or the complete new one."""
         state = {
             "identity": self._identity,
             "history": json.dumps(list(history)),
@@ -52,24 +68,15 @@ class Checkpoint:
             "generator": run.generator.get_state(),
             "rng": json.dumps(run.rng.bit_generator.state),
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(self._path)
-        except BaseException:
-            Path(name).unlink()
-            raise
+        with atomic_file(self._path, mode=0o600, sync=True) as temporary:
+            torch.save(state, temporary)
 
-    def load(self, run: "Run") -> list[dict[str, Any]]:
-        """Put a run where its checkpoint left it; returns the history, empty without a file.
+    def load(self, run: Resumable) -> list[dict[str, Any]]:
+        """Restore the run from its checkpoint; return the history, empty without a file.
 
         Raises:
-            ConfigInvalid: the file is of another run (the differences are listed), or cannot be
-                read.
+            ConfigInvalid: the file belongs to another run (the error lists the differences), or
+                cannot be read.
         """
         if not self._path.exists():
             return []
@@ -104,9 +111,9 @@ class Checkpoint:
         )
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
     # The learning rate of the run, not the setting it came from, which may be "auto".
-    flat = [{**side.get("config", {}), **side, "config": None} for side in (theirs, ours)]
+    flat = [{**side.get("config", {}), **side, "config": None} for side in (saved, current)]
     return [
         f"{name}: {flat[0].get(name)!r} there, {flat[1].get(name)!r} here"
         for name in sorted({*flat[0], *flat[1]})

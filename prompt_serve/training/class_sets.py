@@ -1,4 +1,4 @@
-"""Bring the classes of a prompt and those of a dataset together, by their names."""
+"""Match the classes of a prompt and of a dataset by name; split classes into halves."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,32 +15,32 @@ from prompt_serve.training.evaluate import probed_features
 
 
 def half_labels(n_classes: int) -> tuple[range, range]:
-    """Labels of the base and of the new classes: the first half, rounded up, and the rest (CoCoOp,
-    section 4.1)."""
+    """Return the labels of the base classes (the first half, rounded up) and of the new classes
+    (CoCoOp, section 4.1)."""
     m = -(-n_classes // 2)
     return range(m), range(m, n_classes)
 
 
 def of_labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
-    """The images of some classes, relabeled from 0 in the order of ``labels``."""
-    numbers = {label: index for index, label in enumerate(labels)}
+    """Return the images of some classes, relabeled from 0 in the order of ``labels``."""
+    new_labels = {label: index for index, label in enumerate(labels)}
     return ImageSet(
         class_names=tuple(images.class_names[label] for label in labels),
         items=tuple(
-            LabeledImage(item.path, numbers[item.label])
+            LabeledImage(item.path, new_labels[item.label])
             for item in images.items
-            if item.label in numbers
+            if item.label in new_labels
         ),
     )
 
 
 def split_of_labels(split: Split, labels: Sequence[int]) -> Split:
-    """``of_labels`` of each part."""
+    """Return the images of some classes in each part (see ``of_labels``)."""
     return Split(**{name: of_labels(part, labels) for name, part in split.parts.items()})
 
 
 def halves(whole: Split) -> tuple[Split, ImageSet]:
-    """The base classes, and the test images of the new ones (see ``half_labels``).
+    """Return the base classes, and the test images of the new classes (see ``half_labels``).
 
     Raises:
         DatasetInvalid: there are no test images.
@@ -52,20 +52,20 @@ def halves(whole: Split) -> tuple[Split, ImageSet]:
 
 
 def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone) -> Prompt:
-    """The learned context with other class names: how it does on classes it never saw.
+    """Return the learned context with other class names, such as classes it was not trained on.
 
-    What was fitted to the old classes (metrics, the threshold for unknown images) is left out; the
+    Metrics and the threshold for unknown images, which belong to the old classes, are dropped; the
     temperature stays.
 
     Raises:
         PromptUnsupported: every class has a context of its own.
-        PromptFileInvalid: the names are no set of class names.
+        PromptFileInvalid: the class names are invalid.
         BackboneMismatch, PromptTooLong: as for the class features.
     """
     if isinstance(prompt.text, Dense) and prompt.text.n_classes is not None:
         raise PromptUnsupported(
-            f"Prompt {prompt.name!r} has a context of its own for each of its classes, so it says "
-            f"nothing of others. Train one that they share: leave class_specific out."
+            f"Prompt {prompt.name!r} has a context of its own for each of its classes, so it "
+            f"cannot take others. Train one that all classes share: leave class_specific out."
         )
     names = tuple(class_names)
     check_class_names(names)
@@ -80,37 +80,37 @@ def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone)
 
 
 def relabeled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = False) -> ImageSet:
-    """The images with labels that count in ``class_names``.
+    """Return the images with labels that are indices of ``class_names``.
 
     Args:
-        images: whose classes have the same names, in any order.
+        images: images of classes with the same names, in any order.
         class_names: of a prompt.
-        fewer_ok: classes without an image are no fault.
+        fewer_ok: allow classes without images.
 
     Raises:
-        DatasetInvalid: the classes differ; the error lists how.
+        DatasetInvalid: the classes differ; the error lists the differences.
     """
-    numbers = {name: label for label, name in enumerate(class_names)}
+    labels = {name: label for label, name in enumerate(class_names)}
     faults = [
         f"class {name!r} is not one of the prompt's"
         for name in images.class_names
-        if name not in numbers
+        if name not in labels
     ]
     if not fewer_ok:
-        there = set(images.class_names)
+        present = set(images.class_names)
         faults += [
             f"class {name!r} of the prompt has no images"
             for name in class_names
-            if name not in there
+            if name not in present
         ]
     if faults:
         raise DatasetInvalid(
-            "The classes of the images are not those of the prompt (rename them with "
-            "--class-name OLD=NEW; ask for other classes with --class-names or --new-classes; let "
-            "classes be absent with --fewer-classes-ok):",
+            "The classes of the images differ from those of the prompt (rename them with "
+            "--class-name OLD=NEW; evaluate other classes with --class-names or --new-classes; "
+            "allow missing classes with --fewer-classes-ok):",
             faults,
         )
     items = (
-        LabeledImage(item.path, numbers[images.class_names[item.label]]) for item in images.items
+        LabeledImage(item.path, labels[images.class_names[item.label]]) for item in images.items
     )
     return ImageSet(class_names=tuple(class_names), items=tuple(items))

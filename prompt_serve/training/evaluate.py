@@ -1,6 +1,6 @@
-"""Class features of a prompt and its accuracy: always from what the prompt file holds.
+"""Class features and accuracy of a prompt, always from the content of its prompt file.
 
-Nothing here sees a learner. What is evaluated went through float16, ``folding`` and ``assembly``,
+Nothing here depends on a learner: the numbers went through float16, ``folding`` and ``sequences``,
 the same code that serving runs.
 """
 
@@ -16,7 +16,7 @@ from prompt_serve.prompts.class_features import class_features, folded_image, te
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Stored, numbers
+from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
 from prompt_serve.scoring import calibrated, class_logits
 from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import Backbone
@@ -25,22 +25,22 @@ from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.types import FloatArray, IntArray
 
-IMAGES_AT_ONCE = 32  # through the prompted image tower
+IMAGES_AT_ONCE = 32  # batch size of the prompted image tower
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Plain top-1 accuracy, and how well the probabilities fit it."""
+    """Top-1 accuracy and calibration of a prompt on a set of images."""
 
     images: int
     accuracy: float  # 0..1, over all images
-    per_class: tuple[float | None, ...]  # of each label; None where it has no image
+    per_class: tuple[float | None, ...]  # by label; None where a class has no image
     calibration_error: float  # expected calibration error, 0..1
     unknown: float = 0.0  # share of images answered with "unknown"
-    known_accuracy: float | None = None  # of the others; None where all are unknown
+    known_accuracy: float | None = None  # of the other images; None where all are unknown
 
     def to_dict(self) -> dict[str, Any]:
-        """For a prompt file; four digits, since more would say nothing about a few images."""
+        """Return the metrics of a prompt file, rounded to four digits."""
         rounded = {
             "images": self.images,
             "accuracy": round(self.accuracy, 4),
@@ -55,12 +55,12 @@ class Evaluation:
 
 
 def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
-    """Fold, assemble and encode a prompt with PyTorch: (C, E) class features of unit length.
+    """Fold, assemble and encode a prompt with PyTorch; return (C, E) features of unit length.
 
     Several templates (zero-shot) are averaged and scaled to unit length again.
 
     Raises:
-        BackboneMismatch: it was learned on another backbone.
+        BackboneMismatch: the prompt was learned on another backbone.
         PromptUnsupported: its class features depend on the image.
         PromptFileInvalid: it contradicts the backbone's tokenizer or towers.
         PromptTooLong: a class name does not fit.
@@ -70,9 +70,9 @@ def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
 
 
 def probed_features(prompt: Prompt, backbone: Backbone) -> FloatArray:
-    """The class features (C, E) that a prompt's probe is made of.
+    """Return the class features (C, E) from which a prompt's probe is computed.
 
-    Those of ``class_features_of``; of a conditional prompt, those without its network.
+    Same as ``class_features_of``; of a conditional prompt, the features without its network.
     """
     check_backbone(prompt, backbone)
     if isinstance(prompt.text, Conditional):
@@ -83,16 +83,16 @@ def probed_features(prompt: Prompt, backbone: Backbone) -> FloatArray:
 
 
 def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> FloatArray:
-    """Scores (N, C) of plain views, before the temperature.
+    """Return logits (N, C) of plain views, before the temperature.
 
     Args:
         prompt: as read from a file.
-        backbone: it was learned on.
+        backbone: the one the prompt was learned on.
         images: features; pixels where the prompt has an image branch.
 
     Raises:
         BackboneMismatch, PromptFileInvalid, PromptTooLong: see ``class_features_of``.
-        BackboneUnsupported: an image branch, and an image tower that cannot be prompted.
+        BackboneUnsupported: the prompt has an image branch, but the image tower cannot be prompted.
     """
     features = _image_features(prompt, backbone, images)
     if isinstance(prompt.text, Conditional):
@@ -102,17 +102,17 @@ def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> Floa
 
 
 def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Evaluation:
-    """Accuracy of a prompt on plain views; see ``prompt_logits``."""
+    """Return the accuracy of a prompt on plain views; see ``prompt_logits``."""
     return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt)
 
 
 def evaluate(logits: FloatArray, labels: IntArray, prompt: Prompt | None = None) -> Evaluation:
-    """Accuracy of scores (N, C); equal scores: the first class.
+    """Return the accuracy of logits; of equal logits the first class counts.
 
     Args:
-        logits: before the temperature.
+        logits: (N, C), before the temperature.
         labels: (N,).
-        prompt: whose temperature and threshold count; None has neither.
+        prompt: supplies temperature and threshold; None for neither.
     """
     temperature = prompt.temperature if prompt else 1.0
     probabilities = calibrated(logits, temperature)
@@ -161,7 +161,7 @@ def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> 
     features = []
     for first in range(0, len(images), IMAGES_AT_ONCE):
         pixels = torch.from_numpy(images.plain(first, IMAGES_AT_ONCE))
-        normalized = backbone.normalize(pixels.to(device))
+        normalized = backbone.normalize(pixels.to(device))  # (B, 3, S, S)
         features.append(backbone.image_tower(normalized, vectors).cpu().numpy())
     return np.concatenate(features)
 
@@ -170,14 +170,14 @@ def _prompted_features(prompt: Prompt, backbone: Backbone, images: PixelSet) -> 
 def _conditional_logits(
     prompt: Prompt, text: Conditional, backbone: Backbone, images: FloatArray
 ) -> FloatArray:
-    """CoCoOp: the text tower runs for every image."""
+    """Return logits (N, C) of CoCoOp, which runs the text tower for every image."""
 
-    def tensor(stored: Stored) -> torch.Tensor:
-        return torch.from_numpy(numbers(stored).astype(np.float32))
+    def tensor(stored: StoredTensor) -> torch.Tensor:
+        return torch.from_numpy(dequantize(stored).astype(np.float32))
 
     hidden = F.relu(F.linear(torch.from_numpy(images), tensor(text.w_1), tensor(text.b_1)))
-    shifts = F.linear(hidden, tensor(text.w_2), tensor(text.b_2)).numpy()
-    context = numbers(text.context).astype(np.float32)
+    shifts = F.linear(hidden, tensor(text.w_2), tensor(text.b_2)).numpy()  # (N, D)
+    context = dequantize(text.context).astype(np.float32)
     side, template = backbone.text_side, prompt.templates[0]
     rows = []
     for image, shift in zip(images, shifts, strict=True):

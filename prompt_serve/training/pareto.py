@@ -1,4 +1,4 @@
-"""What accuracy costs in bytes: the candidates of ``choose_prompt`` as a table and as a plot."""
+"""Pareto frontier of bytes against accuracy: candidates of ``select_method`` as table or plot."""
 
 import csv
 import io
@@ -26,14 +26,17 @@ COLUMNS = (
     "skipped",
 )
 TABLES, PLOTS = (".tsv", ".json"), (".svg", ".png")
-BLUE, ORANGE, GRAY = "#2f6db3", "#d1641a", "#8a8f98"  # told apart with any kind of color vision
+BLUE, ORANGE, GRAY = "#2f6db3", "#d1641a", "#8a8f98"  # distinguishable with any color vision
 
 
 def write_frontier(rows: Sequence[Candidate], path: Path) -> list[Path]:
-    """Write a table (.tsv, .json) or a plot (.svg, .png); into a folder: one of each kind.
+    """Write a table (.tsv, .json) or a plot (.svg, .png); to a folder: .tsv, .json and .svg.
+
+    Returns:
+        The files written.
 
     Raises:
-        ConfigInvalid: the path ends otherwise.
+        ConfigInvalid: the path has another suffix.
     """
     suffix = path.suffix.lower()
     if not suffix or path.is_dir():
@@ -53,7 +56,7 @@ def write_frontier(rows: Sequence[Candidate], path: Path) -> list[Path]:
 
 
 def check_frontier_path(path: Path) -> None:
-    """Raise ConfigInvalid unless ``write_frontier`` knows what to write there."""
+    """Raise ConfigInvalid unless ``write_frontier`` supports the suffix of the path."""
     if path.suffix and path.suffix.lower() not in (*TABLES, *PLOTS) and not path.is_dir():
         raise ConfigInvalid(
             f"{path} ends in {path.suffix!r}; the frontier is written as a table "
@@ -62,7 +65,7 @@ def check_frontier_path(path: Path) -> None:
 
 
 def frontier_tsv(rows: Sequence[Candidate]) -> str:
-    """One line a candidate, by rising size; what is not known is left empty."""
+    """Return a tab-separated table with a line per candidate; unknown values are empty."""
     text = io.StringIO()
     table = csv.writer(text, delimiter="\t", lineterminator="\n")
     table.writerow(COLUMNS)
@@ -85,9 +88,9 @@ def frontier_tsv(rows: Sequence[Candidate]) -> str:
 
 
 def plot_frontier(rows: Sequence[Candidate], path: Path) -> None:
-    """Bytes (logarithmic) against validation accuracy, with the line that nothing lies above.
+    """Plot bytes (logarithmic) against validation accuracy, with the Pareto frontier as a line.
 
-    Zero-shot, 0 bytes, has no place on a logarithmic axis: it is a dashed line.
+    Zero-shot has 0 bytes, which a logarithmic axis cannot show: it is a dashed line.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -135,7 +138,7 @@ def _percent(row: Candidate) -> float:
 
 
 def _draw_line(leading: Sequence[Candidate], largest: int, axes: "Axes") -> None:
-    """A step line: so accurate with so many bytes, until the next better one."""
+    """Draw the frontier as a step line, up to the largest size."""
     if not leading:
         return
     sizes, heights = [_size(row) for row in leading], [_percent(row) for row in leading]
@@ -149,18 +152,18 @@ def _draw_line(leading: Sequence[Candidate], largest: int, axes: "Axes") -> None
 
 
 def _draw_points(learned: Sequence[Candidate], axes: "Axes") -> None:
-    """Points with labels; those at one place share a label."""
-    places: dict[tuple[int, float], list[Candidate]] = {}
+    """Draw points with labels; candidates at the same point share a label."""
+    points: dict[tuple[int, float], list[Candidate]] = {}
     for row in learned:
-        places.setdefault((_size(row), _percent(row)), []).append(row)
-    for place, rows in places.items():
+        points.setdefault((_size(row), _percent(row)), []).append(row)
+    for point, rows in points.items():
         chosen = any(row.chosen for row in rows)
         leading = any(row.on_frontier for row in rows)
         color = ORANGE if chosen else BLUE if leading else GRAY
-        axes.plot(*place, "o", color=color, markersize=9 if chosen else 6, zorder=3)
+        axes.plot(*point, "o", color=color, markersize=9 if chosen else 6, zorder=3)
         axes.annotate(
             ", ".join(row.label for row in rows) + (" (chosen)" if chosen else ""),
-            place, (-5, 7) if leading else (6, -12), textcoords="offset points",
+            point, (-5, 7) if leading else (6, -12), textcoords="offset points",
             ha="right" if leading else "left",
             fontsize=8, color="black" if chosen or leading else GRAY,
         )  # fmt: skip

@@ -1,18 +1,19 @@
-"""How far a long step has come: a bar on standard error, or nothing."""
+"""Progress bars on standard error, and the seconds spent per stage."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
-Advance = Callable[[int], object]  # told how many more items are done
+Advance = Callable[[int], object]  # called with the number of items done since the last call
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Shows bars where somebody watches: standard error is a terminal, and ``quiet`` is not set."""
+    """Progress bars, shown where standard error is a terminal and ``quiet`` is not set."""
 
     quiet: bool = False
 
@@ -27,4 +28,19 @@ SILENT = Progress(quiet=True)
 
 
 def no_advance(count: int) -> None:
-    """For callers that do not want to know."""
+    """Ignore progress; the default where no bar is shown."""
+
+
+class StageTimer:
+    """Adds up the seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start

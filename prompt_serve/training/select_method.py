@@ -1,15 +1,15 @@
-"""Choose a method by a byte budget: learn several candidates that fit, and take the one that
-validates best (``prompt-serve train --method auto --max-bytes N``).
+"""Select a method by a byte budget: learn the candidates that fit, keep the one that validates best
+(``prompt-serve train --method auto --max-bytes N``).
 
 Bytes are those of the learned numbers (``Prompt.payload_bytes``); they are known before learning
-for all methods but those that prune. Candidates are compared by validation images alone: by
-accuracy, then by cross-entropy, then by fewer bytes. The test images are encoded after the choice,
-and only the chosen prompt looks at them.
+for all methods except those that prune. Candidates are compared by validation images alone: by
+accuracy, then by cross-entropy, then by size. Test images are encoded after the selection, and
+only the selected prompt is evaluated on them.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,23 +21,12 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig, settings
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
-from prompt_serve.training.data.few_shot import few_shot
-from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import prompt_logits
-from prompt_serve.training.loop import Fitted, Run
+from prompt_serve.training.loop import Run
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.sweep import Job, fit_jobs
-from prompt_serve.training.train import (
-    FeatureProvider,
-    StageTimer,
-    TrainingResult,
-    draft_prompt,
-    learning_rates,
-    notes_on,
-    selection_key,
-    training_result,
-)
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import BestFit, PromptPlan, Trainer
 
 CandidateSet = Literal["text", "all"]
 TOO_LARGE = "larger than the budget"
@@ -63,17 +52,17 @@ IMAGE: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One line of the frontier."""
+    """A configuration that was considered, with its size and its validation accuracy."""
 
     method: str
-    settings: dict[str, Any]  # those of the method that differ from the defaults
-    size_bytes: int | None  # of the learned numbers; None: not known, since it was not learned
+    settings: dict[str, Any]  # of the method, those that differ from the defaults
+    size_bytes: int | None  # of the learned numbers; None: unknown, since it was not learned
     val_accuracy: float | None = None  # 0..1; None: not learned
     val_loss: float | None = None  # cross-entropy of the validation images
     learning_rate: float | None = None
-    seconds: float = 0.0  # of learning; of runs that learned in one, its share
-    skipped: str = ""  # why it was not learned, or may not be chosen
-    on_frontier: bool = False  # nothing of as few bytes validates as well
+    seconds: float = 0.0  # of learning; of a batch of runs, its share
+    skipped: str = ""  # reason why it was not learned, or cannot be selected
+    on_frontier: bool = False  # no candidate of as few bytes validates as well
     chosen: bool = False
 
     @property
@@ -81,37 +70,36 @@ class Candidate:
         """Method and settings, such as "dip rank=2"."""
         return " ".join([self.method, *(f"{name}={v}" for name, v in self.settings.items())])
 
+    @property
+    def selection_key(self) -> tuple[float, float, int]:
+        """Sort key: validation accuracy, cross-entropy and bytes; best first."""
+        return -(self.val_accuracy or 0.0), self.val_loss or 0.0, self.size_bytes or 0
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chosen:
-    """The prompt that was taken, and all it was compared with, by rising size."""
+class MethodSelection:
+    """The selected prompt, and all candidates by size."""
 
     result: TrainingResult
-    frontier: tuple[Candidate, ...]
+    candidates: tuple[Candidate, ...]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Trial:
-    """A candidate on its way."""
+    """A candidate that was learned and measured."""
 
-    config: TrainConfig
+    plan: PromptPlan
+    fit: BestFit
     row: Candidate
-    fitted: Fitted | None = field(default=None, repr=False)
-
-    @property
-    def rank(self) -> tuple[float, float, int]:
-        """Sorts by validation accuracy, cross-entropy and bytes; best first."""
-        row = self.row
-        return -(row.val_accuracy or 0.0), row.val_loss or 0.0, row.size_bytes or 0
 
 
 OnCandidate = Callable[[Candidate], object]
 
 
-def choose_prompt(
+def select_method(
     backbone: Backbone,
     dataset: Split,
     config: TrainConfig,
@@ -124,79 +112,70 @@ def choose_prompt(
     workers: int = 4,
     progress: Progress = SILENT,
     on_candidate: OnCandidate = lambda candidate: None,
-) -> Chosen:
-    """Learn every candidate whose learned numbers fit into ``max_bytes``, and take the best.
+) -> MethodSelection:
+    """Learn every candidate whose learned numbers fit into ``max_bytes``, and select the best.
 
-    The same dataset, backbone and settings give the same choice. Zero-shot, 0 bytes, always fits.
+    The same dataset, backbone and settings give the same selection. Zero-shot, 0 bytes, always
+    fits.
 
     Args:
-        backbone: frozen.
-        dataset: all images; ``config.shots`` and ``config.seed`` draw those to learn from.
+        backbone: frozen CLIP.
+        dataset: all images; ``config.shots`` and ``config.seed`` draw the training images.
         config: seed, epochs, template and the other settings that all methods share; its method
-            and the method's own settings are not looked at. With ``learning_rate = "auto"`` every
+            and the method's own settings are ignored. With ``learning_rate = "auto"`` every
             candidate tries its method's rates.
-        max_bytes: of the learned numbers; the header of a prompt file comes on top.
-        candidates: "text" for prompts of the text tower, "all" for those of the image tower too
-            (a vision transformer, and no cached features: far slower), or configurations.
-        one_standard_error: take the smallest candidate whose accuracy is within one standard error
-            ``sqrt(a (1 - a) / N)`` of the best. A few validation images hardly tell candidates
-            apart, and a small prompt has less room to fit noise.
-        name: of the prompt.
-        cache: of image features; None keeps none on disk.
+        max_bytes: limit of the learned numbers; the header of a prompt file is not counted.
+        candidates: "text" for prompts of the text tower, "all" to include those of the image tower
+            (they need a vision transformer and cannot use cached features: far slower), or
+            configurations.
+        one_standard_error: select the smallest candidate whose accuracy is within one standard
+            error ``sqrt(a (1 - a) / N)`` of the best. A few validation images hardly tell
+            candidates apart, and a small prompt has less room to fit noise.
+        name: of the prompt, kept in its file.
+        cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
-        progress: where bars are shown.
+        progress: shows progress bars.
         on_candidate: called with each candidate once it has been measured.
 
     Raises:
-        ConfigInvalid: there are no validation images to choose by, or ``max_bytes`` is negative.
+        ConfigInvalid: there are no validation images to select by, or ``max_bytes`` is negative.
     """
     if max_bytes < 0:
-        raise ConfigInvalid(f"max_bytes is {max_bytes}; wanted 0 or more.")
-    drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
-    if drawn.val is None:
+        raise ConfigInvalid(f"max_bytes is {max_bytes}; expected 0 or more.")
+    trainer = Trainer(backbone, dataset, cache=cache, workers=workers, progress=progress)
+    images = trainer.plan(config, name).images
+    if images.val is None:
         raise ConfigInvalid(
             "Method 'auto' chooses by validation images, and there are none. "
             "Name a method, such as 'dip', or give more images."
         )
-    clock = StageTimer()
-    prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
-    trials = [_Trial(config=c, row=_row(c)) for c in candidate_configs(config, candidates)]
+    plans = [
+        PromptPlan(name=name, config=candidate.resolved(), images=images)
+        for candidate in candidate_configs(config, candidates)
+    ]
+    sized = [(plan, _sized(plan, trainer, max_bytes)) for plan in plans]
+    skipped = [row for _, row in sized if row.skipped]
+    trials = _tried([found for found in sized if not found[1].skipped], trainer, max_bytes)
     for trial in trials:
-        trial.row = _sized(trial, backbone, dataset.class_names, max_bytes)
-    with clock("learning"):
-        _learn(trials, backbone, dataset.class_names, drawn, prepare, progress)
-    for trial in trials:
-        if trial.row.skipped:
-            continue
-        val = prepare("val", drawn.val, trial.config)
-        trial.row = _measured(trial, backbone, dataset.class_names, val, max_bytes)
         on_candidate(trial.row)
-    best = _best(trials, len(drawn.val), one_standard_error=one_standard_error)
-    best.row = replace(best.row, chosen=True)
-    rows = mark_frontier([trial.row for trial in trials])
-    draft = draft_prompt(backbone, dataset.class_names, best.config.resolved(), best.fitted, name)
-    result = training_result(
-        backbone,
-        draft,
-        best.config,
-        best.fitted,
-        drawn,
-        prepare.held_out(drawn, best.config),
-        (*notes_on(drawn, best.config), *_notes(rows, best.row, max_bytes)),
-        clock,
+    best = _best(trials, len(images.val), one_standard_error=one_standard_error)
+    rows = mark_frontier(
+        [*skipped, *(replace(trial.row, chosen=trial is best) for trial in trials)]
     )
-    return Chosen(result=result, frontier=rows)
+    result = trainer.finish(best.plan, best.fit)
+    notes = (*result.notes, *_notes(rows, best.row, max_bytes))
+    return MethodSelection(result=replace(result, notes=notes), candidates=rows)
 
 
 def candidate_configs(
     config: TrainConfig, candidates: CandidateSet | Sequence[TrainConfig] = "text"
 ) -> list[TrainConfig]:
-    """The configurations to try; zero-shot is always among them."""
+    """Return the configurations to try; zero-shot is always among them."""
     if not isinstance(candidates, str):
-        found = list(candidates)
-        if all(METHODS[c.method].learner for c in found):
-            found.insert(0, TrainConfig(**{**_shared(config), "method": "zero-shot"}))
-        return found
+        configs = list(candidates)
+        if all(METHODS[c.method].learner for c in configs):
+            configs.insert(0, TrainConfig(**{**_shared(config), "method": "zero-shot"}))
+        return configs
     described = TEXT if candidates == "text" else (*TEXT, *IMAGE)
     return [
         TrainConfig(**{**_shared(config), **own})
@@ -208,8 +187,10 @@ def candidate_configs(
 
 
 def mark_frontier(rows: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """By rising size; ``on_frontier`` where no other of as few bytes validates as well (of equals
-    the first)."""
+    """Sort by size; set ``on_frontier`` where no candidate of as few bytes validates as well.
+
+    Of equal candidates the first one is on the frontier.
+    """
     ordered = sorted(
         rows,
         key=lambda row: (
@@ -228,7 +209,7 @@ def mark_frontier(rows: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _shared(config: TrainConfig) -> dict[str, Any]:
-    """The settings that every method has."""
+    """Return the settings that every method has."""
     known = settings()
     return {
         name: value
@@ -250,84 +231,62 @@ def _row(config: TrainConfig) -> Candidate:
     return Candidate(method=config.method, settings=own, size_bytes=None)
 
 
-def _sized(
-    trial: _Trial, backbone: Backbone, class_names: tuple[str, ...], max_bytes: int
-) -> Candidate:
-    """The candidate with its bytes, or with the reason why it is not learned."""
-    config, row = trial.config, trial.row
+def _sized(plan: PromptPlan, trainer: Trainer, max_bytes: int) -> Candidate:
+    """Return the candidate with its size, or with the reason why it is not learned."""
+    config, row = plan.config, _row(plan.config)
     if METHODS[config.method].learner is None:
         return replace(row, size_bytes=0)
     try:
-        run = Run(backbone, class_names, config, learning_rate=1.0)
-        draft = draft_prompt(backbone, class_names, config, run.fitted(()), "size")
+        run = Run(trainer.backbone, trainer.class_names, config, learning_rate=1.0)
+        draft = trainer.draft(plan, BestFit(config=config, fitted=run.fitted(())))
     except (ConfigInvalid, BackboneUnsupported, PromptTooLong) as error:
         return replace(row, skipped=error.message)
     if "tokens" in METHODS[config.method].settings:
-        return row  # pruned while learning: its size shows afterwards
+        return row  # pruned while learning: its size is known afterwards
     too_large = draft.payload_bytes > max_bytes
     return replace(row, size_bytes=draft.payload_bytes, skipped=TOO_LARGE if too_large else "")
 
 
-def _learn(
-    trials: Sequence[_Trial],
-    backbone: Backbone,
-    class_names: tuple[str, ...],
-    drawn: Split,
-    prepare: FeatureProvider,
-    progress: Progress,
-) -> None:
-    """Give each trial that learns its best fit."""
-    jobs: list[Job] = []
-    owners: list[_Trial] = []
-    for trial in trials:
-        config = trial.config.resolved()
-        if trial.row.skipped or METHODS[config.method].learner is None or drawn.val is None:
-            continue
-        train = prepare("train", drawn.train, config, config.views)
-        val = prepare("val", drawn.val, config)
-        for rate in learning_rates(config, val):
-            jobs.append(Job(config=config, learning_rate=rate, train=train, val=val))
-            owners.append(trial)
-    for trial, fitted in zip(
-        owners, fit_jobs(backbone, class_names, jobs, progress=progress), strict=True
-    ):
-        seconds = trial.row.seconds + sum(record.seconds for record in fitted.history)
-        trial.row = replace(trial.row, seconds=seconds)
-        if trial.fitted is None or selection_key(fitted) < selection_key(trial.fitted):
-            trial.fitted = fitted
+def _tried(
+    sized: Sequence[tuple[PromptPlan, Candidate]], trainer: Trainer, max_bytes: int
+) -> list[_Trial]:
+    """Learn candidates and measure what their prompt files would hold."""
+    fits = trainer.fit([plan for plan, _ in sized])
+    return [
+        _Trial(plan=plan, fit=fit, row=_measured(plan, fit, row, trainer, max_bytes))
+        for (plan, row), fit in zip(sized, fits, strict=True)
+    ]
 
 
 def _measured(
-    trial: _Trial,
-    backbone: Backbone,
-    class_names: tuple[str, ...],
-    val: ImageData,
-    max_bytes: int,
+    plan: PromptPlan, fit: BestFit, row: Candidate, trainer: Trainer, max_bytes: int
 ) -> Candidate:
-    """Score what the prompt file would hold on the validation images."""
-    draft = draft_prompt(backbone, class_names, trial.config.resolved(), trial.fitted, "draft")
-    stored = from_bytes(to_bytes(draft))
-    logits = prompt_logits(stored, backbone, val)
-    own = softmax(logits)[np.arange(len(val)), val.labels].astype(np.float64)
+    """Return the candidate with its scores on the validation images."""
+    stored = from_bytes(to_bytes(trainer.draft(plan, fit)))
+    val = trainer.features(plan, "val")
+    logits = prompt_logits(stored, trainer.backbone, val)  # (N, C)
+    own = softmax(logits)[np.arange(len(val)), val.labels].astype(np.float64)  # (N,)
     too_large = stored.payload_bytes > max_bytes
     return replace(
-        trial.row,
+        row,
         size_bytes=stored.payload_bytes,
         val_accuracy=float((logits.argmax(axis=1) == val.labels).mean()),
         val_loss=float(-np.log(own.clip(1e-30)).mean()),
-        learning_rate=trial.fitted.learning_rate if trial.fitted else None,
+        learning_rate=fit.fitted.learning_rate if fit.fitted else None,
+        seconds=fit.seconds,
         skipped=TOO_LARGE if too_large else "",
     )
 
 
 def _best(trials: Sequence[_Trial], images: int, *, one_standard_error: bool) -> _Trial:
-    able = sorted((t for t in trials if not t.row.skipped), key=lambda trial: trial.rank)
-    accuracy = able[0].row.val_accuracy or 0.0
+    able = [trial for trial in trials if not trial.row.skipped]
+    best = min(able, key=lambda trial: trial.row.selection_key)
     if not one_standard_error:
-        return able[0]
+        return best
+    accuracy = best.row.val_accuracy or 0.0
     least = accuracy - math.sqrt(accuracy * (1.0 - accuracy) / images)
     near = [trial for trial in able if (trial.row.val_accuracy or 0.0) >= least]
-    return min(near, key=lambda trial: (trial.row.size_bytes or 0, trial.rank))
+    return min(near, key=lambda trial: (trial.row.size_bytes or 0, trial.row.selection_key))
 
 
 def _notes(rows: Sequence[Candidate], best: Candidate, max_bytes: int) -> tuple[str, ...]:

@@ -1,5 +1,5 @@
-"""Hand-written sentences of many kinds, whose averaged class features stand for what the frozen
-model knows of a class (an ensemble: CLIP, section 3.1.4; the teacher of PromptSRC, section 3.2)."""
+"""Templates of many kinds. Their averaged class features are the zero-shot ensemble (CLIP, section
+3.1.4) and the teacher of PromptSRC (section 3.2)."""
 
 DIVERSE_TEMPLATES = (
     "a photo of a {}.",

@@ -1,61 +1,36 @@
-"""From a dataset to a prompt file: draw, encode, learn, round, evaluate."""
+"""From a dataset to prompts: draw images, provide features, fit, choose, draft, measure.
 
-import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+``train_prompts`` learns one prompt per configuration, ``train_prompt`` a single one. Both, and
+``select_method``, take the same steps, those of ``Trainer``.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from prompt_serve import __version__
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.prompts.probe import probe
-from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
-from prompt_serve.training.calibration import calibrate
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.training.batched_loop import OnBatchedEpoch
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import AUTO, TrainConfig
-from prompt_serve.training.data.dataset import ImageSet, Split
-from prompt_serve.training.data.features import FeatureCache, image_features
+from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.data.dataset import Split
+from prompt_serve.training.data.feature_provider import FeatureProvider
+from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.data.loading import image_faults, read_dataset
-from prompt_serve.training.data.pixels import image_pixels
-from prompt_serve.training.evaluate import (
-    Evaluation,
-    evaluate_prompt,
-    probed_features,
-    prompt_logits,
-)
-from prompt_serve.training.loop import EpochRecord, Fitted, check_names, fit
+from prompt_serve.training.data.loading import read_dataset, unreadable_images
+from prompt_serve.training.loop import EpochRecord, Fitted, check_names
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
-from prompt_serve.training.select_tokens import choose_tokens
-
-PLAIN_VIEW = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotComparison:
-    """The same images by the prompt and by the template alone."""
-
-    zero_shot: Evaluation
-    prompt: Evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What ``train_prompt`` gives back."""
-
-    prompt: Prompt
-    comparisons: Mapping[str, ZeroShotComparison]  # by part: "val", "test"; only those that exist
-    history: tuple[EpochRecord, ...]
-    images: Mapping[str, int]  # used, by part
-    notes: tuple[str, ...]  # what the user should know
-    seconds: Mapping[str, float]  # by stage: "features", "learning", "evaluation"
-    trained_numbers: int = 0  # that the optimizer changed; the file may hold fewer
-
+from prompt_serve.training.progress import SILENT, Progress, StageTimer
+from prompt_serve.training.results import TrainingResult, draft_prompt, finish_prompt
+from prompt_serve.training.select_tokens import (
+    TokenCandidate,
+    fewest_within_one_standard_error,
+    selection_note,
+    selects_tokens,
+    token_configs,
+)
+from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
 
 OnEpoch = Callable[[EpochRecord], object]
 
@@ -70,16 +45,11 @@ def open_dataset(
     workers: int = 4,
     progress: Progress = SILENT,
 ) -> Split:
-    """Read a dataset and check all that training with ``config`` will want of it.
+    """Read a dataset and check everything that training with ``config`` requires of it.
 
     Raises:
-        DatasetInvalid: everything that is wrong, from empty classes to names that are too long.
+        DatasetInvalid: lists all faults, from empty classes to names that are too long.
     """
-
-    def unreadable(split: Split) -> list[str]:
-        items = [item for part in split.parts.values() for item in part.items]
-        with progress.bar("checking images", len(items), "img") as advance:
-            return image_faults(items, workers=workers, advance=advance)
 
     def too_few(split: Split) -> list[str]:
         return [] if config.fewer_shots_ok else shot_faults(split, config.shots)
@@ -87,35 +57,9 @@ def open_dataset(
     def too_long(split: Split) -> list[str]:
         return check_names(backbone, split.class_names, config)
 
+    unreadable = unreadable_images(workers=workers, progress=progress)
     return read_dataset(
         source, images=images, rename=rename, checks=(too_few, too_long, unreadable)
-    )
-
-
-def image_data(
-    images: ImageSet,
-    backbone: Backbone,
-    *,
-    as_pixels: bool = False,
-    views: int = PLAIN_VIEW,
-    seed: int = 0,
-    cache: FeatureCache | None = None,
-    workers: int = 4,
-    advance: Advance = no_advance,
-) -> ImageData:
-    """Images as learning and evaluation take them: features, or pixels where the image tower is
-    prompted."""
-    if as_pixels:
-        return image_pixels(
-            images,
-            backbone.preprocessing,
-            views=views,
-            seed=seed,
-            workers=workers,
-            advance=advance,
-        )
-    return image_features(
-        images, backbone, views=views, seed=seed, cache=cache, workers=workers, advance=advance
     )
 
 
@@ -130,310 +74,312 @@ def train_prompt(
     progress: Progress = SILENT,
     on_epoch: OnEpoch = lambda record: None,
     checkpoint: Path | None = None,
-    draw: Sampler = few_shot,
+    sampler: Sampler = few_shot,
 ) -> TrainingResult:
     """Learn a prompt for ``dataset``.
 
-    The test images are encoded and looked at once, after learning has ended; nothing is chosen by
-    them. The same dataset, backbone and configuration give the same prompt, bit for bit, on the
-    same machine.
+    The test images are encoded and evaluated once, after learning has ended; they choose nothing.
+    The same dataset, backbone and configuration give the same prompt, bit for bit, on the same
+    machine.
 
     Args:
-        backbone: frozen.
-        dataset: all images; ``config.shots`` and ``config.seed`` draw those to learn from.
-        config: how.
+        backbone: frozen CLIP.
+        dataset: all images; ``config.shots`` and ``config.seed`` draw the training images.
+        config: training settings.
         name: of the prompt, kept in its file.
-        cache: of image features; None keeps none.
+        cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
-        progress: where bars are shown.
-        on_epoch: called after every epoch of every fit.
-        checkpoint: written after every epoch; a run that is stopped goes on from it. Where several
-            learning rates are tried, each has its own beside it.
-        draw: draws ``config.shots`` images a class with ``config.seed``.
+        progress: shows progress bars.
+        on_epoch: called after every epoch of every run.
+        checkpoint: file written after every epoch; an interrupted run resumes from it. Where
+            several learning rates or numbers of tokens are tried, each run has its own file
+            beside it.
+        sampler: draws ``config.shots`` images per class with ``config.seed``.
     """
-    config = config.resolved()
-    clock = StageTimer()
-    prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
-    drawn = draw(dataset, shots=config.shots, seed=config.seed)
-    notes = notes_on(drawn, config)
-    held_out = prepare.held_out(drawn, config)
-    fitted: Fitted | None = None
-    if METHODS[config.method].learner is not None:
-        train, val = prepare("train", drawn.train, config, config.views), held_out.get("val")
-
-        def learn(config: TrainConfig, own: Path | None) -> Fitted:
-            return _learn(
-                backbone, dataset.class_names, train, val, config, progress, on_epoch, own
-            )
-
-        with clock("learning"):
-            if config.tokens == AUTO:
-                choice = choose_tokens(config, backbone, val, learn, checkpoint)
-                fitted, notes = choice.chosen.fitted, (*notes, choice.note)
-                config = config.replace(tokens=choice.chosen.tokens)
-            else:
-                fitted = learn(config, checkpoint)
-    draft = draft_prompt(backbone, dataset.class_names, config, fitted, name)
-    return training_result(backbone, draft, config, fitted, drawn, held_out, notes, clock)
+    (result,) = train_prompts(
+        backbone,
+        dataset,
+        [config],
+        names=[name],
+        cache=cache,
+        workers=workers,
+        progress=progress,
+        on_epoch=lambda index, record: on_epoch(record),
+        checkpoints=[checkpoint],
+        # A batch sums in another order: a single prompt must not depend on what is tried beside it.
+        batched=False,
+        sampler=sampler,
+    )
+    return result
 
 
-class StageTimer:
-    """Adds up the seconds spent in each stage."""
+def train_prompts(
+    backbone: Backbone,
+    dataset: Split,
+    configs: Sequence[TrainConfig],
+    *,
+    names: Sequence[str] = (),
+    cache: FeatureCache | None = None,
+    workers: int = 4,
+    progress: Progress = SILENT,
+    on_epoch: OnBatchedEpoch = lambda index, record: None,
+    checkpoints: Sequence[Path | None] = (),
+    batched: bool = True,
+    sampler: Sampler = few_shot,
+) -> list[TrainingResult]:
+    """Learn a prompt with each of ``configs``; images are encoded once for all.
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-class FeatureProvider:
-    """Makes images ready for learning and evaluation, each set once however often it is asked for.
+    Text prompts of one shape (seeds, ranks, learning rates) learn as a batch (``fit_batched``),
+    all others one after the other. No run sees another.
 
     Args:
-        backbone: frozen.
-        clock: told the seconds, as stage "features".
-        cache: of image features; None keeps none on disk.
+        backbone: frozen CLIP.
+        dataset: all images; each configuration draws its own.
+        configs: training settings, one or more.
+        names: of the prompts, as many as ``configs``; without names, all are called "task".
+        cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
-        progress: where bars are shown.
+        progress: shows progress bars.
+        on_epoch: called with the index of the configuration and the record of each epoch.
+        checkpoints: a file, or None, for each configuration (see ``train_prompt``); runs with a
+            checkpoint are not batched.
+        batched: False fits all runs one after the other.
+        sampler: draws the images of each configuration.
+    """
+    names = names or ["task"] * len(configs)
+    checkpoints = checkpoints or [None] * len(configs)
+    timer = StageTimer()
+    results: dict[int, TrainingResult] = {}
+    for indices in _rounds(configs):
+        trainer = Trainer(
+            backbone,
+            dataset,
+            cache=cache,
+            workers=workers,
+            progress=progress,
+            timer=timer,
+            sampler=sampler,
+        )
+        plans = [trainer.plan(configs[i], names[i], checkpoints[i]) for i in indices]
+        fits = trainer.fit(
+            plans,
+            on_epoch=lambda position, record, indices=indices: on_epoch(indices[position], record),  # type: ignore[misc]  # the default argument binds this round's indices
+            batched=batched,
+        )
+        finished = [trainer.finish(*planned) for planned in zip(plans, fits, strict=True)]
+        results |= dict(zip(indices, finished, strict=True))
+    return [results[index] for index in range(len(configs))]
+
+
+def _rounds(configs: Sequence[TrainConfig]) -> list[list[int]]:
+    """Return the indices of configurations that are learned together.
+
+    Text prompts share their features and the text tower. An image prompt is alone: its pixels may
+    fill a gigabyte, and are freed when its round ends.
+    """
+    prompts_images = [METHODS[c.method].prompts_images(c.resolved()) for c in configs]
+    text = [index for index, as_pixels in enumerate(prompts_images) if not as_pixels]
+    alone = [[index] for index, as_pixels in enumerate(prompts_images) if as_pixels]
+    return [text, *alone] if text else alone
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPlan:
+    """A prompt to learn: its settings and its images."""
+
+    name: str
+    config: TrainConfig  # resolved
+    images: Split  # drawn
+    checkpoint: Path | None = None
+
+    @property
+    def as_pixels(self) -> bool:
+        """True where the image tower is prompted, so that its features cannot be cached."""
+        return METHODS[self.config.method].prompts_images(self.config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestFit:
+    """The run that was kept for a prompt, of one or more that were tried."""
+
+    config: TrainConfig  # of the plan, "auto" replaced by the number of tokens that was chosen
+    fitted: Fitted | None  # None: the method learns nothing
+    seconds: float = 0.0  # of learning, all runs tried
+    note: str = ""  # for the user
+
+
+class Trainer:
+    """The steps from a dataset to finished prompts; each image set is encoded once.
+
+    Args:
+        backbone: frozen CLIP.
+        dataset: all images.
+        cache: feature cache; None keeps nothing on disk.
+        workers: threads that decode images.
+        progress: shows progress bars.
+        timer: adds up the seconds per stage; a new one where None.
+        sampler: draws images from ``dataset``.
     """
 
     def __init__(
         self,
         backbone: Backbone,
-        clock: StageTimer,
+        dataset: Split,
         *,
         cache: FeatureCache | None = None,
         workers: int = 4,
         progress: Progress = SILENT,
+        timer: StageTimer | None = None,
+        sampler: Sampler = few_shot,
     ) -> None:
-        self._backbone, self._clock, self._progress = backbone, clock, progress
-        self._cache, self._workers = cache, workers
-        self._done: dict[Hashable, ImageData] = {}
+        self.backbone, self.class_names = backbone, dataset.class_names
+        self._dataset, self._sampler, self._progress = dataset, sampler, progress
+        self._timer = timer or StageTimer()
+        self._provide = FeatureProvider(
+            backbone, self._timer, cache=cache, workers=workers, progress=progress
+        )
 
-    def __call__(
-        self, part: str, images: ImageSet, config: TrainConfig, views: int = PLAIN_VIEW
-    ) -> ImageData:
-        """Images of a part in ``views`` augmented views, or in the plain one."""
-        as_pixels = METHODS[config.method].prompts_images(config)
-        if as_pixels:
-            # One that cannot be prompted is refused before images are decoded.
-            _ = self._backbone.image_tower
-        key = (as_pixels, images.items, views, config.seed if views else None)
-        if key not in self._done:
-            self._done[key] = self._prepared(part, images, config, views, as_pixels)
-        return self._done[key]
+    def plan(self, config: TrainConfig, name: str, checkpoint: Path | None = None) -> PromptPlan:
+        """Draw the images of a prompt."""
+        config = config.resolved()
+        images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
+        return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
 
-    def held_out(self, drawn: Split, config: TrainConfig) -> dict[str, ImageData]:
-        """Plain views of the validation and test images, where there are any."""
-        return {
-            part: self(part, images, config)
-            for part, images in drawn.parts.items()
-            if part != "train"
-        }
+    def fit(
+        self,
+        plans: Sequence[PromptPlan],
+        *,
+        on_epoch: OnBatchedEpoch = lambda index, record: None,
+        batched: bool = True,
+    ) -> list[BestFit]:
+        """Learn the prompts and keep the best run of each, by validation images.
 
-    def _prepared(
-        self, part: str, images: ImageSet, config: TrainConfig, views: int, as_pixels: bool
-    ) -> ImageData:
-        doing = f"{'decoding' if as_pixels else 'encoding'} {part}"
-        with self._clock("features"), self._progress.bar(doing, len(images), "img") as advance:
-            return image_data(
-                images,
-                self._backbone,
-                as_pixels=as_pixels,
-                views=views,
-                seed=config.seed,
-                cache=self._cache,
-                workers=self._workers,
-                advance=advance,
+        Args:
+            plans: prompts to learn.
+            on_epoch: called with the index of the plan and the record of each epoch.
+            batched: fit text prompts of one shape as a batch.
+        """
+        jobs = [self._jobs(plan) for plan in plans]
+        owners = [index for index, own in enumerate(jobs) for _ in own]
+        if not owners:
+            return [BestFit(config=plan.config, fitted=None) for plan in plans]
+        with self._timer("learning"):
+            fits = fit_jobs(
+                self.backbone,
+                self.class_names,
+                [job for own in jobs for job in own],
+                batched=batched,
+                progress=self._progress,
+                on_epoch=lambda job, record: on_epoch(owners[job], record),
             )
+        remaining = iter(fits)
+        return [
+            _best(plan, [(job, next(remaining)) for job in own])
+            if own
+            else BestFit(config=plan.config, fitted=None)
+            for plan, own in zip(plans, jobs, strict=True)
+        ]
 
+    def draft(self, plan: PromptPlan, best: BestFit) -> Prompt:
+        """Return what was learned as a prompt, without what is measured afterwards."""
+        return draft_prompt(self.backbone, self.class_names, best.config, best.fitted, plan.name)
 
-def training_result(
-    backbone: Backbone,
-    draft: Prompt,
-    config: TrainConfig,
-    fitted: Fitted | None,
-    drawn: Split,
-    held_out: Mapping[str, ImageData],
-    notes: tuple[str, ...],
-    clock: StageTimer,
-) -> TrainingResult:
-    """Calibrate a prompt, measure it, and put together what there is to say of it."""
-    images = {part: len(images) for part, images in drawn.parts.items()}
-    with clock("evaluation"):
-        # Through the file's bytes on purpose: what is measured is what will be served.
-        stored = _calibrated(from_bytes(to_bytes(draft)), backbone, config, held_out.get("val"))
-        comparisons = _compare(backbone, stored, held_out)
-        finished = replace(
-            stored,
-            probe=probe(probed_features(stored, backbone)),
-            metrics=_metrics(comparisons, images),
-        )
-    return TrainingResult(
-        prompt=finished,
-        comparisons=comparisons,
-        history=fitted.history if fitted else (),
-        images=images,
-        notes=notes,
-        seconds=clock.seconds,
-        trained_numbers=fitted.trained_numbers if fitted else 0,
-    )
+    def features(self, plan: PromptPlan, part: str) -> ImageData:
+        """Return plain views of a part that the plan has, as its method reads them."""
+        return self._provide(part, plan.images.parts[part], as_pixels=plan.as_pixels)
 
-
-def _learn(
-    backbone: Backbone,
-    class_names: tuple[str, ...],
-    train: ImageData,
-    val: ImageData | None,
-    config: TrainConfig,
-    progress: Progress,
-    on_epoch: OnEpoch,
-    checkpoint: Path | None,
-) -> Fitted:
-    rates = learning_rates(config, val)
-    fits = []
-    with progress.bar(f"learning {config.method}", config.epochs * len(rates), "epoch") as advance:
-
-        def after(record: EpochRecord) -> None:
-            advance(1)
-            on_epoch(record)
-
-        for rate in rates:
-            own = checkpoint
-            if checkpoint and len(rates) > 1:
-                own = checkpoint.with_name(f"{checkpoint.name}.{rate:g}")
-            fits.append(
-                fit(
-                    backbone,
-                    class_names,
-                    train,
-                    val,
-                    config,
-                    learning_rate=rate,
-                    on_epoch=after,
-                    checkpoint=own,
-                )
+    def finish(self, plan: PromptPlan, best: BestFit) -> TrainingResult:
+        """Calibrate a prompt and measure it on the validation and test images."""
+        counts = {part: len(images) for part, images in plan.images.parts.items()}
+        held_out = {part: self.features(plan, part) for part in counts if part != "train"}
+        with self._timer("evaluation"):
+            prompt, comparisons = finish_prompt(
+                self.draft(plan, best),
+                self.backbone,
+                best.config,
+                held_out,
+                counts,
             )
-    return min(fits, key=selection_key)
-
-
-def learning_rates(config: TrainConfig, val: ImageData | None) -> tuple[float, ...]:
-    """Those to try."""
-    method = METHODS[config.method]
-    if config.learning_rate is None:
-        return (method.learning_rate,)
-    if config.learning_rate != AUTO:
-        return (float(config.learning_rate),)
-    if val is None:
-        raise ConfigInvalid(
-            "learning_rate 'auto' chooses by validation images, and there are none. "
-            f"Give a number, such as {method.learning_rate}, or more images."
+        return TrainingResult(
+            prompt=prompt,
+            comparisons=comparisons,
+            history=best.fitted.history if best.fitted else (),
+            images=counts,
+            notes=(*_image_notes(plan), *([best.note] if best.note else [])),
+            seconds=self._timer.seconds,
+            trained_numbers=best.fitted.trained_numbers if best.fitted else 0,
         )
-    return method.learning_rates
 
-
-def selection_key(fitted: Fitted) -> tuple[float, float]:
-    """Sorts fits by validation accuracy, then by validation loss; best first."""
-    last = fitted.history[-1]
-    return -(last.val_accuracy or 0.0), last.val_loss or 0.0
-
-
-def draft_prompt(
-    backbone: Backbone,
-    class_names: tuple[str, ...],
-    config: TrainConfig,
-    fitted: Fitted | None,
-    name: str,
-) -> Prompt:
-    """What was learned (None: nothing) as a prompt, without what is measured afterwards."""
-    templates = (fitted.template,) if fitted else config.templates or (config.template,)
-    training = config.to_dict()
-    if fitted:
-        training["learning_rate"] = fitted.learning_rate
-    return Prompt(
-        name=name,
-        method=config.method,
-        class_names=class_names,
-        templates=templates,
-        backbone=backbone.ref,
-        probe=np.zeros(len(class_names), dtype=np.float16),  # filled in once it can be computed
-        class_position=config.class_position if fitted else "end",
-        text=fitted.encodings.text if fitted else None,
-        image=fitted.encodings.image if fitted else None,
-        training=training,
-        tool_version=__version__,
-    )
-
-
-def _calibrated(
-    prompt: Prompt, backbone: Backbone, config: TrainConfig, val: ImageData | None
-) -> Prompt:
-    if val is None or not (config.calibrate or config.unknown_share):
-        return prompt
-    found = calibrate(
-        prompt_logits(prompt, backbone, val), val.labels, unknown_share=config.unknown_share
-    )
-    temperature = found.temperature if config.calibrate else 1.0
-    return replace(prompt, temperature=temperature, unknown_below=found.unknown_below)
-
-
-def _compare(
-    backbone: Backbone, prompt: Prompt, held_out: Mapping[str, ImageData]
-) -> dict[str, ZeroShotComparison]:
-    zero_shot = _zero_shot(prompt)
-    return {
-        part: ZeroShotComparison(
-            zero_shot=evaluate_prompt(zero_shot, backbone, images),
-            prompt=evaluate_prompt(prompt, backbone, images),
+    def _jobs(self, plan: PromptPlan) -> list[Job]:
+        """Return the runs to try: one, unless a setting is "auto"."""
+        config, has_val = plan.config, plan.images.val is not None
+        if METHODS[config.method].learner is None:
+            return []
+        variants: Sequence[TrainConfig] = [config]
+        if selects_tokens(config):
+            variants = token_configs(config, self.backbone, has_val=has_val)
+        rates = learning_rates(config, has_val=has_val)
+        train = self._provide(
+            "train",
+            plan.images.train,
+            as_pixels=plan.as_pixels,
+            views=config.views,
+            seed=config.seed,
         )
-        for part, images in held_out.items()
-    }
+        val = self.features(plan, "val") if has_val else None
+        return [
+            Job(
+                config=variant,
+                learning_rate=rate,
+                train=train,
+                val=val,
+                checkpoint=_checkpoint(plan, variant, rate if len(rates) > 1 else None),
+            )
+            for variant in variants
+            for rate in rates
+        ]
 
 
-def _metrics(
-    comparisons: Mapping[str, ZeroShotComparison], images: Mapping[str, int]
-) -> dict[str, Any]:
-    """What the prompt file says of its accuracy."""
-    parts = {
-        part: {
-            **comparison.prompt.to_dict(),
-            "zero_shot_accuracy": round(comparison.zero_shot.accuracy, 4),
-        }
-        for part, comparison in comparisons.items()
-    }
-    return {**parts, "images": dict(images)}
+def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> Path | None:
+    """Return the checkpoint file of a run; runs that are tried side by side each have their own."""
+    if plan.checkpoint is None:
+        return None
+    tokens = f".tokens-{variant.tokens}" if selects_tokens(plan.config) else ""
+    suffix = tokens if rate is None else f"{tokens}.{rate:g}"
+    return plan.checkpoint.with_name(f"{plan.checkpoint.name}{suffix}")
 
 
-def _zero_shot(prompt: Prompt) -> Prompt:
-    """What the user would have without learning: the template that learning started from."""
-    if not prompt.encodings:
-        return prompt
-    template = prompt.training["template"]
-    return replace(
-        prompt,
-        text=None,
-        image=None,
-        templates=(template,),
-        class_position="end",
-        temperature=1.0,
-        unknown_below=0.0,
+def _best(plan: PromptPlan, fits: Sequence[tuple[Job, Fitted]]) -> BestFit:
+    """Choose among the runs of a prompt by validation."""
+    seconds = sum(record.seconds for _, fitted in fits for record in fitted.history)
+    if not selects_tokens(plan.config):
+        return BestFit(config=plan.config, fitted=_best_validated(fits), seconds=seconds)
+    candidates = [
+        TokenCandidate(tokens=tokens, fitted=_best_validated(tried))
+        for tokens, tried in groupby(fits, key=lambda tried: int(tried[0].config.tokens))
+    ]
+    chosen = fewest_within_one_standard_error(candidates, len(plan.images.val or ()))
+    return BestFit(
+        config=plan.config.replace(tokens=chosen.tokens),
+        fitted=chosen.fitted,
+        seconds=seconds,
+        note=selection_note(chosen, candidates),
     )
 
 
-def notes_on(drawn: Split, config: TrainConfig) -> tuple[str, ...]:
-    """What the user should know of the images."""
+def _best_validated(fits: Iterable[tuple[Job, Fitted]]) -> Fitted:
+    return min((fitted for _, fitted in fits), key=selection_key)
+
+
+def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
+    """Return what the user should know of the images."""
+    images, shots = plan.images, plan.config.shots
     notes = []
-    if drawn.val is None:
-        notes.append("There are no images left to validate on; going on without.")
-    if drawn.test is None:
+    if images.val is None:
+        notes.append("There are no images left to validate on; training runs without validation.")
+    if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")
-    fewer = shot_faults(drawn, config.shots)
+    fewer = shot_faults(images, shots)
     if fewer:
-        notes.append(f"{len(fewer)} classes have fewer than {config.shots} training images.")
+        notes.append(f"{len(fewer)} classes have fewer than {shots} training images.")
     return tuple(notes)

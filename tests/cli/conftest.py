@@ -1,4 +1,4 @@
-"""The command, run in this process, and the stand-in service it talks to."""
+"""The command, run in this process, and the fake service it calls."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from prompt_serve.cli.main import main
-from tests.client.fake_service import StandIn, running_standin
+from tests.client.fake_service import FakeService, running_fake_service
 
 Run = Callable[..., Result]
 
@@ -22,8 +22,8 @@ def run() -> Run:
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    """A running stand-in at the address that the commands use by default."""
-    with running_standin() as service:
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeService]:
+    """A running fake service at the default address of the commands."""
+    with running_fake_service() as service:
         monkeypatch.setenv("PROMPT_SERVE_URL", service.url)
         yield service

@@ -1,20 +1,20 @@
-"""The stand-in service, started anew for each test."""
+"""The fake service, started anew for each test."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from prompt_serve.client import Client
-from tests.client.fake_service import StandIn, running_standin
+from tests.client.fake_service import FakeService, running_fake_service
 
 
 @pytest.fixture
-def service() -> Iterator[StandIn]:
-    with running_standin() as service:
+def service() -> Iterator[FakeService]:
+    with running_fake_service() as service:
         yield service
 
 
 @pytest.fixture
-def client(service: StandIn) -> Iterator[Client]:
+def client(service: FakeService) -> Iterator[Client]:
     with Client(service.url) as client:
         yield client

@@ -1,8 +1,8 @@
-"""A small real HTTP server that speaks the protocol and fails on demand.
+"""Small real HTTP server that implements the service's API and fails on demand.
 
-It stands in for the service where the faults are the subject: dropped connections, refusals,
-slow answers, restarts. Its images are single-colored PNGs that carry a number; the number is
-the class it answers.
+It replaces the service in tests of faults: dropped connections, refusals, slow responses,
+restarts. Its images are single-colored PNGs that encode a number; the number is the predicted
+class.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def numbered_image(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def problem(code: str, status: int, detail: str = "As asked for.", **facts: object) -> Response:
+def problem(code: str, status: int, detail: str = "As requested.", **facts: object) -> Response:
     body = {"title": code, "status": status, "detail": detail, "code": code, **facts}
     retry = facts.get("retry_after_s")
     headers = {"Retry-After": str(retry)} if retry is not None else {}
@@ -55,25 +55,29 @@ class Drop(Exception):
 
 @dataclass
 class Behavior:
-    """What the next requests meet; the tests change it while the server runs."""
+    """Behavior of the server for the next requests; tests change it while the server runs."""
 
-    faults: deque[Response | Drop] = field(default_factory=deque)  # one a request, then none
-    drop_after_work: deque[Drop] = field(default_factory=deque)  # done, but the answer is lost
+    faults: deque[Response | Drop] = field(default_factory=deque)  # one per request
+    drop_after_work: deque[Drop] = field(
+        default_factory=deque
+    )  # the work is done, the response lost
     delay_s: Callable[[], float] = lambda: 0.0
-    shuffled: bool = False  # results of a request in another order than its images
+    shuffled: bool = False  # results in another order than the images
     is_refused: Callable[[list[bytes]], Response | None] = lambda images: None
-    unknown: set[int] = field(default_factory=set)  # numbers of images that show no class
+    unknown: set[int] = field(
+        default_factory=set
+    )  # numbers of images that show none of the classes
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     tasks: dict[str, bytes] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)  # of the requests that came
+    paths: list[str] = field(default_factory=list)  # of all requests so far
     times: list[float] = field(default_factory=list)
     images_per_request: list[int] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
 
 
-class StandIn:
-    """The server, in a thread; ``stop`` and ``start`` keep the port."""
+class FakeService:
+    """The server in a thread; ``stop`` and ``start`` keep the port."""
 
     def __init__(self) -> None:
         self.behavior = Behavior()
@@ -114,9 +118,9 @@ class StandIn:
 
 
 @contextmanager
-def running_standin() -> Iterator[StandIn]:
-    """A stand-in that serves the task "pets"."""
-    service = StandIn()
+def running_fake_service() -> Iterator[FakeService]:
+    """A fake service with the task "pets"."""
+    service = FakeService()
     service.behavior.tasks["pets"] = b""
     service.start()
     try:
@@ -151,7 +155,7 @@ def _faulty(app: ASGIApp, behavior: Behavior) -> ASGIApp:
 
 
 async def _discard(message: Any) -> None:
-    """A ``send`` whose answer is lost."""
+    """A ``send`` that loses the response."""
 
 
 async def _read_body(receive: Receive) -> None:
@@ -174,7 +178,7 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, bytes]]:
 def _app(behavior: Behavior) -> Starlette:
     async def info(request: Request) -> Response:
         backbone = {
-            "id": "stand-in",
+            "id": "fake",
             "fingerprint": "0" * 64,
             "text_width": 8,
             "embed_dim": 8,
@@ -187,11 +191,11 @@ def _app(behavior: Behavior) -> Starlette:
                 "precision": "fp32",
                 "image_size": 2,
                 "logit_scale": 100.0,
-                "provider": "stand-in",
+                "provider": "fake",
                 "tasks": len(behavior.tasks),
                 "revision": 1,
                 "limits": behavior.limits,
-                "told_by_a_newer_service": True,
+                "field_of_a_newer_service": True,
             }
         )
 
@@ -218,7 +222,7 @@ def _app(behavior: Behavior) -> Starlette:
                 return problem("image-invalid", 422, str(errors[0]["error"]["detail"]))
             listed = [{"index": r["index"], **r["error"]} for r in errors]
             return problem("image-invalid", 422, "No image is good.", errors=listed)
-        return JSONResponse({"results": results, "backbone": "stand-in"})
+        return JSONResponse({"results": results, "backbone": "fake"})
 
     async def task(request: Request) -> Response:
         name = request.path_params["name"]
@@ -270,7 +274,7 @@ def _task_info(name: str) -> dict[str, Any]:
         "name": name,
         "version": VERSION,
         "method": "zero_shot",
-        "backbone": "stand-in",
+        "backbone": "fake",
         "n_classes": 2,
         "size_bytes": 100,
         "updated": "2026-01-01T00:00:00Z",
@@ -292,7 +296,7 @@ def _result(index: int, image: bytes, tasks: list[str], unknown: set[int]) -> di
     number = int(red) + 256 * int(green)
     classes = [{"class_name": f"{number}", "label": 0, "probability": 0.9, "logit": 1.0}]
     answer: dict[str, Any] = {"version": VERSION, "classes": classes}
-    if number in unknown:  # services of the first version do not say whether
+    if number in unknown:  # services of the first version leave the field out
         answer["unknown"] = True
     predictions = [{"task": task, **answer} for task in tasks]
     return {"index": index, "predictions": predictions}

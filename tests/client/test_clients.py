@@ -1,4 +1,4 @@
-"""Both clients do what the protocol offers, and importing them costs nothing they do not need."""
+"""Both clients cover the API, and importing them loads nothing they do not need."""
 
 import asyncio
 import inspect
@@ -12,13 +12,14 @@ import pytest
 
 from prompt_serve.client import AsyncClient, Client
 from prompt_serve.errors import PromptFileInvalid, RequestInvalid, TaskNameInvalid, TaskNotFound
-from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, to_bytes
-from tests.client.fake_service import StandIn, numbered_image
+from prompt_serve.prompts.prompt_file import Prompt, to_bytes
+from prompt_serve.types import BackboneRef
+from tests.client.fake_service import FakeService, numbered_image
 
 
 def prompt(name: str) -> Prompt:
     backbone = BackboneRef(
-        id="stand-in", fingerprint="0" * 64, text_width=8, embed_dim=8, context_length=16
+        id="fake", fingerprint="0" * 64, text_width=8, embed_dim=8, context_length=16
     )
     return Prompt(
         name=name,
@@ -30,7 +31,7 @@ def prompt(name: str) -> Prompt:
     )
 
 
-def test_tasks_come_and_go(service: StandIn, client: Client) -> None:
+def test_tasks_come_and_go(service: FakeService, client: Client) -> None:
     assert client.upload(prompt("birds")).name == "birds"
     assert client.create_zero_shot("fish", ["cod", "eel"]).name == "fish"
     assert [task.name for task in client.tasks()] == ["birds", "fish", "pets"]
@@ -42,7 +43,7 @@ def test_tasks_come_and_go(service: StandIn, client: Client) -> None:
     assert [task.name for task in client.tasks()] == ["fish", "pets"]
 
 
-def test_all_pages_of_tasks_are_listed(service: StandIn, client: Client) -> None:
+def test_all_pages_of_tasks_are_listed(service: FakeService, client: Client) -> None:
     names = [f"task-{i:03}" for i in range(250)]
     service.behavior.tasks = dict.fromkeys(names, b"")
 
@@ -51,7 +52,7 @@ def test_all_pages_of_tasks_are_listed(service: StandIn, client: Client) -> None
 
 
 def test_an_upload_takes_the_prompts_name_or_its_files(
-    service: StandIn, client: Client, tmp_path: Path
+    service: FakeService, client: Client, tmp_path: Path
 ) -> None:
     nameless = tmp_path / "flowers.safetensors"
     nameless.write_bytes(to_bytes(prompt("")))
@@ -64,8 +65,8 @@ def test_an_upload_takes_the_prompts_name_or_its_files(
     assert client.upload(named, name="shrubs").name == "shrubs"
 
 
-def test_uploads_that_cannot_be_are_told_at_once(client: Client, tmp_path: Path) -> None:
-    with pytest.raises(RequestInvalid, match="no name of its own"):
+def test_invalid_uploads_are_rejected_at_once(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(RequestInvalid, match="has no name"):
         client.upload(prompt(""))
     with pytest.raises(PromptFileInvalid, match="No such file"):
         client.upload(tmp_path / "missing.safetensors")
@@ -74,16 +75,16 @@ def test_uploads_that_cannot_be_are_told_at_once(client: Client, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../info"])
-def test_a_name_that_is_another_address_is_refused(
-    name: str, service: StandIn, client: Client
+def test_a_name_that_is_another_path_is_rejected(
+    name: str, service: FakeService, client: Client
 ) -> None:
-    with pytest.raises(TaskNameInvalid, match="cannot be the name of a task"):
+    with pytest.raises(TaskNameInvalid, match="is not a valid task name"):
         client.delete(name)
 
     assert service.behavior.paths == []
 
 
-def test_an_odd_name_is_asked_for_as_it_is(service: StandIn, client: Client) -> None:
+def test_an_odd_name_is_asked_for_as_it_is(service: FakeService, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         client.task("a b?c#d")
 
@@ -121,7 +122,7 @@ def test_both_clients_offer_the_same() -> None:
     assert own == shared
 
 
-def test_the_async_client_does_the_same(service: StandIn) -> None:
+def test_the_async_client_does_the_same(service: FakeService) -> None:
     async def use() -> list[str]:
         async with AsyncClient(service.url) as client:
             await client.wait_until_ready()
@@ -158,7 +159,7 @@ def test_importing_needs_neither_torch_nor_a_server(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_an_interpreter_ends_though_nobody_closed_the_client(service: StandIn) -> None:
+def test_an_interpreter_ends_though_nobody_closed_the_client(service: FakeService) -> None:
     code = (
         f"from prompt_serve.client import Client\n"
         f"client = Client({service.url!r})\n"

@@ -17,14 +17,14 @@ from prompt_serve.errors import (
     ServiceUnreachable,
     TaskNotFound,
 )
-from tests.client.fake_service import StandIn, numbered_image, problem
+from tests.client.fake_service import FakeService, numbered_image, problem
 
 RETRIED = {"overloaded", "not-ready", "deadline-exceeded", "service-unreachable"}
 
 
 @pytest.mark.parametrize("code", sorted(set(ERRORS_BY_CODE) - RETRIED - {"internal-error"}))
 def test_every_code_comes_back_as_the_exception_it_names(
-    code: str, service: StandIn, client: Client
+    code: str, service: FakeService, client: Client
 ) -> None:
     service.behavior.faults.append(problem(code, 422, "The reason.", field="name", seen=[1, 2]))
 
@@ -44,7 +44,7 @@ def test_an_unknown_task_names_those_that_are_loaded(client: Client) -> None:
 
 
 def test_what_the_service_did_not_foresee_is_a_service_failure(
-    service: StandIn, client: Client
+    service: FakeService, client: Client
 ) -> None:
     service.behavior.faults.append(problem("internal-error", 500, "Something went wrong."))
 
@@ -52,7 +52,7 @@ def test_what_the_service_did_not_foresee_is_a_service_failure(
         client.info()
 
 
-def test_another_server_at_the_url_is_told_apart(service: StandIn, client: Client) -> None:
+def test_another_server_at_the_url_is_recognized(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(HTMLResponse("<h1>It works!</h1>", 404))
 
     with pytest.raises(ServiceFailed, match=r"404.*is this the URL.*It works!") as caught:
@@ -62,23 +62,27 @@ def test_another_server_at_the_url_is_told_apart(service: StandIn, client: Clien
     assert caught.value.facts["body"] == "<h1>It works!</h1>"
 
 
-def test_a_success_of_another_server_is_no_answer(service: StandIn, client: Client) -> None:
+def test_a_success_of_another_server_is_no_answer(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(JSONResponse({"hello": "world"}))
 
     with pytest.raises(ServiceFailed, match="not part of the protocol"):
         client.info()
 
 
-def test_too_few_results_are_not_passed_off_as_an_answer(service: StandIn, client: Client) -> None:
+def test_too_few_results_are_not_passed_off_as_an_answer(
+    service: FakeService, client: Client
+) -> None:
     client.info()
     images = [numbered_image(1), numbered_image(2)]
     service.behavior.is_refused = lambda _: JSONResponse({"results": [], "backbone": "x"})
 
-    with pytest.raises(ServiceFailed, match="does not answer 2 images and 1 tasks"):
+    with pytest.raises(ServiceFailed, match="does not cover 2 images and 1 task:"):
         client.classify(images, "pets")
 
 
-def test_facts_cannot_overwrite_what_makes_an_exception(service: StandIn, client: Client) -> None:
+def test_facts_cannot_overwrite_what_makes_an_exception(
+    service: FakeService, client: Client
+) -> None:
     fault = problem("backbone-mismatch", 422, "Mine.", message="Theirs.", facts=1, args=2)
     service.behavior.faults.append(fault)
 
@@ -93,7 +97,7 @@ def test_a_bad_image_alone_is_raised(client: Client) -> None:
         client.classify(b"no image", "pets")
 
 
-def test_bad_images_of_a_list_are_told_apart(client: Client) -> None:
+def test_bad_images_of_a_list_have_their_own_errors(client: Client) -> None:
     results = client.classify([b"bad", numbered_image(7), "/nowhere/cat.jpg"], "pets")
 
     codes = [result.error.code if result.error else None for result in results]
@@ -103,16 +107,16 @@ def test_bad_images_of_a_list_are_told_apart(client: Client) -> None:
     assert "/nowhere/cat.jpg cannot be read: No such file" in results[2].error.detail
 
 
-def test_images_that_are_all_bad_are_told_apart(client: Client) -> None:
+def test_images_that_are_all_bad_have_their_own_errors(client: Client) -> None:
     results = client.classify([b"bad", b"worse"], "pets")
 
     assert [(r.index, r.error is not None) for r in results] == [(0, True), (1, True)]
 
 
 def test_an_image_beyond_the_services_limit_is_not_even_sent(
-    service: StandIn, client: Client
+    service: FakeService, client: Client
 ) -> None:
-    with pytest.raises(RequestTooLarge, match=r"300,000 bytes; a request .* at most 200,000"):
+    with pytest.raises(RequestTooLarge, match=r"300,000 bytes; .* requests of at most 200,000"):
         client.classify(b"x" * 300_000, "pets")
 
     assert service.behavior.images_per_request == []
@@ -125,7 +129,7 @@ def test_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
 
 @pytest.mark.parametrize("url", ["localhost:3000", "ftp://localhost", ""])
 def test_half_an_address_is_refused(url: str) -> None:
-    with pytest.raises(ConfigInvalid, match="Give it whole"):
+    with pytest.raises(ConfigInvalid, match="Give the full URL"):
         Client(url)
 
 
@@ -134,7 +138,7 @@ def test_an_address_that_is_none_is_unreachable() -> None:
         client.info()
 
 
-def test_a_service_that_is_not_there_says_where_and_what_to_do(service: StandIn) -> None:
+def test_a_service_that_is_not_there_says_where_and_what_to_do(service: FakeService) -> None:
     service.stop()
 
     with (
@@ -144,7 +148,7 @@ def test_a_service_that_is_not_there_says_where_and_what_to_do(service: StandIn)
         client.info()
 
 
-def test_a_proxys_refusal_is_understood(service: StandIn) -> None:
+def test_a_proxys_refusal_is_understood(service: FakeService) -> None:
     service.behavior.faults.append(HTMLResponse("slow down", 429, {"Retry-After": "7"}))
 
     with Client(service.url, retries=0) as client, pytest.raises(Overloaded) as caught:
@@ -153,7 +157,7 @@ def test_a_proxys_refusal_is_understood(service: StandIn) -> None:
     assert caught.value.retry_after_s == 7.0
 
 
-def test_a_closed_client_says_so(service: StandIn) -> None:
+def test_a_closed_client_says_so(service: FakeService) -> None:
     client = Client(service.url)
     client.close()
     client.close()

@@ -22,7 +22,7 @@ from prompt_serve.client.images import (
 from prompt_serve.errors import ImageInvalid
 from prompt_serve.preprocess import decode_image
 from prompt_serve.types import PixelArray
-from tests.client.fake_service import StandIn, numbered_image
+from tests.client.fake_service import FakeService, numbered_image
 
 
 @pytest.fixture
@@ -72,9 +72,9 @@ def test_a_turned_photograph_is_sent_as_its_file_would_be_read(
         (None, "'NoneType' is not an image"),
         (3, "'int' is not an image"),
         (io.StringIO("text"), "binary mode"),
-        (np.zeros((2, 2, 3)), r"float64 \(2, 2, 3\); wanted uint8"),
-        (np.zeros((2, 2), np.uint8), r"uint8 \(2, 2\); wanted"),
-        (np.zeros((0, 2, 3), np.uint8), r"uint8 \(0, 2, 3\); wanted"),
+        (np.zeros((2, 2, 3)), r"float64 \(2, 2, 3\); expected uint8"),
+        (np.zeros((2, 2), np.uint8), r"uint8 \(2, 2\); expected"),
+        (np.zeros((0, 2, 3), np.uint8), r"uint8 \(0, 2, 3\); expected"),
     ],
 )
 def test_what_is_no_image_says_what_is(image: Any, reason: str) -> None:
@@ -95,7 +95,7 @@ def test_a_closed_file_and_a_truncated_picture_are_bad_images(tmp_path: Path) ->
         read_image(closed)
 
 
-def test_one_image_is_told_from_several(pixels: PixelArray) -> None:
+def test_one_image_is_distinguished_from_several(pixels: PixelArray) -> None:
     single: list[Any] = ["a.jpg", Path("a.jpg"), b"x", io.BytesIO(b"x"), pixels]
     several: list[Any] = [["a.jpg"], (b"x",), iter([b"x"]), np.stack([pixels, pixels])]
 
@@ -147,7 +147,7 @@ def test_images_are_read_when_their_request_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 def test_a_file_name_of_another_encoding_is_no_obstacle(
-    service: StandIn, client: Client, tmp_path: Path
+    service: FakeService, client: Client, tmp_path: Path
 ) -> None:
     path = os.fsdecode(os.fsencode(tmp_path) + b'/caf\xe9 "1".png')
     Path(path).write_bytes(numbered_image(5))

@@ -17,18 +17,18 @@ from prompt_serve.errors import (
     ServiceUnreachable,
     TaskNotFound,
 )
-from tests.client.fake_service import Drop, StandIn, problem
+from tests.client.fake_service import Drop, FakeService, problem
 
 
-def test_dropped_connections_are_asked_again(service: StandIn, client: Client) -> None:
+def test_dropped_connections_are_retried(service: FakeService, client: Client) -> None:
     service.behavior.faults.extend([Drop(), Drop()])
 
     assert client.info().precision == "fp32"
     assert service.behavior.paths == ["GET /v1/info"] * 3
 
 
-def test_refusals_are_asked_again_after_the_time_they_name(
-    service: StandIn, client: Client
+def test_refusals_are_retried_after_the_time_they_name(
+    service: FakeService, client: Client
 ) -> None:
     service.behavior.faults.append(problem("overloaded", 429, retry_after_s=1))
 
@@ -41,8 +41,8 @@ def test_refusals_are_asked_again_after_the_time_they_name(
 @pytest.mark.parametrize(
     ("code", "status", "error"), [("overloaded", 429, Overloaded), ("not-ready", 503, NotReady)]
 )
-def test_a_service_that_goes_on_refusing_is_given_up(
-    code: str, status: int, error: type[Exception], service: StandIn
+def test_retries_end_when_the_service_keeps_refusing(
+    code: str, status: int, error: type[Exception], service: FakeService
 ) -> None:
     service.behavior.faults.extend([problem(code, status, "Not now.")] * 5)
 
@@ -52,7 +52,7 @@ def test_a_service_that_goes_on_refusing_is_given_up(
     assert len(service.behavior.paths) == 3
 
 
-def test_drops_without_end_are_given_up(service: StandIn) -> None:
+def test_drops_without_end_are_given_up(service: FakeService) -> None:
     service.behavior.faults.extend([Drop()] * 5)
 
     with (
@@ -64,7 +64,7 @@ def test_drops_without_end_are_given_up(service: StandIn) -> None:
     assert (caught.value.facts["url"], caught.value.facts["attempts"]) == (service.url, 2)
 
 
-def test_a_wait_beyond_the_budget_is_not_even_begun(service: StandIn, client: Client) -> None:
+def test_a_wait_beyond_the_budget_is_not_even_begun(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(problem("overloaded", 429, retry_after_s=3600))
     started = time.monotonic()
 
@@ -75,8 +75,8 @@ def test_a_wait_beyond_the_budget_is_not_even_begun(service: StandIn, client: Cl
     assert time.monotonic() - started < 5.0
 
 
-def test_an_answer_that_does_not_come_in_time_is_told_apart_from_no_service(
-    service: StandIn,
+def test_a_timeout_is_not_reported_as_an_unreachable_service(
+    service: FakeService,
 ) -> None:
     service.behavior.delay_s = lambda: 5.0
 
@@ -87,14 +87,14 @@ def test_an_answer_that_does_not_come_in_time_is_told_apart_from_no_service(
         client.info()
 
 
-def test_what_cannot_get_better_is_asked_once(service: StandIn, client: Client) -> None:
+def test_what_cannot_get_better_is_asked_once(service: FakeService, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         client.task("pest")
 
     assert service.behavior.paths == ["GET /v1/tasks/pest"]
 
 
-def test_a_deletion_whose_answer_was_lost_is_no_error(service: StandIn, client: Client) -> None:
+def test_a_deletion_whose_answer_was_lost_is_no_error(service: FakeService, client: Client) -> None:
     service.behavior.drop_after_work.append(Drop())
 
     client.delete("pets")
@@ -104,7 +104,7 @@ def test_a_deletion_whose_answer_was_lost_is_no_error(service: StandIn, client: 
         client.delete("pets")
 
 
-def test_waiting_for_a_service_ends_when_it_is_ready(service: StandIn, client: Client) -> None:
+def test_waiting_for_a_service_ends_when_it_is_ready(service: FakeService, client: Client) -> None:
     service.behavior.faults.extend([problem("not-ready", 503), Drop()])
 
     client.wait_until_ready(timeout_s=30)
@@ -112,21 +112,23 @@ def test_waiting_for_a_service_ends_when_it_is_ready(service: StandIn, client: C
     assert service.behavior.paths == ["GET /readyz"] * 3
 
 
-def test_waiting_for_a_service_says_what_it_waited_for(service: StandIn, client: Client) -> None:
+def test_waiting_for_a_service_says_what_it_waited_for(
+    service: FakeService, client: Client
+) -> None:
     service.behavior.faults.extend([PlainTextResponse("loading", 503)] * 100)
     with pytest.raises(NotReady, match=r"Waited 0\.5 s\. .*loading"):
         client.wait_until_ready(timeout_s=0.5)
 
     service.stop()
-    with pytest.raises(ServiceUnreachable, match=r"Waited 0\.5 s\. Nothing answers"):
+    with pytest.raises(ServiceUnreachable, match=r"Waited 0\.5 s\. Cannot reach"):
         client.wait_until_ready(timeout_s=0.5)
 
 
 def test_pauses_grow_with_jitter_up_to_a_limit() -> None:
     random.seed(0)
-    patience = RetryState(RetryPolicy(retries=8, first_delay_s=1.0, max_delay_s=8.0))
+    retry_state = RetryState(RetryPolicy(retries=8, first_delay_s=1.0, max_delay_s=8.0))
 
-    delays = [patience.next_delay_s() for _ in range(9)]
+    delays = [retry_state.next_delay_s() for _ in range(9)]
 
     for delay, longest in zip(delays, [1, 2, 4, 8, 8, 8, 8, 8], strict=False):
         assert delay is not None
@@ -135,10 +137,10 @@ def test_pauses_grow_with_jitter_up_to_a_limit() -> None:
 
 
 def test_a_policy_without_a_count_ends_with_its_budget() -> None:
-    patience = RetryState(RetryPolicy(retries=None, budget_s=0.2, first_delay_s=0.05))
+    retry_state = RetryState(RetryPolicy(retries=None, budget_s=0.2, first_delay_s=0.05))
     started = time.monotonic()
 
-    while (delay_s := patience.next_delay_s()) is not None:
+    while (delay_s := retry_state.next_delay_s()) is not None:
         time.sleep(delay_s)
 
     assert 0.2 <= time.monotonic() - started < 5.0

@@ -15,7 +15,7 @@ from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.scoring import Chunk, ScoredImage, chunks_of, in_order, plan_for
 from prompt_serve.errors import ServiceUnreachable, TaskNotFound
 from prompt_serve.schemas import Limits
-from tests.client.fake_service import LIMITS, Drop, StandIn, numbered_image, problem
+from tests.client.fake_service import LIMITS, Drop, FakeService, numbered_image, problem
 
 
 def numbers_of(rows: list[ScoredImage]) -> list[str | None]:
@@ -26,7 +26,7 @@ def numbered(n: int) -> list[str]:
     return [str(i) for i in range(n)]
 
 
-def test_rows_come_in_order_whatever_the_service_does(service: StandIn, client: Client) -> None:
+def test_rows_come_in_order_whatever_the_service_does(service: FakeService, client: Client) -> None:
     service.behavior.delay_s = lambda: random.uniform(0, 0.05)
     service.behavior.shuffled = True
 
@@ -37,7 +37,7 @@ def test_rows_come_in_order_whatever_the_service_does(service: StandIn, client: 
     assert service.behavior.most_in_flight == 4
 
 
-def test_bad_images_are_rows_and_stop_nothing(service: StandIn, client: Client) -> None:
+def test_bad_images_are_rows_and_stop_nothing(service: FakeService, client: Client) -> None:
     rng = random.Random(1)
     bad = set(rng.sample(range(2000), 20))
     images = (b"no image" if i in bad else numbered_image(i) for i in range(2000))
@@ -67,7 +67,7 @@ def test_a_chunk_of_bad_images_only_keeps_them_apart(client: Client) -> None:
     assert [row.error is not None for row in rows] == [True, True, False, True]
 
 
-def test_rows_say_where_the_task_knows_no_answer(service: StandIn, client: Client) -> None:
+def test_rows_say_where_the_task_knows_no_answer(service: FakeService, client: Client) -> None:
     service.behavior.unknown = {1, 2}
 
     rows = list(client.score([numbered_image(number) for number in range(4)], "pets"))
@@ -76,7 +76,7 @@ def test_rows_say_where_the_task_knows_no_answer(service: StandIn, client: Clien
     assert numbers_of(rows) == ["0", "1", "2", "3"]
 
 
-def test_several_tasks_are_several_rows_an_image(service: StandIn, client: Client) -> None:
+def test_several_tasks_are_several_rows_an_image(service: FakeService, client: Client) -> None:
     names = [f"task-{i}" for i in range(20)]  # more than the 8 that a request may name
     service.behavior.tasks.update(dict.fromkeys(names, b""))
 
@@ -86,7 +86,7 @@ def test_several_tasks_are_several_rows_an_image(service: StandIn, client: Clien
     assert [row.error is not None for row in rows] == [False] * 20 + [True] * 20
 
 
-def test_requests_keep_the_limits_of_the_service(service: StandIn, client: Client) -> None:
+def test_requests_keep_the_limits_of_the_service(service: FakeService, client: Client) -> None:
     service.behavior.limits["max_images"] = 3
 
     assert len(client.classify([numbered_image(i) for i in range(10)], "pets")) == 10
@@ -101,7 +101,7 @@ def test_a_short_queue_is_shared_politely() -> None:
 
 @pytest.mark.parametrize(("code", "status"), [("request-too-large", 413), ("internal-error", 500)])
 def test_what_fails_as_a_whole_is_split_until_the_culprit_is_alone(
-    code: str, status: int, service: StandIn, client: Client
+    code: str, status: int, service: FakeService, client: Client
 ) -> None:
     culprit = numbered_image(5)
     service.behavior.is_refused = lambda images: (
@@ -146,7 +146,7 @@ def test_a_stream_runs_in_the_thread_of_its_consumer(client: Client) -> None:
     assert threads == {threading.current_thread()}
 
 
-def test_dropped_connections_and_refusals_cost_no_row(service: StandIn, client: Client) -> None:
+def test_dropped_connections_and_refusals_cost_no_row(service: FakeService, client: Client) -> None:
     client.info()
     service.behavior.faults.extend(
         [Drop(), problem("overloaded", 429, retry_after_s=0.1), Drop(), problem("not-ready", 503)]
@@ -157,7 +157,9 @@ def test_dropped_connections_and_refusals_cost_no_row(service: StandIn, client: 
     assert numbers_of(rows) == numbered(100)
 
 
-def test_scoring_lives_through_a_restart_of_the_service(service: StandIn, client: Client) -> None:
+def test_scoring_lives_through_a_restart_of_the_service(
+    service: FakeService, client: Client
+) -> None:
     service.behavior.delay_s = lambda: 0.02
 
     def restart() -> None:
@@ -178,14 +180,14 @@ def test_scoring_lives_through_a_restart_of_the_service(service: StandIn, client
 
 
 def test_a_service_that_stays_away_ends_the_run_after_the_rows_there_are(
-    service: StandIn, client: Client
+    service: FakeService, client: Client
 ) -> None:
     images = (numbered_image(i) for i in range(400))
     scored = client.score(images, "pets", chunk_size=4, retry_for_s=0.5)
     rows = [next(scored) for _ in range(51)]
     service.stop()
 
-    with pytest.raises(ServiceUnreachable, match="Nothing answers"):
+    with pytest.raises(ServiceUnreachable, match="Cannot reach"):
         rows.extend(scored)
 
     assert numbers_of(rows) == numbered(len(rows))
@@ -207,7 +209,7 @@ def test_an_error_of_the_stream_reaches_its_consumer(client: Client) -> None:
     assert client.info().precision == "fp32"
 
 
-def test_no_image_is_no_row(service: StandIn, client: Client) -> None:
+def test_no_image_is_no_row(service: FakeService, client: Client) -> None:
     assert list(client.score([], "pets")) == []
     assert client.classify([], "pets") == []
     assert service.behavior.images_per_request == []
@@ -221,7 +223,7 @@ def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
         time.sleep(0.01)
 
 
-def test_a_consumer_that_stops_early_leaves_nothing_behind(service: StandIn) -> None:
+def test_a_consumer_that_stops_early_leaves_nothing_behind(service: FakeService) -> None:
     before = set(threading.enumerate())
     client = Client(service.url)
     service.behavior.delay_s = lambda: 0.01
@@ -241,7 +243,7 @@ def test_a_consumer_that_stops_early_leaves_nothing_behind(service: StandIn) -> 
     assert len(service.behavior.paths) == asked
 
 
-def test_a_client_that_is_forgotten_ends_its_thread(service: StandIn) -> None:
+def test_a_client_that_is_forgotten_ends_its_thread(service: FakeService) -> None:
     before = set(threading.enumerate())
     client = Client(service.url)
     client.info()
@@ -250,6 +252,26 @@ def test_a_client_that_is_forgotten_ends_its_thread(service: StandIn) -> None:
     gc.collect()
 
     wait_until(lambda: set(threading.enumerate()) <= before, "threads are left")
+
+
+def test_a_client_may_be_collected_in_its_own_thread(service: FakeService) -> None:
+    """A reference cycle is freed wherever the garbage collector happens to run."""
+    before = set(threading.enumerate())
+
+    async def collect() -> None:
+        gc.collect()
+
+    client = Client(service.url)
+    client.info()
+    client.__dict__["cycle"] = client
+    loop = client._loop
+    gc.disable()
+    try:
+        del client
+        loop.submit(collect)
+        wait_until(lambda: set(threading.enumerate()) <= before, "threads are left")
+    finally:
+        gc.enable()
 
 
 def test_a_window_cancels_what_is_under_way_when_its_consumer_stops() -> None:
@@ -263,19 +285,19 @@ def test_a_window_cancels_what_is_under_way_when_its_consumer_stops() -> None:
             raise
         return chunk[0][0]
 
-    async def nothing() -> None:
+    async def no_cleanup() -> None:
         pass
 
     loop = LoopThread("test")
     results = in_order(chunks_of([b""] * 100, 1), lambda chunk: loop.submit(work, chunk), depth=3)
     assert next(results) == 0
     results.close()
-    loop.stop(nothing)
+    loop.stop(no_cleanup)
 
-    assert cancelled in ([1, 2], [1], [])  # a result that was there at once stops the taking
+    assert cancelled in ([1, 2], [1], [])  # a finished result is yielded before more chunks
 
 
-def test_scoring_on_an_event_loop(service: StandIn) -> None:
+def test_scoring_on_an_event_loop(service: FakeService) -> None:
     service.behavior.delay_s = lambda: random.uniform(0, 0.02)
 
     async def images() -> AsyncIterator[bytes]:
@@ -293,7 +315,7 @@ def test_scoring_on_an_event_loop(service: StandIn) -> None:
         assert numbers_of(rows) == numbered(100)
 
 
-def test_stopping_early_on_an_event_loop_leaves_no_task(service: StandIn) -> None:
+def test_stopping_early_on_an_event_loop_leaves_no_task(service: FakeService) -> None:
     async def score() -> int:
         async with AsyncClient(service.url) as client:
             rows = client.score((numbered_image(i) for i in range(1000)), "pets", chunk_size=1)

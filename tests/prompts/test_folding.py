@@ -19,7 +19,7 @@ from prompt_serve.prompts.encodings import (
 from prompt_serve.prompts.folding import fold, fold_image, fold_text
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.types import FloatArray
-from tests.golden import GOLDEN, coded, to_float16
+from tests.golden import GOLDEN, quantized, to_float16
 
 WORDS = np.array([[10, 20, 30, 40], [50, 60, 70, 80], [1, 1, 1, 1]], np.float32)
 
@@ -58,10 +58,12 @@ def test_another_number_of_words_is_refused() -> None:
         fold(encoding, np.zeros((3, 8), np.float32))
 
 
-def test_codes_fold_to_the_numbers_they_stand_for() -> None:
-    dense = Dense(context=coded([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0]))
+def test_quantized_tensors_fold_to_the_numbers_they_stand_for() -> None:
+    dense = Dense(context=quantized([[0, 1, 1, 0], [1, 0, 0, 0]], [-0.5, 2.0]))
     assert fold(dense, WORDS).tolist() == [[-0.5, 2, 2, -0.5], [2, -0.5, -0.5, -0.5]]
-    low_rank = LowRank(p_a=coded([[1], [0]], [0.5, 2.0]), p_b=coded([[0, 1, 1, 0]], [-1.0, 3.0]))
+    low_rank = LowRank(
+        p_a=quantized([[1], [0]], [0.5, 2.0]), p_b=quantized([[0, 1, 1, 0]], [-1.0, 3.0])
+    )
     assert fold(low_rank, WORDS).tolist() == [[8, 26, 36, 38], [49.5, 61.5, 71.5, 79.5]]
 
 
@@ -82,7 +84,6 @@ def test_the_blocks_of_a_deep_context_stand_alone_but_for_the_first() -> None:
     assert seen.context is not None
     assert seen.context.tolist() == [[-1, 1, 1], [1, 1, -1]]
     assert [block.tolist() for block in seen.deeper] == [[[2, 1, 0.5], [3, 1.5, 0.75]]]
-    assert folded.is_deep
     assert not folded.keys_values
 
 
@@ -153,4 +154,3 @@ def test_a_conditional_context_folds_to_what_no_image_shifts() -> None:
 def test_nothing_learned_folds_to_nothing() -> None:
     for folded in (fold_text(None, WORDS), fold_image(None, PromptVectors(context=WORDS))):
         assert folded == PromptVectors()
-        assert not folded.is_deep

@@ -33,8 +33,8 @@ from prompt_serve.prompts.prompt_file import (
     version_of,
     write_prompt_file,
 )
-from prompt_serve.prompts.quantized_tensor import BITS, Coded
-from tests.golden import GOLDEN, NEWER, PLAIN, coded, path_of, to_float16, v2
+from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor
+from tests.golden import GOLDEN, NEWER, PLAIN, path_of, quantized, to_float16, v2
 
 LOW_RANK = GOLDEN["low_rank"]
 
@@ -57,7 +57,7 @@ def assert_equal(left: Prompt, right: Prompt) -> None:
 
 
 def parts_of(tensor: Any) -> tuple[Any, ...]:
-    if isinstance(tensor, Coded):
+    if isinstance(tensor, QuantizedTensor):
         return *parts_of(tensor.indices), *parts_of(tensor.codebook)
     return tensor.dtype, tensor.shape, tensor.tobytes()
 
@@ -132,7 +132,7 @@ def test_a_file_says_the_oldest_version_that_can_read_it(name: str) -> None:
     assert all((field in path_of(name).read_bytes()) == (version == 2) for field in fields_of_2)
 
 
-def test_codes_lie_in_the_file_as_the_document_says() -> None:
+def test_quantized_tensors_lie_in_the_file_as_documented() -> None:
     one = path_of("codebook_1").read_bytes()
     # 0 1 1 0 1 0 0 0, the first in the lowest bit; and -0.5, 2.0 in float16. F16 comes first.
     assert one.endswith(np.array([-0.5, 2.0], "<f2").tobytes() + bytes([0b0001_0110]))
@@ -149,18 +149,20 @@ def test_codes_lie_in_the_file_as_the_document_says() -> None:
 @pytest.mark.parametrize(
     ("text", "payload_bytes", "kind"),
     [
-        (Dense(context=coded(np.zeros((4, 512)), [0, 1])), 260, "codebook"),
-        (Dense(context=coded(np.zeros((4, 512)), [0, 1, 2, 3])), 520, "codebook"),
-        (Dense(context=coded(np.zeros((4, 512)), np.arange(16))), 1_056, "codebook"),
-        (Dense(context=coded(np.zeros((4, 512)), np.arange(256))), 2_560, "codebook"),
+        (Dense(context=quantized(np.zeros((4, 512)), [0, 1])), 260, "codebook"),
+        (Dense(context=quantized(np.zeros((4, 512)), [0, 1, 2, 3])), 520, "codebook"),
+        (Dense(context=quantized(np.zeros((4, 512)), np.arange(16))), 1_056, "codebook"),
+        (Dense(context=quantized(np.zeros((4, 512)), np.arange(256))), 2_560, "codebook"),
         (
-            LowRank(p_a=coded(np.zeros((4, 1)), [0, 1]), p_b=coded(np.zeros((1, 512)), [0, 1])),
+            LowRank(
+                p_a=quantized(np.zeros((4, 1)), [0, 1]), p_b=quantized(np.zeros((1, 512)), [0, 1])
+            ),
             1 + 4 + 64 + 4,
             "low_rank+codebook",
         ),
         (
             PrunedKeyValues(
-                lengths=np.full(12, 2, np.uint8), rows=coded(np.zeros((24, 512)), [0, 1])
+                lengths=np.full(12, 2, np.uint8), rows=quantized(np.zeros((24, 512)), [0, 1])
             ),
             12 + 24 * 64 + 4,
             "ragged+codebook",
@@ -212,7 +214,7 @@ def random_tensor(rng: np.random.Generator, *shape: int) -> Any:
     bits = int(rng.choice([0, 1, 2, 4, 8]))
     if not bits:
         return to_float16(rng.normal(size=shape))
-    return coded(rng.integers(0, 2**bits, size=shape), rng.normal(size=2**bits))
+    return quantized(rng.integers(0, 2**bits, size=shape), rng.normal(size=2**bits))
 
 
 def random_layer(rng: np.random.Generator, m: int, d: int) -> Dense | LowRank:
@@ -281,23 +283,23 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     deep = b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     foreign = safetensors_numpy.save({"weight": np.zeros(3, np.float32)})
     return {
-        "empty": (b"", "no safetensors file"),
-        "text": (b"this is a picture of a cat", "no safetensors file"),
-        "cut in the header": (data[:100], "cut short"),
+        "empty": (b"", "not a safetensors file"),
+        "text": (b"this is a picture of a cat", "not a safetensors file"),
+        "cut in the header": (data[:100], "truncated"),
         "cut in the numbers": (data[:-1], "tensors cannot be read"),
         "too long": (data + b"\0", "tensors cannot be read"),
-        "huge header length": (b"\xff" * 8 + data[8:], "no safetensors file"),
+        "huge header length": (b"\xff" * 8 + data[8:], "not a safetensors file"),
         "deep JSON": (len(deep).to_bytes(8, "little") + deep, "Not a prompt file"),
         "foreign": (foreign, "no metadata 'prompt_serve'"),
         "header is a list": ((2).to_bytes(8, "little") + b"[]", "Not a prompt file"),
         "NaN": (with_tensors({"text.p_a": nan, "text.p_b": wide}), "NaN or infinite"),
         "float32": (
             with_tensors({"text.p_a": np.zeros((3, 1), np.float32), "text.p_b": wide}),
-            "is float32; wanted float16",
+            "is float32; expected float16",
         ),
         "int8": (
             with_tensors({"text.p_a": np.zeros((3, 1), np.int8), "text.p_b": wide}),
-            "is int8; wanted float16",
+            "is int8; expected float16",
         ),
         "factors do not fit": (
             with_tensors({"text.p_a": to_float16(np.zeros((3, 2))), "text.p_b": wide}),
@@ -305,15 +307,15 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "three dimensions": (
             with_tensors({"text.p_a": to_float16(np.zeros((3, 1, 1))), "text.p_b": wide}),
-            "wanted 2-dimensional",
+            "expected 2-dimensional",
         ),
         "a tensor is missing": (
             with_tensors({"text.p_a": to_float16([[1.0]])}),
-            "wants the tensors",
+            "has the tensors",
         ),
-        "a stranger": (
+        "an unexpected tensor": (
             with_tensors({"text.p_a": to_float16([[1.0]]), "text.p_b": wide, "evil": wide}),
-            "nobody explains",
+            "unexpected tensors: \\['evil'\\]",
         ),
         "wrong width": (
             with_tensors(
@@ -344,7 +346,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "no place for the name": (tampered(templates=["a photo"]), "must hold '{}' once"),
         "no base64": (tampered(probe="***"), "base64"),
         "odd probe": (tampered(probe=base64.b64encode(b"abc").decode()), "probe"),
-        "short probe": (tampered(probe=base64.b64encode(b"ab").decode()), "one number a class"),
+        "short probe": (tampered(probe=base64.b64encode(b"ab").decode()), "one number per class"),
         "NaN probe": (
             tampered(probe=base64.b64encode(b"\xff\xff\0\0").decode()),
             "NaN or infinite",
@@ -355,16 +357,16 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         ),
         "NaN in the settings": (tampered(training={"lr": float("nan")}), "not valid JSON"),
         "infinity in the metrics": (tampered(metrics={"a": 1e999}), "not valid JSON"),
-        "to_float16 a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
+        "half a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
         "deep settings": (deep_settings(), "not valid JSON"),
         "strange position": (tampered(class_position="nowhere"), "class_position"),
-        **bad_codes(),
+        **bad_quantized_tensors(),
         **bad_branches(),
     }
 
 
-def bad_codes() -> dict[str, tuple[bytes, str]]:
-    """Beside ``bad_files``: tensors that are indices and codebook."""
+def bad_quantized_tensors() -> dict[str, tuple[bytes, str]]:
+    """Quantized tensors for ``bad_files``."""
     one, two, odd = "codebook_1", "codebook_2", "low_rank_codebook"
     byte, shape = np.zeros(1, np.uint8), [2, 4]
 
@@ -377,18 +379,18 @@ def bad_codes() -> dict[str, tuple[bytes, str]]:
         "a million bits": (header(10**6, shape), "at 1000000 bits"),
         "bits of another codebook": (header(2, shape), "codebook of 2 numbers contradicts"),
         "bits as text": (header("one", shape), "bits"),
-        "too many places": (header(1, [3, 4]), "12 indices of 1 bits want 2 bytes"),
+        "too many places": (header(1, [3, 4]), "12 indices of 1 bits take 2 bytes"),
         "negative shape": (header(1, [-2, -4]), "contradicts itself"),
         "four axes": (header(1, [1, 1, 2, 4]), "contradicts itself"),
         "shape as text": (header(1, ["2", "x"]), "shape"),
         "huge shape": (header(1, [2**40, 2**40]), "too large"),
-        "huge shape of nothing": (header(1, [2**62, 0]), "want 0 bytes"),
+        "huge shape of nothing": (header(1, [2**62, 0]), "take 0 bytes"),
         "no shape": (header(1, []), "not zero"),  # one index, of eight bits
         "another width": (header(1, [4, 2]), "2 wide, but the text tower"),
         "rest bits": (changed(odd, p_b__indices=np.array([0x4D, 0x83], np.uint8)), "not zero"),
-        "indices too short": (changed(two, context__indices=byte), "want 2 bytes"),
-        "indices of floats": (changed(one, context__indices=to_float16([1.0])), "want 1 bytes"),
-        "indices in two axes": (changed(one, context__indices=byte[None]), "want 1 bytes"),
+        "indices too short": (changed(two, context__indices=byte), "take 2 bytes"),
+        "indices of floats": (changed(one, context__indices=to_float16([1.0])), "take 1 bytes"),
+        "indices in two axes": (changed(one, context__indices=byte[None]), "take 1 bytes"),
         "no indices": (changed(one, context__indices=None), "lacks 'context.indices'"),
         "no codebook": (changed(one, context__codebook=None), "lacks 'context.codebook'"),
         "codebook of three": (
@@ -401,16 +403,16 @@ def bad_codes() -> dict[str, tuple[bytes, str]]:
             changed(one, context__codebook=np.zeros(2, np.float32)),
             "finite float16",
         ),
-        "coded and plain": (
+        "quantized and plain": (
             changed(one, context=to_float16(np.ones((2, 4)))),
-            "twice, plain and coded",
+            "twice, as float16 and quantized",
         ),
-        "codes that nobody explains": (described(one, coded=None), "wants the tensors"),
-        "a tensor too many is coded": (
+        "indices without a description": (described(one, coded=None), "has the tensors"),
+        "a missing tensor is described as quantized": (
             described(one, coded={n: {"bits": 1, "shape": [2, 4]} for n in ("context", "another")}),
             "lacks 'another.indices'",
         ),
-        "unknown field of codes": (
+        "unknown field of a quantized tensor": (
             described(one, coded={"context": {"bits": 1, "shape": shape, "zip": True}}),
             "zip",
         ),
@@ -418,20 +420,20 @@ def bad_codes() -> dict[str, tuple[bytes, str]]:
 
 
 def bad_branches() -> dict[str, tuple[bytes, str]]:
-    """Beside ``bad_files``: what came with format version 2."""
+    """Branches of format version 2 for ``bad_files``."""
     layers = [{"encoding": "dense", "options": {}}] * 2
     ragged = {"encoding": "ragged", "options": {}}
     return {
         "no image description": (tampered(GOLDEN["deep"], image=None), "version 2 has the fields"),
         "no image tensors": (
             tampered(GOLDEN["codebook_1"], image={"encoding": "dense", "options": {}}),
-            "wants the tensors",
+            "has the tensors",
         ),
         "image of the template": (
             tampered(
                 GOLDEN["calibrated"], image={"encoding": "low_rank", "options": {"base": "none"}}
             ),
-            "wants the tensors",
+            "has the tensors",
         ),
         "text projected": (
             described("projected_codebook", encoding="projected", options={"layers": 1}),
@@ -439,7 +441,7 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
         ),
         "a million projections": (
             described("projected", "image", options={"layers": 10**6}),
-            "wanted 1 to 1,000",
+            "expected 1 to 1,000",
         ),
         "three projections": (
             described("projected", "image", options={"layers": 3}),
@@ -448,17 +450,17 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
         "one projection": (described("projected", "image", options={"layers": 1}), "none of the 1"),
         "projections as text": (
             described("projected", "image", options={"layers": "two"}),
-            "wanted 1 to 1,000",
+            "expected 1 to 1,000",
         ),
         "deep without layers": (described("deep", options={}), "description of each"),
         "deep, one layer": (described("deep", options={"layers": layers[:1]}), "none of the 1"),
         "deep, three layers": (
             described("deep", options={"layers": [*layers, layers[0]]}),
-            "wants the tensors",
+            "has the tensors",
         ),
         "deep of ragged": (
             described("deep", options={"layers": [ragged, layers[0]]}),
-            "wants the tensors",
+            "has the tensors",
         ),
         "deep, other words": (
             described(
@@ -470,7 +472,7 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
                     ]
                 },
             ),
-            "wants the tensors",
+            "has the tensors",
         ),
         "deep in the middle": (tampered(GOLDEN["deep"], class_position="middle"), "at the end"),
         "lengths too long": (
@@ -485,12 +487,12 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
             changed("ragged", lengths=np.array([1, 0, 2])),
             "one byte for each block",
         ),
-        "no lengths": (changed("ragged", lengths=None), "wants the tensors"),
+        "no lengths": (changed("ragged", lengths=None), "has the tensors"),
         "network that does not fit": (
             changed("conditional", b_1=to_float16([1, 2, 3])),
             "do not fit each other",
         ),
-        "network without a bias": (changed("conditional", b_2=None), "wants the tensors"),
+        "network without a bias": (changed("conditional", b_2=None), "has the tensors"),
         "temperature 0": (tampered(GOLDEN["calibrated"], temperature=0.0), "temperature is 0.0"),
         "huge temperature": (tampered(GOLDEN["calibrated"], temperature=1e9), "temperature is"),
         "unknown below 1": (tampered(GOLDEN["calibrated"], unknown_below=1.0), "unknown images"),
@@ -547,5 +549,5 @@ def test_a_prompt_cannot_be_made_inconsistent() -> None:
             class_names=("cat", "dog", "horse"),
             probe=to_float16([0, 0, 0]),
         )
-    with pytest.raises(PromptFileInvalid, match="wanted float16"):
+    with pytest.raises(PromptFileInvalid, match="expected float16"):
         replace(LOW_RANK, probe=np.zeros(2, np.float32))

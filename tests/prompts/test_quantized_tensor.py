@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.prompts.quantized_tensor import BITS, Coded, numbers, pack, unpack
+from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, dequantize, pack, unpack
 from tests.golden import to_float16
 
 
@@ -39,31 +39,31 @@ def test_packed_indices_written_out() -> None:
 
 @pytest.mark.parametrize(("bits", "size_bytes"), [(1, 260), (2, 520), (4, 1_056), (8, 2_560)])
 def test_2048_numbers_take_the_bytes_of_the_paper(bits: int, size_bytes: int) -> None:
-    coded = Coded(
+    quantized = QuantizedTensor(
         indices=np.zeros((4, 512), np.uint8), codebook=to_float16(np.linspace(-1, 1, 2**bits))
     )
-    assert coded.nbytes == size_bytes
-    assert coded.nbytes == pack(coded.indices, bits).nbytes + coded.codebook.nbytes
-    assert (coded.bits, coded.size, coded.shape) == (bits, 2_048, (4, 512))
+    assert quantized.nbytes == size_bytes
+    assert quantized.nbytes == pack(quantized.indices, bits).nbytes + quantized.codebook.nbytes
+    assert (quantized.bits, quantized.size, quantized.shape) == (bits, 2_048, (4, 512))
 
 
 def test_the_numbers_are_looked_up() -> None:
-    coded = Coded(
+    quantized = QuantizedTensor(
         indices=np.array([[0, 3, 1], [2, 2, 0]], np.uint8), codebook=to_float16([-1, 0.5, 2, 65504])
     )
-    assert numbers(coded).tolist() == [[-1, 65504, 0.5], [2, 2, -1]]
-    assert numbers(coded).dtype == np.float16
+    assert dequantize(quantized).tolist() == [[-1, 65504, 0.5], [2, 2, -1]]
+    assert dequantize(quantized).dtype == np.float16
     plain = to_float16([[1, 2]])
-    assert numbers(plain) is plain
+    assert dequantize(plain) is plain
 
 
 @pytest.mark.parametrize(
     ("packed", "reason"),
     [
-        ([0], r"uint8 \(1,\).*want 2 bytes"),
-        ([0, 0, 0], r"uint8 \(3,\).*want 2 bytes"),
-        ([0, 0b100], "bits behind the last packed index are not zero"),
-        ([0, 0x80], "bits behind the last packed index are not zero"),
+        ([0], r"uint8 \(1,\).*take 2 bytes"),
+        ([0, 0, 0], r"uint8 \(3,\).*take 2 bytes"),
+        ([0, 0b100], "bits after the last packed index are not zero"),
+        ([0, 0x80], "bits after the last packed index are not zero"),
     ],
 )
 def test_bytes_that_do_not_fit_the_shape_are_refused(packed: list[int], reason: str) -> None:
@@ -74,9 +74,9 @@ def test_bytes_that_do_not_fit_the_shape_are_refused(packed: list[int], reason: 
 @pytest.mark.parametrize(
     ("indices", "codebook", "reason"),
     [
-        ([0], to_float16([1, 2, 3]), "wanted 2, 4, 16 or 256 numbers"),
-        ([0], to_float16([[1, 2]]), "wanted 2, 4, 16 or 256 numbers"),
-        ([0], to_float16([]), "wanted 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([1, 2, 3]), "expected 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([[1, 2]]), "expected 2, 4, 16 or 256 numbers"),
+        ([0], to_float16([]), "expected 2, 4, 16 or 256 numbers"),
         ([0], to_float16([1, np.nan]), "finite float16"),
         ([0], to_float16([1, np.inf]), "finite float16"),
         ([0], np.array([1, 2], np.float32), "finite float16"),
@@ -87,11 +87,11 @@ def test_a_codebook_that_contradicts_its_indices_is_refused(
     indices: list[int], codebook: NDArray[np.float16], reason: str
 ) -> None:
     with pytest.raises(PromptFileInvalid, match=reason):
-        Coded(indices=np.array(indices, np.uint8), codebook=codebook)
+        QuantizedTensor(indices=np.array(indices, np.uint8), codebook=codebook)
 
 
 def test_indices_are_bytes() -> None:
     with pytest.raises(PromptFileInvalid, match=r"int64 \(2,\)"):
         unpack(np.array([0, 0]), 2, (5,))
     with pytest.raises(PromptFileInvalid, match="not bytes below 2"):
-        Coded(indices=np.array([0, 1]), codebook=to_float16([1, 2]))
+        QuantizedTensor(indices=np.array([0, 1]), codebook=to_float16([1, 2]))

@@ -91,7 +91,7 @@ def test_a_tower_that_is_not_causal_gets_padded_sequences(tokenizer: Tokenizer) 
 def test_vectors_are_token_embeddings_and_context(
     tokenizer: Tokenizer, rng: np.random.Generator
 ) -> None:
-    embedding = rng.standard_normal((tokenizer.vocab_size, 3)).astype(np.float32)
+    embedding = rng.standard_normal((tokenizer.end_id + 1, 3)).astype(np.float32)
     context = rng.standard_normal((2, 3)).astype(np.float32)
     plan = plan_sequences(tokenizer, ["cat", "dog"], "X X {}.", context_length=77, n_ctx=2)
 
@@ -106,7 +106,7 @@ def test_vectors_are_token_embeddings_and_context(
 
 
 def test_every_class_gets_its_own_context(tokenizer: Tokenizer, rng: np.random.Generator) -> None:
-    embedding = rng.standard_normal((tokenizer.vocab_size, 3)).astype(np.float32)
+    embedding = rng.standard_normal((tokenizer.end_id + 1, 3)).astype(np.float32)
     context = rng.standard_normal((2, 2, 3)).astype(np.float32)
     plan = plan_sequences(
         tokenizer,

@@ -11,8 +11,8 @@ from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.storage.database import Database
 from tests.service.databases import new_database, postgres_programs, postgres_server
-from tests.service.guarding import Guarded, make_keys
 from tests.service.process import Served, service
+from tests.service.secured_service import SecuredService, make_keys
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def engine(bundle: Bundle) -> Engine:
 
 @pytest.fixture(scope="session")
 def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """One service for all tests that leave it as they found it; each uses names of its own."""
+    """One service for all tests that leave it unchanged; each uses its own task names."""
     with service(
         tmp_path_factory.mktemp("served"),
         tiny_bundle,
@@ -40,13 +40,15 @@ def served(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def guarded(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
-    """A service with keys, open to the network; it writes JSON lines."""
-    home = tmp_path_factory.mktemp("guarded")
+def secured(
+    tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SecuredService]:
+    """A service with keys, open to the network, with JSON logs."""
+    home = tmp_path_factory.mktemp("secured")
     tokens = make_keys(home, infer="infer", admin="admin")
     settings = {"cors_origins": "https://page.example", "log_format": "json", "log_level": "debug"}
     with service(home, tiny_bundle, host="0.0.0.0", decode_threads="1", **settings) as running:
-        yield Guarded(running, **tokens)
+        yield SecuredService(running, **tokens)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from prompt_serve.prompts.encodings import (
 )
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import probed_features
 from prompt_serve.types import HalfArray
@@ -76,9 +76,9 @@ class Numbers:
     def __call__(self, *shape: int) -> HalfArray:
         return (0.5 * self._rng.standard_normal(shape)).astype(np.float16)
 
-    def coded(self, *shape: int) -> Coded:
+    def coded(self, *shape: int) -> QuantizedTensor:
         indices = self._rng.integers(0, 4, shape, dtype=np.uint8)
-        return Coded(indices=indices, codebook=self(4))
+        return QuantizedTensor(indices=indices, codebook=self(4))
 
 
 def ragged(numbers: Numbers, width: int, *lengths: int) -> PrunedKeyValues:

@@ -1,4 +1,4 @@
-"""What is deployed: the Bento that is built, the image's recipe, the Kubernetes manifests."""
+"""Deployment: the built Bento, the image recipe, the Kubernetes manifests."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ import yaml
 from prompt_serve.service.settings import Settings
 from tests.service.process import ROOT, Served, environment, free_port, stop, wait_until_ready
 
-KUBERNETES = "1.31"  # the oldest release that the manifests are held against
+KUBERNETES = "1.31"  # oldest release that the manifests are validated against
 MANIFESTS = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "cuda", "monitoring")
 USER_ID = "1034"  # of the user "bentoml" in an image
@@ -187,7 +187,7 @@ def test_the_image_of_a_bento_runs_as_a_plain_user(
 def test_a_bento_serves_from_a_read_only_file_system_as_a_plain_user(
     bento: Path, tiny_bundle: Path
 ) -> None:
-    """As the manifests run it: nothing can be written but scratch and home."""
+    """As in the manifests: only scratch and home are writable."""
     with _open_folder() as folder:
         shutil.copytree(tiny_bundle, folder / "bundle")
         shutil.copytree(bento, folder / "bento")
@@ -266,12 +266,12 @@ exec setpriv --reuid $USER_ID --regid $USER_ID --clear-groups --no-new-privs \
 
 
 def _jailed(script: str) -> list[str]:
-    """A command that runs ``script`` where it may mount things that nobody else sees."""
+    """Return a command that runs ``script`` in its own mount namespace."""
     return ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script]
 
 
 def _interpreter() -> dict[str, str]:
-    """Where Python is, and the folder on the way to it that is closed to other users, if any."""
+    """Return the path of Python, and any parent folder of it that is closed to other users."""
     base = Path(sys.base_prefix)
     closed = [folder for folder in reversed(base.parents) if not folder.stat().st_mode & 0o001]
     return {
@@ -284,7 +284,7 @@ def _interpreter() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _open_folder() -> Iterator[Path]:
-    """A folder that other users may enter; pytest's own are closed to them."""
+    """Create a folder that other users may enter; pytest's own are closed to them."""
     folder = Path(tempfile.mkdtemp(prefix="prompt-serve-"))
     try:
         folder.chmod(0o755)
@@ -293,7 +293,7 @@ def _open_folder() -> Iterator[Path]:
             _jailed(_PROBE), cwd=folder, env=settings, capture_output=True, text=True
         )
         if os.geteuid() != 0 or allowed.returncode != 0:
-            pytest.skip(f"other users and mounts are not to be had here: {allowed.stderr[-300:]}")
+            pytest.skip(f"other users and mounts are not available here: {allowed.stderr[-300:]}")
         yield folder
     finally:
         shutil.rmtree(folder)

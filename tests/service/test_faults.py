@@ -1,4 +1,4 @@
-"""Things break under a really started service: it says so, recovers, and nobody waits for ever."""
+"""Faults under a started service: it reports them, recovers, and leaves no request hanging."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ def wait_for(what: str, condition: Callable[[], bool]) -> None:
 
 
 def status(served: Served, probe: str) -> int:
-    """Of a probe; 0 where nobody answers."""
+    """Status of a probe; 0 without an answer."""
     with contextlib.suppress(httpx.TransportError):
         return httpx.get(f"{served.url}/{probe}", timeout=20).status_code
     return 0
@@ -185,7 +185,7 @@ def test_cuda_that_would_run_on_the_cpu_does_not_start(tiny_bundle: Path, tmp_pa
     output = process.stdout + process.stderr
 
     assert process.returncode != 0
-    assert "CUDA device 0 was asked for" in output
+    assert "CUDA device 0 was requested" in output
     assert "CUDAExecutionProvider" in output  # of those that this onnxruntime has or lacks
     assert re.search(r"lib\w+\.so", output)  # the library that is missing
     assert "set PROMPT_SERVE_DEVICE=cpu" in output

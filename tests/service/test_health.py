@@ -1,4 +1,4 @@
-"""Readiness tells the truth: each part of a real service is broken, and the check names it."""
+"""Each part of a real service is broken in turn, and the readiness check names it."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ import pytest
 from prompt_serve.errors import NotReady
 from prompt_serve.service import health
 from prompt_serve.service.core import Core
-from prompt_serve.service.health import FRESH_S, PATIENCE_S, Check, sqlite_file
+from prompt_serve.service.health import CHECK_TIMEOUT_S, FRESH_S, Check, sqlite_file
 from prompt_serve.service.settings import Settings
 
 GENEROUS_S = 30.0
@@ -40,7 +40,7 @@ def _core(bundle: Path, home: Path) -> Iterator[Core]:
 
 
 def _reason(core: Core) -> str:
-    """Why the service is not ready, waited for: what worked a moment ago counts for a while."""
+    """Wait until the service is not ready, and return the reason."""
     give_up = time.monotonic() + GENEROUS_S
     while time.monotonic() < give_up:
         try:
@@ -52,7 +52,7 @@ def _reason(core: Core) -> str:
 
 
 def test_a_fault_shows_within_five_seconds() -> None:
-    assert FRESH_S + PATIENCE_S < 5
+    assert FRESH_S + CHECK_TIMEOUT_S < 5
 
 
 def test_a_service_that_works_is_ready(core: Core) -> None:
@@ -111,7 +111,7 @@ def test_a_dead_inference_thread_is_neither_ready_nor_alive(
 
     assert "image encoder" in _reason(core) or not core.health.is_alive
     assert not core.health.is_alive
-    with pytest.raises(NotReady, match="inference thread has died"):
+    with pytest.raises(NotReady, match="inference thread died"):
         asyncio.run(core.health.check())
 
 
@@ -127,8 +127,8 @@ def test_however_many_ask_a_check_runs_once_at_a_time() -> None:
 
     async def many() -> None:
         check = Check("thing", attempt)
-        await asyncio.gather(*(check.passes() for _ in range(100)))
-        await asyncio.gather(*(check.passes() for _ in range(100)))
+        await asyncio.gather(*(check.run() for _ in range(100)))
+        await asyncio.gather(*(check.run() for _ in range(100)))
         check.close()
 
     asyncio.run(many())
@@ -140,11 +140,11 @@ def test_a_check_that_hangs_fails_and_real_work_beside_it_counts() -> None:
 
     async def ask() -> None:
         nonlocal worked_at
-        check = Check("thing", release.wait, last_success=lambda: worked_at, patience_s=0.1)
-        with pytest.raises(NotReady, match=r"The thing gave no answer in 0.1 s\."):
-            await check.passes()
+        check = Check("thing", release.wait, last_success=lambda: worked_at, timeout_s=0.1)
+        with pytest.raises(NotReady, match=r"The thing did not answer within 0.1 s\."):
+            await check.run()
         worked_at = time.monotonic()
-        await check.passes()
+        await check.run()
         release.set()
         check.close()
 

@@ -1,4 +1,4 @@
-"""Start, restart, two processes on one registry, and starts that must not succeed."""
+"""Start, restart, two processes on one registry, and starts that must fail."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service import preflight
 from prompt_serve.service.inference import engine as engine_module
 from prompt_serve.service.inference.engine import Engine, batch_buckets
-from prompt_serve.service.inference.ort_placement import RECORD, nodes_on_other_providers
+from prompt_serve.service.inference.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.service.settings import Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
@@ -58,15 +58,15 @@ _HAS_GPU = Path("/proc/driver/nvidia/version").exists()
 
 @pytest.mark.skipif(_HAS_GPU, reason="CUDA may well run here")
 def test_cuda_that_cannot_run_is_no_quiet_cpu(bundle: Bundle) -> None:
-    with pytest.raises(ProviderUnavailable, match=r"CUDA device 0 was asked for.*DEVICE=cpu"):
+    with pytest.raises(ProviderUnavailable, match=r"CUDA device 0 was requested.*DEVICE=cpu"):
         Engine(bundle, cuda_device=0, threads=1, max_batch=1)
 
 
-def test_products_of_matrices_that_stray_to_another_provider_stop_the_start(
+def test_matrix_products_on_another_provider_stop_the_start(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ort.SessionOptions()
-    options.add_session_config_entry(RECORD, "1")
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     session = ort.InferenceSession(
         str(bundle.image_encoder), options, providers=["CPUExecutionProvider"]
     )
@@ -108,7 +108,7 @@ def test_cuda_that_was_asked_for_is_what_runs(bundle: Bundle, engine: Engine) ->
         ({"PROMPT_SERVE_BUNDLE": "/nowhere"}, "There is no bundle in /nowhere"),
         pytest.param(
             {"PROMPT_SERVE_DEVICE": "cuda"},
-            "CUDA device 0 was asked for",
+            "CUDA device 0 was requested",
             marks=pytest.mark.skipif(_HAS_GPU, reason="CUDA may well run here"),
         ),
     ],

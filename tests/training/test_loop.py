@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.coop_reference import CoopReference
 from prompt_serve.errors import ConfigInvalid, PromptTooLong
 from prompt_serve.prompts.encodings import Dense
-from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.prompts.sequences import plan_sequences
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
@@ -45,7 +45,7 @@ def run(backbone: Backbone, train: FeatureSet, val: FeatureSet | None = None, **
 
 def bytes_of(fitted: Fitted) -> bytes:
     assert fitted.encodings.text is not None
-    return b"".join(numbers(t).tobytes() for t in fitted.encodings.text.tensors().values())  # type: ignore[arg-type]  # no bytes among them
+    return b"".join(dequantize(t).tobytes() for t in fitted.encodings.text.tensors().values())  # type: ignore[arg-type]  # no bytes among them
 
 
 @pytest.mark.parametrize("prompt_prefix", ["a photo of a", "X X X X X X X X"])
@@ -204,7 +204,7 @@ def test_hooks_of_a_method_are_called_in_order(
 
 def context_of(fitted: Fitted) -> FloatArray:
     assert isinstance(fitted.encodings.text, Dense)
-    return numbers(fitted.encodings.text.context).astype(np.float32)
+    return dequantize(fitted.encodings.text.context).astype(np.float32)
 
 
 def test_towers_without_a_causal_mask_learn_too(tmp_path: Path, rng: np.random.Generator) -> None:

@@ -16,11 +16,10 @@ from prompt_serve.training.pareto import write_frontier
 from prompt_serve.training.select_method import (
     Candidate,
     candidate_configs,
-    choose_prompt,
     mark_frontier,
+    select_method,
 )
-from prompt_serve.training.sweep import train_prompts
-from prompt_serve.training.train import train_prompt
+from prompt_serve.training.train import train_prompt, train_prompts
 
 CONFIG = TrainConfig(method="zero-shot", shots=4, epochs=3, views=1)
 TRIED = [
@@ -44,20 +43,20 @@ def test_what_is_chosen_validates_best_of_what_fits(
     tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
     split = read_dataset(colors)
-    chosen = choose_prompt(
+    chosen = select_method(
         tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=kept
     )
-    rows = {row.label: row for row in chosen.frontier}
+    rows = {row.label: row for row in chosen.candidates}
     # R (M + D) and M D numbers of two bytes, with M = 4 and D = 32.
     assert {label: row.size_bytes for label, row in rows.items()} == {
         "zero-shot": 0, "dip rank=1": 72, "dip rank=2": 144, "coop": 256,
     }  # fmt: skip
     assert rows["coop"].skipped == "larger than the budget"
     assert rows["coop"].val_accuracy is None
-    measured = [row for row in chosen.frontier if not row.skipped]
+    measured = [row for row in chosen.candidates if not row.skipped]
     best = min(measured, key=lambda r: (-(r.val_accuracy or 0), r.val_loss or 0, r.size_bytes or 0))
     assert best.chosen
-    assert [row.chosen for row in chosen.frontier].count(True) == 1
+    assert [row.chosen for row in chosen.candidates].count(True) == 1
     result = chosen.result
     assert result.prompt.method == best.method
     assert result.prompt.payload_bytes == best.size_bytes
@@ -75,16 +74,16 @@ def test_test_images_play_no_part(
     missing = (LabeledImage(Path("nowhere.png"), 0),)
 
     def rows(dataset: Split) -> tuple[tuple[Candidate, ...], bytes]:
-        chosen = choose_prompt(
+        chosen = select_method(
             tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=kept
         )
-        same = [replace(row, seconds=0.0) for row in chosen.frontier]
+        same = [replace(row, seconds=0.0) for row in chosen.candidates]
         return tuple(same), to_bytes(replace(chosen.result.prompt, metrics={}))
 
     assert rows(split) == rows(with_test(split, wrong))
     seen: list[Candidate] = []
     with pytest.raises((PromptServeError, OSError)):
-        choose_prompt(
+        select_method(
             tiny_backbone,
             with_test(split, missing),
             CONFIG,
@@ -100,15 +99,15 @@ def test_a_budget_that_nothing_fits_gives_zero_shot(
     tiny_backbone: Backbone, colors: Path, kept: FeatureCache
 ) -> None:
     split = read_dataset(colors)
-    chosen = choose_prompt(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
+    chosen = select_method(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
     assert chosen.result.prompt.method == "zero-shot"
     assert chosen.result.prompt.payload_bytes == 0
     assert "the smallest candidate takes 72" in chosen.result.notes[-1]
     with pytest.raises(ConfigInvalid, match="max_bytes is -1"):
-        choose_prompt(tiny_backbone, split, CONFIG, max_bytes=-1)
+        select_method(tiny_backbone, split, CONFIG, max_bytes=-1)
     alone = Split(train=split.train.with_items(split.train.items[:4]))
     with pytest.raises(ConfigInvalid, match="there are none"):
-        choose_prompt(tiny_backbone, alone, CONFIG, max_bytes=10)
+        select_method(tiny_backbone, alone, CONFIG, max_bytes=10)
 
 
 def test_the_frontier_is_what_nothing_smaller_matches(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from prompt_serve.prompts.prompt_file import (
     to_bytes,
     write_prompt_file,
 )
-from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
 from prompt_serve.training.config import TrainConfig
@@ -27,7 +27,8 @@ from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.loop import EpochRecord, fit
-from prompt_serve.training.train import TrainingResult, open_dataset, train_prompt
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import open_dataset, train_prompt
 from tests.drawings import draw_dataset
 
 # A random tower hardly listens to its context, so learning takes large steps.
@@ -113,7 +114,7 @@ def test_test_images_change_nothing_that_is_learned(
     second = train_prompt(tiny_backbone, fewer, config, cache=kept_features).prompt
     assert first.tensors.keys() == second.tensors.keys()
     for name, tensor in first.tensors.items():
-        assert numbers(tensor).tobytes() == numbers(second.tensors[name]).tobytes()  # type: ignore[arg-type]  # no bytes among them
+        assert dequantize(tensor).tobytes() == dequantize(second.tensors[name]).tobytes()  # type: ignore[arg-type]  # no bytes among them
     assert first.temperature == second.temperature
 
 

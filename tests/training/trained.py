@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.loop import Fitted
 from prompt_serve.types import FloatArray
 
@@ -12,6 +12,6 @@ def numbers_of(fitted: Fitted) -> FloatArray:
     arrays = []
     for encoding in (fitted.encodings.text, fitted.encodings.image):
         for tensor in encoding.tensors().values() if encoding else ():
-            values = tensor.numbers() if isinstance(tensor, Coded) else tensor
+            values = tensor.dequantize() if isinstance(tensor, QuantizedTensor) else tensor
             arrays.append(values.astype(np.float32).ravel())
     return np.concatenate(arrays)

@@ -26,39 +26,37 @@ if TYPE_CHECKING:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--part", type=click.Choice(["train", "val", "test"]),
-    help="Which part of DATASET, all its images. [default: test, or the only part there is]",
+    help="Part of DATASET to evaluate, all its images. [default: test, or the only part]",
 )  # fmt: skip
 @click.option(
     "--backbone",
-    help="Frozen CLIP, as in prompt-serve train. [default: the one that PROMPT names]",
+    help="Frozen CLIP, as in prompt-serve train. [default: the backbone of PROMPT]",
 )
 @click.option(
     "--class-names", metavar="A,B,C",
-    help="Ask for these classes in place of the file's, with the same learned context.",
+    help="Class names to use instead of the file's, with the same learned context.",
 )  # fmt: skip
 @click.option(
     "--new-classes", is_flag=True,
-    help="Ask for the classes of DATASET in place of the file's, with the same learned context.",
+    help="Use the class names of DATASET instead of the file's, with the same learned context.",
 )  # fmt: skip
-@click.option(
-    "--fewer-classes-ok", is_flag=True, help="DATASET need not have images of every class."
-)
+@click.option("--fewer-classes-ok", is_flag=True, help="Allow classes without images in DATASET.")
 @image_options
 @json_option
 def evaluate(**options: Any) -> None:
     """Measure the accuracy of the prompt file PROMPT on the images of DATASET.
 
-    DATASET is what prompt-serve train takes. Its classes are matched with the file's by name, in
-    whatever order.
+    DATASET has one of the formats of prompt-serve train. Its classes are matched with the file's by
+    name, in any order.
 
     Example: prompt-serve evaluate flowers.safetensors flowers/ --part test
     """
     from prompt_serve.prompts.prompt_file import read_prompt_file
     from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
+    from prompt_serve.training.data.feature_provider import image_data
     from prompt_serve.training.evaluate import evaluate_prompt
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.train import image_data
 
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
@@ -68,7 +66,7 @@ def evaluate(**options: Any) -> None:
     backbone = load_backbone(name).to(device_of(options["device"]))
     split = _dataset(options, progress)
     part, images = _part(split, options["part"], options["dataset"])
-    prompt = _asked(prompt, backbone, split, options)
+    prompt = _with_requested_classes(prompt, backbone, split, options)
     images = relabeled(images, prompt.class_names, fewer_ok=options["fewer_classes_ok"])
     with progress.bar(f"encoding {part}", len(images), "img") as advance:
         data = image_data(
@@ -79,7 +77,7 @@ def evaluate(**options: Any) -> None:
             workers=options["workers"],
             advance=advance,
         )
-    description = _described(prompt, part, evaluate_prompt(prompt, backbone, data))
+    description = _description(prompt, part, evaluate_prompt(prompt, backbone, data))
     if options["as_json"]:
         click.echo(json.dumps(description, ensure_ascii=False, indent=2))
     else:
@@ -87,26 +85,21 @@ def evaluate(**options: Any) -> None:
 
 
 def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":
-    from prompt_serve.training.data.loading import image_faults, read_dataset
-
-    def unreadable(split: "Split") -> list[str]:
-        items = [item for part in split.parts.values() for item in part.items]
-        with progress.bar("checking images", len(items), "img") as advance:
-            return image_faults(items, workers=options["workers"], advance=advance)
+    from prompt_serve.training.data.loading import read_dataset, unreadable_images
 
     return read_dataset(
         options["dataset"],
         images=options["images"],
         rename=options["renames"],
-        checks=(unreadable,),
+        checks=(unreadable_images(workers=options["workers"], progress=progress),),
     )
 
 
-def _part(split: "Split", wanted: str | None, source: Path) -> tuple[str, "ImageSet"]:
+def _part(split: "Split", requested: str | None, source: Path) -> tuple[str, "ImageSet"]:
     from prompt_serve.errors import DatasetInvalid
 
     parts = split.parts
-    name = wanted or ("test" if len(parts) > 1 else next(iter(parts)))
+    name = requested or ("test" if len(parts) > 1 else next(iter(parts)))
     if name not in parts:
         raise DatasetInvalid(
             f"{source} has no part {name!r}; name one it has with --part: {', '.join(parts)}."
@@ -114,7 +107,7 @@ def _part(split: "Split", wanted: str | None, source: Path) -> tuple[str, "Image
     return name, parts[name]
 
 
-def _asked(
+def _with_requested_classes(
     prompt: "Prompt", backbone: "Backbone", split: "Split", options: Mapping[str, Any]
 ) -> "Prompt":
     from prompt_serve.training.class_sets import with_classes
@@ -127,7 +120,7 @@ def _asked(
     return prompt
 
 
-def _described(prompt: "Prompt", part: str, evaluation: "Evaluation") -> dict[str, Any]:
+def _description(prompt: "Prompt", part: str, evaluation: "Evaluation") -> dict[str, Any]:
     names = prompt.class_names
     return {
         "name": prompt.name,

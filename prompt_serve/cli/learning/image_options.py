@@ -1,4 +1,4 @@
-"""Options of commands that look at a dataset with a backbone, in this process."""
+"""Options of commands that run a backbone on a dataset."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,38 +12,38 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def pairs(wanted: str) -> Callable[..., dict[str, str]]:
-    """A click callback that reads repeated options of the form A=B, both sides given.
+def pairs(expected: str) -> Callable[..., dict[str, str]]:
+    """Return a click callback that parses repeated options of the form A=B.
 
     Args:
-        wanted: the form with an example, for who writes something else.
+        expected: the form with an example, for the error.
     """
 
     def read(
         context: click.Context, option: click.Parameter, values: tuple[str, ...]
     ) -> dict[str, str]:
-        named = {}
+        parsed = {}
         for value in values:
-            name, equals, other = value.partition("=")
-            if not (name and equals and other):
-                raise click.BadParameter(f"{value!r} is not {wanted}.")
-            named[name] = other
-        return named
+            left, equals, right = value.partition("=")
+            if not (left and equals and right):
+                raise click.BadParameter(f"{value!r} is not {expected}.")
+            parsed[left] = right
+        return parsed
 
     return read
 
 
 def image_options(command: Command) -> Command:
-    """How classes are called, where features are kept, and where the towers run."""
+    """Add options for class names, image folder, feature cache and device."""
     for option in (
         click.option(
             "--class-name", "renames", multiple=True, metavar="OLD=NEW",
             callback=pairs("OLD=NEW, as in roses=rose"),
-            help="Call a class otherwise than its folder, as in roses=rose. May be repeated.",
+            help="Rename a class, for example roses=rose. May be repeated.",
         ),
         click.option(
             "--images", type=click.Path(path_type=Path),
-            help="Folder that the paths in a split_zhou_*.json start from. "
+            help="Folder that the paths in a split_zhou_*.json are relative to. "
             "[default: found beside it]",
         ),
         tower_options,
@@ -53,21 +53,21 @@ def image_options(command: Command) -> Command:
 
 
 def tower_options(command: Command) -> Command:
-    """Where features are kept, and where the towers run."""
+    """Add options for feature cache, device and worker threads."""
     for option in (
         click.option(
             "--cache", "cache_folder", type=click.Path(path_type=Path),
-            help="Folder that keeps image features. [default: features in $PROMPT_SERVE_CACHE, "
+            help="Folder of cached image features. [default: features in $PROMPT_SERVE_CACHE, "
             "or ~/.cache/prompt-serve/features]",
         ),
-        click.option("--no-cache", is_flag=True, help="Keep no image features."),
+        click.option("--no-cache", is_flag=True, help="Do not cache image features."),
         click.option(
             "--device", default="cpu", show_default=True,
-            help="Where the towers run: cpu, cuda, cuda:1, or auto for cuda if there is one.",
+            help="Device of the towers: cpu, cuda, cuda:1, or auto for cuda if available.",
         ),
         click.option(
             "--workers", type=click.IntRange(min=1), default=4, show_default=True,
-            help="Threads that decode images.",
+            help="Number of threads that decode images.",
         ),
     ):  # fmt: skip
         command = option(command)
@@ -75,24 +75,24 @@ def tower_options(command: Command) -> Command:
 
 
 def json_option(command: Command) -> Command:
-    """Whether the answer is for a program."""
-    return click.option("--json", "as_json", is_flag=True, help="One JSON document, nothing else.")(
-        command
-    )
+    """Add ``--json``."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
+    )(command)
 
 
 def feature_cache(options: Mapping[str, Any]) -> "FeatureCache | None":
-    """The cache that the options ask for."""
+    """Return the feature cache of the options; None with ``--no-cache``."""
     from prompt_serve.training.data.features import FeatureCache
 
     return None if options["no_cache"] else FeatureCache(options["cache_folder"])
 
 
 def device_of(name: str) -> str:
-    """A device that is there.
+    """Return a torch device name; "auto" is CUDA if available, else the CPU.
 
     Raises:
-        ConfigInvalid: CUDA was asked for and there is none.
+        ConfigInvalid: CUDA is requested and not available.
     """
     import torch
 
@@ -102,7 +102,5 @@ def device_of(name: str) -> str:
     if name == "auto":
         return "cuda" if available else "cpu"
     if name.startswith("cuda") and not available:
-        raise ConfigInvalid(
-            "--device asks for CUDA, but torch finds none. Leave it out for the CPU."
-        )
+        raise ConfigInvalid("--device requests CUDA, but torch finds none. Omit it to use the CPU.")
     return name

@@ -70,9 +70,9 @@ def _encoding(encoding: "Encoding") -> dict[str, Any]:
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
-    from prompt_serve.prompts.quantized_tensor import Coded
+    from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 
-    kind = f"{tensor.bits}-bit codes" if isinstance(tensor, Coded) else str(tensor.dtype)
+    kind = f"{tensor.bits}-bit codes" if isinstance(tensor, QuantizedTensor) else str(tensor.dtype)
     return {"dtype": kind, "shape": list(tensor.shape), "bytes": tensor.nbytes}
 
 

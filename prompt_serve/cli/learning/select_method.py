@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.select_method import Candidate, Chosen
+    from prompt_serve.training.select_method import Candidate, MethodSelection
 
 METHOD = "auto"
 MAX_BYTES = 4_096  # where --max-bytes is not given: CoOp's size on ViT-B/16
@@ -53,7 +53,7 @@ def train_auto(
     workers: int,
     progress: "Progress",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
-) -> "Chosen":
+) -> "MethodSelection":
     """Choose a prompt, and write what it was chosen from.
 
     Args:
@@ -62,11 +62,11 @@ def train_auto(
         log: told of every candidate.
     """
     from prompt_serve.training.pareto import check_frontier_path, write_frontier
-    from prompt_serve.training.select_method import choose_prompt
+    from prompt_serve.training.select_method import select_method
 
     if frontier:
         check_frontier_path(frontier)
-    chosen = choose_prompt(
+    chosen = select_method(
         backbone,
         dataset,
         config,
@@ -79,7 +79,7 @@ def train_auto(
         on_candidate=lambda candidate: log({"candidate": candidate.to_dict()}),
     )
     if frontier:
-        write_frontier(chosen.frontier, frontier)
+        write_frontier(chosen.candidates, frontier)
     return chosen
 
 

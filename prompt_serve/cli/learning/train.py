@@ -18,7 +18,7 @@ from prompt_serve.cli.learning.train_options import SectionedCommand, setting_op
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
 
 if TYPE_CHECKING:
-    from prompt_serve.training.train import TrainingResult, ZeroShotComparison
+    from prompt_serve.training.results import TrainingResult, ZeroShotComparison
 
 CLASSES_SHOWN = 40
 
@@ -171,7 +171,7 @@ def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]
         log=log.write,
         **task,
     )
-    return [*frontier_report(chosen.frontier), "", *_written(chosen.result, options, log)]
+    return [*frontier_report(chosen.candidates), "", *_written(chosen.result, options, log)]
 
 
 def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") -> list[str]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.train import TrainingResult
+    from prompt_serve.training.results import TrainingResult
 
 
 def parse_seeds(
@@ -60,7 +60,7 @@ def train_seeds(
         stamped: makes the prompt that is written from a result.
     """
     from prompt_serve.prompts.prompt_file import write_prompt_file
-    from prompt_serve.training.sweep import train_prompts
+    from prompt_serve.training.train import train_prompts
 
     paths = [path_of_seed(out, seed) for seed in seeds]
     results = train_prompts(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from prompt_serve.cli.serving.options import service_options
+from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
     from prompt_serve.service.storage.database import Database
@@ -57,19 +58,16 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
     """
     from prompt_serve.client import Client
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.part")
-    with temporary.open("wb") as file:
+    with atomic_file(out) as temporary, temporary.open("wb") as file:
         if database_url is None:
             with Client(url, timeout_s=timeout_s) as client:
                 file.write(client.export_registry())
         else:
             from prompt_serve.service.storage.registry import Registry
-            from prompt_serve.service.tasks.registry_export import exported
+            from prompt_serve.service.tasks.registry_export import export_registry
 
             with _database(database_url) as database:
-                file.writelines(exported(Registry(database)))
-    temporary.replace(out)
+                file.writelines(export_registry(Registry(database)))
     click.echo(f"{out}: {out.stat().st_size:,} bytes.")
 
 
@@ -93,10 +91,10 @@ def import_(file: Path, database_url: str | None, url: str, timeout_s: float) ->
             report = client.import_registry(file.read_bytes())
     else:
         from prompt_serve.service.storage.registry import Registry
-        from prompt_serve.service.tasks.bulk import import_zip, unencoded
+        from prompt_serve.service.tasks.bulk import import_zip, without_features
 
         with _database(database_url) as database, file.open("rb") as opened:
-            report = import_zip(Registry(database), opened, unencoded)
+            report = import_zip(Registry(database), opened, without_features)
     click.echo(f"{report.served:,} tasks are there.")
 
 

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
+from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -210,13 +211,10 @@ def _parquet(path: Path) -> Iterator[Table]:
     """The path holds the old table or the whole new one, never a part of it."""
     import pyarrow.parquet as pq
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer:
-            table = _Parquet(writer)
-            yield table
-            table.flush()
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with (
+        atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer,
+    ):
+        table = _Parquet(writer)
+        yield table
+        table.flush()

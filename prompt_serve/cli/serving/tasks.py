@@ -1,12 +1,12 @@
 """``prompt-serve tasks``: list and change the tasks of a running service."""
 
 import json
-import os
 from pathlib import Path
 
 import click
 
 from prompt_serve.cli.serving.options import service_options
+from prompt_serve.files import atomic_file
 from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
 
 
@@ -150,10 +150,8 @@ def download(name: str, out: Path | None, url: str, timeout_s: float) -> None:
     target = out or Path(f"{name}.safetensors")
     with Client(url, timeout_s=timeout_s) as client:
         data = client.download(name)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(target)
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(data)
     click.echo(f"{target}: {len(data):,} bytes.")
 
 

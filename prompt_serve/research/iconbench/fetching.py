@@ -5,10 +5,8 @@ of downloads holds whole, right files only, and a run that was broken off goes o
 """
 
 import logging
-import os
 import ssl
 import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from functools import cache
@@ -18,6 +16,7 @@ from pathlib import Path
 import httpx
 
 from prompt_serve.errors import DatasetMissing
+from prompt_serve.files import atomic_file
 from prompt_serve.research.iconbench.packages import Package, integrity_of
 from prompt_serve.training.progress import Advance, no_advance
 
@@ -104,15 +103,8 @@ def _is_kept(package: Package, path: Path) -> bool:
 
 
 def _keep(data: bytes, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sleep) -> bytes:

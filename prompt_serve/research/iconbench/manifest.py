@@ -6,13 +6,12 @@ that a folder without it is not finished.
 
 import csv
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid, DatasetMissing
+from prompt_serve.files import atomic_file
 from prompt_serve.research.iconbench.selection import Row
 
 MANIFEST = "manifest.csv"
@@ -34,15 +33,15 @@ class BuiltFrom:
 def write_built(folder: Path, rows: Iterable[Row], made: BuiltFrom) -> None:
     """Write the table, then the note."""
     (folder / BUILT).unlink(missing_ok=True)
-    draft = _draft(folder)
-    with draft.open("w", newline="", encoding="utf-8") as file:
+    with (
+        atomic_file(folder / MANIFEST) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(astuple(row) for row in rows)
-    draft.replace(folder / MANIFEST)
-    draft = _draft(folder)
-    draft.write_text(json.dumps(asdict(made), indent=1) + "\n", encoding="utf-8")
-    draft.replace(folder / BUILT)
+    with atomic_file(folder / BUILT) as temporary:
+        temporary.write_text(json.dumps(asdict(made), indent=1) + "\n", encoding="utf-8")
 
 
 def read_built(folder: Path) -> BuiltFrom:
@@ -87,9 +86,3 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
         )
     except (OSError, ValueError, IndexError) as error:
         raise DatasetInvalid(f"{path} cannot be read: {error}. {AGAIN}") from error
-
-
-def _draft(folder: Path) -> Path:
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".draft.")
-    os.close(handle)
-    return Path(name)

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from prompt_serve.errors import DatasetInvalid
+from prompt_serve.files import atomic_file
 from prompt_serve.research.iconbench.drawing import RESVG, draw, on_background
 from prompt_serve.research.iconbench.selection import Drawing
 from prompt_serve.training.progress import Advance, no_advance
@@ -117,7 +118,6 @@ def _drawn(svg: str, path: Path, size: int) -> Image.Image:
         image = on_background(draw(svg, size))
     except ValueError as error:
         raise DatasetInvalid(f"{path.name} cannot be drawn by resvg {RESVG}: {error}") from error
-    draft = path.with_name(f".{path.name}.draft")
-    image.save(draft, format="PNG")
-    draft.replace(path)
+    with atomic_file(path) as temporary:
+        image.save(temporary, format="PNG")
     return image

@@ -30,14 +30,15 @@ from prompt_serve.training.class_sets import split_of_labels, with_classes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
+from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import Evaluation, evaluate, prompt_logits
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.sweep import train_prompts
-from prompt_serve.training.train import TrainingResult, image_data
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import train_prompts
 
 ANSWERS_KEPT = 5  # most probable classes of an image
 
@@ -132,7 +133,7 @@ def learn_and_test(
             cache=experiment.cache,
             workers=experiment.workers,
             progress=experiment.progress,
-            draw=lambda split, /, *, shots, seed: drawn(shots, seed),
+            sampler=lambda split, /, *, shots, seed: drawn(shots, seed),
         )
         session.keep(jobs, learned)
     return session.results()

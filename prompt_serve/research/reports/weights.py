@@ -11,7 +11,7 @@ import numpy as np
 from prompt_serve.prompts.encodings import LowRank
 from prompt_serve.prompts.folding import fold_text
 from prompt_serve.prompts.prompt_file import Prompt
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.prompts.sequences import template_ids
 from prompt_serve.research.reports.choice import Choice, most_shots
 from prompt_serve.research.reports.drawing import (
@@ -107,7 +107,7 @@ def _histograms(
         if (numbers := text_numbers(prompt)) is not None and prompt.text is not None:
             found[run.result.label] = numbers
             coded[run.result.label] = any(
-                isinstance(tensor, Coded) for tensor in prompt.text.tensors().values()
+                isinstance(tensor, QuantizedTensor) for tensor in prompt.text.tensors().values()
             )
             words = start_numbers(prompt)
             start = start if words is None else words.ravel()

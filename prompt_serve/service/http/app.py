@@ -1,4 +1,4 @@
-"""The HTTP interface: FastAPI under ``/v1``, the same core behind every route."""
+"""FastAPI app, mounted under ``/v1``; one ``Core`` behind all routes."""
 
 from typing import Any
 
@@ -15,27 +15,27 @@ router = APIRouter()
 
 
 class _App(FastAPI):
-    """FastAPI whose OpenAPI document holds the schema that ``problems`` refers to, and what every
-    route may answer: keys are asked for and bodies are limited before a route is reached."""
+    """FastAPI with the ``Problem`` schema and the errors that all routes share in its OpenAPI
+    document: authentication and the body limit come before any route."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
         for operation in (o for path in document["paths"].values() for o in path.values()):
             common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
-            for status, answer in common.items():
-                operation["responses"].setdefault(str(status), answer)
+            for status, response in common.items():
+                operation["responses"].setdefault(str(status), response)
         return document
 
 
 def create_app(core: Core | None = None) -> FastAPI:
-    """The app, to be mounted at ``/v1``; its core may come later, as ``app.state.core``."""
+    """Return the app, to be mounted at ``/v1``; ``app.state.core`` may be set later."""
     app = _App(
         title="prompt-serve",
         version=__version__,
-        summary="Classify images by many learned tasks over one frozen CLIP.",
+        summary="Image classification with many learned tasks on one frozen CLIP.",
         openapi_url="/openapi.json",
-        docs_url=None,  # ui has its own, without another host
+        docs_url=None,  # http/ui.py serves its own, without another host
         redoc_url=None,
     )
     app.state.core = core
@@ -50,5 +50,5 @@ def create_app(core: Core | None = None) -> FastAPI:
 
 @router.get("/info", responses=problems(503))
 async def info(core: CoreOfApp) -> ServiceInfo:
-    """The backbone, the execution provider that really runs, and the limits."""
+    """Describe the service: backbone, execution provider in use, limits."""
     return await core.info()

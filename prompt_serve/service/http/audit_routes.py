@@ -1,4 +1,4 @@
-"""``GET /v1/audit``: who changed what, for keys with the role ``admin``."""
+"""``GET /v1/audit``: the audit log, for keys with the role ``admin``."""
 
 from typing import Annotated
 
@@ -15,14 +15,16 @@ router = APIRouter()
 async def audit(
     core: CoreOfApp,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before: Annotated[int | None, Query(description="`next` of the page before.")] = None,
-    action: Annotated[str | None, Query(description="As task.put or key.revoke.")] = None,
+    before: Annotated[int | None, Query(description="`next` of the previous page.")] = None,
+    action: Annotated[
+        str | None, Query(description="Kind of change, for example task.put or key.revoke.")
+    ] = None,
     subject: Annotated[str | None, Query(description="Name of a task or key.")] = None,
 ) -> AuditPage:
-    """Changes from the newest on; `next` is the `before` of the next, older page."""
+    """List changes, newest first; `next` is the `before` of the next, older page."""
 
     def read() -> AuditPage:
         log = AuditLog(core.database)
         return log.page(limit=limit, before=before, action=action, subject=subject)
 
-    return await core.reading(read)
+    return await core.threads.read(read)

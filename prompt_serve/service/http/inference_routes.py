@@ -24,8 +24,8 @@ from prompt_serve.service.http.request_bodies import (
 )
 from prompt_serve.service.http.tensor_bodies import NPY, SAFETENSORS, npy_bytes, safetensors_bytes
 from prompt_serve.service.inference.batcher import Outcome
-from prompt_serve.service.inference.predictions import embedded, embedding_rows
-from prompt_serve.service.middleware.cancel_on_disconnect import unless_gone
+from prompt_serve.service.inference.predictions import embedding_results, embedding_rows
+from prompt_serve.service.middleware.cancel_on_disconnect import cancel_on_disconnect
 
 FAILED_HEADER = "X-Failed-Images"
 _ONE_PIXEL_PNG = (
@@ -37,40 +37,48 @@ router = APIRouter()
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _TOP_K = {"type": "integer", "default": DEFAULT_TOP_K}
+_TASK_TEXT = "Task names: NAME, NAME@VERSION, or * for all."
+_TAG_TEXT = "Tags: adds all tasks that have one of them."
+_TOP_K_TEXT = "Number of classes per task, best first."
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
-    "image_url": {**_TEXTS, "description": "Where the service fetches images from URLs."},
+    "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},
 }
-_TASK_FIELDS = {"task": _TEXTS, "tag": _TEXTS, "top_k": _TOP_K}
+_TASK_FIELDS = {
+    "task": {**_TEXTS, "description": _TASK_TEXT},
+    "tag": {**_TEXTS, "description": _TAG_TEXT},
+    "top_k": {**_TOP_K, "description": _TOP_K_TEXT},
+}
 _PIXELS = {
     **BINARY,
-    "description": "uint8 (N, S, S, 3), resized and cropped already, or floats in 0..1.",
+    "description": "Resized and cropped pixels: uint8 (N, S, S, 3), or floats in 0..1.",
 }
-_EMBEDDINGS = {**BINARY, "description": "Floats (N, width)."}
+_EMBEDDINGS = {**BINARY, "description": "Embeddings: floats (N, width)."}
 _DEADLINE = {
     "name": TIMEOUT_HEADER,
     "in": "header",
-    "description": "Milliseconds after which nobody waits for the answer; images that are not "
-    "encoded by then are not run. The service's own limit holds as well.",
+    "description": "Timeout of the request in milliseconds. Images that are not encoded by then "
+    "are not run. The service's own limit applies as well.",
     "schema": {"type": "integer", "minimum": 1},
 }
 
 
-def _query(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
+def _parameter(name: str, schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"name": name, "in": "query", "schema": schema, "description": description}
 
 
-_TASK_QUERY = [
-    _query("task", _TEXTS, "Where the body has no place for them: NAME, NAME@VERSION, or *."),
-    _query("tag", _TEXTS, "All tasks that have the tag."),
-    _query("top_k", _TOP_K, "Classes wanted of each task."),
+_TASK_PARAMETERS = [
+    _parameter("task", _TEXTS, _TASK_TEXT),
+    _parameter("tag", _TEXTS, _TAG_TEXT),
+    _parameter("top_k", _TOP_K, _TOP_K_TEXT),
 ]
 
 
-def _documented(
+def _openapi_body(
     content: dict[str, tuple[dict[str, Any], object]], parameters: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What OpenAPI says of a body that is read by hand: schema and example of each form."""
+    """Return the OpenAPI description of a body that the route parses itself: schema and example of
+    each form, and parameters."""
     forms = {
         kind: {"schema": schema} | ({} if example is None else {"example": example})
         for kind, (schema, example) in content.items()
@@ -85,7 +93,7 @@ _SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k"
     "/classify",
     response_model=ClassifyAnswer,
     responses=problems(404, 413, 422, 429, 503, 504),
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
                 {
@@ -104,22 +112,23 @@ _SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k"
             NPY: (_PIXELS, None),
             SAFETENSORS: (_PIXELS, None),
         },
-        [*_TASK_QUERY, _DEADLINE],
+        [*_TASK_PARAMETERS, _DEADLINE],
     ),
 )
 async def classify(request: Request, core: CoreOfApp) -> Response:
-    """Classify one or many images by one or many tasks.
+    """Classify one or more images with one or more tasks.
 
-    An image is a file part, base64 in JSON, the body itself, or preprocessed pixels; all forms get
-    the same answer. Each image is encoded once, however many tasks are asked. An image that cannot
-    be read has an `error` in its result; the request fails only when every image does.
+    Images are file parts, base64 in JSON, the body itself, or preprocessed pixels; all forms give
+    the same answer. Each image is encoded once, whatever the number of tasks. An image that cannot
+    be read has an `error` in its result; the request fails only if all images do.
     """
-    core.check_room()
-    deadline = core.deadline(request.headers.get(TIMEOUT_HEADER))
-    wanted = await read_classify(request, core.settings.limits, core.image_size)
-    selection, top_k = wanted.asked.selection, wanted.asked.top_k
-    work = core.classify(wanted.images, selection, top_k, deadline)
-    return json_answer(await unless_gone(request, work))
+    core.classifier.check_room()
+    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
+    parsed = await read_classify(request, core.settings.limits, core.image_size)
+    work = core.classifier.classify(
+        parsed.images, parsed.query.selector, parsed.query.top_k, deadline
+    )
+    return json_answer(await cancel_on_disconnect(request, work))
 
 
 @router.post(
@@ -129,7 +138,7 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
         200: {"content": {NPY: {"schema": BINARY}, SAFETENSORS: {"schema": BINARY}}},
         **problems(413, 422, 429, 503, 504),
     },
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
                 {"type": "object", "required": ["image"], "properties": _IMAGE_FIELDS},
@@ -148,25 +157,25 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     ),
 )
 async def embed(request: Request, core: CoreOfApp) -> Response:
-    """Embeddings of unit length of one or many images; images come as for `/v1/classify`.
+    """Compute unit-length embeddings of one or more images, in the same forms as `/v1/classify`.
 
-    JSON by default. With `Accept: application/x-npy` or `application/x-safetensors` one float32
-    array (N, width): rows of images that could not be read are NaN, and the header
-    `X-Failed-Images` has their places.
+    The answer is JSON by default. With `Accept: application/x-npy` or `application/x-safetensors`
+    it is one float32 array (N, width): rows of images that could not be read are NaN, and the
+    header `X-Failed-Images` has their indices.
     """
-    core.check_room()
-    deadline = core.deadline(request.headers.get(TIMEOUT_HEADER))
-    wanted = await read_embed(request, core.settings.limits, core.image_size)
-    outcomes = await unless_gone(request, core.embed(wanted.images, deadline))
-    kind = _wanted_type(request.headers.get("accept", ""))
-    return _embed_json(core, wanted, outcomes) if kind is None else _rows(core, kind, outcomes)
+    core.classifier.check_room()
+    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
+    parsed = await read_embed(request, core.settings.limits, core.image_size)
+    outcomes = await cancel_on_disconnect(request, core.classifier.embed(parsed.images, deadline))
+    kind = _requested_tensor_type(request.headers.get("accept", ""))
+    return _embed_json(core, parsed, outcomes) if kind is None else _rows(core, kind, outcomes)
 
 
 @router.post(
     "/score",
     response_model=ClassifyAnswer,
     responses=problems(404, 413, 422, 429, 503, 504),
-    openapi_extra=_documented(
+    openapi_extra=_openapi_body(
         {
             "application/json": (
                 ScoreRequest.model_json_schema(),
@@ -176,28 +185,32 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
             SAFETENSORS: (_EMBEDDINGS, None),
         },
         [
-            *_TASK_QUERY,
-            _query("fingerprint", {"type": "string"}, "Of the backbone that made them."),
+            *_TASK_PARAMETERS,
+            _parameter(
+                "fingerprint",
+                {"type": "string"},
+                "Fingerprint of the backbone that made the embeddings.",
+            ),
         ],
     ),
 )
 async def score(request: Request, core: CoreOfApp) -> Response:
-    """Predictions for images that were embedded before: as `/v1/classify`, without the encoder.
+    """Classify images by their embeddings: like `/v1/classify`, without the image encoder.
 
-    Embeddings of any length will do, a score is a cosine. One that is all zeros or not finite has
-    an `error` in its result.
+    Embeddings may have any length, since a score is a cosine. An embedding that is all zeros or not
+    finite has an `error` in its result.
     """
-    wanted = await read_score(request, core.settings.limits, core.embedding_width)
-    asked = wanted.asked
-    work = core.score(wanted.embeddings, asked.selection, asked.top_k, wanted.fingerprint)
-    return json_answer(await unless_gone(request, work))
+    parsed = await read_score(request, core.settings.limits, core.embedding_width)
+    query = parsed.query
+    work = core.classifier.score(parsed.embeddings, query.selector, query.top_k, parsed.fingerprint)
+    return json_answer(await cancel_on_disconnect(request, work))
 
 
-def _embed_json(core: Core, wanted: ParsedImageRequest, outcomes: list[Outcome]) -> Response:
+def _embed_json(core: Core, parsed: ParsedImageRequest, outcomes: list[Outcome]) -> Response:
     backbone = core.bundle.manifest.backbone
     return json_answer(
         EmbedAnswer(
-            results=embedded(wanted.images, outcomes),
+            results=embedding_results(parsed.images, outcomes),
             width=core.embedding_width,
             backbone=backbone.id,
             fingerprint=backbone.fingerprint,
@@ -216,8 +229,8 @@ def _rows(core: Core, kind: str, outcomes: list[Outcome]) -> Response:
     return Response(body, media_type=SAFETENSORS, headers=headers)
 
 
-def _wanted_type(accept: str) -> str | None:
-    """The tensor type that is asked for before any other; None for JSON."""
+def _requested_tensor_type(accept: str) -> str | None:
+    """Return the tensor type that an Accept header names first; None for JSON."""
     for part in accept.split(","):
         kind = part.partition(";")[0].strip().lower()
         if kind in (NPY, SAFETENSORS):

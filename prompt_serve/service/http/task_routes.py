@@ -1,5 +1,5 @@
-"""Routes that list and change tasks. The ETag of a task is its version, so a change can be made
-dependent on what it was decided on: ``If-Match: "<version>"``, or ``If-None-Match: *`` to create.
+"""Routes that list and change tasks. The ETag of a task is its version, so a change can be
+conditional: ``If-Match: "<version>"``, or ``If-None-Match: *`` to create only.
 """
 
 import io
@@ -28,18 +28,20 @@ from prompt_serve.service.http.dependencies import (
     json_answer,
     problems,
 )
-from prompt_serve.service.storage.preconditions import condition_of
+from prompt_serve.service.storage.preconditions import parse_condition
 from prompt_serve.service.storage.registry import TaskFilter
+from prompt_serve.service.tasks import registry_export
 from prompt_serve.service.tasks.bulk import import_zip, upload_zip
-from prompt_serve.service.tasks.registry_export import exported
 
 ZIP = "application/zip"
 
 router = APIRouter()
 
-IfMatch = Annotated[str | None, Header(description='Only if the task has this ETag ("<version>").')]
-IfNoneMatch = Annotated[str | None, Header(description="*: only if there is no such task.")]
-Cursor = Annotated[str | None, Query(description="The `next` of the page before.")]
+IfMatch = Annotated[
+    str | None, Header(description='Change only if the task has this ETag ("<version>").')
+]
+IfNoneMatch = Annotated[str | None, Header(description="*: change only if there is no such task.")]
+Cursor = Annotated[str | None, Query(description="`next` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 
 _REPLACED: dict[int | str, dict[str, Any]] = {200: {"model": TaskInfo, "description": "Replaced"}}
@@ -51,13 +53,13 @@ async def list_tasks(
     limit: Limit = 100,
     cursor: Cursor = None,
     search: Annotated[
-        str, Query(description="Part of the name, of a class name or of the method; any case.")
+        str, Query(description="Part of the name, a class name or the method; case is ignored.")
     ] = "",
-    tag: Annotated[list[str], Query(description="Tasks with all of these tags.")] = [],  # noqa: B006
+    tag: Annotated[list[str], Query(description="List only tasks with all of these tags.")] = [],  # noqa: B006
 ) -> TaskList:
-    """Tasks in the order of their names; `next` is the `cursor` of the next page."""
-    wanted = TaskFilter(search=search, tags=tuple(tag))
-    return await core.reading(core.tasks.page, cursor, limit, wanted)
+    """List tasks in the order of their names; `next` is the `cursor` of the next page."""
+    task_filter = TaskFilter(search=search, tags=tuple(tag))
+    return await core.threads.read(core.catalog.page, cursor, limit, task_filter)
 
 
 @router.post(
@@ -67,15 +69,15 @@ async def list_tasks(
     responses={**_REPLACED, **problems(412, 422, 429, 503)},
 )
 async def add_zero_shot_task(
-    wanted: Annotated[ZeroShotTask, Body()],
+    definition: Annotated[ZeroShotTask, Body()],
     core: CoreOfApp,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Make a task from class names and templates, with nothing learned. Replaces like PUT."""
-    condition = condition_of(if_match, if_none_match)
-    made, is_new = await core.changing(core.tasks.add_zero_shot, wanted, condition)
-    return _task_answer(made, is_new=is_new)
+    """Create or replace a task from class names and templates, with nothing learned."""
+    condition = parse_condition(if_match, if_none_match)
+    task, is_new = await core.threads.change(core.store.add_zero_shot, definition, condition)
+    return _task_answer(task, is_new=is_new)
 
 
 @router.put(
@@ -88,14 +90,14 @@ async def upload_tasks(
     request: Request,
     core: CoreOfApp,
     atomic: Annotated[
-        bool, Query(description="All files or none; otherwise each for itself.")
+        bool, Query(description="Store all files or none; otherwise each on its own.")
     ] = True,
 ) -> BulkReport:
-    """Serve every prompt file of a zip under its file's name; tasks of these names are replaced."""
+    """Upload every prompt file of a zip under its file name; existing tasks are replaced."""
     file = io.BytesIO(await request.body())
-    return await core.changing(
+    return await core.threads.change(
         lambda: upload_zip(
-            core.tasks,
+            core.store,
             core.registry,
             file,
             atomic=atomic,
@@ -118,17 +120,17 @@ async def upload_task(
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Upload a prompt file under a name. The next request gets it, from every worker."""
-    condition = condition_of(if_match, if_none_match)
+    """Upload a prompt file under a name. Every worker uses it from the next request on."""
+    condition = parse_condition(if_match, if_none_match)
     data = await request.body()
-    uploaded, is_new = await core.changing(core.tasks.upload, name, data, condition)
-    return _task_answer(uploaded, is_new=is_new)
+    task, is_new = await core.threads.change(core.store.upload, name, data, condition)
+    return _task_answer(task, is_new=is_new)
 
 
 @router.get("/tasks/{name}", response_model=TaskInfo, responses=problems(404, 422, 503))
 async def get_task(name: str, core: CoreOfApp) -> Response:
-    """All there is to know about a task, or about one version of it (`name@sha`)."""
-    return _task_answer(await core.reading(core.tasks.info, name))
+    """Return all details of a task, or of one version of it (`name@sha`)."""
+    return _task_answer(await core.threads.read(core.catalog.info, name))
 
 
 @router.get(
@@ -137,8 +139,8 @@ async def get_task(name: str, core: CoreOfApp) -> Response:
     responses={200: {"content": {OCTETS: {"schema": BINARY}}}, **problems(404, 422, 503)},
 )
 async def get_task_file(name: str, request: Request, core: CoreOfApp) -> Response:
-    """The prompt file, byte by byte as it was uploaded; its ETag is the version."""
-    version, data = await core.reading(core.tasks.file, name)
+    """Download the prompt file, byte for byte as it was uploaded; its ETag is the version."""
+    version, data = await core.threads.read(core.catalog.file, name)
     etag = f'"{version}"'
     if etag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers={"ETag": etag})
@@ -151,8 +153,8 @@ async def get_task_file(name: str, request: Request, core: CoreOfApp) -> Respons
 async def get_history(
     name: str, core: CoreOfApp, limit: Limit = 100, cursor: Cursor = None
 ) -> History:
-    """What a name pointed at, newest first: who changed it, when, how, and to which version."""
-    return await core.reading(core.tasks.history, name, cursor, limit)
+    """List the changes of a name, newest first: author, time, kind and version."""
+    return await core.threads.read(core.catalog.history, name, cursor, limit)
 
 
 @router.post(
@@ -161,12 +163,12 @@ async def get_history(
     responses=problems(404, 412, 422, 429, 503),
 )
 async def roll_back_task(
-    name: str, core: CoreOfApp, wanted: Rollback | None = None, if_match: IfMatch = None
+    name: str, core: CoreOfApp, target: Rollback | None = None, if_match: IfMatch = None
 ) -> Response:
-    """Point a task at the version before, or at one of its history; bring a deleted one back."""
-    condition = condition_of(if_match, None)
-    to = None if wanted is None else wanted.version
-    return _task_answer(await core.changing(core.tasks.rollback, name, to, condition))
+    """Point a task at its previous version or another of its history; restore a deleted task."""
+    condition = parse_condition(if_match, None)
+    to = None if target is None else target.version
+    return _task_answer(await core.threads.change(core.editor.rollback, name, to, condition))
 
 
 @router.put(
@@ -177,40 +179,40 @@ async def roll_back_task(
 )
 async def alias_task(
     name: str,
-    wanted: Annotated[Alias, Body()],
+    target: Annotated[Alias, Body()],
     core: CoreOfApp,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
 ) -> Response:
-    """Point a name at the version that another task is at now; later they go their own ways."""
-    condition = condition_of(if_match, if_none_match)
-    task, is_new = await core.changing(core.tasks.alias, name, wanted.of, condition)
+    """Point a name at the current version of another task; later changes of that do not follow."""
+    condition = parse_condition(if_match, if_none_match)
+    task, is_new = await core.threads.change(core.editor.alias, name, target.of, condition)
     return _task_answer(task, is_new=is_new)
 
 
 @router.put("/tasks/{name}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
-async def set_tags(name: str, wanted: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
+async def set_tags(name: str, tags: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
     """Replace the tags of a task."""
-    return _task_answer(await core.changing(core.tasks.set_tags, name, wanted.tags))
+    return _task_answer(await core.threads.change(core.editor.set_tags, name, tags.tags))
 
 
 @router.put("/tasks/{name}/pinned", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
-async def set_pinned(name: str, wanted: Annotated[Pinned, Body()], core: CoreOfApp) -> Response:
-    """Keep a task in the service's memory from now on, also after a restart; or no longer."""
-    return _task_answer(await core.changing(core.tasks.set_pinned, name, wanted.pinned))
+async def set_pinned(name: str, state: Annotated[Pinned, Body()], core: CoreOfApp) -> Response:
+    """Pin a task, which keeps it in memory, also after a restart; or unpin it."""
+    return _task_answer(await core.threads.change(core.editor.set_pinned, name, state.pinned))
 
 
 @router.delete("/tasks/{name}", status_code=204, responses=problems(404, 412, 422, 429, 503))
 async def delete_task(name: str, core: CoreOfApp, if_match: IfMatch = None) -> Response:
-    """Remove a task. Requests that hold it finish with it; a rollback brings it back."""
-    await core.changing(core.tasks.delete, name, condition_of(if_match, None))
+    """Delete a task. Running requests finish with it; a rollback restores it."""
+    await core.threads.change(core.editor.delete, name, parse_condition(if_match, None))
     return Response(status_code=204)
 
 
 @router.delete("/versions/{version}", status_code=204, responses=problems(404, 409, 422, 429, 503))
 async def delete_version(version: str, core: CoreOfApp) -> Response:
-    """Remove a prompt file for good, by its sha256 or the first digits; no task may be at it."""
-    await core.changing(core.tasks.delete_version, version)
+    """Delete a prompt file permanently, by its sha256 or first digits; no task may point at it."""
+    await core.threads.change(core.editor.delete_version, version)
     return Response(status_code=204)
 
 
@@ -220,18 +222,19 @@ async def delete_version(version: str, core: CoreOfApp) -> Response:
     responses={200: {"content": {ZIP: {"schema": BINARY}}}, **problems(503)},
 )
 async def export_registry(core: CoreOfApp) -> Response:
-    """All tasks with their prompt files and tags, as a zip; an import elsewhere restores them."""
-    chunks = exported(core.registry)
-    first = await core.reading(next, chunks, b"")  # an outage is still a 503, not a broken zip
+    """Export all tasks with their prompt files and tags as a zip; import it elsewhere."""
+    chunks = registry_export.export_registry(core.registry)
+    # Read before the answer starts, so that an outage is a 503 and not a truncated zip.
+    first = await core.threads.read(next, chunks, b"")
 
     async def stream() -> Any:
         chunk: bytes | None = first
         while chunk is not None:
             yield chunk
             try:
-                chunk = await core.reading(next, chunks, None)
+                chunk = await core.threads.read(next, chunks, None)
             except PromptServeError as error:
-                # Too late for an answer of its own: the connection ends without the zip's end.
+                # The status is sent already: closing the connection leaves the zip truncated.
                 raise ConnectionAbortedError(error.message) from error
 
     headers = {"Content-Disposition": 'attachment; filename="registry.zip"'}
@@ -245,9 +248,9 @@ async def export_registry(core: CoreOfApp) -> Response:
     openapi_extra=body({ZIP: BINARY}),
 )
 async def import_registry(request: Request, core: CoreOfApp) -> BulkReport:
-    """Take over all tasks of an exported registry: all or none; the same names are replaced."""
+    """Import all tasks of an exported registry, or none; tasks with the same names are replaced."""
     file = io.BytesIO(await request.body())
-    return await core.changing(import_zip, core.registry, file, core.tasks.checked)
+    return await core.threads.change(import_zip, core.registry, file, core.store.prepare)
 
 
 def _task_answer(task: TaskInfo, *, is_new: bool = False) -> Response:

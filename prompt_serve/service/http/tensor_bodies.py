@@ -1,7 +1,7 @@
-"""Arrays as bodies: npy and safetensors, in and out. Nothing is unpickled, ever.
+"""Read and write arrays as bodies: npy and safetensors. Nothing is ever unpickled.
 
-An npy file is one array. A safetensors file holds one tensor, whatever its name; its metadata may
-say of which backbone embeddings are (``fingerprint``).
+An npy file is one array. A safetensors file contains one tensor of any name; its metadata may name
+the backbone of embeddings (``fingerprint``).
 """
 
 import io
@@ -26,7 +26,7 @@ TENSOR_TYPES = (NPY, SAFETENSORS)
 
 _MAX_NPY_HEADER_BYTES = 1_000  # numpy writes 118
 _FLOATS = ("float16", "float32", "float64")
-# A float16 next to 0 or 1; beyond it, pixels are on another scale.
+# Rounding of float16 next to 0 or 1; pixels beyond it are on another scale.
 _PIXEL_SLACK = 1e-3
 
 AnyArray = NDArray[Any]
@@ -34,98 +34,101 @@ AnyArray = NDArray[Any]
 
 @dataclass(frozen=True)
 class Tensor:
-    """An array, and what its file says about it."""
+    """An array and the metadata of its file."""
 
     array: AnyArray
     metadata: dict[str, str]
 
 
 def read_tensor(data: bytes, kind: str) -> Tensor:
-    """The array in a body of one of ``TENSOR_TYPES``.
+    """Parse a body of one of ``TENSOR_TYPES``.
 
     Raises:
-        RequestInvalid: it is no such file, or it holds anything but one array of numbers.
+        RequestInvalid: the body is not such a file, or not one array of a supported type.
     """
     tensor = _read_npy(data) if kind == NPY else _read_safetensors(data)
     if tensor.array.dtype.name not in (*_FLOATS, "uint8"):
         raise RequestInvalid(
-            f"The tensor is of {tensor.array.dtype}; wanted uint8, {', '.join(_FLOATS)}."
+            f"The tensor has the type {tensor.array.dtype}; expected uint8, {', '.join(_FLOATS)}."
         )
     return tensor
 
 
-def pixels_of(array: AnyArray, image_size: int) -> list[PixelArray]:
-    """N preprocessed images of an (N, S, S, 3) or (S, S, 3) array, each (S, S, 3) uint8.
+def pixels_from_array(array: AnyArray, image_size: int) -> list[PixelArray]:
+    """Split an (N, S, S, 3) or (S, S, 3) array into N preprocessed images, each (S, S, 3) uint8.
 
-    Floats are pixels divided by 255, as torchvision's ``ToTensor`` gives them; they are taken back
-    to the nearest whole number. Pixels from which a mean was taken are refused: they have no one
-    way back, and the image graph does that itself.
+    Floats are pixels divided by 255, as from torchvision's ``ToTensor``; they are rounded back to
+    whole numbers. Normalized pixels are rejected: the normalization cannot be undone in a unique
+    way, and the image graph applies it itself.
 
     Raises:
-        RequestInvalid: another shape, or floats that are not in 0..1.
+        RequestInvalid: a different shape, or floats outside 0..1.
     """
     images = array[np.newaxis] if array.ndim == 3 else array
     if images.ndim != 4 or images.shape[1:] != (image_size, image_size, 3):
-        hint = " Embeddings are scored by POST /v1/score." if array.ndim <= 2 else ""
+        hint = " Send embeddings to POST /v1/score." if array.ndim <= 2 else ""
         raise RequestInvalid(
-            f"The tensor has the shape {array.shape}; wanted (N, {image_size}, {image_size}, 3): "
-            f"images that are resized and cropped already, RGB, the channels last.{hint}"
+            f"The tensor has the shape {array.shape}; expected (N, {image_size}, {image_size}, 3): "
+            f"resized and cropped RGB images, channels last.{hint}"
         )
     if images.dtype != np.uint8:
         images = _from_unit_scale(images)
     return list(np.ascontiguousarray(images))
 
 
-def embeddings_of(array: AnyArray, width: int) -> list[FloatArray | PromptServeError]:
-    """The rows of an (N, E) or (E,) array of floats, each scaled to unit length, or its error.
+def embeddings_from_array(array: AnyArray, width: int) -> list[FloatArray | PromptServeError]:
+    """Scale each row of an (N, E) or (E,) array of floats to unit length.
 
-    Any length will do, since a score is a cosine. A row that has none, or numbers that are not
-    finite, fails alone.
+    Embeddings of any length are accepted, since a score is a cosine. A row of zeros or with numbers
+    that are not finite becomes an error of its own.
 
     Raises:
-        RequestInvalid: another shape or width, or whole numbers.
+        RequestInvalid: a different shape or width, or integers.
     """
     rows = array[np.newaxis] if array.ndim == 1 else array
     if rows.ndim != 2 or rows.shape[1] != width or rows.dtype.name not in _FLOATS:
         raise RequestInvalid(
-            f"The embeddings are {array.dtype} {array.shape}; wanted floats (N, {width}), as "
-            f"POST /v1/embed gives them: this backbone's embeddings have {width} numbers."
+            f"The embeddings are {array.dtype} {array.shape}; expected floats (N, {width}) as from "
+            f"POST /v1/embed: embeddings of this backbone have {width} numbers."
         )
-    # In float64 no float32 overflows when it is squared.
+    # The square of a float32 cannot overflow in float64.
     numbers = rows.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.linalg.norm(numbers, axis=1)
-    is_good = np.isfinite(lengths) & (lengths > 0)
-    numbers[~is_good] = 0.0
-    scaled = unit((numbers / np.where(is_good, lengths, 1.0)[:, np.newaxis]).astype(np.float32))
-    return [row if good else _no_direction() for row, good in zip(scaled, is_good, strict=True)]
+    is_valid = np.isfinite(lengths) & (lengths > 0)
+    numbers[~is_valid] = 0.0
+    scaled = unit((numbers / np.where(is_valid, lengths, 1.0)[:, np.newaxis]).astype(np.float32))
+    return [row if valid else _no_direction() for row, valid in zip(scaled, is_valid, strict=True)]
 
 
-def embeddings_of_lists(
+def embeddings_from_lists(
     rows: Sequence[Sequence[float]], width: int
 ) -> list[FloatArray | PromptServeError]:
-    """``embeddings_of`` for lists of numbers, as JSON has them.
+    """Scale lists of numbers from JSON to unit length, as ``embeddings_from_array`` does.
 
     Raises:
-        RequestInvalid: a list of another length.
+        RequestInvalid: a list has a different length.
     """
     for index, row in enumerate(rows):
         if len(row) != width:
             raise RequestInvalid(
-                f"Embedding {index} has {len(row)} numbers; this backbone's have {width}."
+                f"Embedding {index} has {len(row)} numbers; expected {width}, the width of this "
+                f"backbone's embeddings."
             )
-    return embeddings_of(np.asarray(rows, dtype=np.float64).reshape(len(rows), width), width)
+    return embeddings_from_array(
+        np.asarray(rows, dtype=np.float64).reshape(len(rows), width), width
+    )
 
 
 def npy_bytes(array: FloatArray) -> bytes:
-    """An array as an npy file."""
+    """Serialize an array as an npy file."""
     file = io.BytesIO()
     np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
     return file.getvalue()
 
 
 def safetensors_bytes(name: str, array: FloatArray, metadata: Mapping[str, object]) -> bytes:
-    """An array as a safetensors file; metadata that is no text is written as JSON."""
+    """Serialize an array as a safetensors file; metadata other than text is written as JSON."""
     texts = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     return save({name: np.ascontiguousarray(array)}, metadata=texts)
 
@@ -139,17 +142,17 @@ def _read_npy(data: bytes) -> Tensor:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, is_fortran, dtype = read_header(file, max_header_size=_MAX_NPY_HEADER_BYTES)
-    # A header is a Python literal; what a crooked one raises depends on where it is crooked.
+    # A header is a Python literal; the exception depends on where a malformed one is malformed.
     except (ValueError, SyntaxError, TokenError, LookupError, TypeError, RecursionError) as error:
-        raise RequestInvalid(f"The body is no npy file: {error}") from error
+        raise RequestInvalid(f"The body is not an npy file: {error}") from error
     if dtype.hasobject:
-        raise RequestInvalid("The npy file holds Python objects; only numbers are read.")
+        raise RequestInvalid("The npy file contains Python objects; expected an array of numbers.")
     start = file.tell()
-    wanted = dtype.itemsize * int(np.prod(shape, dtype=object))
-    if len(data) - start != wanted or any(side < 0 for side in shape):
+    expected_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
+    if len(data) - start != expected_bytes or any(side < 0 for side in shape):
         raise RequestInvalid(
-            f"The npy file declares {dtype} {shape}, which is {wanted:,} bytes, and has "
-            f"{len(data) - start:,}."
+            f"The npy file declares {dtype} {shape}, which is {expected_bytes:,} bytes, but "
+            f"contains {len(data) - start:,}."
         )
     array = np.frombuffer(data, dtype=dtype, offset=start).reshape(
         shape, order="F" if is_fortran else "C"
@@ -160,18 +163,16 @@ def _read_npy(data: bytes) -> Tensor:
 def _read_safetensors(data: bytes) -> Tensor:
     try:
         tensors = load(data)
-    # safetensors knows number formats that numpy does not (KeyError, AttributeError).
+    # safetensors has number formats that numpy lacks (KeyError, AttributeError).
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestInvalid(
-            f"The body is no safetensors file that can be read: {error}"
-        ) from error
+        raise RequestInvalid(f"The body is not a readable safetensors file: {error}") from error
     if len(tensors) != 1:
         names = ", ".join(sorted(tensors)[:10]) or "none"
         raise RequestInvalid(
-            f"The safetensors file holds {len(tensors)} tensors ({names}); wanted 1."
+            f"The safetensors file contains {len(tensors)} tensors ({names}); expected 1."
         )
     (array,) = tensors.values()
-    # Checked by ``load``: 8 bytes with the length of the header, then the header in JSON.
+    # ``load`` has checked the format: 8 bytes with the header's length, then the header in JSON.
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     return Tensor(array, header.get("__metadata__") or {})
 
@@ -179,17 +180,17 @@ def _read_safetensors(data: bytes) -> Tensor:
 def _from_unit_scale(images: AnyArray) -> PixelArray:
     numbers = images.astype(np.float32)
     lowest, highest = float(numbers.min(initial=0.0)), float(numbers.max(initial=0.0))
-    # Written so that NaN, which compares false, is refused.
+    # Written so that NaN, which compares false, is rejected.
     if not (lowest >= -_PIXEL_SLACK and highest <= 1 + _PIXEL_SLACK):
         raise RequestInvalid(
-            f"The pixels are {images.dtype} from {lowest:.4g} to {highest:.4g}; as floats they lie "
-            f"in 0..1. Send uint8, or pixels before mean and deviation were taken out: the service "
-            f"does that itself."
+            f"The pixels are {images.dtype} from {lowest:.4g} to {highest:.4g}; expected floats in "
+            f"0..1. Send uint8, or pixels without mean and standard deviation applied: the service "
+            f"normalizes them itself."
         )
     return np.clip(np.rint(numbers * 255), 0, 255).astype(np.uint8)
 
 
 def _no_direction() -> ImageInvalid:
     return ImageInvalid(
-        "The embedding is all zeros, or has numbers that are not finite. Embed the image again."
+        "The embedding is all zeros or contains numbers that are not finite. Embed the image again."
     )

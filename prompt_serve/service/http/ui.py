@@ -1,7 +1,7 @@
-"""Two pages for people: ``/v1/ui`` to try tasks on images, ``/v1/docs`` for the API.
+"""Two web pages: ``/v1/ui`` to try tasks on images, ``/v1/docs`` for the API.
 
-Everything they load comes from here, so they work without any other host; their Content-Security-
-Policy allows nothing else. Swagger UI is the copy that the package fastapi-offline carries.
+The service serves all their files, so they work without any other host, and their Content-Security-
+Policy allows no other. Swagger UI is the copy in the package fastapi-offline.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/ui")
 async def ui(request: Request) -> Response:
-    """Choose tasks, drop images, see predictions."""
+    """Page to choose tasks, drop images and see predictions."""
     return _file(request, _WEB / "ui.html")
 
 
@@ -39,20 +39,20 @@ async def ui(request: Request) -> Response:
 @router.get("/ui/ui.js")
 @router.get("/docs/docs.js")
 async def own_file(request: Request) -> Response:
-    """What the pages load, of ours."""
+    """Own files of the pages."""
     return _file(request, _WEB / Path(request.url.path).name)
 
 
 @router.get("/docs")
 async def docs(request: Request) -> Response:
-    """The OpenAPI document, to read and to try."""
+    """Swagger UI for the OpenAPI document."""
     return _file(request, _WEB / "docs.html")
 
 
 @router.get("/docs/swagger-ui-bundle.js")
 @router.get("/docs/swagger-ui.css")
 async def swagger_file(request: Request) -> Response:
-    """What the second page loads, of Swagger UI."""
+    """Swagger UI's files for ``/v1/docs``."""
     return _file(request, _swagger() / Path(request.url.path).name)
 
 
@@ -72,7 +72,7 @@ def _read(path: Path) -> tuple[bytes, str]:
 
 @cache
 def _swagger() -> Path:
-    """Where fastapi-offline keeps its files; importing it would bring nothing that is needed."""
-    found = importlib.util.find_spec("fastapi_offline")
-    assert found is not None and found.origin is not None  # noqa: S101, PT018 (a dependency)
-    return Path(found.origin).with_name("static")
+    """Return the folder of fastapi-offline's files, without importing the package."""
+    spec = importlib.util.find_spec("fastapi_offline")
+    assert spec is not None and spec.origin is not None  # noqa: S101, PT018 (a dependency)
+    return Path(spec.origin).with_name("static")

@@ -1,11 +1,11 @@
-"""Images of many requests -> image features, in batches: whatever waits when the device is free.
+"""Encode the images of many requests in batches: those that are ready when the device is free.
 
     submit -> [decode pool: bytes -> pixels] -> ready -> [one inference thread: pixels -> features]
 
-Decoding of the next images overlaps with the encoding of the batch before. Every image has an
-outcome of its own, features or an error; a request's future is done when its last image is.
-The queue is bounded in images and in bytes. Images whose request was given up leave it at once;
-those past their deadline are not run.
+The next images are decoded while the current batch is encoded. Every image has its own outcome,
+features or an error, and a request's future is done when its last image is. The queue is bounded in
+images and in bytes. Images of a cancelled request leave it at once; images past their deadline are
+not run.
 """
 
 import logging
@@ -28,26 +28,26 @@ from prompt_serve.errors import (
     ServiceError,
 )
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.types import FloatArray, PixelArray
 
-Given = bytes | PixelArray  # an image file, or (S, S, 3) pixels as the encoder takes them
+ImageData = bytes | PixelArray  # an image file, or (S, S, 3) pixels for the encoder
 Outcome = FloatArray | PromptServeError
 
 _DECODE_NICENESS = 5
-_FORGETTING = 0.8  # of what was measured before, with every batch
-_LONGEST_RETRY_S = 60.0
+_DECAY = 0.8  # per batch, of earlier measurements
+_MAX_RETRY_S = 60.0
 
 _log = logging.getLogger(__name__)
 
 
 class PendingRequest:
-    """The images of one request; ``future`` is done when the last of them has an outcome."""
+    """Images of one request; ``future`` is done when the last of them has an outcome."""
 
     def __init__(self, size: int, deadline: float) -> None:
         self.future: Future[list[Outcome]] = Future()
         self.deadline = deadline
-        self.timings = current().timings  # of the request, in whose context tickets are made
+        self.timings = current_request().timings  # constructed in the request's context
         self._outcomes: list[Outcome | None] = [None] * size
         self._missing = size
         self._lock = threading.Lock()
@@ -58,52 +58,52 @@ class PendingRequest:
             self._missing -= 1
             done = self._missing == 0
         if done:
-            with suppress(InvalidStateError):  # given up meanwhile: nobody waits for it
+            with suppress(InvalidStateError):  # cancelled meanwhile
                 self.future.set_result([o for o in self._outcomes if o is not None])
 
     @property
-    def refusal(self) -> PromptServeError | None:
-        """Why the images of this ticket are not worth running any more."""
+    def skip_reason(self) -> PromptServeError | None:
+        """Error for images that need not be run any more; None if they must be."""
         if self.future.cancelled():
-            return ServiceError("The request was given up.")
+            return ServiceError("The request was cancelled.")
         if time.monotonic() > self.deadline:
-            return _too_late()
+            return _deadline_exceeded()
         return None
 
 
-class _Image:
-    """One image on its way."""
+class _QueuedImage:
+    """One image in the queue."""
 
-    __slots__ = ("admitted_at", "data", "index", "pixels", "ready_at", "size_bytes", "ticket")
+    __slots__ = ("admitted_at", "data", "index", "pixels", "ready_at", "request", "size_bytes")
 
-    def __init__(self, given: Given, ticket: PendingRequest, index: int) -> None:
-        self.data = given if isinstance(given, bytes) else b""
-        self.pixels = None if isinstance(given, bytes) else given
-        self.size_bytes = _size_bytes(given)
-        self.ticket = ticket
+    def __init__(self, image: ImageData, request: PendingRequest, index: int) -> None:
+        self.data = image if isinstance(image, bytes) else b""
+        self.pixels = None if isinstance(image, bytes) else image
+        self.size_bytes = _size_bytes(image)
+        self.request = request
         self.index = index
         self.admitted_at = time.monotonic()
         self.ready_at = 0.0
 
 
 class _DrainRate:
-    """Images a second that leave the queue while there are any in it."""
+    """Images per second that leave the queue while it is not empty."""
 
     def __init__(self) -> None:
-        self._images = 0.0  # both fade alike, so that their ratio follows the last batches
+        self._images = 0.0  # both decay alike, so that their ratio follows the last batches
         self._seconds = 0.0
         self._last = float("-inf")
 
-    def note(self, images: int, since: float) -> None:
-        """A batch has ended whose first image was admitted at ``since``."""
+    def add_batch(self, images: int, since: float) -> None:
+        """Count a finished batch whose first image was admitted at ``since``."""
         now = time.monotonic()
         busy_s = max(1e-6, now - max(since, self._last))
-        self._images = _FORGETTING * self._images + images
-        self._seconds = _FORGETTING * self._seconds + busy_s
+        self._images = _DECAY * self._images + images
+        self._seconds = _DECAY * self._seconds + busy_s
         self._last = now
 
     def seconds_for(self, images: float) -> float:
-        """How long so many take; a guess before the first batch."""
+        """Estimate the time to drain ``images``; 1 s before the first batch."""
         if self._images == 0.0:
             return 1.0
         return images * self._seconds / self._images
@@ -113,14 +113,15 @@ class Batcher:
     """Decode pool, queue and inference thread of one device.
 
     Args:
-        decode: bytes of an image file -> (S, S, 3) pixels; raises PromptServeError for bad ones.
+        decode: bytes of an image file -> (S, S, 3) pixels; raises PromptServeError for bad files.
         encode: (B, S, S, 3) pixels -> (B, E) features.
-        max_batch: the most images that are encoded together.
-        max_queue_images: admitted and not yet answered; beyond it requests are refused.
-        max_queue_bytes: of the same images, as they came.
-        max_queue_delay_ms: how long an image that is ready waits at most for others to join its
-            batch while the device is free. 0 is best unless the device is far from busy and
-            large batches are much cheaper.
+        max_batch: maximum number of images per batch.
+        max_queue_images: maximum number of admitted, unanswered images; beyond it requests are
+            rejected.
+        max_queue_bytes: maximum size of the same images, as received.
+        max_queue_delay_ms: maximum time that a ready image waits for others to join its batch
+            while the device is free. 0 is best unless the device is mostly idle and large batches
+            are much cheaper.
         decode_threads: size of the decode pool.
     """
 
@@ -142,13 +143,13 @@ class Batcher:
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
         self._pool = ThreadPoolExecutor(
-            decode_threads, thread_name_prefix="decode", initializer=_yield_to_inference
+            decode_threads, thread_name_prefix="decode", initializer=_lower_priority
         )
         self._changed = threading.Condition()  # guards everything below
-        self._ready: deque[_Image] = deque()
-        self._admitted: set[_Image] = set()
+        self._ready: deque[_QueuedImage] = deque()
+        self._admitted: set[_QueuedImage] = set()
         self._admitted_bytes = 0
-        self._refusing: str | None = None  # why nothing more is admitted
+        self._closed_reason: str | None = None  # set when nothing more is admitted
         self._stopped = False
         self._running_since: float | None = None
         self._last_success = float("-inf")
@@ -158,7 +159,7 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the inference thread runs; it ends only by ``stop`` or by a fault of its own."""
+        """True while the inference thread runs; only ``stop`` or a bug of this module ends it."""
         return self._thread.is_alive()
 
     @property
@@ -168,33 +169,33 @@ class Batcher:
 
     @property
     def running_for_s(self) -> float:
-        """How long the present batch has been running; 0 between batches."""
+        """Time that the current batch has been running; 0 between batches."""
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
     @property
     def waiting(self) -> tuple[int, int]:
-        """Images admitted and not yet answered, and their bytes."""
+        """Number and bytes of the images that are admitted and not yet answered."""
         with self._changed:
             return len(self._admitted), self._admitted_bytes
 
-    def submit(self, images: Sequence[Given], deadline: float) -> Future[list[Outcome]]:
+    def submit(self, images: Sequence[ImageData], deadline: float) -> Future[list[Outcome]]:
         """Queue the images of one request.
 
         Args:
             images: at least one.
-            deadline: of ``time.monotonic()``, after which they are not run any more.
+            deadline: on ``time.monotonic()``; images are not run after it.
 
         Returns:
-            A future of one outcome an image, in their order. Cancel it to give the request up:
-            its images leave the queue at once.
+            Future of one outcome per image, in their order. Cancelling it takes the request's
+            images out of the queue at once.
 
         Raises:
-            Overloaded: the queue is full; says when to try again.
+            Overloaded: the queue is full; says when to retry.
             NotReady: the batcher was stopped, or its inference thread died.
         """
-        ticket = PendingRequest(len(images), deadline)
-        admitted = [_Image(data, ticket, index) for index, data in enumerate(images)]
+        request = PendingRequest(len(images), deadline)
+        admitted = [_QueuedImage(image, request, index) for index, image in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
             self.check_room(len(images), size_bytes)
@@ -202,88 +203,88 @@ class Batcher:
             self._admitted_bytes += size_bytes
         metrics.queue_images.inc(len(admitted))
         metrics.queue_bytes.inc(size_bytes)
-        ticket.future.add_done_callback(self._forget_if_given_up)
+        request.future.add_done_callback(self._drop_if_cancelled)
         for image in admitted:
             if image.pixels is None:
                 self._pool.submit(self._prepare, image)
             else:
-                self._is_ready(image)
-        return ticket.future
+                self._mark_ready(image)
+        return request.future
 
     def check_room(self, images: int, size_bytes: int) -> None:
-        """Raise what ``submit`` would for so many images of so many bytes together."""
+        """Raise what ``submit`` would raise for this many images of ``size_bytes`` in total."""
         with self._changed:
-            if self._refusing is not None:
-                raise NotReady(self._refusing, retry_after_s=1.0)
+            if self._closed_reason is not None:
+                raise NotReady(self._closed_reason, retry_after_s=1.0)
             waiting = len(self._admitted)
             excess = waiting + images - self._max_queue_images
             if excess > 0:
-                limit = f"{images} more exceed the {self._max_queue_images} that are queued at most"
+                limit = f"{images} more would exceed the maximum of {self._max_queue_images}"
                 raise self._overloaded(waiting, limit, excess)
             excess_bytes = self._admitted_bytes + size_bytes - self._max_queue_bytes
             if excess_bytes > 0:
                 limit = (
-                    f"{self._admitted_bytes:,} bytes, {size_bytes:,} more exceed the "
-                    f"{self._max_queue_bytes:,} that are queued at most"
+                    f"{self._admitted_bytes:,} bytes, {size_bytes:,} more would exceed the "
+                    f"maximum of {self._max_queue_bytes:,}"
                 )
                 share = excess_bytes / max(1, self._admitted_bytes)
                 raise self._overloaded(waiting, limit, min(1.0, share) * waiting)
 
     def expire(self, future: Future[list[Outcome]]) -> None:
-        """Answer for all images of a request that have no outcome yet: their time is up."""
-        self._settle_all(future, _too_late())
+        """End a request at its deadline: images without an outcome get DeadlineExceeded."""
+        self._finish_request(future, _deadline_exceeded())
 
     def stop(self, timeout_s: float) -> None:
-        """Admit nothing more, finish what was admitted within the time, refuse the rest."""
+        """Admit nothing more, finish admitted images within ``timeout_s``, fail the rest."""
         with self._changed:
-            self._refusing = "The service is stopping."
+            self._closed_reason = "The service is stopping."
             self._changed.wait_for(lambda: not self._admitted or not self.alive, timeout_s)
             self._stopped = True
             self._changed.notify_all()
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._refuse_all("The service is stopping.")
+        self._fail_all("The service is stopping.")
         self._thread.join(timeout=1.0)
 
-    def _overloaded(self, waiting: int, limit: str, until_gone: float) -> Overloaded:
-        """The refusal, with the time until ``until_gone`` images will have left the queue."""
-        wait_s = min(_LONGEST_RETRY_S, max(0.1, self._drain_rate.seconds_for(until_gone)))
+    def _overloaded(self, waiting: int, limit: str, excess: float) -> Overloaded:
+        """Return the error, with the time until ``excess`` images will have left the queue."""
+        wait_s = min(_MAX_RETRY_S, max(0.1, self._drain_rate.seconds_for(excess)))
         return Overloaded(
-            f"{waiting} images are waiting, {limit}. Try again in {wait_s:.1f} s.",
+            f"{waiting} images are waiting, {limit}. Retry in {wait_s:.1f} s.",
             retry_after_s=round(wait_s, 1),
             waiting=waiting,
         )
 
-    def _prepare(self, image: _Image) -> None:
-        """In the decode pool: bytes -> pixels, then on to the inference thread."""
-        if refusal := image.ticket.refusal:
-            self._settle(image, refusal)
+    def _prepare(self, image: _QueuedImage) -> None:
+        """Decode an image, in the decode pool, and hand it to the inference thread."""
+        if reason := image.request.skip_reason:
+            self._finish(image, reason)
             return
         try:
             image.pixels = self._timed_decode(image)
         except PromptServeError as error:
-            self._settle(image, error)
+            self._finish(image, error)
             return
-        # Nobody reads this pool's futures: an unforeseen error would leave the request hanging.
+        # This pool's futures are never read: an unexpected error would leave the request hanging.
         except BaseException as error:
-            _log.exception("an image could not be prepared")
-            self._settle(image, _failed("preparing the image", error))
+            _log.exception("an image could not be decoded")
+            self._finish(image, _failed("decoding the image", error))
             return
         image.data = b""
-        self._is_ready(image)
+        self._mark_ready(image)
 
-    def _timed_decode(self, image: _Image) -> PixelArray:
+    def _timed_decode(self, image: _QueuedImage) -> PixelArray:
         started = time.monotonic()
         try:
             return self._decode(image.data)
         finally:
             ended = time.monotonic()
-            image.ticket.timings.add("decode", started, ended)
+            image.request.timings.add("decode", started, ended)
             metrics.decode_seconds.observe(ended - started)
 
-    def _is_ready(self, image: _Image) -> None:
+    def _mark_ready(self, image: _QueuedImage) -> None:
         with self._changed:
             if image not in self._admitted:
-                return  # given up while it was decoded
+                return  # cancelled while it was decoded
             image.ready_at = time.monotonic()
             self._ready.append(image)
             self._changed.notify_all()
@@ -293,128 +294,128 @@ class Batcher:
             while (batch := self._next_batch()) is not None:
                 if batch:
                     self._infer(batch)
-        # A fault in this module. The thread ends, but those who wait must not wait for ever.
+        # A bug of this module. The thread ends, but pending requests must not wait forever.
         except BaseException:
             _log.critical("the inference thread died", exc_info=True)
             with self._changed:
-                self._refusing = "The inference thread has died; the service must be restarted."
+                self._closed_reason = "The inference thread died; restart the service."
                 self._changed.notify_all()
-            self._refuse_all(self._refusing)
+            self._fail_all(self._closed_reason)
 
-    def _next_batch(self) -> list[_Image] | None:
-        """Wait for images; None means stop."""
+    def _next_batch(self) -> list[_QueuedImage] | None:
+        """Wait for the next batch; None if the batcher was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._stopped)
             if self._ready and self._max_queue_delay_s > 0:
                 self._wait_for_more()
-            batch = None if self._stopped else self._take()
-        _note_waits(batch or [])
+            batch = None if self._stopped else self._take_batch()
+        _record_waits(batch or [])
         return batch
 
-    def _take(self) -> list[_Image]:
-        """The first images that are worth running; none where all were given up meanwhile."""
-        batch: list[_Image] = []
+    def _take_batch(self) -> list[_QueuedImage]:
+        """Take the first images that must be run; none if all were cancelled meanwhile."""
+        batch: list[_QueuedImage] = []
         while self._ready and len(batch) < self._max_batch:
             image = self._ready.popleft()
-            if refusal := image.ticket.refusal:
-                self._settle(image, refusal)
+            if reason := image.request.skip_reason:
+                self._finish(image, reason)
             else:
                 batch.append(image)
         return batch
 
     def _wait_for_more(self) -> None:
-        # Counted from when the first one was ready: those that come do not prolong it.
+        # Counted from when the first image was ready: later ones do not prolong the wait.
         left = self._ready[0].ready_at + self._max_queue_delay_s - time.monotonic()
         self._changed.wait_for(
             lambda: len(self._ready) >= self._max_batch or self._stopped, max(0.0, left)
         )
 
-    def _infer(self, batch: list[_Image]) -> None:
+    def _infer(self, batch: list[_QueuedImage]) -> None:
         self._running_since = started = time.monotonic()
         try:
             features = self._encode(np.stack([i.pixels for i in batch if i.pixels is not None]))
-        # ONNX Runtime's exceptions share no base but Exception; one batch may fail, e.g. for lack
-        # of memory, and the next may not.
+        # ONNX Runtime's exceptions share no base class but Exception. One batch may fail, e.g. for
+        # lack of memory, while the next does not.
         except Exception as error:
             self._running_since = None
             self._retry_in_halves(batch, error)
             return
         self._running_since = None
         self._last_success = time.monotonic()
-        _note_batch(batch, started, self._last_success)
+        _record_batch(batch, started, self._last_success)
         with self._changed:
-            self._drain_rate.note(len(batch), min(image.admitted_at for image in batch))
+            self._drain_rate.add_batch(len(batch), min(image.admitted_at for image in batch))
         for image, row in zip(batch, features, strict=True):
-            self._settle(image, row)
+            self._finish(image, row)
 
-    def _retry_in_halves(self, batch: list[_Image], error: Exception) -> None:
-        """What one image brought about must not fail the others of its batch."""
+    def _retry_in_halves(self, batch: list[_QueuedImage], error: Exception) -> None:
+        """Retry a failed batch in halves, so that one image does not fail the others."""
         if len(batch) == 1:
             _log.error("the image encoder failed", exc_info=error)
-            self._settle(batch[0], _failed("encoding the image", error))
+            self._finish(batch[0], _failed("encoding the image", error))
             return
         middle = len(batch) // 2
         self._infer(batch[:middle])
         self._infer(batch[middle:])
 
-    def _settle(self, image: _Image, outcome: Outcome) -> None:
+    def _finish(self, image: _QueuedImage, outcome: Outcome) -> None:
         with self._changed:
             if image not in self._admitted:
-                return  # refused meanwhile, when the batcher stopped
+                return  # finished meanwhile, when the batcher stopped
             self._admitted.remove(image)
             self._admitted_bytes -= image.size_bytes
-            if self._refusing is not None:
-                self._changed.notify_all()  # stop() waits for the last one
-        _note_settled(image, outcome)
-        image.ticket.set_result(image.index, outcome)
+            if self._closed_reason is not None:
+                self._changed.notify_all()  # stop() waits for the last image
+        _count_finished(image, outcome)
+        image.request.set_result(image.index, outcome)
 
-    def _forget_if_given_up(self, future: Future[list[Outcome]]) -> None:
+    def _drop_if_cancelled(self, future: Future[list[Outcome]]) -> None:
         if future.cancelled():
-            self._settle_all(future, ServiceError("The request was given up."))
+            self._finish_request(future, ServiceError("The request was cancelled."))
 
-    def _settle_all(self, future: Future[list[Outcome]], outcome: PromptServeError) -> None:
-        """Take what is left of a request out of the queue."""
+    def _finish_request(self, future: Future[list[Outcome]], outcome: PromptServeError) -> None:
+        """Give ``outcome`` to the images of a request that are still in the queue."""
         with self._changed:
-            left = [image for image in self._admitted if image.ticket.future is future]
+            left = [image for image in self._admitted if image.request.future is future]
             for image in left:
-                image.data = b""  # the decode pool still holds the image
-                self._settle(image, outcome)
+                image.data = b""  # the decode pool still refers to the image
+                self._finish(image, outcome)
             self._ready = deque(image for image in self._ready if image in self._admitted)
 
-    def _refuse_all(self, why: str) -> None:
+    def _fail_all(self, reason: str) -> None:
         with self._changed:
             left = list(self._admitted)
         for image in left:
-            self._settle(image, NotReady(why, retry_after_s=1.0))
+            self._finish(image, NotReady(reason, retry_after_s=1.0))
 
 
-def _yield_to_inference() -> None:
-    """Give way to the encoder where both want the same core: it is what all wait for, and the
-    images of its next batch are not needed before this one is done."""
+def _lower_priority() -> None:
+    """Let the inference thread go first on a shared core: the images being decoded are not needed
+    before its current batch is done."""
     if sys.platform == "linux":  # elsewhere priorities belong to processes, not to threads
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
 
 
-def _note_waits(batch: Sequence[_Image]) -> None:
-    """These images' wait in the queue ends now."""
+def _record_waits(batch: Sequence[_QueuedImage]) -> None:
+    """Record the time in the queue of a batch that starts now."""
     now = time.monotonic()
     for image in batch:
-        image.ticket.timings.add("queue", image.ready_at, now)
+        image.request.timings.add("queue", image.ready_at, now)
         metrics.queue_wait_seconds.observe(now - image.ready_at)
 
 
-def _note_batch(batch: Sequence[_Image], started: float, ended: float) -> None:
-    """A batch went through the encoder; its time counts once to every request in it."""
+def _record_batch(batch: Sequence[_QueuedImage], started: float, ended: float) -> None:
+    """Record an encoded batch; its time counts once for every request in it."""
     metrics.batch_images.observe(len(batch))
     metrics.inference_seconds.observe(ended - started)
-    for ticket in {image.ticket for image in batch}:
-        ticket.timings.add("inference", started, ended)
+    for request in {image.request for image in batch}:
+        request.timings.add("inference", started, ended)
 
 
-def _note_settled(image: _Image, outcome: Outcome) -> None:
+def _count_finished(image: _QueuedImage, outcome: Outcome) -> None:
     metrics.queue_images.dec()
     metrics.queue_bytes.dec(image.size_bytes)
-    if image.ticket.future.cancelled():
+    if image.request.future.cancelled():
         metrics.images_abandoned.inc()
     elif isinstance(outcome, PromptServeError):
         metrics.images.labels(metrics.result_of(outcome)).inc()
@@ -422,19 +423,19 @@ def _note_settled(image: _Image, outcome: Outcome) -> None:
         metrics.images_answered.inc()
 
 
-def _size_bytes(given: Given) -> int:
-    return len(given) if isinstance(given, bytes) else given.nbytes
+def _size_bytes(image: ImageData) -> int:
+    return len(image) if isinstance(image, bytes) else image.nbytes
 
 
-def _too_late() -> DeadlineExceeded:
+def _deadline_exceeded() -> DeadlineExceeded:
     return DeadlineExceeded(
-        "The image waited in the queue until the request's time was up. "
-        "Send fewer at once, or give the request more time."
+        "The request's deadline passed while the image waited in the queue. "
+        "Send fewer images at once, or allow more time."
     )
 
 
 def _failed(doing: str, error: BaseException) -> ServiceError:
     return ServiceError(
-        f"Something went wrong here while {doing} ({type(error).__name__}); "
+        f"The service failed while {doing} ({type(error).__name__}); "
         f"the service's log has the reason."
     )

@@ -1,5 +1,7 @@
-"""The ONNX Runtime sessions of one bundle on one device; a device that was asked for is the device
-that runs, or nothing does."""
+"""ONNX Runtime sessions of one bundle on one device.
+
+They run on the requested device or not at all: there is no silent fallback.
+"""
 
 import logging
 import time
@@ -17,7 +19,7 @@ from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.schemas import DEFAULT_TEMPLATE
-from prompt_serve.service.inference.ort_placement import RECORD, nodes_on_other_providers
+from prompt_serve.service.inference.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.service.tasks.feature_queue import at_low_priority
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -32,12 +34,12 @@ class Engine:
     Args:
         bundle: an exported backbone.
         cuda_device: index of a CUDA device; None runs on the CPU.
-        threads: of the CPU kernels.
-        max_batch: the most images that are encoded in one call.
+        threads: number of threads of the CPU kernels.
+        max_batch: maximum number of images per call.
 
     Raises:
-        ProviderUnavailable: CUDA was asked for and does not run. There is no quiet way back to
-            the CPU: ONNX Runtime would take it.
+        ProviderUnavailable: CUDA was requested and does not run. ONNX Runtime would fall back to
+            the CPU silently.
         BundleInvalid: the graphs cannot be loaded.
     """
 
@@ -46,24 +48,24 @@ class Engine:
     ) -> None:
         self.bundle = bundle
         self._image_size = bundle.manifest.preprocessing.image_size
-        # On a CPU a padded image costs as much as a real one. On CUDA every new batch size plans
-        # its memory anew, so a few sizes are warmed up and smaller batches padded to them.
+        # On a CPU a padded image costs as much as a real one. On CUDA every new batch size needs a
+        # new memory plan, so a few sizes are warmed up and smaller batches are padded to them.
         self._buckets = None if cuda_device is None else batch_buckets(max_batch)
         self._warm_up_sizes = self._buckets or sorted({1, max_batch})
         self._image_session = _open(str(bundle.image_encoder), cuda_device, threads)
-        # Its threads stand back behind those of the image encoder: an upload can wait.
+        # Its threads yield to those of the image encoder: an upload can wait.
         self._text_session = at_low_priority(
             lambda: _open(str(bundle.text_encoder), cuda_device, threads)
         )
         self.provider = str(self._image_session.get_providers()[0])
         self.text_provider = str(self._text_session.get_providers()[0])
         self.runtime = f"onnxruntime {ort.__version__}"
-        self.slowest_batch_s = 0.0  # of the warm-up, once it was warm
-        self.last_text_success = float("-inf")  # of time.monotonic()
-        self._a_name = _a_name(bundle)
+        self.slowest_batch_s = 0.0  # duration of the largest batch after warm-up
+        self.last_text_success = float("-inf")  # on time.monotonic()
+        self._probe_prompt = _probe_prompt(bundle)
 
     def encode_images(self, pixels: PixelArray) -> FloatArray:
-        """(B, S, S, 3) uint8 -> (B, E) image features of unit length."""
+        """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length."""
         n = len(pixels)
         if self._buckets is not None:
             pixels = _pad(pixels, self._buckets)
@@ -71,28 +73,28 @@ class Engine:
         return np.asarray(features[:n], dtype=np.float32)
 
     def encode_text(self, sequences: Sequences) -> FloatArray:
-        """Assembled sequences of C classes -> (C, E) features of unit length.
+        """Encode the assembled sequences of C classes to (C, E) features of unit length.
 
         Raises:
-            PromptFileInvalid: they have vectors for another number of blocks.
+            PromptFileInvalid: the sequences have vectors for a different number of blocks.
         """
         inputs = text_inputs(sequences, self.bundle.manifest.text_layers)
         (features,) = self._text_session.run(["class_features"], inputs)
         self.last_text_success = time.monotonic()
         return np.asarray(features, dtype=np.float32)
 
-    def encode_a_name(self) -> None:
-        """Run the text graph on one short class name, to see that it works.
+    def check_text_encoder(self) -> None:
+        """Run the text graph on one short class name.
 
         Raises:
-            ServiceError: the features are not numbers.
+            ServiceError: the features are not finite.
         """
-        features = class_features(self._a_name, self.bundle.text_side, self.encode_text)
+        features = class_features(self._probe_prompt, self.bundle.text_side, self.encode_text)
         if not np.isfinite(features).all():
-            raise ServiceError("Class features came out as NaN or infinite.")
+            raise ServiceError("The text encoder returned NaN or infinite class features.")
 
     def warm_up(self) -> None:
-        """Run every batch size and the text graph once, so that no request pays for first runs."""
+        """Run every batch size and the text graph once, so that no request pays for a first run."""
         side = self._image_size
         for size in self._warm_up_sizes:
             self.encode_images(np.zeros((size, side, side, 3), dtype=np.uint8))
@@ -100,10 +102,10 @@ class Engine:
         started = time.monotonic()
         self.encode_images(largest)
         self.slowest_batch_s = time.monotonic() - started
-        self.encode_a_name()
+        self.check_text_encoder()
 
 
-def _a_name(bundle: Bundle) -> Prompt:
+def _probe_prompt(bundle: Bundle) -> Prompt:
     return Prompt(
         name="probe",
         method="zero-shot",
@@ -115,7 +117,7 @@ def _a_name(bundle: Bundle) -> Prompt:
 
 
 def batch_buckets(max_batch: int) -> list[int]:
-    """1, 2, 4, ... up to ``max_batch``, which is always the last."""
+    """Return 1, 2, 4, ... and ``max_batch``, which is always the last."""
     sizes = [1]
     while sizes[-1] * 2 < max_batch:
         sizes.append(sizes[-1] * 2)
@@ -135,39 +137,39 @@ def _open(path: str, cuda_device: int | None, threads: int) -> ort.InferenceSess
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Between two operators the threads spin, which is fast; between two batches they must not, or
-    # they would take the cores from the threads that decode the next images.
+    # Threads may spin between two operators, which is fast, but not between two batches: they would
+    # take the cores from the threads that decode the next images.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Work in small blocks: a thread that lost its core for a moment to a decoding one does not
-    # keep all others waiting with a large block of its own.
+    # Work in small blocks: a thread that briefly loses its core to a decoding thread then does not
+    # hold up all others with a large block.
     options.add_session_config_entry("session.dynamic_block_base", "4")
-    options.add_session_config_entry(RECORD, "1")
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
     options.log_severity_level = 3
-    wanted = _CPU if cuda_device is None else _CUDA
+    expected = _CPU if cuda_device is None else _CUDA
     providers = [(_CPU, {})] if cuda_device is None else _cuda_providers(cuda_device)
     try:
         session = ort.InferenceSession(path, sess_options=options, providers=providers)
-    # ONNX Runtime raises its own exceptions, which share no base but Exception.
+    # ONNX Runtime's own exceptions share no base class but Exception.
     except Exception as error:
         if cuda_device is not None:
-            raise _no_cuda(cuda_device, str(error)) from error
+            raise _cuda_unavailable(cuda_device, str(error)) from error
         raise BundleInvalid(f"{path} cannot be loaded: {error}", path=path) from error
-    # Neither get_available_providers() nor disable_fallback() prevents a quiet fall-back.
+    # Neither get_available_providers() nor disable_fallback() prevents a silent fallback.
     active = session.get_providers()[0]
-    if active != wanted:
-        raise _no_cuda(cuda_device, f"the session came up on {active}")
-    if left := nodes_on_other_providers(session, wanted):
-        nodes = ", ".join(f"{count} {op}" for op, count in left.most_common())
-        raise _no_cuda(
+    if active != expected:
+        raise _cuda_unavailable(cuda_device, f"the session runs on {active}")
+    if misplaced := nodes_on_other_providers(session, expected):
+        nodes = ", ".join(f"{count} {op}" for op, count in misplaced.most_common())
+        raise _cuda_unavailable(
             cuda_device,
-            f"it leaves products of matrices in {Path(path).name} to another provider ({nodes}); "
-            f"an int8 bundle is for CPUs, export with --precision fp16",
+            f"it leaves matrix products in {Path(path).name} to another provider ({nodes}); an "
+            f"int8 bundle is for CPUs, export one with --precision fp16",
         )
     return session
 
 
 def _cuda_providers(device: int) -> list[tuple[str, dict[str, Any]]]:
-    """CUDA; TF32 would round the text encoder's float32, which the probe checks."""
+    """Return CUDA with its options: no TF32, whose rounding of the text encoder fails the probe."""
     if hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels
     options = {
@@ -179,9 +181,9 @@ def _cuda_providers(device: int) -> list[tuple[str, dict[str, Any]]]:
     return [(_CUDA, options)]
 
 
-def _no_cuda(device: int | None, reason: str) -> ProviderUnavailable:
+def _cuda_unavailable(device: int | None, reason: str) -> ProviderUnavailable:
     return ProviderUnavailable(
-        f"CUDA device {device} was asked for, but ONNX Runtime {ort.__version__} cannot run on it: "
+        f"CUDA device {device} was requested, but ONNX Runtime {ort.__version__} cannot run on it: "
         f"{reason}. Providers built into this onnxruntime: "
         f"{', '.join(ort.get_available_providers())}. Check the driver (nvidia-smi) and the CUDA "
         f"and cuDNN libraries, or set PROMPT_SERVE_DEVICE=cpu.",

@@ -1,4 +1,4 @@
-"""Image features and tasks -> what the caller is told, one result an image."""
+"""Image features and tasks -> one result per image, with predictions or an error."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -11,25 +11,25 @@ from prompt_serve.scoring import BestClasses, best_classes, is_unknown
 from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.inference.requests import EmbeddingItem, ImageItem
 from prompt_serve.service.problems import problem_of
-from prompt_serve.service.tasks.store import Task
+from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
-NamedTasks = Sequence[tuple[str, Task]]  # as they were asked for, and what they are now
+NamedTasks = Sequence[tuple[str, Task]]  # requested name, and the task it resolved to
 
-# Images are scored in blocks of so many logits, which bounds what all the arrays take.
-_LOGITS_OF_A_BLOCK = 2_000_000
+# Images are scored in blocks of at most this many logits, which bounds the memory of all arrays.
+_LOGITS_PER_BLOCK = 2_000_000
 
 
-def scored(
+def image_results(
     items: Sequence[ImageItem | EmbeddingItem],
     outcomes: Sequence[Outcome],
     tasks: NamedTasks,
     top_k: int,
     logit_scale: float,
 ) -> list[ImageResult]:
-    """Predictions of every task for every image that has features, the error of the others."""
-    good = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-    predictions = iter(_predictions(good, tasks, top_k, logit_scale))
+    """Score every image that has features by every task; the other results hold their error."""
+    features = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
+    predictions = iter(_predictions(features, tasks, top_k, logit_scale))
     return [
         ImageResult(index=index, filename=item.filename, error=problem_of(outcome))
         if isinstance(outcome, PromptServeError)
@@ -38,8 +38,10 @@ def scored(
     ]
 
 
-def embedded(items: Sequence[ImageItem], outcomes: Sequence[Outcome]) -> list[EmbeddedImage]:
-    """The features of every image, or its error."""
+def embedding_results(
+    items: Sequence[ImageItem], outcomes: Sequence[Outcome]
+) -> list[EmbeddedImage]:
+    """Return the features or the error of every image."""
     return [
         EmbeddedImage(index=index, filename=item.filename, error=problem_of(outcome))
         if isinstance(outcome, PromptServeError)
@@ -49,7 +51,8 @@ def embedded(items: Sequence[ImageItem], outcomes: Sequence[Outcome]) -> list[Em
 
 
 def embedding_rows(outcomes: Sequence[Outcome], width: int) -> tuple[FloatArray, list[int]]:
-    """Features as (N, E), and the places of those that have none: their rows are NaN."""
+    """Stack features to (N, E); images with an error get a row of NaN, and their indices are
+    returned."""
     rows = np.full((len(outcomes), width), np.nan, dtype=np.float32)
     failed = []
     for index, outcome in enumerate(outcomes):
@@ -63,7 +66,7 @@ def embedding_rows(outcomes: Sequence[Outcome], width: int) -> tuple[FloatArray,
 def raise_if_all_failed(
     items: Sequence[ImageItem | EmbeddingItem], outcomes: Sequence[Outcome]
 ) -> None:
-    """Raise the first image's error, carrying those of all, where no image has features."""
+    """Raise the first image's error, listing those of all images, if no image has features."""
     errors = [outcome for outcome in outcomes if isinstance(outcome, PromptServeError)]
     if not errors or len(errors) < len(outcomes):
         return
@@ -74,7 +77,7 @@ def raise_if_all_failed(
         {"index": index, "filename": item.filename, **problem_of(error).model_dump()}
         for index, (item, error) in enumerate(zip(items, errors, strict=True))
     ]
-    message = f"None of the {len(errors)} images could be used; the first: {first.message}"
+    message = f"All {len(errors)} images failed. The first: {first.message}"
     raise type(first)(message, **{**first.facts, "errors": listed})
 
 
@@ -83,7 +86,7 @@ def _predictions(
 ) -> list[list[TaskPrediction]]:
     class_features = [task.class_features for _, task in tasks]
     temperatures = [task.temperature for _, task in tasks]
-    block = max(1, _LOGITS_OF_A_BLOCK // max(1, sum(map(len, class_features))))
+    block = max(1, _LOGITS_PER_BLOCK // max(1, sum(map(len, class_features))))
     rows, predictions = iter(features), []
     while images := list(islice(rows, block)):
         best = best_classes(np.stack(images), class_features, logit_scale, temperatures, top_k)
@@ -99,7 +102,7 @@ def _predictions(
 
 def _prediction(name: str, task: Task, best: BestClasses, image: int) -> TaskPrediction:
     probabilities = best.probabilities[image].tolist()
-    shown = zip(
+    scores = zip(
         best.labels[image].tolist(), probabilities, best.logits[image].tolist(), strict=True
     )
     return TaskPrediction(
@@ -113,6 +116,6 @@ def _prediction(name: str, task: Task, best: BestClasses, image: int) -> TaskPre
                 probability=probability,
                 logit=logit,
             )
-            for label, probability, logit in shown
+            for label, probability, logit in scores
         ],
     )

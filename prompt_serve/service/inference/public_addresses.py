@@ -1,15 +1,15 @@
-"""Which network addresses are public, so that a service may be told to fetch from them.
+"""Tell public network addresses, which the service may fetch from, from all others.
 
-Everything else is refused: a URL in a request must not reach what only this machine can reach, such
-as the cloud's metadata service, a database beside it, or the service's own port.
+A URL in a request must not reach what only this machine can reach, such as the cloud's metadata
+service, a database beside it, or the service's own port.
 """
 
 import ipaddress
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# IANA's registries of special-purpose addresses, written out: what ``ipaddress`` calls private has
-# changed between versions of Python.
+# IANA's special-purpose address registries, written out: the addresses that ``ipaddress`` calls
+# private have changed between Python versions.
 _NOT_PUBLIC = tuple(
     map(
         ipaddress.ip_network,
@@ -18,7 +18,7 @@ _NOT_PUBLIC = tuple(
             "10.0.0.0/8",  # private
             "100.64.0.0/10",  # shared by customers of a carrier (CGNAT); Alibaba's metadata
             "127.0.0.0/8",  # loopback
-            "168.63.129.16/32",  # looks public; the agent of every Azure machine
+            "168.63.129.16/32",  # looks public, but is the agent of every Azure machine
             "169.254.0.0/16",  # link-local; metadata of most clouds
             "172.16.0.0/12",  # private
             "192.0.0.0/24",  # protocol assignments; Oracle's metadata
@@ -31,10 +31,10 @@ _NOT_PUBLIC = tuple(
             "224.0.0.0/4",  # multicast
             "240.0.0.0/4",  # reserved, and broadcast
             "::/96",  # unspecified, loopback, IPv4-compatible
-            "::ffff:0:0/96",  # an IPv4 address in IPv6 clothes (mapped)
-            "::ffff:0:0:0/96",  # the same, translated
-            "64:ff9b::/96",  # the same, behind NAT64
-            "64:ff9b:1::/48",  # the same, behind a NAT64 of one's own
+            "::ffff:0:0/96",  # IPv4-mapped
+            "::ffff:0:0:0/96",  # IPv4-translated
+            "64:ff9b::/96",  # NAT64
+            "64:ff9b:1::/48",  # NAT64, local use
             "100::/64",  # discarded
             "2001::/23",  # protocol assignments, Teredo among them
             "2001:db8::/32",  # documentation
@@ -51,7 +51,7 @@ _NOT_PUBLIC = tuple(
 
 
 def is_public(text: str) -> bool:
-    """Whether ``text`` is an address that anybody on the Internet could reach.
+    """Return True if ``text`` is an address that anyone on the Internet could reach.
 
     Args:
         text: an IPv4 or IPv6 address as a resolver gives it, also with a zone (``fe80::1%eth0``).

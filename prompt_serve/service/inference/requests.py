@@ -1,4 +1,4 @@
-"""What a request asks for, whatever form it came in: images, tasks, how many classes, how long."""
+"""Parts of a parsed request, whatever its form: images, embeddings, tasks, deadline."""
 
 import base64
 import binascii
@@ -15,14 +15,14 @@ EVERY_TASK = "*"
 
 @dataclass(frozen=True)
 class ImageUrl:
-    """An image that is somewhere else."""
+    """URL of an image that the service has to fetch."""
 
     url: str
 
 
 @dataclass(frozen=True)
 class ImageItem:
-    """One image of a request: a file's bytes, preprocessed pixels (S, S, 3), a URL, or why not."""
+    """One image of a request: file bytes, preprocessed (S, S, 3) pixels, a URL, or an error."""
 
     content: bytes | PixelArray | ImageUrl | PromptServeError
     filename: str | None = None
@@ -30,7 +30,7 @@ class ImageItem:
 
 @dataclass(frozen=True)
 class EmbeddingItem:
-    """One embedding of a request: unit length (E,), or why not."""
+    """One embedding of a request: (E,) of unit length, or an error."""
 
     content: FloatArray | PromptServeError
     filename: None = None
@@ -38,7 +38,7 @@ class EmbeddingItem:
 
 @dataclass(frozen=True)
 class TaskSelector:
-    """The tasks that are meant: by name (``*`` is all of them), ``name@version``, or tag."""
+    """Requested tasks: by name (``*`` for all), by ``name@version``, or by tag."""
 
     names: Sequence[str] = ()
     tags: Sequence[str] = ()
@@ -46,7 +46,7 @@ class TaskSelector:
 
 @dataclass(frozen=True, kw_only=True)
 class Deadline:
-    """When a request's time is up, on ``time.monotonic()``, and how long that was."""
+    """Deadline of a request on ``time.monotonic()``, and the timeout it was made from."""
 
     at: float
     timeout_s: float
@@ -56,25 +56,27 @@ class Deadline:
         return cls(at=time.monotonic() + timeout_s, timeout_s=timeout_s)
 
     @classmethod
-    def of_header(cls, text: str | None, longest_s: float) -> "Deadline":
-        """From now on, as a request's header says; the service's own limit where it says nothing.
+    def from_header(cls, text: str | None, max_timeout_s: float) -> "Deadline":
+        """Return the deadline that a request's header sets, ``max_timeout_s`` from now at most.
 
         Raises:
-            RequestInvalid: no whole number of milliseconds above 0.
+            RequestInvalid: the header is not a whole number of milliseconds above 0.
         """
         if text is None:
-            return cls.after(longest_s)
+            return cls.after(max_timeout_s)
         if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text) > 0):
             raise RequestInvalid(
-                f"{TIMEOUT_HEADER} is {text[:50]!r}; wanted a whole number of milliseconds above 0."
+                f"{TIMEOUT_HEADER} is {text[:50]!r}; expected a whole number of milliseconds "
+                f"above 0."
             )
-        return cls.after(min(int(text) / 1000, longest_s))
+        return cls.after(min(int(text) / 1000, max_timeout_s))
 
 
-def image_of_text(text: str) -> ImageItem:
-    """An image as JSON has it: a URL, a data URI, or a file's bytes in base64.
+def image_from_text(text: str) -> ImageItem:
+    """Parse an image in JSON: a URL, a data URI, or a file in base64.
 
-    What cannot be read is an item with an error, so that the others of its request are answered.
+    Text that cannot be parsed becomes an item with an error, so that the request's other images are
+    answered.
     """
     if text[:8].lower().startswith(("http://", "https://")):
         return ImageItem(ImageUrl(text))

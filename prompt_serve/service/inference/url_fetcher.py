@@ -1,9 +1,9 @@
-"""Fetch images from URLs, without being led astray (SSRF).
+"""Fetch images from URLs, safe from server-side request forgery (SSRF).
 
-A host is resolved once, by us; all its addresses are checked, and the connection goes to one that
-was checked. A name that answers otherwise the second time (DNS rebinding) is never asked a second
-time. Redirects are fetches like the first. Bodies are counted as they come; what they are is found
-out by decoding them, not by what their sender says.
+The service resolves a host once, checks all its addresses, and connects to a checked one. A name
+that would resolve differently the second time (DNS rebinding) is never resolved a second time.
+Redirects are checked like the first URL. Bodies are counted while they stream; the decoder decides
+whether they are images, and their Content-Type is ignored.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ from prompt_serve.service.settings import Settings
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_CONNECTIONS = 32
-_FETCHES_OF_A_REQUEST = 8  # side by side
+_FETCHES_PER_REQUEST = 8  # at the same time
 _SHOWN_CHARACTERS = 200
 _HEADERS = [
     (b"Accept", b"image/*"),
-    (b"Accept-Encoding", b"identity"),  # compressed bodies could grow without end
+    (b"Accept-Encoding", b"identity"),  # a compressed body could grow without bound
     (b"Connection", b"close"),
     (b"User-Agent", b"prompt-serve"),
 ]
@@ -46,33 +46,33 @@ Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 @dataclass(frozen=True, kw_only=True)
 class UrlPolicy:
-    """What may be fetched. Hosts are in lower case; ``*.b.org`` means all below b.org."""
+    """Rules for fetching. Hosts are in lower case; ``*.b.org`` matches all subdomains of b.org."""
 
-    hosts: frozenset[str] = frozenset()  # the only ones; empty: any
-    private_hosts: frozenset[str] = frozenset()  # may have addresses that are not public
-    timeout_s: float = 10.0  # of one image, with resolving and redirects
-    max_bytes: int = 16 * 2**20  # of one image
+    hosts: frozenset[str] = frozenset()  # allowed hosts; empty: any
+    private_hosts: frozenset[str] = frozenset()  # hosts that may have private addresses
+    timeout_s: float = 10.0  # per image, including DNS and redirects
+    max_bytes: int = 16 * 2**20  # per image
 
 
-def hosts_of(text: str) -> frozenset[str]:
-    """The hosts of a setting: with commas between them."""
+def parse_hosts(text: str) -> frozenset[str]:
+    """Parse the comma-separated hosts of a setting."""
     return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
-    """All addresses of a host, as this machine resolves it."""
+    """Resolve a host to all its addresses with the system's resolver."""
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in infos))
 
 
 class UrlFetcher:
-    """Fetches images.
+    """HTTP client for images that follows a ``UrlPolicy``.
 
     Args:
-        policy: what may be fetched.
+        policy: rules for fetching.
         resolve: host and port -> addresses.
-        ssl_context: whom HTTPS trusts; None: the usual authorities.
+        ssl_context: certificate authorities for HTTPS; None for the system's.
     """
 
     def __init__(
@@ -94,12 +94,12 @@ class UrlFetcher:
         await self._pool.aclose()
 
     async def fetch(self, url: str) -> bytes:
-        """The body of ``url``.
+        """Return the body of ``url``.
 
         Raises:
-            UrlRefused: the URL may not be fetched; says why.
-            ImageTooLarge: it is longer than the policy allows.
-            ImageUnreachable: no answer, not in time, or none with an image.
+            UrlRefused: the policy does not allow the URL.
+            ImageTooLarge: the body is larger than the policy allows.
+            ImageUnreachable: the host does not answer with status 200 in time.
         """
         try:
             async with asyncio.timeout(self._policy.timeout_s):
@@ -119,24 +119,24 @@ class UrlFetcher:
             if isinstance(answer, bytes):
                 return answer
             if url.lower().startswith("https:") and not answer.lower().startswith("https:"):
-                raise _refused(url, "leads from https to a URL that is not")
+                raise _refused(url, "redirects from https to a URL without https")
             url = answer
-        raise _unreachable(url, f"was reached by more than {MAX_REDIRECTS} redirects")
+        raise _unreachable(url, f"has more than {MAX_REDIRECTS} redirects")
 
     async def _get(self, url: httpx.URL) -> bytes | str:
-        """The body, or the URL that stands in its place."""
+        """Return the body, or the URL that the answer redirects to."""
         target = httpcore.URL(
             scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path
         )
         headers = [(b"Host", url.netloc), *_HEADERS]
         async with self._pool.stream("GET", target, headers=headers) as response:
-            told = {name.lower(): value for name, value in response.headers}
-            if response.status in _REDIRECTS and b"location" in told:
-                return _joined(url, told[b"location"])
+            received = {name.lower(): value for name, value in response.headers}
+            if response.status in _REDIRECTS and b"location" in received:
+                return _joined(url, received[b"location"])
             if response.status != 200:
                 raise _unreachable(str(url), f"was answered with status {response.status}")
-            if told.get(b"content-encoding", b"identity").lower() != b"identity":
-                raise _unreachable(str(url), "was sent compressed, which was not asked for")
+            if received.get(b"content-encoding", b"identity").lower() != b"identity":
+                raise _unreachable(str(url), "was sent compressed, which was not requested")
             return await self._read(str(url), response)
 
     async def _read(self, url: str, response: httpcore.Response) -> bytes:
@@ -145,23 +145,23 @@ class UrlFetcher:
             body += chunk
             if len(body) > self._policy.max_bytes:
                 raise ImageTooLarge(
-                    f"The image at {_shown(url)} is longer than the {self._policy.max_bytes:,} "
-                    f"bytes that are fetched. Send it in the request, or scale it down.",
+                    f"The image at {_shown(url)} is larger than the maximum of "
+                    f"{self._policy.max_bytes:,} bytes. Scale it down, or send it in the request.",
                     max_bytes=self._policy.max_bytes,
                 )
         return bytes(body)
 
 
-class ImageUrls:
-    """The images of a request that are behind URLs, as far as the settings allow it."""
+class UrlImageLoader:
+    """Loads the images that a request gives as URLs, if the settings allow it."""
 
     def __init__(self, settings: Settings) -> None:
         self._max_body_bytes = settings.max_body_bytes
         self._fetcher: UrlFetcher | None = None
         if settings.image_urls:
             policy = UrlPolicy(
-                hosts=hosts_of(settings.image_url_hosts),
-                private_hosts=hosts_of(settings.image_url_private_hosts),
+                hosts=parse_hosts(settings.image_url_hosts),
+                private_hosts=parse_hosts(settings.image_url_private_hosts),
                 timeout_s=settings.image_url_timeout_s,
                 max_bytes=settings.image_url_max_bytes,
             )
@@ -170,9 +170,10 @@ class ImageUrls:
     async def fetch_all(
         self, urls: Sequence[str], deadline: Deadline
     ) -> list[bytes | PromptServeError]:
-        """The image of each URL, or why there is none; no more bytes in all than a body may have.
+        """Fetch the image of each URL, or return its error.
 
-        Fetches end with the request's time.
+        All images of a request together may have as many bytes as a body, and all fetches end at
+        the request's deadline.
         """
         if self._fetcher is None:
             return [
@@ -182,52 +183,52 @@ class ImageUrls:
                 )
                 for _ in urls
             ]
-        budget = _Budget(self._max_body_bytes)
-        side_by_side = asyncio.Semaphore(_FETCHES_OF_A_REQUEST)
-        one = partial(self._fetch, self._fetcher, deadline, budget, side_by_side)
+        budget = _ByteBudget(self._max_body_bytes)
+        slots = asyncio.Semaphore(_FETCHES_PER_REQUEST)
+        one = partial(self._fetch, self._fetcher, deadline, budget, slots)
         return list(await asyncio.gather(*map(one, urls)))
 
     async def _fetch(
         self,
         fetcher: UrlFetcher,
         deadline: Deadline,
-        budget: "_Budget",
-        side_by_side: asyncio.Semaphore,
+        budget: "_ByteBudget",
+        slots: asyncio.Semaphore,
         url: str,
     ) -> bytes | PromptServeError:
         try:
-            # asyncio's clock is time.monotonic, on which deadlines are.
-            async with asyncio.timeout_at(deadline.at), side_by_side:
-                return budget.taken(await fetcher.fetch(url))
+            # asyncio's clock is time.monotonic, as is that of deadlines.
+            async with asyncio.timeout_at(deadline.at), slots:
+                return budget.spend(await fetcher.fetch(url))
         except TimeoutError:
             return DeadlineExceeded(
-                "The image was not fetched before the request's time was up.",
+                "The image was not fetched before the request's deadline.",
                 timeout_s=deadline.timeout_s,
             )
         except PromptServeError as error:
             return error
 
 
-class _Budget:
-    """Bytes that one request may still fetch."""
+class _ByteBudget:
+    """Bytes that a request may still fetch."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._left = max_bytes
 
-    def taken(self, data: bytes) -> bytes:
+    def spend(self, data: bytes) -> bytes:
         self._left -= len(data)
         if self._left < 0:
             raise RequestTooLarge(
-                f"The images behind the request's URLs have more than {self._max_bytes:,} bytes. "
-                f"Split it into several requests.",
+                f"The images that the request gives as URLs have more than {self._max_bytes:,} "
+                f"bytes in total. Split it into several requests.",
                 max_body_bytes=self._max_bytes,
             )
         return data
 
 
 class _CheckedNetwork(httpcore.AsyncNetworkBackend):
-    """Opens connections to checked addresses alone. TLS still checks the host's name."""
+    """Network that connects only to checked addresses. TLS still verifies the host name."""
 
     def __init__(self, policy: UrlPolicy, resolve: Resolve) -> None:
         self._policy = policy
@@ -243,8 +244,8 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         addresses = await self._resolve(host, port)
-        is_private_allowed = _matches(host, self._policy.private_hosts)
-        if not addresses or not (is_private_allowed or all(map(is_public, addresses))):
+        private_allowed = _matches(host, self._policy.private_hosts)
+        if not addresses or not (private_allowed or all(map(is_public, addresses))):
             raise UrlRefused(
                 f"The host {host[:_SHOWN_CHARACTERS]!r} does not have a public address. "
                 f"Send the image in the request."
@@ -263,26 +264,26 @@ class _CheckedNetwork(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        raise UrlRefused("A URL does not lead to a socket of this machine.")
+        raise UrlRefused("A URL may not name a socket of this machine.")
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
 def _checked(text: str, policy: UrlPolicy) -> httpx.URL:
-    """The URL, which may be fetched as far as it can be told before its host is resolved."""
+    """Parse a URL and check all that can be checked before its host is resolved."""
     try:
         url = httpx.URL(text)
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise _refused(text, f"is no URL: {error}") from error
+        raise _refused(text, f"is not a URL: {error}") from error
     if url.scheme not in ("http", "https") or not url.host:
-        raise _refused(text, "is not of the kind http://host/ or https://host/")
+        raise _refused(text, "is not of the form http://host/ or https://host/")
     if not 0 < (url.port or 80) < 65_536:
-        raise _refused(text, "has a port that there is not")
+        raise _refused(text, "has an invalid port")
     if url.userinfo:
-        raise _refused(text, "has a user name in it")
+        raise _refused(text, "contains a user name")
     if policy.hosts and not _matches(url.host, policy.hosts):
-        raise _refused(text, "has a host from which this service does not fetch")
+        raise _refused(text, "has a host that this service does not fetch from")
     return url
 
 
@@ -298,17 +299,17 @@ def _joined(url: httpx.URL, location: bytes) -> str:
     try:
         return str(url.join(location.decode("ascii")))
     except (httpx.InvalidURL, UnicodeError) as error:
-        raise _refused(str(url), "leads to something that is no URL") from error
+        raise _refused(str(url), "redirects to something that is not a URL") from error
 
 
 def _shown(url: str) -> str:
-    """A URL without its query, which may hold a signature."""
+    """Return a URL without its query, which may contain a signature."""
     return url.partition("?")[0][:_SHOWN_CHARACTERS]
 
 
-def _refused(url: str, why: str) -> UrlRefused:
-    return UrlRefused(f"The URL {_shown(url)!r} {why}.")
+def _refused(url: str, reason: str) -> UrlRefused:
+    return UrlRefused(f"The URL {_shown(url)!r} {reason}.")
 
 
-def _unreachable(url: str, why: str) -> ImageUnreachable:
-    return ImageUnreachable(f"The image at {_shown(url)!r} {why}.")
+def _unreachable(url: str, reason: str) -> ImageUnreachable:
+    return ImageUnreachable(f"The image at {_shown(url)!r} {reason}.")

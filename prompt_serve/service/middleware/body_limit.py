@@ -1,8 +1,8 @@
-"""Refuse bodies over the limit before they are in memory: BentoML and Starlette have no limit on.
+"""Reject bodies over the limit before they are in memory: BentoML and Starlette set no limit.
 
-A client that announces too much and waits for permission (``Expect: 100-continue``) is answered
-at once. From others some more is read and thrown away first: a connection that is closed while
-its client still sends loses the answer.
+A client that announces too many bytes and waits for permission (``Expect: 100-continue``) is
+answered at once. For other clients some more of the body is read and discarded first: closing the
+connection while the client still sends would lose the answer.
 """
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -13,7 +13,7 @@ from prompt_serve.service.problems import problem_of, problem_response
 _MAX_DISCARDED_BYTES = 256 * 2**20
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """ASGI middleware that answers 413 to bodies of more than ``max_bytes``."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
@@ -25,48 +25,49 @@ class BodyLimit:
             await self._app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        announced = _number(headers.get(b"content-length"))
+        announced = _parse_int(headers.get(b"content-length"))
         if announced is not None and announced > self._max_bytes:
             if b"expect" not in headers:
                 await _discard(receive)
-            await self._refuse(scope, receive, send)
+            await self._reject(scope, receive, send)
             return
-        await self._count(scope, receive, send)
+        await self._count_body(scope, receive, send)
 
-    async def _count(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass messages on, counting; from the limit on the app sees a client that hung up."""
+    async def _count_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward and count the body; past the limit, the app sees a client that disconnects."""
         received = 0
-        refused = started = False
+        rejected = started = False
 
         async def counting_receive() -> Message:
-            nonlocal received, refused
-            if refused:
+            nonlocal received, rejected
+            if rejected:
                 return {"type": "http.disconnect"}
             message = await receive()
             received += len(message.get("body", b""))
-            refused = received > self._max_bytes
-            return {"type": "http.disconnect"} if refused else message
+            rejected = received > self._max_bytes
+            return {"type": "http.disconnect"} if rejected else message
 
         async def guarded_send(message: Message) -> None:
             nonlocal started
-            if not refused:
+            if not rejected:
                 started = True
                 await send(message)
 
         try:
             await self._app(scope, counting_receive, guarded_send)
-        # The app stumbles over the hang-up it was shown, each framework with an error of its own.
+        # The app fails on the disconnect it was shown, each framework with its own exception.
         except Exception:
-            if not refused:
+            if not rejected:
                 raise
-        if refused and not started:
+        if rejected and not started:
             await _discard(receive)
-            await self._refuse(scope, receive, send)
+            await self._reject(scope, receive, send)
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _reject(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = RequestTooLarge(
-            f"The body is larger than the {self._max_bytes:,} bytes accepted here. Send fewer "
-            f"images a request, or scale them down: the model sees a few hundred pixels a side.",
+            f"The body is larger than the maximum of {self._max_bytes:,} bytes. Send "
+            f"fewer images per request, or scale them down: the model's input has a few hundred "
+            f"pixels per side.",
             max_body_bytes=self._max_bytes,
         )
         response = problem_response(problem_of(error), {"Connection": "close"})
@@ -82,7 +83,7 @@ async def _discard(receive: Receive) -> None:
             return
 
 
-def _number(header: bytes | None) -> int | None:
+def _parse_int(header: bytes | None) -> int | None:
     try:
         return None if header is None else int(header)
     except ValueError:

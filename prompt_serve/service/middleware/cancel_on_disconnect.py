@@ -1,4 +1,4 @@
-"""Nobody waits for an answer any more: stop working on it."""
+"""Cancel the work of a request when its client disconnects."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -9,18 +9,18 @@ from starlette.requests import ClientDisconnect, Request
 _T = TypeVar("_T")
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Do ``work``; when the client hangs up, cancel it.
+async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Await ``work``; cancel it if the client disconnects.
 
     Args:
-        request: its body has been read: what comes next from its client is the hang-up.
-        work: what the client waits for.
+        request: its body has been read, so the next message of its client is the disconnect.
+        work: computes the answer.
 
     Raises:
-        ClientDisconnect: the client has gone.
+        ClientDisconnect: the client has disconnected.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_gone(request))
+    watching = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if working.done():
@@ -32,6 +32,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
         await asyncio.gather(working, watching, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

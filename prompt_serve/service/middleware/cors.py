@@ -1,10 +1,10 @@
-"""Which web pages of other origins may ask the service (CORS); none by default."""
+"""CORS: origins of web pages that may call the service; none by default."""
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
-_SENT = (
+_REQUEST_HEADERS = (
     "Authorization",
     "Content-Type",
     "If-Match",
@@ -14,27 +14,27 @@ _SENT = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_READ = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")
-_REMEMBERED_S = 600
+_RESPONSE_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")
+_MAX_AGE_S = 600
 
 
-def cross_origin(app: ASGIApp, origins: str) -> ASGIApp:
-    """``app`` behind the answers to browsers' preflight requests.
+def add_cors(app: ASGIApp, origins: str) -> ASGIApp:
+    """Wrap ``app`` so that browsers' preflight requests are answered.
 
-    BentoML's own CORS stands behind our access control, which would ask preflights for a key, and
+    BentoML's own CORS comes after our authentication, which would require a key for preflights, and
     browsers send none with them.
 
     Args:
-        app: what answers all else.
-        origins: as ``https://a.example, https://b.example``; ``*`` for all. Cookies are never
-            allowed: keys come in a header.
+        app: answers all other requests.
+        origins: for example ``https://a.example, https://b.example``; ``*`` for all. Cookies are
+            never allowed: keys come in a header.
     """
     allowed = [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]
     return CORSMiddleware(
         app,
         allow_origins=allowed,
         allow_methods=_METHODS,
-        allow_headers=_SENT,
-        expose_headers=_READ,
-        max_age=_REMEMBERED_S,
+        allow_headers=_REQUEST_HEADERS,
+        expose_headers=_RESPONSE_HEADERS,
+        max_age=_MAX_AGE_S,
     )

@@ -1,7 +1,10 @@
-"""Logs: one line a record, for people or as JSON, each with the id of its request.
+"""Log formatters: one record per line, human-readable or JSON, each with its request id.
 
-Whatever the line, keys and the passwords of URLs are cut out of it as the last step: a secret that
-slipped into a message or a traceback is not written all the same.
+Every formatted line passes ``redacted`` last, so that an API key or a URL's password in a message
+or a traceback is never written.
+
+The JSON formatter is our own: python-json-logger writes every attribute of a record, and those
+include what BentoML's filter and uvicorn add (``levelname_bracketed``, ``color_message``, ...).
 """
 
 import json
@@ -10,9 +13,9 @@ import re
 from datetime import UTC, datetime
 from typing import Literal
 
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 
-FIELDS = "prompt_serve_fields"  # of a record: what it tells beside its message
+FIELDS = "prompt_serve_fields"  # attribute of a record: its structured fields
 _LOGGERS_WITH_HANDLERS = ("", "bentoml", "uvicorn.error", "circus")
 _SECRETS = (
     (re.compile(r"(ps_[0-9a-f]{12}_)[A-Za-z0-9_-]+"), r"\1***"),
@@ -22,53 +25,52 @@ _SECRETS = (
 
 
 def redacted(text: str) -> str:
-    """``text`` without keys, passwords in URLs, and what follows ``Bearer`` or ``Basic``."""
+    """Replace API keys, passwords in URLs, and credentials after ``Bearer`` or ``Basic``."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
 
 
-def set_up(form: Literal["human", "json"], level: str) -> None:
-    """Make the handlers there are write in one form, and let ours of ``level`` and above through.
+def configure_logging(log_format: Literal["human", "json"], level: str) -> None:
+    """Set the format of all existing handlers, and the level of our own loggers.
 
-    In a worker: BentoML has set up its handlers before it loads the service.
+    Call it in a worker: BentoML installs its handlers before it loads the service.
     """
-    formatter = JsonLines() if form == "json" else HumanLines()
+    formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
     for name in _LOGGERS_WITH_HANDLERS:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(formatter)
     logging.getLogger("prompt_serve").setLevel(level.upper())
 
 
-class HumanLines(logging.Formatter):
-    """``2026-01-31T12:00:00.000Z INFO POST /v1/classify 200 ...``, with tracebacks below."""
+class HumanFormatter(logging.Formatter):
+    """``2026-01-31T12:00:00.000Z INFO POST /v1/classify 200 ...``, followed by any traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.getMessage()}"
-        request_id = current().request_id
+        request_id = current_request().request_id
         if request_id:
             line += f" [{request_id}]"
         error = _error(self, record)
         return redacted(f"{line}\n{error}" if error else line)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: ``time``, ``level``, ``logger``, ``message``, ``request_id``,
-    ``error`` (a traceback), and the fields of the record."""
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: ``time``, ``level``, ``logger``, ``message``, ``request_id``,
+    the record's ``FIELDS``, and ``error`` (a traceback). Members that are None are left out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        facts = current()
         members = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            "request_id": facts.request_id or None,
+            "request_id": current_request().request_id or None,
             **getattr(record, FIELDS, {}),
             "error": _error(self, record),
         }
-        told = {name: value for name, value in members.items() if value is not None}
-        return redacted(json.dumps(told, ensure_ascii=False, default=str))
+        present = {name: value for name, value in members.items() if value is not None}
+        return redacted(json.dumps(present, ensure_ascii=False, default=str))
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -1,9 +1,11 @@
-"""Prometheus metrics. No label takes a value that a caller chooses: routes are templates, results
-a few words. So ten thousand tasks and a scanner's thousand paths add no series.
+"""Prometheus metrics of all workers.
 
-Workers write to files of their own in one folder, and whichever is asked for ``/metrics`` adds them
-up. BentoML names such a folder, one for all services of its home, and empties it whenever one of
-them starts; ours therefore have one each.
+No label takes a value that a caller chooses: routes are templates and results a few words, so
+neither ten thousand tasks nor a scanner's thousand paths add a series.
+
+Each worker writes to its own files in one folder, and the worker that answers ``/metrics`` adds
+them up. BentoML shares one such folder between all services of its home and empties it whenever one
+of them starts, so each of our services has a folder of its own.
 """
 
 import atexit
@@ -16,9 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 _PROMETHEUS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-_OUR_FOLDER = "_PROMPT_SERVE_METRICS_FOLDER"  # from the parent to its workers; no setting
+_OUR_FOLDER = "_PROMPT_SERVE_METRICS_FOLDER"  # set by the parent for its workers; not a setting
 
-# Before prometheus_client opens its files, that is before the first metric below.
+# Set before the first metric below, which is when prometheus_client opens its files.
 if _OUR_FOLDER in os.environ:
     os.environ[_PROMETHEUS_FOLDER] = os.environ[_OUR_FOLDER]
 
@@ -44,98 +46,96 @@ _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 _UPLOAD_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
-disable_created_metrics()  # type: ignore[no-untyped-call]  # they double the series of histograms
+disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series of histograms
 
 requests = Counter(
     "requests",
-    "Requests answered, by the template of their route.",
+    "Answered requests, by route template.",
     ["method", "route", "status"],
     namespace=NAMESPACE,
 )
 request_seconds = Histogram(
     "request_duration_seconds",
-    "From the first byte to the last, by what the request does.",
+    "Time from the first byte of a request to the last of its answer, by kind.",
     ["kind"],
     namespace=NAMESPACE,
     buckets=_REQUEST_SECONDS,
 )
 requests_in_progress = Gauge(
     "requests_in_progress",
-    "Requests that are being answered.",
+    "Requests being answered.",
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
-images = Counter("images", "Images, by what came of them.", ["result"], namespace=NAMESPACE)
-batch_images = Histogram(
-    "batch_images", "Images encoded together.", namespace=NAMESPACE, buckets=_IMAGES
-)
+images = Counter("images", "Images, by result.", ["result"], namespace=NAMESPACE)
+batch_images = Histogram("batch_images", "Images per batch.", namespace=NAMESPACE, buckets=_IMAGES)
 queue_images = Gauge(
     "queue_images",
-    "Images admitted and not yet answered.",
+    "Images in the queue: admitted and not yet answered.",
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
 queue_bytes = Gauge(
     "queue_bytes",
-    "Bytes of the images admitted and not yet answered.",
+    "Bytes of the images in the queue.",
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
 queue_wait_seconds = Histogram(
     "queue_wait_seconds",
-    "From decoded to the start of the batch, an image.",
+    "Time per image from decoded to the start of its batch.",
     namespace=NAMESPACE,
     buckets=_SECONDS,
 )
 decode_seconds = Histogram(
-    "decode_seconds", "Decoding and resizing, an image.", namespace=NAMESPACE, buckets=_SECONDS
+    "decode_seconds", "Decoding and resizing per image.", namespace=NAMESPACE, buckets=_SECONDS
 )
 inference_seconds = Histogram(
-    "inference_seconds", "The image encoder, a batch.", namespace=NAMESPACE, buckets=_SECONDS
+    "inference_seconds", "Image encoder per batch.", namespace=NAMESPACE, buckets=_SECONDS
 )
 score_seconds = Histogram(
-    "score_seconds", "Logits and best classes, a request.", namespace=NAMESPACE, buckets=_SECONDS
+    "score_seconds", "Logits and best classes per request.", namespace=NAMESPACE, buckets=_SECONDS
 )
 text_encoding_seconds = Histogram(
     "text_encoding_seconds",
-    "Class features of a task through the text encoder.",
+    "Text encoder per task version.",
     namespace=NAMESPACE,
     buckets=_UPLOAD_SECONDS,
 )
 cache_lookups = Counter(
     "class_feature_lookups",
-    "Class features asked of the memory, a task.",
+    "Lookups of a task's class features in memory.",
     ["result"],
     namespace=NAMESPACE,
 )
 cache_evictions = Counter(
-    "class_feature_evictions", "Class features put out of the memory.", namespace=NAMESPACE
+    "class_feature_evictions", "Class features evicted from memory.", namespace=NAMESPACE
 )
 cache_bytes = Gauge(
     "class_feature_bytes",
-    "Class features in memory.",
+    "Bytes of class features in memory.",
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
-uploads = Counter("uploads", "Prompt files received.", ["result"], namespace=NAMESPACE)
+uploads = Counter("uploads", "Uploaded prompt files, by result.", ["result"], namespace=NAMESPACE)
 info = Gauge(
     "info",
-    "1; the labels say what runs.",
+    "Always 1; the labels describe the running service.",
     ["version", "backbone", "precision", "provider"],
     namespace=NAMESPACE,
     multiprocess_mode="livemax",
 )
-tasks = Gauge("tasks", "Tasks registered.", namespace=NAMESPACE, multiprocess_mode="livemostrecent")
+tasks = Gauge("tasks", "Registered tasks.", namespace=NAMESPACE, multiprocess_mode="livemostrecent")
 revision = Gauge(
     "registry_revision",
-    "Changes of the registry so far.",
+    "Revision of the registry, raised by every change.",
     namespace=NAMESPACE,
     multiprocess_mode="livemostrecent",
 )
 
 cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
 images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
-# From zero on, so that the first one shows in a rate.
+# Create the series at zero, so that the first event shows in a rate.
 for _result in ("refused", "failed"):
     images.labels(_result)
     uploads.labels(_result)
@@ -143,14 +143,14 @@ uploads.labels("stored")
 
 
 def result_of(error: BaseException) -> Literal["refused", "failed"]:
-    """Whose fault an error is: ``refused`` is the caller's, ``failed`` the service's."""
+    """Classify an error: ``refused`` is the caller's fault, ``failed`` the service's."""
     status = error.status if isinstance(error, PromptServeError) else 500
     return "failed" if status >= 500 else "refused"
 
 
 @contextmanager
 def counted_upload() -> Iterator[None]:
-    """Count what is uploaded inside, by what comes of it. A decorator as well."""
+    """Count the upload inside the block by its result. Works as a decorator too."""
     try:
         yield
     except BaseException as error:
@@ -160,34 +160,37 @@ def counted_upload() -> Iterator[None]:
 
 
 def count_upload(result: str, files: int = 1) -> None:
-    """Count prompt files that were uploaded, by what came of them."""
+    """Count uploaded prompt files by result."""
     uploads.labels(result).inc(files)
 
 
 def prepare_folder() -> None:
-    """In the parent, before its workers start: a folder for their files, gone when it ends."""
+    """Create the folder of the workers' files, in the parent before they start.
+
+    It is removed when the parent exits.
+    """
     folder = tempfile.mkdtemp(prefix="prompt-serve-metrics-")
     os.environ[_OUR_FOLDER] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
-def forget_dead_workers() -> None:
-    """Drop the gauges of workers that died without saying so: their queues are no more."""
+def remove_dead_workers() -> None:
+    """Remove the gauges of workers that were killed: their queues no longer exist."""
     for pid in _dead(_pids()):
         multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
-def forget_this_worker() -> None:
-    """At the end of a worker, so that its gauges count no more."""
+def remove_this_worker() -> None:
+    """Remove the gauges of this worker; called when it stops."""
     if _PROMETHEUS_FOLDER in os.environ:
         multiprocess.mark_process_dead(os.getpid())  # type: ignore[no-untyped-call]
 
 
 def exposition() -> bytes:
-    """All metrics of all workers, in Prometheus' text format."""
+    """Return all metrics of all workers in Prometheus' text format."""
     if _PROMETHEUS_FOLDER not in os.environ:
         return generate_latest(REGISTRY)
-    forget_dead_workers()
+    remove_dead_workers()
     registry = CollectorRegistry()
     multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return generate_latest(registry)
@@ -208,6 +211,6 @@ def _dead(pids: Iterable[int]) -> list[int]:
             os.kill(pid, 0)
         except ProcessLookupError:
             dead.append(pid)
-        except PermissionError:  # alive, and somebody else's
+        except PermissionError:  # alive, but owned by another user
             continue
     return dead

@@ -1,7 +1,7 @@
-"""The outermost middleware: gives a request its id, and tells of it when the answer is out.
+"""Outermost middleware: gives each request its id, and reports on it once it is answered.
 
-That is: ``X-Request-Id`` and ``Server-Timing`` in the answer, a line in the log, the counters of
-``/metrics``, and a span. What it tells of (``timing.RequestFacts``) others write while they work.
+A report is the headers ``X-Request-Id`` and ``Server-Timing``, a log line, the counters of
+``/metrics`` and a span. Its facts come from the ``RequestContext``, which the code below fills in.
 """
 
 import logging
@@ -15,16 +15,17 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prompt_serve.service.middleware.auth import OPEN
+from prompt_serve.service.middleware.auth import PUBLIC_PATHS
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS
 from prompt_serve.service.observability.tracing import Tracing, trace_id_of
-from prompt_serve.service.request_context import RequestContext, begin, end, server_timing
+from prompt_serve.service.request_context import RequestContext, request_scope
+from prompt_serve.service.stage_timings import StageTimings
 
 UNMATCHED = "unmatched"
-CLIENT_GONE = 499  # nginx's number: the caller hung up before there was an answer
+CLIENT_CLOSED_REQUEST = 499  # nginx's status: the client disconnected before the answer
 
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_VALID_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _STATIC = frozenset({"/assets", "/static_content"})
 _KINDS = {
@@ -37,11 +38,11 @@ _KINDS = {
 _log = logging.getLogger("prompt_serve.request")
 
 
-class Observed:
-    """See the module.
+class RequestLogMiddleware:
+    """ASGI middleware; see the module.
 
     Args:
-        app: all that answers, access control included.
+        app: everything that answers requests, authentication included.
         tracing: makes the spans.
     """
 
@@ -54,50 +55,48 @@ class Observed:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        facts = RequestContext(request_id=_request_id(headers.get("x-request-id")))
-        token = begin(facts)
+        context = RequestContext(request_id=_request_id(headers.get("x-request-id")))
         metrics.requests_in_progress.inc()
         try:
-            with self._tracing.request(scope["method"], headers) as span:
-                await self._answer(scope, receive, send, facts, span)
+            with request_scope(context), self._tracing.request(scope["method"], headers) as span:
+                await self._answer(scope, receive, send, context, span)
         finally:
             metrics.requests_in_progress.dec()
-            end(token)
 
     async def _answer(
-        self, scope: Scope, receive: Receive, send: Send, facts: RequestContext, span: Span
+        self, scope: Scope, receive: Receive, send: Send, context: RequestContext, span: Span
     ) -> None:
         started = time.monotonic()
-        status = CLIENT_GONE
+        status = CLIENT_CLOSED_REQUEST
 
-        async def send_and_note(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                _add_headers(message, facts, time.monotonic() - started)
+                _add_headers(message, context, time.monotonic() - started)
             await send(message)
 
         try:
-            await self._app(scope, receive, send_and_note)
+            await self._app(scope, receive, send_with_headers)
         except BaseException:
-            status = 500 if status == CLIENT_GONE else status
+            status = 500 if status == CLIENT_CLOSED_REQUEST else status
             raise
         finally:
-            self._tell(scope, facts, span, status, time.monotonic() - started)
+            self._report(scope, context, span, status, time.monotonic() - started)
 
-    def _tell(
-        self, scope: Scope, facts: RequestContext, span: Span, status: int, took_s: float
+    def _report(
+        self, scope: Scope, context: RequestContext, span: Span, status: int, duration_s: float
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = route_of(scope)
         metrics.requests.labels(method, route, str(status)).inc()
-        metrics.request_seconds.labels(_kind(method, route)).observe(took_s)
-        self._tracing.describe(span, method, route, status, facts)
-        _write_line(scope, facts, span, method, route, status, took_s)
+        metrics.request_seconds.labels(_kind(method, route)).observe(duration_s)
+        self._tracing.annotate(span, method, route, status, context)
+        _write_line(scope, context, span, method, route, status, duration_s)
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that answered, ``unmatched`` where none did."""
+    """Return the template of the route that answered, ``unmatched`` if none did."""
     route = scope.get("route")
     if isinstance(route, Mount):
         return route.path if route.path in _STATIC else UNMATCHED
@@ -105,59 +104,69 @@ def route_of(scope: Scope) -> str:
     return UNMATCHED if path is None else f"{scope.get('root_path', '')}{path}"
 
 
-def _request_id(given: str | None) -> str:
-    """The caller's, if it is one that can stand in a log; or else a new one."""
-    if given is not None and _SANE_ID.fullmatch(given):
-        return given
+def server_timing(timings: StageTimings, total_s: float) -> str:
+    """Return the value of a ``Server-Timing`` header, in milliseconds.
+
+    A stage lasts from the start of its first image to the end of its last. The stages of a request
+    with several images overlap, so their sum may exceed the total.
+    """
+    stages = [(stage, entry.elapsed_s) for stage, entry in timings.by_stage().items()]
+    return ", ".join(f"{name};dur={s * 1000:.2f}" for name, s in [*stages, ("total", total_s)])
+
+
+def _request_id(header: str | None) -> str:
+    """Return the caller's id if it is safe to log, else a new one."""
+    if header is not None and _VALID_ID.fullmatch(header):
+        return header
     return secrets.token_hex(8)
 
 
-def _add_headers(message: Message, facts: RequestContext, took_s: float) -> None:
+def _add_headers(message: Message, context: RequestContext, duration_s: float) -> None:
     headers = MutableHeaders(scope=message)
-    headers["X-Request-Id"] = facts.request_id
-    if facts.timings.spent():
-        headers["Server-Timing"] = server_timing(facts.timings, took_s)
+    headers["X-Request-Id"] = context.request_id
+    if context.timings.by_stage():
+        headers["Server-Timing"] = server_timing(context.timings, duration_s)
 
 
 def _kind(method: str, route: str) -> str:
     if route in _KINDS:
         return _KINDS[route]
-    if route in OPEN or route == "/metrics":
+    if route in PUBLIC_PATHS or route == "/metrics":
         return "probe"
     return "read" if method in ("GET", "HEAD", "OPTIONS") else "change"
 
 
 def _write_line(
     scope: Scope,
-    facts: RequestContext,
+    context: RequestContext,
     span: Span,
     method: str,
     route: str,
     status: int,
-    took_s: float,
+    duration_s: float,
 ) -> None:
     level = logging.DEBUG if _kind(method, route) == "probe" and status < 400 else logging.INFO
     if not _log.isEnabledFor(level):
         return
-    # Never the query: some callers put secrets there. The path is quoted again, because what was
-    # decoded may hold line breaks.
+    # Never log the query: some callers put secrets there. Quote the decoded path again, because it
+    # may contain line breaks.
     path = quote(scope["path"])[:200]
     fields = {
         "method": method,
         "route": route,
         "path": path,
         "status": status,
-        "duration_ms": round(took_s * 1000, 2),
-        "images": facts.images or None,
-        "tasks": facts.tasks or None,
-        "key": facts.actor.name,
-        "key_id": facts.actor.key_id or None,
+        "duration_ms": round(duration_s * 1000, 2),
+        "images": context.images or None,
+        "tasks": context.tasks or None,
+        "key": context.actor.name,
+        "key_id": context.actor.key_id or None,
         "trace_id": trace_id_of(span),
     }
-    counted = f", {facts.images} images, {facts.tasks} tasks" if facts.images else ""
+    counts = f", {context.images} images, {context.tasks} tasks" if context.images else ""
     _log.log(
         level,
         "%s %s %d in %.1f ms%s, %s",
-        *(method, path, status, took_s * 1000, counted, facts.actor.name),
+        *(method, path, status, duration_s * 1000, counts, context.actor.name),
         extra={FIELDS: fields},
     )

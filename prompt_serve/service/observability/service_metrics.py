@@ -1,31 +1,35 @@
-"""What ``/metrics`` tells of the service as it stands, rather than of what it did."""
+"""Metrics of the current state of the service: what runs, and the size of the registry."""
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from prompt_serve import __version__
+from prompt_serve.bundle import Manifest
 from prompt_serve.errors import PromptServeError
-from prompt_serve.service.core import Core
 from prompt_serve.service.observability import metrics
 
-_PATIENCE_S = 2.0
+_TIMEOUT_S = 2.0
 
 _log = logging.getLogger(__name__)
 
 
-def tell_what_runs(core: Core) -> None:
-    """Once a worker: which backbone runs on which execution provider."""
-    manifest = core.bundle.manifest
-    labels = (__version__, manifest.backbone.id, manifest.precision, core.engine.provider)
+def set_service_info(manifest: Manifest, provider: str) -> None:
+    """Set the metric ``info``: version, backbone, precision and execution provider."""
+    labels = (__version__, manifest.backbone.id, manifest.precision, provider)
     metrics.info.labels(*labels).set(1)
 
 
-async def note_registry(core: Core) -> None:
-    """Before each scrape; where the database is away, the last numbers stay."""
+async def update_registry_metrics(read: Callable[[], Awaitable[tuple[int, int]]]) -> None:
+    """Set the metrics of the registry before a scrape.
+
+    Args:
+        read: returns the revision and the number of tasks. If it fails or takes too long, the
+            metrics keep their last values.
+    """
     try:
-        async with asyncio.timeout(_PATIENCE_S):
-            revision = await core.reading(core.registry.revision)
-            count = await core.reading(core.registry.count)
+        async with asyncio.timeout(_TIMEOUT_S):
+            revision, count = await read()
     except (PromptServeError, TimeoutError) as error:
         _log.warning("the registry could not be counted for /metrics: %s", error)
         return

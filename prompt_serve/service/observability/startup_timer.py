@@ -1,4 +1,4 @@
-"""How long a start takes, by stage, for the log and ``/v1/info``."""
+"""Startup time by stage, for the log and ``/v1/info``."""
 
 import time
 
@@ -6,7 +6,7 @@ import psutil
 
 
 class StartupTimer:
-    """Stages of a start, one after the other, from the moment the process began."""
+    """Consecutive stages of a startup, counted from the start of the process."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -14,7 +14,7 @@ class StartupTimer:
         self.done("imports")
 
     def done(self, stage: str) -> None:
-        """What ran since the last stage was ``stage``."""
+        """Record the time since the previous stage ended as that of ``stage``."""
         now = time.time()
         self.seconds[stage] = round(now - self._mark, 3)
         self._mark = now

@@ -1,11 +1,15 @@
-"""OpenTelemetry traces: one span a request, below it one for each stage it went through.
+"""OpenTelemetry traces: one span per request, with one child span per stage.
 
-Off unless the standard variables say where to: ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or ``..._TRACES_
-ENDPOINT``), or ``OTEL_TRACES_EXPORTER=otlp`` or ``console``. Sampling, headers, the name of the
-service and the rest are OpenTelemetry's own variables too.
+Tracing is off unless the standard variables name a destination: ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``), or ``OTEL_TRACES_EXPORTER=otlp`` or ``console``. Sampling,
+headers, the service name and all else are OpenTelemetry's own variables too.
 
-The stages' spans are made when the request ends, from its timings: the threads that decode and
-encode for many requests at once know nothing of traces.
+OpenTelemetry's SDK configurator is not used. It exports nothing when only an endpoint is set, takes
+``otlp`` for gRPC, does not say how to install a missing exporter, names the service
+``unknown_service``, and sets up global metrics and logs as well.
+
+Stage spans are created when the request ends, from its timings: the threads that decode and encode
+for many requests at once know nothing of traces.
 """
 
 import os
@@ -20,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prompt_serve import __version__
 from prompt_serve.errors import ConfigInvalid, DependencyMissing
 from prompt_serve.service.request_context import RequestContext
+from prompt_serve.service.stage_timings import StageTimings
 
 _SERVICE_NAME = "prompt-serve"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -27,37 +32,38 @@ _EXPORTERS = ("otlp", "console")
 _propagator = TraceContextTextMapPropagator()
 
 
-def exporter_wanted(environment: Mapping[str, str]) -> str | None:
-    """The exporter that the ``OTEL_*`` variables ask for: ``otlp``, ``console`` or None.
+def requested_exporter(environment: Mapping[str, str]) -> str | None:
+    """Return the exporter that the ``OTEL_*`` variables request: ``otlp``, ``console`` or None.
 
     Raises:
-        ConfigInvalid: it is one that we do not know.
+        ConfigInvalid: the exporter is unknown.
     """
     if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return None
-    named = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
-    if named == "none":
+    name = environment.get("OTEL_TRACES_EXPORTER", "").strip().lower()
+    if name == "none":
         return None
-    if named:
-        if named not in _EXPORTERS:
+    if name:
+        if name not in _EXPORTERS:
             raise ConfigInvalid(
-                f"OTEL_TRACES_EXPORTER={named!r}: wanted one of {', '.join(_EXPORTERS)} or none."
+                f"OTEL_TRACES_EXPORTER={name!r}: expected one of {', '.join(_EXPORTERS)} or none."
             )
-        return named
-    return "otlp" if any(environment.get(name) for name in _ENDPOINTS) else None
+        return name
+    return "otlp" if any(environment.get(endpoint) for endpoint in _ENDPOINTS) else None
 
 
 def provider_from_environment(environment: Mapping[str, str] | None = None) -> TracerProvider:
-    """Where spans go, by the ``OTEL_*`` variables; nowhere by default.
+    """Return the provider that the ``OTEL_*`` variables describe; by default one that does nothing.
 
     Raises:
-        ConfigInvalid, DependencyMissing: what they ask for is not to be had.
+        ConfigInvalid: the requested exporter is unknown.
+        DependencyMissing: the requested exporter is not installed.
     """
-    wanted = exporter_wanted(os.environ if environment is None else environment)
-    if wanted is None:
+    exporter = requested_exporter(os.environ if environment is None else environment)
+    if exporter is None:
         return trace.NoOpTracerProvider()
     try:
-        return _exporting_provider(wanted)
+        return _exporting_provider(exporter)
     except ImportError as error:
         raise DependencyMissing(
             "Exporting traces needs OpenTelemetry's OTLP exporter: "
@@ -67,7 +73,7 @@ def provider_from_environment(environment: Mapping[str, str] | None = None) -> T
         ) from error
 
 
-def _exporting_provider(wanted: str) -> TracerProvider:
+def _exporting_provider(name: str) -> TracerProvider:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider as ExportingProvider
     from opentelemetry.sdk.trace.export import (
@@ -77,22 +83,22 @@ def _exporting_provider(wanted: str) -> TracerProvider:
     )
 
     exporter: SpanExporter = ConsoleSpanExporter()
-    if wanted == "otlp":
+    if name == "otlp":
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
         exporter = OTLPSpanExporter()
-    name = os.environ.get("OTEL_SERVICE_NAME", _SERVICE_NAME)
-    resource = Resource.create({"service.name": name, "service.version": __version__})
+    service_name = os.environ.get("OTEL_SERVICE_NAME", _SERVICE_NAME)
+    resource = Resource.create({"service.name": service_name, "service.version": __version__})
     provider = ExportingProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
 
 
 class Tracing:
-    """Makes the spans of requests.
+    """Spans of requests.
 
     Args:
-        provider: where they go.
+        provider: destination of the spans.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
@@ -100,9 +106,9 @@ class Tracing:
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
-        """The span of a request, below that of the caller's ``traceparent`` where there is one."""
-        # The parent is named here because BentoML's own middleware, which records nothing, has
-        # made itself the current span: below it nothing would be recorded.
+        """Open the span of a request, a child of the caller's ``traceparent`` if it sent one."""
+        # The parent is explicit because BentoML's middleware, which does not record, has already
+        # made its own span the current one: children of it would not be recorded either.
         span = self._tracer.start_span(
             method, context=_propagator.extract(dict(headers)), kind=SpanKind.SERVER
         )
@@ -112,10 +118,10 @@ class Tracing:
         finally:
             span.end()
 
-    def describe(
-        self, span: Span, method: str, route: str, status: int, facts: RequestContext
+    def annotate(
+        self, span: Span, method: str, route: str, status: int, context: RequestContext
     ) -> None:
-        """Give the span what is known at the end, and its stages."""
+        """Set the name and attributes of a finished request's span, and add its stages."""
         if not span.is_recording():
             return
         span.update_name(f"{method} {route}")
@@ -124,27 +130,27 @@ class Tracing:
                 "http.request.method": method,
                 "http.route": route,
                 "http.response.status_code": status,
-                "prompt_serve.request_id": facts.request_id,
-                "prompt_serve.key_id": facts.actor.key_id,
-                "prompt_serve.images": facts.images,
-                "prompt_serve.tasks": facts.tasks,
+                "prompt_serve.request_id": context.request_id,
+                "prompt_serve.key_id": context.actor.key_id,
+                "prompt_serve.images": context.images,
+                "prompt_serve.tasks": context.tasks,
             }
         )
         if status >= 500:
             span.set_status(Status(StatusCode.ERROR))
-        self._add_stages(span, facts)
+        self._add_stages(span, context.timings)
 
-    def _add_stages(self, span: Span, facts: RequestContext) -> None:
+    def _add_stages(self, span: Span, timings: StageTimings) -> None:
         epoch_s = time.time() - time.monotonic()
-        below = trace.set_span_in_context(span)
-        for stage, spent in facts.timings.spent().items():
-            started_ns = int((epoch_s + spent.started) * 1e9)
-            child = self._tracer.start_span(stage, context=below, start_time=started_ns)
-            child.set_attribute("prompt_serve.busy_s", spent.busy_s)
-            child.end(end_time=int((epoch_s + spent.ended) * 1e9))
+        parent = trace.set_span_in_context(span)
+        for stage, entry in timings.by_stage().items():
+            started_ns = int((epoch_s + entry.started) * 1e9)
+            child = self._tracer.start_span(stage, context=parent, start_time=started_ns)
+            child.set_attribute("prompt_serve.busy_s", entry.busy_s)
+            child.end(end_time=int((epoch_s + entry.ended) * 1e9))
 
 
 def trace_id_of(span: Span) -> str | None:
-    """The id of the span's trace in hexadecimal digits; None where nothing is traced."""
+    """Return the span's trace id in hexadecimal; None if the request is not traced."""
     context = span.get_span_context()
     return trace.format_trace_id(context.trace_id) if context.is_valid else None

@@ -1,1 +1,1 @@
-"""The database: tables, migrations, registry, keys and the audit log."""
+"""Database of the service: tables, migrations, registry, API keys and the audit log."""

@@ -1,12 +1,12 @@
-"""API keys: ``ps_<id>_<secret>``, shown once, of which the database holds the id and a hash.
+"""API keys: ``ps_<id>_<secret>``, shown once; the database holds the id and a hash.
 
 The secret is 256 random bits, stored as its plain SHA-256. Slow, salted hashes (bcrypt, argon2)
-protect secrets that people choose, because those can be guessed; nobody guesses 256 random bits, at
-any speed, and two keys never share a secret. A slow hash would only let anyone keep our cores busy
-with wrong keys. The id is no secret: it finds the row, and names the key in logs.
+protect secrets that people choose, because those can be guessed. 256 random bits cannot be guessed
+at any speed, and two keys never share a secret. A slow hash would only let a caller with wrong keys
+keep the cores busy. The id is not secret: it finds the row, and identifies the key in logs.
 
 Rows are never removed: a revoked key stays in the list, and a service that once had a key never
-falls back to answering everybody.
+becomes open to anonymous callers.
 """
 
 import hashlib
@@ -31,8 +31,8 @@ PREFIX = "ps"
 _SECRET_BYTES = 32
 _ID_BYTES = 6
 _TOKEN = re.compile(rf"{PREFIX}_([0-9a-f]{{{2 * _ID_BYTES}}})_([A-Za-z0-9_-]{{43}})")
-# Compared with where there is no such key, so that the time tells nothing of ids.
-_NOBODY = hashlib.sha256(b"").hexdigest()
+# Compared with if there is no such key, so that response times do not reveal which ids exist.
+_DUMMY_DIGEST = hashlib.sha256(b"").hexdigest()
 
 key_table = sa.Table(
     "api_key",
@@ -50,7 +50,7 @@ key_table = sa.Table(
 
 @dataclass(frozen=True, kw_only=True)
 class StoredKey:
-    """A key as stored; times are ISO 8601 in UTC."""
+    """Stored key; times are ISO 8601 in UTC."""
 
     id: str
     name: str
@@ -59,9 +59,10 @@ class StoredKey:
     created: str
     expires: str | None
     revoked: str | None
-    last_used: str | None  # to about a minute
+    last_used: str | None  # accurate to about a minute
 
     def state(self, now: datetime) -> Literal["valid", "expired", "revoked"]:
+        """Return the state of the key at a time."""
         if self.revoked is not None:
             return "revoked"
         if self.expires is not None and datetime.fromisoformat(self.expires) <= now:
@@ -71,25 +72,25 @@ class StoredKey:
 
 @dataclass(frozen=True)
 class Token:
-    """What a caller sends, taken apart."""
+    """Key as sent by a caller, split into its parts."""
 
     id: str
     secret: str
 
     @classmethod
     def parse(cls, text: str) -> "Token | None":
-        """The parts of ``ps_<id>_<secret>``; None where it is nothing of that form."""
+        """Split ``ps_<id>_<secret>``; return None if ``text`` does not have this form."""
         match = _TOKEN.fullmatch(text)
         return None if match is None else cls(*match.groups())
 
     def opens(self, key: StoredKey | None) -> bool:
-        """Whether this is the token of ``key``. Takes the same time for all wrong ones."""
-        digest = _NOBODY if key is None else key.digest
+        """Return True if this is the token of ``key``; all wrong ones take the same time."""
+        digest = _DUMMY_DIGEST if key is None else key.digest
         return hmac.compare_digest(_digest(self.secret), digest) and key is not None
 
 
 class Keys:
-    """The keys of a database. Its methods block."""
+    """Keys in a database. Its methods block."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -97,10 +98,10 @@ class Keys:
     def create(
         self, name: str, role: Role, expires: datetime | None = None
     ) -> tuple[str, StoredKey]:
-        """A new key: the token, which is to be had only now, and what is stored of it.
+        """Create a key and return its token, which is not stored, and the stored key.
 
         Raises:
-            RequestInvalid: the name is no name, or a valid key has it; it expires in the past.
+            RequestInvalid: the name is invalid or in use by a valid key, or the expiry is past.
         """
         now = datetime.now(UTC)
         _check(name, expires, now)
@@ -119,37 +120,38 @@ class Keys:
             named = db.execute(sa.select(key_table).where(key_table.c.name == name))
             if any(_key(row).state(now) == "valid" for row in named):
                 raise RequestInvalid(
-                    f"There is a valid key named {name!r}. Revoke it first, or name another."
+                    f"There is a valid key named {name!r}. Revoke it first, or use another name."
                 )
             db.execute(key_table.insert(), vars(key))
             audit.record(db, "key.create", name, after=key.id)
         return f"{PREFIX}_{key.id}_{secret}", key
 
     def all(self) -> list[StoredKey]:
-        """All keys there ever were, in the order in which they were made."""
+        """Return all keys, including revoked ones, in the order of their creation."""
         query = sa.select(key_table).order_by(key_table.c.created, key_table.c.id)
         return self._database.read(lambda db: [_key(row) for row in db.execute(query)])
 
     def find(self, key_id: str) -> StoredKey | None:
+        """Return the key of an id; None if there is none."""
         query = sa.select(key_table).where(key_table.c.id == key_id)
         row = self._database.read(lambda db: db.execute(query).one_or_none())
         return None if row is None else _key(row)
 
     def exist(self) -> bool:
-        """Whether there is, or ever was, a key."""
+        """Return True if any key was ever created."""
         query = sa.select(key_table.c.id).limit(1)
         return self._database.read(lambda db: db.execute(query).first() is not None)
 
     def revoke(self, name_or_id: str) -> list[StoredKey]:
-        """End the keys of a name, or the key of an id.
+        """Revoke the keys of a name, or the key of an id, and return them.
 
         Raises:
-            RequestInvalid: there is none that is not revoked already.
+            RequestInvalid: there is no such key, or it is revoked already.
         """
-        meant = (key_table.c.name == name_or_id) | (key_table.c.id == name_or_id)
+        matches = (key_table.c.name == name_or_id) | (key_table.c.id == name_or_id)
         now = _iso(datetime.now(UTC))
         with self._database.write() as db:
-            query = sa.select(key_table).where(meant, key_table.c.revoked.is_(None))
+            query = sa.select(key_table).where(matches, key_table.c.revoked.is_(None))
             keys = [_key(row) for row in db.execute(query)]
             for key in keys:
                 db.execute(key_table.update().where(key_table.c.id == key.id).values(revoked=now))
@@ -157,12 +159,12 @@ class Keys:
         if not keys:
             raise RequestInvalid(
                 f"There is no key {name_or_id[:100]!r} that could be revoked. "
-                f"prompt-serve keys list shows all keys."
+                f"List all keys with: prompt-serve keys list"
             )
         return keys
 
     def note_use(self, key_id: str) -> None:
-        """Write down that a key was used now. No change that other processes need to hear of."""
+        """Record that a key was used now, without a new revision: other processes ignore it."""
         now = _iso(datetime.now(UTC))
         with self._database.write(raise_revision=False) as db:
             db.execute(key_table.update().where(key_table.c.id == key_id).values(last_used=now))
@@ -175,7 +177,7 @@ def _check(name: str, expires: datetime | None, now: datetime) -> None:
             f"underscores and hyphens, beginning with a letter or digit."
         )
     if expires is not None and expires <= now:
-        raise RequestInvalid(f"The key would expire at {_iso(expires)}, which is past.")
+        raise RequestInvalid(f"The key would expire at {_iso(expires)}, which is in the past.")
 
 
 def _digest(secret: str) -> str:

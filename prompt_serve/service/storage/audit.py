@@ -1,7 +1,7 @@
-"""The audit log: who changed what, from which version to which, in the transaction of the change.
+"""Audit log: author, time and versions of every change, in the transaction of the change.
 
-A change that is not in the log did not happen, and the other way round: both are committed together
-or neither is. Nothing in the service ever changes or removes an entry.
+A change and its entry are committed together, or neither is. The service never changes or removes
+an entry.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from prompt_serve.schemas import AuditEntry, AuditPage
-from prompt_serve.service.request_context import Actor, begin, current, end
+from prompt_serve.service.request_context import Actor, current_request, request_scope
 from prompt_serve.service.storage.database import Database, metadata
 
 _MAX_SUBJECT = 200
@@ -22,7 +22,7 @@ _MAX_SUBJECT = 200
 audit_table = sa.Table(
     "audit",
     metadata,
-    # SQLite counts up only a column of its own type INTEGER.
+    # SQLite auto-increments only columns of its own type INTEGER.
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     sa.Column("time", sa.String(40), nullable=False),
     sa.Column("actor", sa.String(200), nullable=False),
@@ -43,23 +43,23 @@ def record(
     before: str | None = None,
     after: str | None = None,
 ) -> None:
-    """Note a change by whoever the current request is of (``timing.current()``).
+    """Record a change made by the caller of the current request.
 
     Args:
-        db: the connection of ``Database.write``, in whose transaction the change is made.
-        action: what was done, as ``task.put``, ``task.delete``, ``key.create``.
-        subject: what it was done to: the name of a task, of a key.
-        before: its version until now; None where there was none.
-        after: its version from now on; None where there is none.
+        db: connection of ``Database.write``, in whose transaction the change is made.
+        action: kind of change, for example ``task.put``, ``task.delete``, ``key.create``.
+        subject: name of the task or key that is changed.
+        before: its version before the change; None if there was none.
+        after: its version after the change; None if there is none.
     """
-    facts = current()
+    request = current_request()
     db.execute(
         audit_table.insert(),
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "actor": facts.actor.name,
-            "key_id": facts.actor.key_id,
-            "request_id": facts.request_id,
+            "actor": request.actor.name,
+            "key_id": request.actor.key_id,
+            "request_id": request.request_id,
             "action": action,
             "subject": subject[:_MAX_SUBJECT],
             "before": before,
@@ -70,16 +70,13 @@ def record(
 
 @contextmanager
 def acting_as(name: str) -> Iterator[None]:
-    """Changes inside are noted as ``name``'s: for the command line, and for work of the service."""
-    token = begin(replace(current(), actor=Actor(name)))
-    try:
+    """Record changes inside the block as made by ``name``: for the command line."""
+    with request_scope(replace(current_request(), actor=Actor(name))):
         yield
-    finally:
-        end(token)
 
 
 class AuditLog:
-    """Reads the log; see ``record`` for writing. Its methods block."""
+    """Reads the log; ``record`` writes it. Its methods block."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -92,11 +89,19 @@ class AuditLog:
         action: str | None = None,
         subject: str | None = None,
     ) -> AuditPage:
-        """Entries from the newest on; ``next`` is the ``before`` of the next, older page."""
+        """Return entries, newest first; ``next`` is the ``before`` of the next, older page.
+
+        Args:
+            limit: number of entries.
+            before: only entries with smaller ids.
+            action: only this kind of change.
+            subject: only changes of this task or key.
+        """
         query = sa.select(audit_table).order_by(audit_table.c.id.desc()).limit(limit + 1)
-        for column, wanted in ((audit_table.c.action, action), (audit_table.c.subject, subject)):
-            if wanted is not None:
-                query = query.where(column == wanted)
+        if action is not None:
+            query = query.where(audit_table.c.action == action)
+        if subject is not None:
+            query = query.where(audit_table.c.subject == subject)
         if before is not None:
             query = query.where(audit_table.c.id < before)
         entries = self._database.read(lambda db: [_entry(row) for row in db.execute(query)])

@@ -1,12 +1,12 @@
-"""The database behind the registry and all else that the service stores: SQLite or PostgreSQL.
+"""Database of the service: SQLite or PostgreSQL, one code path for both.
 
-One code path for both. Tables are declared with ``metadata`` by the modules that own them
-(``registry``, ``keys``, ``audit``); ``migrations`` makes them, and a test holds both equal.
+Tables are declared with ``metadata`` in the modules that own them (``tables``, ``api_keys``,
+``audit``) and created by ``migrations``; a test compares the two.
 
-Every write that other processes must notice begins by raising the one revision number. That takes
+Every write that other processes must notice starts by incrementing one revision number. This takes
 the write lock of the whole database at once (on SQLite with BEGIN IMMEDIATE, on PostgreSQL through
 the lock on that row), so writers queue up instead of failing half-way. Readers never wait for
-them: SQLite runs in WAL mode.
+writers: SQLite runs in WAL mode.
 """
 
 import contextlib
@@ -32,11 +32,13 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from prompt_serve.errors import ConfigInvalid, DependencyMissing, NotReady
+from prompt_serve.service.storage.migrate import schema_version, upgrade
+from prompt_serve.service.storage.migrations import HEAD
 
-BUSY_TIMEOUT_S = 5.0  # how long a writer waits for others
-UPGRADE_TIMEOUT_S = 600.0  # and a start for another one that upgrades the tables
+BUSY_TIMEOUT_S = 5.0  # time that a writer waits for others
+UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that upgrades the tables
 
-_FAULTS_OF_OURS = (ProgrammingError, IntegrityError)  # not of the disk or the database
+_BUGS = (ProgrammingError, IntegrityError)  # faults of this code, not of the disk or the database
 _OUTAGES = (DBAPIError, PoolTimeout)
 
 _log = logging.getLogger(__name__)
@@ -55,66 +57,61 @@ revision_table = sa.Table(
 class Database:
     """Connections, transactions and the revision. Thread-safe; several processes may share it.
 
-    Opening it makes or upgrades the tables, under a lock: several processes may start at once.
+    Opening it creates or upgrades the tables, under a lock: several processes may start at once.
 
     Args:
-        url: of SQLAlchemy: ``sqlite:///PATH`` or ``postgresql://USER@HOST/NAME``.
+        url: SQLAlchemy URL, ``sqlite:///PATH`` or ``postgresql://USER@HOST/NAME``.
 
     Raises:
         NotReady: (from every method) the database cannot be reached, is full or stays locked.
-        DatabaseUnsupported: its tables are those of a newer version.
-        ConfigInvalid, DependencyMissing: the URL names no database that can be used here.
+        DatabaseUnsupported: the tables were made by a newer version.
+        ConfigInvalid: the URL is invalid, or names another kind of database.
+        DependencyMissing: the driver for PostgreSQL is not installed.
     """
 
     def __init__(self, url: str) -> None:
-        from prompt_serve.service.storage.migrate import schema_version, upgrade
-        from prompt_serve.service.storage.migrations import HEAD
-
-        self._engine = _connect(_checked(url))
+        self._engine = _create_engine(_parse_url(url))
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
-        # SQLite lets those who wait for its lock try now and then, in no order. Threads of one
-        # process take turns here, so that none of them runs out of patience.
+        # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
+        # process take turns here, so that none of them times out.
+        is_sqlite = self._engine.dialect.name == "sqlite"
         self._turn: contextlib.AbstractContextManager[object] = (
-            threading.Lock() if self.dialect == "sqlite" else contextlib.nullcontext()
+            threading.Lock() if is_sqlite else contextlib.nullcontext()
         )
         try:
             if self.read(schema_version) != HEAD:
-                with self._write_patiently() as connection:
+                with self._upgrade_transaction() as connection:
                     upgrade(connection)
-        except BaseException:  # nobody gets this object to close it
+        except BaseException:  # the caller does not get this object, so it cannot close it
             self.close()
             raise
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
 
     @property
-    def dialect(self) -> str:
-        """``sqlite`` or ``postgresql``."""
-        return self._engine.dialect.name
-
-    @property
     def shown_url(self) -> str:
-        """The URL without its password."""
+        """URL with its password hidden."""
         return self._engine.url.render_as_string(hide_password=True)
 
     def read(self, read: Callable[[Connection], _T]) -> _T:
-        """What ``read`` makes of a connection; it must not write."""
+        """Call ``read`` with a connection and return its result; it must not write."""
         try:
             with self._engine.connect() as connection:
                 return read(connection)
-        except _FAULTS_OF_OURS:
+        except _BUGS:
             raise
         except _OUTAGES as error:
             raise _unavailable("read", error) from error
 
     @contextmanager
     def write(self, *, raise_revision: bool = True) -> Iterator[Connection]:
-        """A transaction: all of it happens at the end of the block, or nothing does.
+        """Open a transaction: committed at the end of the block, rolled back on an error.
 
         Args:
-            raise_revision: tell all processes that names may point elsewhere now. It also makes
-                writers of several processes take turns.
+            raise_revision: increment the revision, so that all processes read names again. It also
+                makes writers of several processes take turns.
         """
         try:
             with self._turn, self._writing.begin() as connection:
@@ -123,44 +120,47 @@ class Database:
                         revision_table.update().values(value=revision_table.c.value + 1)
                     )
                 yield connection
-        except _FAULTS_OF_OURS:
+        except _BUGS:
             raise
         except _OUTAGES as error:
             raise _unavailable("written", error) from error
 
     @contextmanager
-    def _write_patiently(self) -> Iterator[Connection]:
-        """Another process may be changing all the tables; that takes as long as it takes."""
-        patient = self._writing.execution_options(prompt_serve_patience_s=UPGRADE_TIMEOUT_S)
+    def _upgrade_transaction(self) -> Iterator[Connection]:
+        """Open a transaction that waits long: another process may be upgrading the tables."""
+        waiting = self._writing.execution_options(prompt_serve_timeout_s=UPGRADE_TIMEOUT_S)
         try:
-            with patient.begin() as connection:
+            with waiting.begin() as connection:
                 yield connection
-        except _FAULTS_OF_OURS:
+        except _BUGS:
             raise
         except _OUTAGES as error:
             raise _unavailable("written", error) from error
 
     def revision(self) -> int:
-        """The number of changes so far."""
+        """Return the number of changes so far."""
         return self.read(read_revision)
 
 
 def read_revision(connection: Connection) -> int:
-    """The revision as ``connection`` sees it; inside ``write``, that of the change being made."""
+    """Return the revision that ``connection`` sees; inside ``write``, that of the change itself."""
     return int(connection.execute(sa.select(revision_table.c.value)).scalar_one())
 
 
-def _checked(url: str) -> URL:
+_EXPECTED = "expected sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME."
+
+
+def _parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
-        raise ConfigInvalid(f"{url!r} is not the URL of a database: {_WANTED}") from error
+        raise ConfigInvalid(f"{url!r} is not a database URL: {_EXPECTED}") from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
         return parsed
     if backend not in ("postgresql", "postgres"):
         shown = parsed.render_as_string(hide_password=True)
-        raise ConfigInvalid(f"{shown!r} names a database that is not supported: {_WANTED}")
+        raise ConfigInvalid(f"{shown!r} is a database that is not supported: {_EXPECTED}")
     if importlib.util.find_spec("psycopg") is None:
         raise DependencyMissing(
             "PostgreSQL needs psycopg: pip install 'prompt-serve[postgres]'", missing="psycopg"
@@ -168,13 +168,13 @@ def _checked(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-_WANTED = "wanted sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME."
-
-
-def _connect(url: URL) -> Engine:
+def _create_engine(url: URL) -> Engine:
     if url.get_backend_name() != "sqlite":
         engine = sa.create_engine(
-            url, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S, connect_args=_PATIENCE
+            url,
+            pool_pre_ping=True,
+            pool_timeout=BUSY_TIMEOUT_S,
+            connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
         )
         sa.event.listen(engine, "connect", _set_up_postgresql)
         sa.event.listen(engine, "begin", _begin_postgresql)
@@ -187,9 +187,6 @@ def _connect(url: URL) -> Engine:
     return engine
 
 
-_PATIENCE = {"connect_timeout": int(BUSY_TIMEOUT_S)}
-
-
 def _set_up_postgresql(connection: Any, _: object) -> None:
     with connection.cursor() as cursor:
         cursor.execute(f"SET lock_timeout = {round(1000 * BUSY_TIMEOUT_S)}")
@@ -197,50 +194,50 @@ def _set_up_postgresql(connection: Any, _: object) -> None:
 
 
 def _set_up_sqlite(connection: Any, _: object) -> None:
-    # The driver's own BEGIN comes too late and too weak; _begin_sqlite sends the right one.
+    # The driver's own BEGIN comes late and takes no lock; _begin_sqlite sends BEGIN IMMEDIATE.
     connection.isolation_level = None
     _switch_to_wal(connection)
-    # An upload that was answered survives a power failure: FULL syncs the log at every commit.
+    # FULL syncs the log at every commit: an upload that was answered survives a power failure.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
 
 
 def _switch_to_wal(connection: Any) -> None:
-    """Wait for other processes that do the same: SQLite's busy timeout does not cover this."""
-    give_up = time.monotonic() + BUSY_TIMEOUT_S
+    """Enable WAL, waiting for other processes that do so: the busy timeout does not cover this."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
         except sqlite3.OperationalError:
-            if time.monotonic() > give_up:
+            if time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later fails when another writer came between;
-    # one that takes the write lock at once waits for its turn. Reads need none: each statement
+    # A transaction that reads first and writes later fails if another writer came in between;
+    # one that takes the write lock at once waits for it. Reads need no transaction: each statement
     # sees one state of the database.
     options = connection.get_execution_options()
     if not options.get("prompt_serve_writes", False):
         return
-    patience_s = options.get("prompt_serve_patience_s", BUSY_TIMEOUT_S)
-    connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * patience_s)}")
+    timeout_s = options.get("prompt_serve_timeout_s", BUSY_TIMEOUT_S)
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {round(1000 * timeout_s)}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
 def _begin_postgresql(connection: Connection) -> None:
-    patience_s = connection.get_execution_options().get("prompt_serve_patience_s")
-    if patience_s is not None:
-        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * patience_s)}")
+    timeout_s = connection.get_execution_options().get("prompt_serve_timeout_s")
+    if timeout_s is not None:
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * timeout_s)}")
 
 
-def _unavailable(what: str, error: SQLAlchemyError) -> NotReady:
+def _unavailable(verb: str, error: SQLAlchemyError) -> NotReady:
     reason = str(getattr(error, "orig", None) or error)
-    _log.error("the registry cannot be %s: %s", what, reason)
+    _log.error("the registry cannot be %s: %s", verb, reason)
     return NotReady(
-        f"The registry cannot be {what}: {reason}. Nothing was changed. "
+        f"The registry cannot be {verb}: {reason}. Nothing was changed. "
         f"Check the disk and the database of the service, then try again.",
         retry_after_s=1.0,
     )

@@ -1,8 +1,7 @@
-"""Brings the tables of a database to what this version wants, in one transaction under a lock.
+"""Upgrade the tables of a database to this version, in one transaction under a lock.
 
-Alembic runs the files of ``migrations/versions``. A database of the first versions, which knew no
-Alembic, is recognized by its tables and goes the same way from there; one of a newer version is
-left alone.
+Alembic runs the files of ``migrations/versions``. A database from before Alembic was used is
+recognized by its tables and upgraded from there; one of a newer version is not touched.
 """
 
 import threading
@@ -17,18 +16,18 @@ from prompt_serve.service.storage.migrations import FOLDER, HEAD
 if TYPE_CHECKING:
     from alembic.config import Config
 
-VERSION_TABLE = "alembic_version"
-FIRST = "0001"  # what databases without Alembic's table hold
+_VERSION_TABLE = "alembic_version"
+_FIRST = "0001"  # schema version of databases without Alembic's table
 
-_LOCK_OF_POSTGRESQL = 7_305_801_231  # any number that other programs do not use
-_one_at_a_time = threading.Lock()  # Alembic keeps what it works on in globals
+_LOCK_OF_POSTGRESQL = 7_305_801_231  # an arbitrary number that other programs do not use
+_alembic_lock = threading.Lock()  # Alembic keeps its state in globals
 
 
 def upgrade(connection: Connection) -> None:
-    """Make or upgrade all tables; ``connection`` is in a transaction that may write.
+    """Create or upgrade all tables; ``connection`` is in a transaction that may write.
 
     Raises:
-        DatabaseUnsupported: a newer version of prompt-serve made the tables.
+        DatabaseUnsupported: the tables were made by a newer version of prompt-serve.
     """
     if connection.dialect.name == "postgresql":
         # Held until the transaction ends. On SQLite the transaction itself is the lock.
@@ -36,7 +35,7 @@ def upgrade(connection: Connection) -> None:
     found = schema_version(connection)
     if found == HEAD:
         return
-    # Imported here: most starts find their tables as they should be, and need no Alembic.
+    # Imported here: most starts find up-to-date tables and do not need Alembic.
     from alembic import command
     from alembic.script import ScriptDirectory
 
@@ -44,25 +43,26 @@ def upgrade(connection: Connection) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
     if found is not None and found not in known:
         raise DatabaseUnsupported(
-            f"The database has tables of version {found}; this prompt-serve knows those up to "
-            f"{HEAD}. A newer prompt-serve has upgraded it. Install that version or a newer one.",
+            f"The database has tables of version {found}; this prompt-serve supports versions up "
+            f"to {HEAD}. A newer prompt-serve has upgraded it. Install that version or a newer "
+            f"one.",
             found=found,
             newest=HEAD,
         )
-    with _one_at_a_time:
+    with _alembic_lock:
         config.attributes["connection"] = connection
-        if found == FIRST and not _has_table(connection, VERSION_TABLE):
-            command.stamp(config, FIRST)
+        if found == _FIRST and not _has_table(connection, _VERSION_TABLE):
+            command.stamp(config, _FIRST)
         command.upgrade(config, "head")
 
 
 def schema_version(connection: Connection) -> str | None:
-    """The version of the tables; None where there are none yet."""
-    if _has_table(connection, VERSION_TABLE):
-        query = sa.select(sa.column("version_num", sa.String)).select_from(sa.table(VERSION_TABLE))
+    """Return the version of the tables; None if there are none yet."""
+    if _has_table(connection, _VERSION_TABLE):
+        query = sa.select(sa.column("version_num", sa.String)).select_from(sa.table(_VERSION_TABLE))
         found: str | None = connection.execute(query).scalar_one_or_none()
         return found
-    return FIRST if _has_table(connection, "prompt_file") else None
+    return _FIRST if _has_table(connection, "prompt_file") else None
 
 
 def _has_table(connection: Connection, name: str) -> bool:

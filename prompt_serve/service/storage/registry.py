@@ -1,10 +1,10 @@
-"""The registry of tasks: prompt files by content, names that point at them, and their history.
+"""Registry of tasks: prompt files by content, names that point at them, and their history.
 
-A version is the sha256 of a prompt file. A name is an alias of a version; several may share one.
-Pointing a name elsewhere, the history of that, the audit log and the revision that tells all
-processes are one transaction. A file stays as long as a name points at it, or one of the last
-versions of a name is it (``keep_versions``); class features, which are far larger and can be
-computed again, stay for the version a name is at and the one before it.
+A version is the sha256 of a prompt file. A name points at one version; several names may share it.
+A change of a name, its history entry, its audit entry and the new revision are one transaction.
+A file is kept while a name points at it, or it is one of the last versions of a name
+(``keep_versions``). Class features, which are far larger and can be computed again, are kept for
+the current and the previous version of each name.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,11 +17,11 @@ from sqlalchemy.engine import Connection
 
 from prompt_serve.errors import VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, version_of
-from prompt_serve.service.request_context import current
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.audit import record
 from prompt_serve.service.storage.database import Database, read_revision
-from prompt_serve.service.storage.preconditions import ALWAYS, Condition
-from prompt_serve.service.storage.retention import drop_file, drop_unused, keep
+from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
+from prompt_serve.service.storage.retention import drop_file, drop_unused, keep_version
 from prompt_serve.service.storage.tables import (
     StoredChange,
     StoredPrompt,
@@ -30,9 +30,9 @@ from prompt_serve.service.storage.tables import (
     class_features,
     kept_version,
     prompt_file,
+    search_text,
     task,
     task_tag,
-    words_of,
 )
 
 _LISTED = (
@@ -50,33 +50,33 @@ _LISTED = (
 
 @dataclass(frozen=True, kw_only=True)
 class NewTask:
-    """What a name is to point at."""
+    """Name and the prompt file that it shall point at."""
 
     name: str
-    data: bytes  # of the prompt file
-    prompt: Prompt  # what they hold
+    data: bytes  # the prompt file
+    prompt: Prompt  # parsed from ``data``
     features: bytes | None  # little-endian float32 (C, E) for the prompt's own backbone
-    tags: tuple[str, ...] | None = None  # None: those it has
-    pinned: bool | None = None  # None: as it is
+    tags: tuple[str, ...] | None = None  # None: unchanged
+    pinned: bool | None = None  # None: unchanged
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFilter:
-    """Which tasks to list."""
+    """Conditions of a list of tasks."""
 
-    search: str = ""  # in the name, the method or a class name; case does not matter
-    tags: tuple[str, ...] = ()  # all of them
+    search: str = ""  # part of the name, the method or a class name; case is ignored
+    tags: tuple[str, ...] = ()  # a task must have all of them
 
 
-EVERY = TaskFilter()
+NO_FILTER = TaskFilter()
 
 
 class Registry:
     """Tasks in a database. Thread-safe; several processes may share the database.
 
     Args:
-        database: that of the service.
-        keep_versions: files kept for each name, the one it points at included; 0: all.
+        database: of the service.
+        keep_versions: number of files kept for each name, including its current one; 0: all.
 
     Raises:
         NotReady: (from every method) the database cannot be reached, is full or stays locked.
@@ -89,32 +89,30 @@ class Registry:
     # Reading
 
     def revision(self) -> int:
-        """The number of changes so far."""
+        """Return the number of changes so far."""
         return self._db.revision()
 
     def versions(self, names: Sequence[str]) -> dict[str, str]:
-        """The versions that names point at now; unknown names are left out."""
+        """Return the versions that names point at now; unknown names are left out."""
         query = sa.select(task.c.name, task.c.version).where(task.c.name.in_(names))
         return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
 
     def versions_of(self, name: str, prefix: str = "", limit: int = 2) -> list[str]:
-        """Versions that a name has pointed at and whose files are kept, by their beginning."""
+        """Return kept versions in the history of a name that begin with ``prefix``."""
         begins = kept_version.c.version.startswith(prefix, autoescape=True)
         query = sa.select(kept_version.c.version).where(kept_version.c.name == name, begins)
         query = query.limit(limit)
         return self._db.read(lambda db: [str(v) for v in db.execute(query).scalars()])
 
     def versions_like(self, prefix: str, limit: int = 2) -> list[str]:
-        """Versions of any task, by their beginning."""
-        query = (
-            sa.select(prompt_file.c.version)
-            .where(prompt_file.c.version.startswith(prefix, autoescape=True))
-            .limit(limit)
-        )
+        """Return versions of any task that begin with ``prefix``."""
+        begins = prompt_file.c.version.startswith(prefix, autoescape=True)
+        query = sa.select(prompt_file.c.version).where(begins).limit(limit)
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     def version_before(self, name: str) -> str | None:
-        """Where a rollback goes: the version before, or of a deleted name the one it was at."""
+        """Return the target of a rollback: the previous version of a name, or the version that a
+        deleted name was at; None if there is none."""
         last = (
             sa.select(change.c.what, change.c.previous)
             .where(change.c.name == name)
@@ -133,7 +131,7 @@ class Registry:
         return self._db.read(read)
 
     def prompt(self, version: str, fingerprint: str) -> StoredPrompt | None:
-        """The file of a version and its class features for a backbone."""
+        """Return the file of a version and its class features for a backbone; None if unknown."""
         cached = sa.and_(
             class_features.c.version == prompt_file.c.version,
             class_features.c.fingerprint == fingerprint,
@@ -146,7 +144,12 @@ class Registry:
         row = self._db.read(lambda db: db.execute(query).one_or_none())
         return None if row is None else StoredPrompt(data=row.data, features=row.features)
 
+    def has_version(self, version: str) -> bool:
+        """Return True if the prompt file of a version exists."""
+        return self._db.read(lambda db: _has_file(db, version))
+
     def task(self, name: str) -> StoredTask | None:
+        """Return a task; None if there is no such name."""
         query = _listing().where(task.c.name == name)
 
         def read(db: Connection) -> StoredTask | None:
@@ -156,10 +159,10 @@ class Registry:
         return self._db.read(read)
 
     def tasks(
-        self, after: str, limit: int, wanted: TaskFilter = EVERY
+        self, after: str, limit: int, task_filter: TaskFilter = NO_FILTER
     ) -> tuple[list[StoredTask], int]:
-        """Tasks in the order of their names from the first past ``after``, and the revision."""
-        query = _listing().where(task.c.name > after, *_matching(wanted))
+        """Return up to ``limit`` tasks with names greater than ``after``, and the revision."""
+        query = _listing().where(task.c.name > after, *_matching(task_filter))
         query = query.order_by(task.c.name).limit(limit)
 
         def read(db: Connection) -> tuple[list[StoredTask], int]:
@@ -170,11 +173,11 @@ class Registry:
         return self._db.read(read)
 
     def names_of_backbone(self, fingerprint: str, tag: str | None = None) -> list[str]:
-        """Names of the tasks that were learned on a backbone, in their order.
+        """Return the sorted names of tasks that were learned on a backbone.
 
         Args:
             fingerprint: of the backbone.
-            tag: only those that have it.
+            tag: only tasks with this tag.
         """
         query = (
             sa.select(task.c.name)
@@ -183,19 +186,25 @@ class Registry:
             .order_by(task.c.name)
         )
         if tag is not None:
-            if "\0" in tag:  # PostgreSQL's texts cannot hold it
+            if "\0" in tag:  # PostgreSQL cannot store NUL in text
                 return []
             query = query.join(task_tag, task_tag.c.name == task.c.name)
             query = query.where(task_tag.c.tag == tag)
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     def pinned(self) -> list[str]:
-        """Versions that stay in memory."""
+        """Return the versions that pinned tasks point at."""
         query = sa.select(task.c.version).distinct().where(task.c.pinned)
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     def history(self, name: str, before: int | None, limit: int) -> list[StoredChange]:
-        """What a name pointed at, newest first, from the first entry older than ``before``."""
+        """Return up to ``limit`` changes of a name, newest first.
+
+        Args:
+            name: of the task.
+            before: only entries with smaller ids; None: from the newest on.
+            limit: number of entries.
+        """
         columns = [c for c in change.c if c is not change.c.name]
         query = (
             sa.select(*columns, prompt_file.c.version.is_not(None).label("kept"))
@@ -209,16 +218,17 @@ class Registry:
         return self._db.read(lambda db: [StoredChange(**row._mapping) for row in db.execute(query)])
 
     def count(self) -> int:
+        """Return the number of tasks."""
         query = sa.select(sa.func.count()).select_from(task)
         return self._db.read(lambda db: int(db.execute(query).scalar_one()))
 
     def count_versions(self) -> int:
-        """Prompt files that are kept."""
+        """Return the number of prompt files."""
         query = sa.select(sa.func.count()).select_from(prompt_file)
         return self._db.read(lambda db: int(db.execute(query).scalar_one()))
 
     def names_like(self, name: str, limit: int = 200) -> list[str]:
-        """Some names that start as ``name`` does, for hints."""
+        """Return names with the same first letter as ``name``, for hints."""
         query = (
             sa.select(task.c.name)
             .where(task.c.name.istartswith(name[:1], autoescape=True))
@@ -229,11 +239,22 @@ class Registry:
 
     # Changing
 
+    def check_change(self, name: str, condition: Condition) -> None:
+        """Raise what a change of ``name`` would raise, before class features are computed for it.
+
+        Raises:
+            TaskNameInvalid: not a valid task name.
+            VersionChanged: the condition does not hold.
+        """
+        check_task_name(name)
+        if condition != ALWAYS:
+            condition.check(name, self.versions([name]).get(name))
+
     def put(self, new: NewTask, condition: Condition = ALWAYS) -> tuple[StoredTask, bool]:
-        """Point a name at a prompt file, storing it where it is new.
+        """Point a name at a prompt file, storing the file if it is new.
 
         Returns:
-            The task, and whether the name is new.
+            The task, and True if the name is new.
 
         Raises:
             VersionChanged: the condition does not hold; nothing was changed.
@@ -244,7 +265,7 @@ class Registry:
     def put_all(
         self, new: Iterable[NewTask], condition: Condition = ALWAYS, *, what: str = "put"
     ) -> list[tuple[StoredTask, bool]]:
-        """``put`` for several names at once: all of them or, on an error, none."""
+        """Do ``put`` for several names in one transaction: all of them or, on an error, none."""
         with self._db.write() as db:
             return [self._put(db, one, condition, what) for one in new]
 
@@ -254,39 +275,43 @@ class Registry:
         version: str,
         what: str,
         condition: Condition = ALWAYS,
-        features: tuple[str, bytes] | None = None,
+        features: bytes | None = None,
     ) -> bool:
-        """Point a name at a version that is there; False if it is there no longer.
+        """Point a name at an existing version; return False if its file was removed.
 
         Args:
             name: of the task.
             version: of a prompt file.
-            what: for the history: rollback or alias.
-            condition: what must hold.
-            features: its class features, to be kept, after the fingerprint they belong to.
+            what: kind of change for the history, rollback or alias.
+            condition: must hold, otherwise nothing is changed.
+            features: class features for the version's own backbone, to be stored.
+
+        Raises:
+            VersionChanged: the condition does not hold.
         """
         with self._db.write() as db:
-            if not _has_file(db, version):
+            fingerprint = _fingerprint_of(db, version)
+            if fingerprint is None:
                 return False
             if features is not None:
-                _insert_features(db, version, *features)
+                _insert_features(db, version, fingerprint, features)
             _point(db, name, version, what, condition)
             drop_unused(db, name, self._keep)
         return True
 
     def delete(self, name: str, condition: Condition = ALWAYS) -> bool:
-        """Remove a name; False if there was none. Its history stays, and so do its files."""
+        """Remove a name, but not its history and files; return False if there was none."""
         with self._db.write() as db:
             old = _version_of_task(db, name)
             condition.check(name, old)
             if old is not None:
                 db.execute(task.delete().where(task.c.name == name))
-                _note(db, name, "delete", before=old, after=None)
+                _record_change(db, name, "delete", before=old, after=None)
                 drop_unused(db, name, self._keep)
         return old is not None
 
     def delete_version(self, version: str) -> bool:
-        """Remove a prompt file for good; False if there was none.
+        """Remove a prompt file permanently; return False if there was none.
 
         Raises:
             VersionInUse: a name points at it.
@@ -296,30 +321,31 @@ class Registry:
                 sa.select(task.c.name).where(task.c.version == version).order_by(task.c.name)
             )
             if users := list(names.scalars().fetchmany(20)):
+                verb = "points" if len(users) == 1 else "point"
                 raise VersionInUse(
-                    f"Version {version[:12]} is what {', '.join(map(repr, users))} "
-                    f"{'points' if len(users) == 1 else 'point'} at. Roll back or delete first.",
+                    f"{', '.join(map(repr, users))} {verb} at version {version[:12]}. Roll back "
+                    f"or delete first.",
                     version=version,
                     names=tuple(users),
                 )
             db.execute(task.update().where(task.c.previous == version).values(previous=None))
-            was_there = drop_file(db, version)
-            if was_there:
+            existed = drop_file(db, version)
+            if existed:
                 record(db, "version.delete", version, before=version)
-        return was_there
+        return existed
 
     def set_tags(self, name: str, tags: Iterable[str]) -> bool:
-        """Replace the tags of a name; False if there is no such name."""
-        wanted = sorted(set(tags))
+        """Replace the tags of a name; return False if there is no such name."""
+        unique = sorted(set(tags))
         with self._db.write() as db:
             if _version_of_task(db, name) is None:
                 return False
-            _replace_tags(db, name, wanted)
-            record(db, "task.tags", name, after=",".join(wanted)[:64])
+            _replace_tags(db, name, unique)
+            record(db, "task.tags", name, after=",".join(unique)[:64])
         return True
 
     def set_pinned(self, name: str, pinned: bool) -> bool:
-        """Keep a task in memory from now on, or no longer; False if there is no such name."""
+        """Pin or unpin a task; return False if there is no such name."""
         with self._db.write() as db:
             row = db.execute(task.update().where(task.c.name == name).values(pinned=pinned))
             if row.rowcount:
@@ -327,7 +353,7 @@ class Registry:
         return bool(row.rowcount)
 
     def save_features(self, version: str, fingerprint: str, features: bytes) -> None:
-        """Keep class features that had to be computed again, if the version is still there."""
+        """Store class features that had to be computed again, if the version still exists."""
         with self._db.write() as db:
             if _has_file(db, version):
                 _insert_features(db, version, fingerprint, features)
@@ -362,13 +388,13 @@ def _listing() -> sa.Select[Any]:
     return sa.select(*_LISTED).join_from(task, prompt_file)
 
 
-def _matching(wanted: TaskFilter) -> list[sa.ColumnElement[bool]]:
+def _matching(task_filter: TaskFilter) -> list[sa.ColumnElement[bool]]:
     conditions: list[sa.ColumnElement[bool]] = [
         sa.exists().where(task_tag.c.name == task.c.name, task_tag.c.tag == tag)
-        for tag in wanted.tags
+        for tag in task_filter.tags
     ]
-    if wanted.search:
-        text = wanted.search.casefold()
+    if task_filter.search:
+        text = task_filter.search.casefold()
         in_name = sa.func.lower(task.c.name).contains(text, autoescape=True)
         conditions.append(in_name | prompt_file.c.words.contains(text, autoescape=True))
     return conditions
@@ -395,36 +421,44 @@ def _has_file(db: Connection, version: str) -> bool:
     return db.execute(known).first() is not None
 
 
+def _fingerprint_of(db: Connection, version: str) -> str | None:
+    query = sa.select(prompt_file.c.fingerprint).where(prompt_file.c.version == version)
+    found: str | None = db.execute(query).scalar_one_or_none()
+    return found
+
+
 def _point(db: Connection, name: str, version: str, what: str, condition: Condition) -> str | None:
-    """Point a name at a version; returns where it pointed before."""
+    """Point a name at a version and return the version it pointed at before."""
     old = _version_of_task(db, name)
     condition.check(name, old)
     if old == version:
-        return old  # the same request again: there is nothing to note
+        return old  # the same request again: nothing to record
     pointer = {"version": version, "updated": _now(), "previous": old}
     if old is not None:
         db.execute(task.update().where(task.c.name == name), pointer)
     else:
-        if what != "rollback":  # which brings a deleted task back as it was
+        if what != "rollback":  # a rollback restores a deleted task with its tags
             db.execute(task_tag.delete().where(task_tag.c.name == name))
         db.execute(task.insert(), {"name": name, **pointer})
-    _note(db, name, what, before=old, after=version)
+    _record_change(db, name, what, before=old, after=version)
     return old
 
 
-def _note(db: Connection, name: str, what: str, *, before: str | None, after: str | None) -> None:
-    """In the history of the name and in the audit log."""
+def _record_change(
+    db: Connection, name: str, what: str, *, before: str | None, after: str | None
+) -> None:
+    """Add a change to the history of the name and to the audit log."""
     row = {
         "name": name,
         "at": _now(),
-        "who": current().actor.name[:200],
+        "who": current_request().actor.name[:200],
         "what": what,
         "version": after,
         "previous": before,
     }
     change_id = db.execute(change.insert().returning(change.c.id), row).scalar_one()
     if after is not None:
-        keep(db, name, after, change_id)
+        keep_version(db, name, after, change_id)
     record(db, f"task.{what}", name, before=before, after=after)
 
 
@@ -438,7 +472,7 @@ def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
             "n_classes": len(new.prompt.class_names),
             "size_bytes": len(new.data),
             "fingerprint": new.prompt.backbone.fingerprint,
-            "words": words_of(new.prompt),
+            "words": search_text(new.prompt),
         }
         db.execute(prompt_file.insert(), row)
 

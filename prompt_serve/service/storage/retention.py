@@ -1,6 +1,6 @@
-"""What may go after a name was pointed elsewhere: files too old to be kept, features not in use.
+"""Remove what is no longer needed after a name was changed: old files, unused class features.
 
-None of it looks through the history, which only ever grows.
+None of it reads the history, which only grows.
 """
 
 import sqlalchemy as sa
@@ -8,25 +8,25 @@ from sqlalchemy.engine import Connection
 
 from prompt_serve.service.storage.tables import class_features, kept_version, prompt_file, task
 
-_FEWEST = 2  # a name always keeps what it is at and what it was at before
+_MIN_KEPT = 2  # a name always keeps its current and its previous version
 
 
-def keep(db: Connection, name: str, version: str, change_id: int) -> None:
-    """Note that a name can go back to a version, as it was pointed there by a change."""
+def keep_version(db: Connection, name: str, version: str, change_id: int) -> None:
+    """Record that a name can be rolled back to a version, and the last change that set it."""
     this = (kept_version.c.name == name) & (kept_version.c.version == version)
-    noted = db.execute(kept_version.update().where(this).values(change_id=change_id))
-    if not noted.rowcount:
+    updated = db.execute(kept_version.update().where(this).values(change_id=change_id))
+    if not updated.rowcount:
         row = {"name": name, "version": version, "change_id": change_id}
         db.execute(kept_version.insert(), row)
 
 
 def drop_unused(db: Connection, name: str, keep_versions: int) -> None:
-    """Remove what the last change of ``name`` has made superfluous.
+    """Remove class features and files that the last change of ``name`` made superfluous.
 
     Args:
         db: in the transaction of that change.
         name: of the task.
-        keep_versions: the last so many files of a name stay; 0: all.
+        keep_versions: number of files kept for each name; 0: all.
     """
     of_name = sa.select(kept_version.c.version).where(kept_version.c.name == name)
     features_of = class_features.c.version
@@ -34,20 +34,23 @@ def drop_unused(db: Connection, name: str, keep_versions: int) -> None:
     if not keep_versions:
         return
     newest_first = of_name.order_by(kept_version.c.change_id.desc())
-    too_old = list(db.execute(newest_first.offset(max(keep_versions, _FEWEST))).scalars())
+    too_old = list(db.execute(newest_first.offset(max(keep_versions, _MIN_KEPT))).scalars())
     if too_old:
-        _forget(db, name, too_old)
+        _drop_kept_versions(db, name, too_old)
 
 
 def drop_file(db: Connection, version: str) -> bool:
-    """Remove a prompt file that no name is at, and what belongs to it; False: there is none."""
+    """Remove a prompt file and its class features; return False if there was none.
+
+    No name may point at it.
+    """
     for table in (class_features, kept_version):
         db.execute(table.delete().where(table.c.version == version))
     return bool(db.execute(prompt_file.delete().where(prompt_file.c.version == version)).rowcount)
 
 
-def _forget(db: Connection, name: str, versions: list[str]) -> None:
-    """A name cannot go back there any more; files that no name can go back to are removed."""
+def _drop_kept_versions(db: Connection, name: str, versions: list[str]) -> None:
+    """Drop versions from those a name can be rolled back to, and files that no name keeps."""
     of_name = kept_version.c.name == name
     db.execute(kept_version.delete().where(of_name, kept_version.c.version.in_(versions)))
     kept = sa.select(kept_version.c.version).where(kept_version.c.version.in_(versions))
@@ -56,5 +59,5 @@ def _forget(db: Connection, name: str, versions: list[str]) -> None:
 
 
 def _in_use(version: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
-    """Whether a name is at a version, or was there right before."""
+    """True where a version is the current or the previous one of a name."""
     return sa.exists().where((task.c.version == version) | (task.c.previous == version))

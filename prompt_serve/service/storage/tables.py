@@ -1,11 +1,11 @@
-"""The tables of the registry, and the rows that reading them gives.
+"""Tables of the registry, and dataclasses for their rows.
 
-prompt_file     version (sha256) -> the file's bytes and what listings show; never changes
-task            name -> version, the version before, and whether it stays in memory
-task_tag        labels of a name, to find tasks by
-change          what each name pointed at, since when, and who said so; only ever grows
-kept_version    what each name has pointed at and can go back to: the last ``keep_versions``
-class_features  (version, backbone fingerprint) -> float32; a cache: a restart encodes nothing
+prompt_file     version (sha256) -> the file's bytes and the columns of listings; never changes
+task            name -> current version, previous version, pinned or not
+task_tag        tags of a name
+change          history: version of each name, time, author; rows are only added
+kept_version    versions that each name can be rolled back to: the last ``keep_versions``
+class_features  (version, backbone fingerprint) -> float32; a cache, so a restart encodes nothing
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ import sqlalchemy as sa
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.service.storage.database import metadata
 
-# Names sort by their bytes everywhere, whatever the language of a PostgreSQL server is.
+# Names sort by their bytes, whatever the locale of a PostgreSQL server.
 NAME = sa.String(128).with_variant(sa.String(128, collation="C"), "postgresql")
-# SQLite counts up only a column of its own type INTEGER.
+# SQLite auto-increments only columns of its own type INTEGER.
 COUNTER = sa.BigInteger().with_variant(sa.Integer, "sqlite")
 
 prompt_file = sa.Table(
@@ -64,7 +64,7 @@ kept_version = sa.Table(
     metadata,
     sa.Column("name", NAME, primary_key=True),
     sa.Column("version", sa.ForeignKey("prompt_file.version"), primary_key=True, index=True),
-    sa.Column("change_id", COUNTER, nullable=False),  # the last one that pointed there
+    sa.Column("change_id", COUNTER, nullable=False),  # the last change that pointed the name there
 )
 class_features = sa.Table(
     "class_features",
@@ -77,7 +77,7 @@ class_features = sa.Table(
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTask:
-    """A task as listed."""
+    """Task as it appears in listings."""
 
     name: str
     version: str
@@ -93,7 +93,7 @@ class StoredTask:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredPrompt:
-    """The file of a version, and its class features for one backbone if they are known."""
+    """Prompt file of a version, and its class features for one backbone if they are stored."""
 
     data: bytes
     features: bytes | None  # little-endian float32 (C, E)
@@ -101,18 +101,18 @@ class StoredPrompt:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredChange:
-    """One entry of a name's history."""
+    """Entry of a name's history."""
 
     id: int
     at: str  # ISO 8601, UTC
     who: str
     what: str  # put, alias, rollback, delete, import
-    version: str | None  # from then on; None: deleted
+    version: str | None  # after the change; None: deleted
     previous: str | None
-    kept: bool  # the file of ``version`` is still there, so it can be served
+    kept: bool  # the file of ``version`` still exists, so a rollback is possible
 
 
-def words_of(prompt: Prompt) -> str:
-    """What a search looks through beside names of tasks."""
+def search_text(prompt: Prompt) -> str:
+    """Return the text that a search matches beside the task name: method and class names."""
     words = "\n".join([prompt.method, *prompt.class_names]).casefold()
-    return words.replace("\0", " ")  # PostgreSQL's texts cannot hold it
+    return words.replace("\0", " ")  # PostgreSQL cannot store NUL in text

@@ -1,1 +1,1 @@
-"""Tasks: from an uploaded prompt file to class features in memory."""
+"""Tasks: prompt files checked, stored, changed, and resolved to class features in memory."""

@@ -1,5 +1,5 @@
-"""Opaque cursors of lists: where a page ended. What is written meanwhile neither repeats an entry
-nor leaves one out, since the next page begins behind the last one shown, not at a number of rows.
+"""Opaque cursors for paged lists. A cursor holds the last entry of a page, not a row number, so
+entries written between two pages are neither repeated nor skipped.
 """
 
 import base64
@@ -10,28 +10,36 @@ from prompt_serve.errors import RequestInvalid
 from prompt_serve.service.storage.preconditions import is_task_name
 
 
-def cursor_of(last: str | int) -> str:
-    """The cursor of the page that follows the entry ``last``."""
+def encode_cursor(last: str | int) -> str:
+    """Return the cursor of the page that follows the entry ``last``."""
     return base64.urlsafe_b64encode(json.dumps([last]).encode()).decode().rstrip("=")
 
 
-def text_after(cursor: str | None) -> str:
-    """The name of the task that a page follows; empty for the first page."""
-    last = _last(cursor, "")
+def decode_name_cursor(cursor: str | None) -> str:
+    """Return the task name that a page follows; empty for the first page.
+
+    Raises:
+        RequestInvalid: not a cursor of a list of names.
+    """
+    last = _decode(cursor, "")
     if last != "" and not (isinstance(last, str) and is_task_name(last)):
         raise _invalid(cursor)
     return str(last)
 
 
-def number_after(cursor: str | None) -> int | None:
-    """The number that a page of numbered entries follows; None for the first page."""
-    last = _last(cursor, None)
+def decode_id_cursor(cursor: str | None) -> int | None:
+    """Return the id that a page follows; None for the first page.
+
+    Raises:
+        RequestInvalid: not a cursor of a list of numbered entries.
+    """
+    last = _decode(cursor, None)
     if last is not None and (not isinstance(last, int) or abs(last) >= 2**63):
         raise _invalid(cursor)
     return last
 
 
-def _last(cursor: str | None, first: object) -> object:
+def _decode(cursor: str | None, first: object) -> object:
     if not cursor:
         return first
     try:
@@ -44,5 +52,6 @@ def _last(cursor: str | None, first: object) -> object:
 
 def _invalid(cursor: str | None) -> RequestInvalid:
     return RequestInvalid(
-        f"{str(cursor)[:100]!r} is not a cursor. Give the `next` of the page before as it is."
+        f"{str(cursor)[:100]!r} is not a cursor. Send the `next` value of the previous page "
+        f"unchanged."
     )

@@ -1,10 +1,10 @@
-"""A whole registry as a zip: written as a stream, and read back elsewhere.
+"""Export a whole registry as a zip, written as a stream, and read such a zip.
 
     versions/<sha256>.safetensors    the prompt files
     registry.json                    names, versions, tags, pins (``schemas.ExportedRegistry``)
 
-``registry.json`` comes last, so a file that was cut short is not mistaken for a whole one. History
-and class features stay behind: the one belongs to the place, the others can be computed again.
+``registry.json`` comes last, so a truncated file is not mistaken for a complete one. The history is
+not exported because it belongs to its registry, class features because they can be computed again.
 """
 
 from collections.abc import Iterator
@@ -17,57 +17,57 @@ from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import ExportedRegistry, ExportedTask
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.tables import StoredTask
-from prompt_serve.service.tasks.zip_files import SUFFIX, Archive, written
+from prompt_serve.service.tasks.zip_files import SUFFIX, Archive, write_zip
 
-INDEX = "registry.json"
+_INDEX = "registry.json"
 _PAGE = 500
 
 
-def exported(registry: Registry) -> Iterator[bytes]:
-    """The zip of a registry, in chunks."""
-    return written(_files(registry))
+def export_registry(registry: Registry) -> Iterator[bytes]:
+    """Yield the zip of a registry in chunks."""
+    return write_zip(_files(registry))
 
 
 def read_index(archive: Archive) -> ExportedRegistry:
-    """What ``registry.json`` says.
+    """Read ``registry.json``.
 
     Raises:
-        ArchiveInvalid: it is missing, or of another format.
+        ArchiveInvalid: it is missing, or has another format.
     """
-    if INDEX not in archive.paths:
+    if _INDEX not in archive.paths:
         raise ArchiveInvalid(
-            f"The zip has no {INDEX}, so it is not the export of a registry, or it was cut short. "
-            f"A folder of prompt files is uploaded with prompt-serve tasks upload FOLDER."
+            f"The zip has no {_INDEX}: it is not an export of a registry, or it is truncated. "
+            f"To upload a folder of prompt files: prompt-serve tasks upload FOLDER"
         )
     try:
-        return ExportedRegistry.model_validate_json(archive.read(INDEX))
+        return ExportedRegistry.model_validate_json(archive.read(_INDEX))
     except ValidationError as error:
-        raise ArchiveInvalid(f"{INDEX} in the zip is not of format 1: {error}") from error
+        raise ArchiveInvalid(f"{_INDEX} in the zip does not have format 1: {error}") from error
 
 
 def read_version(archive: Archive, version: str) -> bytes:
-    """The prompt file of a version.
+    """Read the prompt file of a version.
 
     Raises:
-        ArchiveInvalid: it is missing, or its bytes are not those of the version.
+        ArchiveInvalid: it is missing, or its sha256 is not the version.
     """
     data = archive.read(_path(version))
     if version_of(data) != version:
-        raise ArchiveInvalid(f"{_path(version)} in the zip was changed: its sha256 is another.")
+        raise ArchiveInvalid(f"{_path(version)} in the zip was changed: its sha256 differs.")
     return data
 
 
 def _files(registry: Registry) -> Iterator[tuple[str, bytes]]:
     tasks: list[ExportedTask] = []
-    done: set[str] = set()
+    written: set[str] = set()
     for stored in _all_tasks(registry):
         found = _file_of(registry, stored)
         if found is None:
             continue
         version, data = found
-        if version not in done:
+        if version not in written:
             yield _path(version), data
-        done.add(version)
+        written.add(version)
         tasks.append(
             ExportedTask(
                 name=stored.name,
@@ -78,7 +78,7 @@ def _files(registry: Registry) -> Iterator[tuple[str, bytes]]:
             )
         )
     index = ExportedRegistry(tool_version=__version__, tasks=tasks)
-    yield INDEX, index.model_dump_json(indent=1).encode()
+    yield _INDEX, index.model_dump_json(indent=1).encode()
 
 
 def _all_tasks(registry: Registry) -> Iterator[StoredTask]:
@@ -92,8 +92,8 @@ def _all_tasks(registry: Registry) -> Iterator[StoredTask]:
 
 
 def _file_of(registry: Registry, stored: StoredTask) -> tuple[str, bytes] | None:
-    """The version of a task and its file: the newest, where the listed one is gone by now; None
-    where the task is gone as well."""
+    """Return the version of a task and its file: the newest if the listed one has been removed
+    since; None if the task has been removed as well."""
     prompt = registry.prompt(stored.version, stored.fingerprint)
     while prompt is None:
         newer = registry.task(stored.name)

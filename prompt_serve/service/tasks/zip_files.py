@@ -1,7 +1,7 @@
-"""Zip files of prompt files: read with suspicion, written as a stream.
+"""Read zips of prompt files from untrusted callers, and write zips as a stream.
 
-Nothing is ever unpacked to a disk: entries are read one by one into memory, under limits that the
-zip's directory is held to before anything is decompressed.
+Nothing is unpacked to disk: entries are read one by one into memory. The sizes in the zip's
+directory are checked against limits before anything is decompressed.
 """
 
 import io
@@ -17,25 +17,25 @@ SUFFIX = ".safetensors"
 MAX_ENTRIES = 20_000
 MAX_UNPACKED_BYTES = 512 * 2**20
 
-_USUAL_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+_ALLOWED_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 class Archive:
-    """The files of a zip by their paths; made only where every entry is a safe one.
+    """Files of a zip by their paths; every entry is checked when the zip is opened.
 
     Args:
         file: the zip.
-        max_bytes: of all files together, unpacked.
+        max_bytes: limit of all files together, unpacked.
 
     Raises:
-        ArchiveInvalid: not a zip; encrypted; or with paths out of the archive, links, duplicates.
-        RequestTooLarge: too many files, or too large ones.
+        ArchiveInvalid: not a zip; encrypted; or with paths out of the archive, links or duplicates.
+        RequestTooLarge: too many files, or files that are too large.
     """
 
     def __init__(self, file: IO[bytes], *, max_bytes: int = MAX_UNPACKED_BYTES) -> None:
         try:
             self._zip = zipfile.ZipFile(file)
-        # zipfile raises whatever it stumbles over in a damaged directory.
+        # A damaged directory makes zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"Not a zip file: {error}. Send a zip of prompt files.") from error
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
@@ -43,54 +43,58 @@ class Archive:
         for entry in self._zip.infolist():
             _check_entry(entry)
         self.paths = [entry.filename for entry in entries]
-        _check_duplicates(self.paths, "The zip holds {} more than once.")
+        _check_duplicates(self.paths, "The zip contains {} more than once.")
 
     def read(self, path: str) -> bytes:
-        """The bytes of a file.
+        """Return the bytes of a file.
 
         Raises:
-            ArchiveInvalid: they are damaged, or there is no such file.
+            ArchiveInvalid: the file is damaged, or there is no such file.
         """
         try:
             return self._zip.read(path)
         except KeyError as error:
             raise ArchiveInvalid(f"The zip has no {path}.") from error
-        # zipfile raises whatever it stumbles over in damaged bytes.
+        # Damaged bytes make zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"{path[:200]!r} in the zip is damaged: {error}.") from error
 
 
 def prompt_files(archive: Archive) -> dict[str, str]:
-    """Name of the task -> path in the archive, for a zip of a folder of prompt files.
+    """Map task names to paths in the archive, for a zip of a folder of prompt files.
+
+    Files that operating systems add to zips are ignored.
 
     Raises:
-        ArchiveInvalid: two files have one name, or a file is no ``.safetensors``.
+        ArchiveInvalid: two files have the same name, or a file is not a ``.safetensors``.
     """
-    files = [path for path in archive.paths if not _is_clutter(path)]
-    strangers = [path for path in files if not path.endswith(SUFFIX)]
-    if strangers or not files:
-        what = f"holds {strangers[0][:200]!r}" if strangers else "is empty"
-        raise ArchiveInvalid(f"The zip {what}; wanted prompt files alone (NAME{SUFFIX}).")
+    files = [path for path in archive.paths if not _is_system_file(path)]
+    others = [path for path in files if not path.endswith(SUFFIX)]
+    if others or not files:
+        found = f"contains {others[0][:200]!r}" if others else "is empty"
+        raise ArchiveInvalid(f"The zip {found}; expected only prompt files (NAME{SUFFIX}).")
     names = [PurePosixPath(path).name.removesuffix(SUFFIX) for path in files]
-    _check_duplicates(names, "Two files of the zip are named {}.")
+    _check_duplicates(names, "Two files in the zip are named {}.")
     return dict(zip(names, files, strict=True))
 
 
-def written(files: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
-    """A zip of ``files`` (path, bytes) in chunks, one or more a file: it is never in memory whole.
+def write_zip(files: Iterable[tuple[str, bytes]]) -> Iterator[bytes]:
+    """Yield a zip of ``files`` (path, bytes) in chunks; the whole zip is never in memory.
 
-    The files are not compressed: the numbers of prompts do not get smaller.
+    The files are not compressed, since learned numbers hardly compress.
     """
     sink = _Sink()
     with zipfile.ZipFile(sink, "w") as archive:
         for path, data in files:
-            archive.writestr(zipfile.ZipInfo(path), data)  # the year 1980: same files, same bytes
-            yield sink.taken()
-    yield sink.taken()
+            archive.writestr(
+                zipfile.ZipInfo(path), data
+            )  # dated 1980: the same files give the same bytes
+            yield sink.take()
+    yield sink.take()
 
 
 class _Sink(io.RawIOBase):
-    """Where a zip is written to, to be taken from there; it cannot be read or sought."""
+    """Write-only stream that collects the bytes written since the last ``take``."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -99,14 +103,14 @@ class _Sink(io.RawIOBase):
         return True
 
     def write(self, data: object) -> int:
-        chunk = bytes(data)  # type: ignore[call-overload]  # whatever has a buffer
+        chunk = bytes(data)  # type: ignore[call-overload]  # any buffer
         self._chunks.append(chunk)
         return len(chunk)
 
-    def taken(self) -> bytes:
-        taken = b"".join(self._chunks)
+    def take(self) -> bytes:
+        data = b"".join(self._chunks)
         self._chunks.clear()
-        return taken
+        return data
 
 
 def _check_sizes(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
@@ -114,8 +118,8 @@ def _check_sizes(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
     total = sum(entry.file_size for entry in entries)
     if len(entries) > MAX_ENTRIES or total > max_bytes:
         raise RequestTooLarge(
-            f"The zip holds {len(entries):,} files of {total:,} bytes; at most {MAX_ENTRIES:,} of "
-            f"{max_bytes:,} bytes are taken. Send several smaller ones.",
+            f"The zip contains {len(entries):,} files of {total:,} bytes; the limit is "
+            f"{MAX_ENTRIES:,} files of {max_bytes:,} bytes. Send several smaller zips.",
             limit=max_bytes,
             count=total,
         )
@@ -124,7 +128,7 @@ def _check_sizes(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     path, mode = entry.filename, entry.external_attr >> 16
     fault = None
-    # orig_filename: zipfile cuts names at NUL and turns the system's separators into slashes.
+    # zipfile cuts filename at NUL and turns the system's separators into slashes.
     given = entry.orig_filename
     if path.startswith("/") or "\\" in given or "\0" in given or ":" in path:
         fault = "has a path that is not relative"
@@ -134,11 +138,11 @@ def _check_entry(entry: zipfile.ZipInfo) -> None:
         fault = "is a link or a device"
     elif entry.flag_bits & 0x1:
         fault = "is encrypted"
-    elif entry.compress_type not in _USUAL_METHODS:
-        fault = "is compressed in an unusual way"
+    elif entry.compress_type not in _ALLOWED_METHODS:
+        fault = "uses an unsupported compression method"
     if fault is not None:
         raise ArchiveInvalid(
-            f"{given[:200]!r} in the zip {fault}. Nothing was changed. Zip the plain files anew."
+            f"{given[:200]!r} in the zip {fault}. Nothing was changed. Zip the plain files again."
         )
 
 
@@ -150,7 +154,7 @@ def _check_duplicates(names: list[str], message: str) -> None:
         seen.add(name)
 
 
-def _is_clutter(path: str) -> bool:
-    """What systems put into zips unasked."""
+def _is_system_file(path: str) -> bool:
+    """Return True for files that operating systems add to zips."""
     parts = PurePosixPath(path).parts
     return parts[0] == "__MACOSX" or parts[-1].startswith(".")

@@ -1,4 +1,4 @@
-// Choose tasks, drop images, see what they are. Plain functions over one state; no dependencies.
+// Select tasks, drop images, see predictions. Plain functions over one state; no dependencies.
 "use strict";
 
 const PAGE_OF_TASKS = 200;
@@ -6,23 +6,27 @@ const KEY = "prompt-serve-key";
 const byId = (id) => document.getElementById(id);
 
 const state = {
-  chosen: new Set(), // names of tasks
+  selected: new Set(), // names of tasks
   images: [], // {file, url}
-  maxImages: 1, // of one request
-  asked: 0, // the number of the newest question; older answers are dropped
-  searched: 0,
+  maxImages: 1, // per request
+  classifyId: 0, // id of the latest classification; results of older ones are dropped
+  searchId: 0, // the same for searches
 };
 
 function element(tag, text, className) {
-  const made = document.createElement(tag);
-  if (text !== undefined) made.textContent = text;
-  if (className) made.className = className;
-  return made;
+  const node = document.createElement(tag);
+  if (text !== undefined) node.textContent = text;
+  if (className) node.className = className;
+  return node;
+}
+
+function count(number, one, many = `${one}s`) {
+  return `${number} ${number === 1 ? one : many}`;
 }
 
 // --- the service
 
-async function ask(path, options = {}) {
+async function request(path, options = {}) {
   const key = sessionStorage.getItem(KEY);
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
   let response;
@@ -34,9 +38,9 @@ async function ask(path, options = {}) {
   if (response.ok) return response.json();
   if (response.status === 401) askForKey();
   const problem = await response.json().catch(() => ({}));
-  const failure = new Error(problem.detail || `${response.status} ${response.statusText}`);
-  failure.problem = problem;
-  throw failure;
+  const error = new Error(problem.detail || `${response.status} ${response.statusText}`);
+  error.problem = problem;
+  throw error;
 }
 
 function askForKey() {
@@ -45,26 +49,26 @@ function askForKey() {
 }
 
 async function showService() {
-  const info = await ask("info");
+  const info = await request("info");
   state.maxImages = info.limits.max_images;
   const device = info.provider.replace("ExecutionProvider", "");
   byId("about").textContent =
-    `${info.backbone.id} (${info.precision}) on ${device}, ${info.tasks} tasks, version ${info.version}`;
+    `${info.backbone.id} (${info.precision}) on ${device}, ${count(info.tasks, "task")}, version ${info.version}`;
 }
 
 // --- tasks
 
 async function showTasks() {
-  const mine = ++state.searched;
-  const wanted = new URLSearchParams({ limit: PAGE_OF_TASKS });
+  const id = ++state.searchId;
+  const query = new URLSearchParams({ limit: PAGE_OF_TASKS });
   const search = byId("search").value.trim();
-  if (search) wanted.set("search", search);
-  const page = await ask(`tasks?${wanted}`);
-  if (mine !== state.searched) return;
+  if (search) query.set("search", search);
+  const page = await request(`tasks?${query}`);
+  if (id !== state.searchId) return;
   byId("tasks").replaceChildren(...page.tasks.map(taskRow));
   let note = "";
-  if (page.next) note = `The first ${page.tasks.length}; search for others.`;
-  if (!page.tasks.length) note = search ? "No task is called so." : "There are no tasks yet. From a shell: prompt-serve tasks upload";
+  if (page.next) note = `Showing the first ${page.tasks.length} tasks. Search to find others.`;
+  if (!page.tasks.length) note = search ? "No matching tasks." : "There are no tasks yet. Upload one: prompt-serve tasks upload FILE";
   byId("tasks-note").textContent = note;
 }
 
@@ -72,19 +76,19 @@ function taskRow(task) {
   const box = element("input");
   box.type = "checkbox";
   box.value = task.name;
-  box.checked = state.chosen.has(task.name);
-  box.addEventListener("change", () => choose(task.name, box.checked));
+  box.checked = state.selected.has(task.name);
+  box.addEventListener("change", () => select(task.name, box.checked));
   const label = element("label");
-  label.append(box, element("span", task.name), element("small", `${task.n_classes} classes`));
+  label.append(box, element("span", task.name), element("small", count(task.n_classes, "class", "classes")));
   const row = element("li");
   row.append(label);
   return row;
 }
 
-function choose(name, wanted) {
-  if (wanted) state.chosen.add(name);
-  else state.chosen.delete(name);
-  byId("chosen").textContent = state.chosen.size ? `${state.chosen.size} chosen` : "none chosen";
+function select(name, isSelected) {
+  if (isSelected) state.selected.add(name);
+  else state.selected.delete(name);
+  byId("selected").textContent = state.selected.size ? `${state.selected.size} selected` : "none selected";
   showCurl();
   classify();
 }
@@ -100,48 +104,48 @@ function add(files) {
 function clear() {
   for (const image of state.images) URL.revokeObjectURL(image.url);
   state.images = [];
-  state.asked++;
+  state.classifyId++;
   byId("files").value = "";
   byId("results").replaceChildren();
-  say("");
+  showStatus("");
   showCurl();
 }
 
 async function classify() {
-  const mine = ++state.asked;
-  if (!state.images.length) return say("");
-  if (!state.chosen.size) return say("Now choose a task.");
-  say(`Classifying ${state.images.length} image${state.images.length > 1 ? "s" : ""}…`);
+  const id = ++state.classifyId;
+  if (!state.images.length) return showStatus("");
+  if (!state.selected.size) return showStatus("Select a task to classify the images.");
+  showStatus(`Classifying ${count(state.images.length, "image")}…`);
   const images = [...state.images];
   const results = [];
   try {
     for (let start = 0; start < images.length; start += state.maxImages) {
       results.push(...(await classifyPart(images.slice(start, start + state.maxImages))));
-      if (mine !== state.asked) return;
+      if (id !== state.classifyId) return;
     }
-  } catch (failure) {
-    if (mine === state.asked) say(failure.message, true);
+  } catch (error) {
+    if (id === state.classifyId) showStatus(error.message, true);
     return;
   }
   byId("results").replaceChildren(...results.map((result, n) => card(images[n], result)));
-  const bad = results.filter((result) => result.error).length;
-  say(bad ? `${bad} of ${results.length} could not be read.` : "", Boolean(bad));
+  const failed = results.filter((result) => result.error).length;
+  showStatus(failed ? `${failed} of ${count(results.length, "image")} could not be read.` : "", Boolean(failed));
 }
 
 async function classifyPart(images) {
   const form = new FormData();
   for (const { file } of images) form.append("image", file, file.name || "pasted.png");
-  for (const name of state.chosen) form.append("task", name);
+  for (const name of state.selected) form.append("task", name);
   form.append("top_k", byId("top").value || "5");
   try {
-    return (await ask("classify", { method: "POST", body: form })).results;
-  } catch (failure) {
-    // When every image is bad the request is refused, with the error of each.
-    const { errors, code, detail } = failure.problem || {};
-    const isOfImages = String(code).startsWith("image-");
-    if (isOfImages && errors?.length === images.length) return errors.map((error) => ({ error }));
-    if (isOfImages && images.length === 1) return [{ error: { detail } }];
-    throw failure;
+    return (await request("classify", { method: "POST", body: form })).results;
+  } catch (error) {
+    // If all images fail, so does the request; the problem document lists the error of each.
+    const { errors, code, detail } = error.problem || {};
+    const isImageError = String(code).startsWith("image-");
+    if (isImageError && errors?.length === images.length) return errors.map((one) => ({ error: one }));
+    if (isImageError && images.length === 1) return [{ error: { detail } }];
+    throw error;
   }
 }
 
@@ -149,50 +153,50 @@ function card(image, result) {
   const body = element("div");
   body.append(element("h3", image.file.name || "pasted image"));
   if (result.error) body.append(element("p", result.error.detail, "error"));
-  for (const prediction of result.predictions || []) body.append(...predicted(prediction));
+  for (const prediction of result.predictions || []) body.append(...predictionRows(prediction));
   const picture = element("img");
   picture.src = image.url;
   picture.alt = "";
-  picture.addEventListener("error", () => picture.remove()); // no image, as the error below says
-  const made = element("article");
-  made.append(picture, body);
-  return made;
+  picture.addEventListener("error", () => picture.remove()); // the error below says why
+  const article = element("article");
+  article.append(picture, body);
+  return article;
 }
 
-function predicted(prediction) {
+function predictionRows(prediction) {
   const title = element("h4", prediction.task);
-  if (prediction.unknown) title.append(" ", element("span", "none of its classes", "unknown"));
+  if (prediction.unknown) title.append(" ", element("span", "matches no class", "unknown"));
   return [title, ...prediction.classes.map(classRow)];
 }
 
-function classRow(one) {
+function classRow(score) {
   const row = element("div", undefined, "class");
   const bar = element("progress");
   bar.max = 1;
-  bar.value = one.probability;
-  bar.setAttribute("aria-label", one.class_name);
-  row.append(element("span", one.class_name), element("span", `${(100 * one.probability).toFixed(1)} %`), bar);
+  bar.value = score.probability;
+  bar.setAttribute("aria-label", score.class_name);
+  row.append(element("span", score.class_name), element("span", `${(100 * score.probability).toFixed(1)}%`), bar);
   return row;
 }
 
-function say(text, bad = false) {
+function showStatus(text, bad = false) {
   byId("status").textContent = text;
   byId("status").classList.toggle("bad", bad);
 }
 
 // --- the curl line
 
-function quoted(text) {
+function shellQuote(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
 function showCurl() {
   const url = new URL("classify", document.baseURI).href;
   const names = state.images.length ? state.images.map(({ file }) => file.name || "pasted.png") : ["photo.jpg"];
-  const parts = [`curl ${quoted(url)}`];
+  const parts = [`curl ${shellQuote(url)}`];
   if (sessionStorage.getItem(KEY)) parts.push('-H "Authorization: Bearer $PROMPT_SERVE_API_KEY"');
-  parts.push(...names.map((name) => `-F ${quoted(`image=@${name}`)}`));
-  parts.push(...[...(state.chosen.size ? state.chosen : ["TASK"])].map((name) => `-F ${quoted(`task=${name}`)}`));
+  parts.push(...names.map((name) => `-F ${shellQuote(`image=@${name}`)}`));
+  parts.push(...[...(state.selected.size ? state.selected : ["TASK"])].map((name) => `-F ${shellQuote(`task=${name}`)}`));
   parts.push(`-F top_k=${byId("top").value || 5}`);
   byId("curl").textContent = parts.join(" \\\n  ");
 }
@@ -200,11 +204,11 @@ function showCurl() {
 async function copy() {
   const text = byId("curl").textContent;
   try {
-    await navigator.clipboard.writeText(text); // only where the page came over https or loopback
+    await navigator.clipboard.writeText(text); // only over https or loopback
     byId("copy").textContent = "Copied";
   } catch {
     getSelection().selectAllChildren(byId("curl"));
-    byId("copy").textContent = "Selected: press Ctrl-C";
+    byId("copy").textContent = "Selected, press Ctrl-C";
   }
   setTimeout(() => (byId("copy").textContent = "Copy"), 2000);
 }
@@ -215,8 +219,8 @@ async function start() {
   try {
     await Promise.all([showService(), showTasks()]);
     byId("key-form").hidden = true;
-  } catch (failure) {
-    byId("about").textContent = failure.message;
+  } catch (error) {
+    byId("about").textContent = error.message;
   }
 }
 
@@ -237,7 +241,7 @@ function listen() {
   let typing;
   byId("search").addEventListener("input", () => {
     clearTimeout(typing);
-    typing = setTimeout(() => showTasks().catch((failure) => say(failure.message, true)), 150);
+    typing = setTimeout(() => showTasks().catch((error) => showStatus(error.message, true)), 150);
   });
   byId("key-form").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -1,1 +1,1 @@
-"""The frozen CLIP: loading it, and running its towers with learned vectors."""
+"""Frozen CLIP: load it and run its towers with learned vectors."""

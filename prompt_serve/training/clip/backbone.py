@@ -1,12 +1,12 @@
 """Load a frozen CLIP: the embedded one, an open_clip model, or a local checkpoint.
 
-How a backbone is named (``--backbone``, ``prompt-serve export``):
+Names of backbones (``--backbone``, ``prompt-serve export``):
 
     embedded                        the small CLIP that ships with prompt-serve
     embedded-vit                    the same with a small ViT, for prompts in the image branch
     ViT-B-16/openai                 an open_clip model and pretrained tag; downloaded once
     ViT-B-16@/path/to/weights.pt    an open_clip model with a checkpoint from disk
-    ViT-B-16/random                 random weights (seeded), for measuring speed and for tests
+    ViT-B-16/random                 random weights (seeded), for benchmarks and tests
     /path/to/folder                 a folder with config.json, model.safetensors and merges
 """
 
@@ -30,12 +30,11 @@ from torch.nn import functional as F
 from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
-from prompt_serve.prompts.prompt_file import BackboneRef
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.training.clip.image_tower import ImageTower
 from prompt_serve.training.clip.text_tower import TextTower
-from prompt_serve.types import FloatArray
+from prompt_serve.types import BackboneRef, FloatArray
 
 EMBEDDED = "embedded"
 EMBEDDED_VIT = "embedded-vit"
@@ -57,7 +56,7 @@ class Backbone:
 
     @cached_property
     def ref(self) -> BackboneRef:
-        """What prompt files and bundles say about this backbone."""
+        """Reference to this backbone, stored in prompt files and bundles."""
         return BackboneRef(
             id=self.id,
             fingerprint=fingerprint(self.clip),
@@ -72,12 +71,12 @@ class Backbone:
 
     @cached_property
     def image_tower(self) -> ImageTower:
-        """Raises BackboneUnsupported where the image tower is no plain vision transformer."""
+        """Image tower; raises BackboneUnsupported unless it is a plain vision transformer."""
         return ImageTower(self.clip)
 
     @cached_property
     def text_side(self) -> TextSide:
-        """What class features need beside the text tower."""
+        """Tokenizer and sizes that class features need beside the text tower."""
         return TextSide(
             tokenizer=self.tokenizer,
             token_embedding=self.token_embedding.cpu().numpy(),
@@ -88,7 +87,7 @@ class Backbone:
 
     @torch.inference_mode()
     def encode_text(self, sequences: Sequences) -> FloatArray:
-        """Assembled sequences of C classes -> (C, E) features of unit length."""
+        """Encode assembled sequences of C classes; return (C, E) features of unit length."""
 
         def tensor(array: np.ndarray) -> Tensor:
             return torch.from_numpy(array).to(self.device)
@@ -108,7 +107,7 @@ class Backbone:
 
     @property
     def token_embedding(self) -> Tensor:
-        """(V, D)."""
+        """Token embeddings (V, D)."""
         return cast(Tensor, self.clip.token_embedding.weight).detach()
 
     @cached_property
@@ -134,16 +133,16 @@ class Backbone:
         return self
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 -> (B, 3, S, S) float32, as the image tower wants them."""
+        """Normalize (B, S, S, 3) uint8 to (B, 3, S, S) float32, the input of the image tower."""
         mean = torch.tensor(self.preprocessing.mean, device=pixels.device) * 255
         std = torch.tensor(self.preprocessing.std, device=pixels.device) * 255
-        # Seen as (B, 3, S, S), the pixels stay where they are: convolutions on a CPU are up to
-        # twice as fast with channels last in memory, and so are the tower's weights (_backbone).
+        # A view, not a copy: channels stay last in memory, as in the tower's weights (_backbone),
+        # which makes convolutions on a CPU up to twice as fast.
         return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """(B, S, S, 3) uint8 pixels -> (B, E) image features of unit length."""
+        """Encode (B, S, S, 3) uint8 pixels; return (B, E) image features of unit length."""
         features = self.clip.visual(self.normalize(pixels.to(self.device)))
         return F.normalize(features.float(), dim=-1)
 
@@ -152,8 +151,8 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
     """Load a backbone by its name (see the module's docstring), frozen, on the CPU.
 
     Raises:
-        BackboneUnavailable: no such model, or its weights cannot be had.
-        BackboneUnsupported: the model is no open_clip ``CLIP`` with a BPE tokenizer.
+        BackboneUnavailable: no such model, or its weights cannot be loaded.
+        BackboneUnsupported: the model is not an open_clip ``CLIP`` with a BPE tokenizer.
     """
     if spec in (EMBEDDED, EMBEDDED_VIT):
         return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / spec)))
@@ -169,11 +168,11 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
 
 
 def fingerprint(clip: torch.nn.Module) -> str:
-    """sha256 over names, shapes and float32 values of all weights, in the order of their names."""
+    """Return a sha256 over names, shapes and float32 values of all weights, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(clip.state_dict().items()):
         if not tensor.is_floating_point():
-            continue  # counters of batch normalization; they change nothing
+            continue  # counters of batch normalization, which do not affect features
         values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.astype("<f4", copy=False).tobytes())
@@ -181,10 +180,10 @@ def fingerprint(clip: torch.nn.Module) -> str:
 
 
 def _load_folder(folder: Path) -> Backbone:
-    """A backbone from its files.
+    """Load a backbone from its files.
 
-    A config with ``"text_from": NAME`` has no text tower of its own: all tensors outside
-    ``visual.`` and the tokenizer are those of the folder NAME beside it.
+    A config with ``"text_from": NAME`` has no text tower of its own: the tokenizer and all tensors
+    outside ``visual.`` come from the folder NAME beside it.
     """
     config = json.loads(_required(folder, _CONFIG).read_text())
     weights = load_file(_required(folder, _WEIGHTS))
@@ -254,12 +253,10 @@ def _load_pretrained(name: str, tag: str) -> Backbone:
     quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
     try:
         clip = open_clip.create_model(name, pretrained=tag, device="cpu", force_quick_gelu=quick)
-    except (
-        Exception
-    ) as error:  # the hub client raises a dozen unrelated types when it has no network
+    except Exception as error:  # the hub client raises a dozen unrelated types without a network
         raise BackboneUnavailable(
             f"The weights of {name}/{tag} could not be downloaded: {error}\n"
-            f"Download them where there is a network, copy the file here, and name it: "
+            f"Download them where there is a network, copy the file here, and give its path: "
             f"{name}@/path/to/the/file"
         ) from error
     return _from_open_clip(f"{name}/{tag}", name, clip)
@@ -299,10 +296,12 @@ def _backbone(
     size = config["size"]
     width = size if isinstance(size, int) else size[0]
     if not isinstance(size, int) and size[0] != size[1]:
-        raise BackboneUnsupported(f"{backbone_id} wants images of {size}; only squares are served.")
+        raise BackboneUnsupported(
+            f"{backbone_id} takes images of {size}; only square images are supported."
+        )
     if config.get("resize_mode", "shortest") not in ("shortest", "squash"):
         raise BackboneUnsupported(
-            f"{backbone_id} resizes by {config['resize_mode']!r}; known: 'shortest', 'squash'."
+            f"{backbone_id} resizes by {config['resize_mode']!r}; expected 'shortest' or 'squash'."
         )
     return Backbone(
         id=backbone_id,

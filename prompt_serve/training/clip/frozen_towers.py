@@ -1,4 +1,4 @@
-"""The frozen towers in the precision that a run learns with."""
+"""Frozen towers in the precision of a training run."""
 
 import copy
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class FrozenTowers:
-    """Both towers of a backbone; vectors go in and features come out in float32.
+    """Both towers of a backbone, with float32 vectors as input and float32 features as output.
 
-    In fp32 the weights are the backbone's own; otherwise they are rounded copies.
+    In fp32 the weights are shared with the backbone; otherwise they are rounded copies.
     """
 
     def __init__(self, backbone: Backbone, precision: TowerPrecision = "fp32") -> None:
@@ -38,13 +38,13 @@ class FrozenTowers:
 
     @cached_property
     def image(self) -> ImageTower:
-        """Raises BackboneUnsupported where the image tower cannot be prompted."""
+        """Image tower; raises BackboneUnsupported where it cannot be prompted."""
         return self._rounded(self.backbone.image_tower)
 
     def class_features(
         self, sequences: tuple[Tensor, Tensor, Tensor], vectors: PromptVectors[Tensor]
     ) -> Tensor:
-        """Prefix, suffix and EOT (``PlanVectors``) -> (C, E) of unit length, float32."""
+        """Encode prefix, suffix and EOT (``PlanVectors``); return unit features (C, E), float32."""
         prefix, suffix, eot = sequences
         features: Tensor = self.text(
             prefix.to(self.dtype),
@@ -58,19 +58,19 @@ class FrozenTowers:
     def stacked_class_features(
         self, vectors: PlanVectors, texts: Sequence[PromptVectors[Tensor]]
     ) -> Tensor:
-        """(R, C, E) of R text branches of one shape, in one pass of the text tower.
+        """Encode R text branches of one shape in one pass; return (R, C, E), float32.
 
         Args:
-            vectors: of the class names that all of them share.
-            texts: R of them, without keys and values.
+            vectors: sequences of the class names, shared by all branches.
+            texts: R text branches without keys and values.
         """
         sequences = [vectors(text.context) for text in texts]
         suffixes = [suffix for _, suffix, _ in sequences]
-        # Without vectors behind the prefix all read the very same suffix.
+        # Without learned vectors after the prefix, all branches share one suffix.
         shared = all(suffix is suffixes[0] for suffix in suffixes)
         return self.class_features(
             (
-                torch.stack([prefix for prefix, _, _ in sequences]),
+                torch.stack([prefix for prefix, _, _ in sequences]),  # (R, P, D)
                 suffixes[0] if shared else torch.stack(suffixes),
                 sequences[0][2],
             ),
@@ -83,7 +83,7 @@ class FrozenTowers:
         )
 
     def image_features(self, pixels: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
-        """(B, S, S, 3) uint8 pixels -> (B, E) of unit length, float32."""
+        """Encode (B, S, S, 3) uint8 pixels; return (B, E) of unit length, float32."""
         normalized = self.backbone.normalize(pixels.to(self.backbone.device)).to(self.dtype)
         context = vectors.context
         features: Tensor = self.image(

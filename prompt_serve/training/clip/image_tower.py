@@ -1,9 +1,9 @@
 """CLIP's vision transformer with learned vectors: prompts in the sequence, keys and values.
 
-Without learned vectors it computes what ``clip.visual`` does, in the same way. A tower that
-averages its patches for the image's features (``pool_type`` "avg") averages the patches alone; the
-vectors change what the patches become, and are not part of the mean ("Image-pool" of VPT, arXiv
-2203.12119, section 4.3). So the mean stays that of as many rows as the tower was trained with.
+Without learned vectors it computes the same as ``clip.visual``. A tower that averages its patches
+(``pool_type`` "avg") averages the patches alone; the learned vectors influence the patches, but are
+not part of the mean ("Image-pool" of VPT, arXiv 2203.12119, section 4.3). So the mean is taken over
+as many rows as the tower was trained with.
 """
 
 from typing import cast
@@ -19,18 +19,18 @@ from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
 
 NO_VECTORS: PromptVectors[Tensor] = PromptVectors()
-POOLS = ("tok", "avg")  # the class token, or the mean of the patches
+POOLS = ("tok", "avg")  # class token, or mean of the patches
 TEXT_INSTEAD = "On this backbone, train a text prompt: method 'dip' or 'coop'."
 
 
 class ImageTower(nn.Module):
-    """The image tower of an open_clip CLIP, taking learned vectors beside the pixels.
+    """Image tower of an open_clip CLIP that takes learned vectors beside the pixels.
 
     Args:
         clip: its parameters are shared, not copied.
 
     Raises:
-        BackboneUnsupported: the image tower is no plain vision transformer.
+        BackboneUnsupported: the image tower is not a plain vision transformer.
     """
 
     def __init__(self, clip: CLIP) -> None:
@@ -43,8 +43,8 @@ class ImageTower(nn.Module):
                 f"{TEXT_INSTEAD}"
             )
         blocks = list(visual.transformer.resblocks)
-        strangers = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
-        fault = f"blocks of type {', '.join(sorted(strangers))}" if strangers else ""
+        unknown = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
+        fault = f"blocks of type {', '.join(sorted(unknown))}" if unknown else ""
         if visual.attn_pool is not None:
             fault = "an attention pool"
         elif visual.pool_type not in POOLS:
@@ -58,30 +58,30 @@ class ImageTower(nn.Module):
 
     @property
     def layers(self) -> int:
-        """How many blocks it has."""
+        """Number of blocks."""
         return len(self.visual.transformer.resblocks)
 
     @property
     def width(self) -> int:
-        """D of the image tower."""
+        """Width D of the tower."""
         return int(self.visual.conv1.out_channels)
 
     def forward(self, pixels: Tensor, vectors: PromptVectors[Tensor] = NO_VECTORS) -> Tensor:
-        """Features of B images.
+        """Encode B images.
 
         Args:
             pixels: (B, 3, S, S), normalized (``Backbone.normalize``).
-            vectors: of the image branch. ``context`` stands behind the patches, without a
-                position, in front of ``ln_pre``; ``deeper`` replaces it at later blocks (MaPLe).
+            vectors: of the image branch. ``context`` is appended to the patches, without a
+                position, before ``ln_pre``; ``deeper`` replaces it at later blocks (MaPLe).
 
         Returns:
             (B, E) image features of unit length, float32.
 
         Raises:
-            PromptFileInvalid: the vectors are for a tower of another shape.
+            PromptFileInvalid: the vectors do not fit the tower.
         """
         self._check(vectors)
-        x = self._embedded(pixels, vectors.context)
+        x = self._embedded(pixels, vectors.context)  # (B, T, D)
         for index, module in enumerate(self.visual.transformer.resblocks):
             block = cast(ResidualAttentionBlock, module)
             if 1 <= index <= len(vectors.deeper):
@@ -94,16 +94,16 @@ class ImageTower(nn.Module):
                 v = torch.cat([own_v.expand(x.shape[0], -1, -1, -1), v], dim=2)
             x = after_attention(block, x, q, k, v, None)
         if vectors.context is not None:
-            x = x[:, : -len(vectors.context)]  # not part of the mean over patches
+            x = x[:, : -len(vectors.context)]  # (B, 1 + patches, D)
         pooled, _ = self.visual._pool(x)
         if self.visual.proj is not None:
             pooled = pooled @ self.visual.proj
         return F.normalize(pooled.float(), dim=-1)
 
     def _embedded(self, pixels: Tensor, context: Tensor | None) -> Tensor:
-        """(B, T, D) at the input of the first block; T = 1 + patches + M."""
+        """Return the input (B, T, D) of the first block; T = 1 + patches + M."""
         visual = self.visual
-        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
+        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)  # (B, patches, D)
         start = visual.class_embedding.expand(patches.shape[0], 1, -1)
         x = torch.cat([start, patches], dim=1) + visual.positional_embedding
         if context is not None:

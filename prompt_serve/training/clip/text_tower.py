@@ -1,10 +1,10 @@
 """CLIP's causal text tower, exactly and fast: the shared prefix once, nothing after EOT.
 
-Position i of a causal tower sees positions <= i only. So keys and values of what all classes share
-in front (SOS and the context) are computed once, with batch 1, and every class attends to them;
-and whatever would stand after EOT is left out. The numbers are those of the padded tower up to
-float32 rounding; the work for 100 classes is about a tenth. The backward pass sums over the
-classes into the prefix by itself.
+Position i of a causal tower sees positions <= i only. So keys and values of the prefix that all
+classes share (SOS and the context) are computed once, with batch 1, and every class attends to
+them; positions after EOT are left out. The features equal those of the padded tower up to float32
+rounding, at about a tenth of the work for 100 classes. Autograd sums the gradients of all classes
+in the prefix.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,22 @@ from prompt_serve.training.clip.attention import after_attention, heads_of, keys
 
 
 class TextTower(nn.Module):
-    """The text tower of an open_clip CLIP, reading assembled sequences instead of token ids.
+    """Text tower of an open_clip CLIP that takes assembled sequences instead of token ids.
 
     Args:
         clip: its parameters are shared, not copied.
 
     Raises:
-        BackboneUnsupported: the tower pools otherwise than at EOT, or has attention blocks that
-            this module does not know.
+        BackboneUnsupported: the tower does not pool at EOT, or has unknown attention blocks.
     """
 
     def __init__(self, clip: CLIP) -> None:
         super().__init__()
         blocks = list(clip.transformer.resblocks)
-        strangers = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
-        if strangers:
+        unknown = {type(b).__name__ for b in blocks if not isinstance(b, ResidualAttentionBlock)}
+        if unknown:
             raise BackboneUnsupported(
-                f"The text tower has blocks of type {', '.join(sorted(strangers))}; "
+                f"The text tower has blocks of type {', '.join(sorted(unknown))}; "
                 f"only open_clip's ResidualAttentionBlock can be prompted and exported."
             )
         if clip.text_pool_type != "argmax":
@@ -54,7 +53,7 @@ class TextTower(nn.Module):
 
     @property
     def layers(self) -> int:
-        """How many blocks it has."""
+        """Number of blocks."""
         return len(self.blocks)
 
     def forward(
@@ -65,18 +64,17 @@ class TextTower(nn.Module):
         deeper: Sequence[Tensor] = (),
         keys_values: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Features of C sequences, or of C sequences in each of R runs that learn at once.
+        """Encode C sequences, or C sequences in each of R runs of a batch.
 
         Args:
             prefix: (P, D) vectors that all sequences start with, P >= 1; of R runs (R, P, D).
-            suffix: (C, S, D) what follows in each; of R runs (R, C, S, D), or (C, S, D) where it
+            suffix: (C, S, D) rest of each sequence; of R runs (R, C, S, D), or (C, S, D) where it
                 is the same in all.
             eot: (C,) int64, position of end-of-text within the suffix.
-            deeper: J - 1 tensors (M, D), of R runs (R, M, D); number j replaces places 1 to M,
-                which must lie in the prefix, at the input of block j + 1.
-            keys_values: one tensor (n, D) for each block or none at all; they go through the
-                block's layer norm and are seen by every position (ADAPT, equation 7). All runs
-                share them.
+            deeper: J - 1 tensors (M, D), of R runs (R, M, D); number j replaces positions 1 to M,
+                which must be part of the prefix, at the input of block j + 1.
+            keys_values: one tensor (n, D) per block, or none at all; they pass the block's layer
+                norm and are seen by every position (ADAPT, equation 7). All runs share them.
 
         Returns:
             (C, E) class features of unit length; of R runs (R, C, E).
@@ -104,18 +102,18 @@ class TextTower(nn.Module):
         deeper: Sequence[Tensor],
         keys_values: Sequence[Tensor],
     ) -> Tensor:
-        """R runs as one batch of R heads and R C tails, run by run."""
+        """Encode R runs as one batch of R heads and R C tails, ordered by run."""
         r, p, _ = prefix.shape
         c, s, _ = suffix.shape[-3:]
         head = prefix + self.positional_embedding[:p]
         tail = suffix + self.positional_embedding[p : p + s]
-        tail = tail.expand(r, -1, -1, -1).reshape(r * c, s, -1)
+        tail = tail.expand(r, -1, -1, -1).reshape(r * c, s, -1)  # (R C, S, D)
         read = self._causal if self.causal else self._full
         return self._pooled(read(head, tail, deeper, keys_values), eot.repeat(r)).view(r, c, -1)
 
     def _pooled(self, tail: Tensor, eot: Tensor) -> Tensor:
-        # One row a class is all that is needed from here on.
-        last = tail[torch.arange(tail.shape[0], device=tail.device), eot]
+        # Only the row of EOT is needed from here on.
+        last = tail[torch.arange(tail.shape[0], device=tail.device), eot]  # (C, D)
         return F.normalize(self._project(self.ln_final(last)).float(), dim=-1)
 
     def _check(self, deeper: Sequence[Tensor], keys_values: Sequence[Tensor]) -> None:
@@ -160,7 +158,7 @@ class TextTower(nn.Module):
         deeper: Sequence[Tensor],
         keys_values: Sequence[Tensor],
     ) -> Tensor:
-        """For towers without a causal mask: every position sees all, so nothing can be shared."""
+        """Run a tower without a causal mask: every position sees all, so nothing can be shared."""
         x = torch.cat([_for_rows(head, tail.shape[0]), tail], dim=1)
         for index, module in enumerate(self.blocks):
             block = cast(ResidualAttentionBlock, module)
@@ -182,7 +180,7 @@ class TextTower(nn.Module):
 
 
 def _with_context(x: Tensor, deeper: Sequence[Tensor], index: int) -> Tensor:
-    """``x`` (N, T, D) at the input of block ``index``, its places 1 to M replaced."""
+    """Return ``x`` (N, T, D) with positions 1 to M replaced, as input of block ``index``."""
     if not 1 <= index <= len(deeper):
         return x
     context = deeper[index - 1]
@@ -191,7 +189,7 @@ def _with_context(x: Tensor, deeper: Sequence[Tensor], index: int) -> Tensor:
 
 
 def _for_rows(shared: Tensor, rows: int) -> Tensor:
-    """``shared`` (1, ...) for each of ``rows`` sequences; (R, ...) for as many of each run."""
+    """Expand (1, ...) to ``rows`` sequences, or (R, ...) to ``rows`` / R sequences per run."""
     runs, *others = shared.shape
     if runs == 1:
         return shared.expand(rows, *[-1] * len(others))
@@ -199,24 +197,13 @@ def _for_rows(shared: Tensor, rows: int) -> Tensor:
     return shared.unsqueeze(1).expand(-1, each, *[-1] * len(others)).reshape(rows, *others)
 
 
-def fill_plan(
-    plan: SequencePlan, token_embedding: Tensor, context: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Put vectors in the places of a plan: the torch twin of ``assembly.assemble``.
+class PlanVectors:
+    """Sequences of a plan, filled with a new context at every step; words are looked up once.
 
     Args:
-        plan: what stands where.
+        plan: token ids and positions of the learned vectors.
         token_embedding: (V, D) of the backbone.
-        context: (M, D), or (C, M, D) where each class has its own; gradients flow into it.
-
-    Returns:
-        prefix (P, D), suffix (C, S, D) and eot (C,), the inputs of ``TextTower``.
     """
-    return PlanVectors(plan, token_embedding)(context)
-
-
-class PlanVectors:
-    """A plan with its words looked up once, to be filled with a new context at every step."""
 
     def __init__(self, plan: SequencePlan, token_embedding: Tensor) -> None:
         device = token_embedding.device
@@ -225,14 +212,24 @@ class PlanVectors:
         self._eot = torch.from_numpy(plan.eot).to(device)
 
     def __call__(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return prefix (P, D), suffix (C, S, D) and eot (C,), the inputs of ``TextTower``.
+
+        The torch counterpart of ``sequences.assemble``.
+
+        Args:
+            context: (M, D), or (C, M, D) where each class has its own; gradients flow into it.
+                None for a plan of words alone.
+        """
         return self._prefix.fill(context), self._suffix.fill(context), self._eot
 
 
 class _Places:
+    """Positions of a sequence: token ids >= 0, or ~index of a context vector."""
+
     def __init__(self, places: Tensor, token_embedding: Tensor) -> None:
         self.words = token_embedding[places.clamp(min=0)]
         self.learned = (places < 0).unsqueeze(-1)
-        self.index = (-1 - places).clamp(min=0)  # ~places, for places that hold a context vector
+        self.index = (-1 - places).clamp(min=0)  # ~places: index of the context vector
         self.has_learned = bool(self.learned.any())
 
     def fill(self, context: Tensor | None) -> Tensor:

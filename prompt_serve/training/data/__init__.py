@@ -1,1 +1,1 @@
-"""From a folder of images to batches: reading, sampling, augmentation, cached features."""
+"""From a folder of images to batches: loading, sampling, augmentation, cached features."""

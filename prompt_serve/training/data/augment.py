@@ -1,8 +1,8 @@
-"""Views of an image: the plain one that is served, and the augmented ones to learn from.
+"""Plain and augmented views of an image: serving sees the plain one, training the augmented ones.
 
 An augmented view is CoOp's: ``RandomResizedCrop(S, scale=(0.08, 1))`` with bicubic resampling, then
-a horizontal flip in half of the cases. Its random numbers come from the image's digest, the number
-of the view and the seed, so a view is the same whatever was drawn before it.
+a horizontal flip in half of the cases. Its random numbers come from the image's digest, the index
+of the view and the seed, so a view does not depend on what was drawn before it.
 """
 
 import hashlib
@@ -16,18 +16,20 @@ from prompt_serve.types import PixelArray
 
 SCALE = (0.08, 1.0)  # of the image's area
 RATIO = (3 / 4, 4 / 3)  # width to height
-_ATTEMPTS = 10  # as in torchvision; then the middle is taken
+_ATTEMPTS = 10  # as in torchvision; after that, a center crop
 
 
 def make_views(
     image: Image.Image, preprocessing: Preprocessing, *, digest: str, views: int, seed: int
 ) -> PixelArray:
-    """Args:
+    """Return the augmented views of an image, or its plain view.
+
+    Args:
         image: RGB.
         preprocessing: of the backbone.
         digest: sha256 of the image file, in hexadecimal.
-        views: K augmented views; 0 gives the one plain view that serving would see.
-        seed: of the views.
+        views: K augmented views; 0 for the plain view only, as serving sees it.
+        seed: random seed of the views.
 
     Returns:
         (max(K, 1), S, S, 3) uint8.
@@ -43,7 +45,7 @@ def make_views(
 
 
 def view_generator(digest: str, index: int, seed: int) -> np.random.Generator:
-    """The random numbers of one view of one image."""
+    """Return the random generator of one view of one image."""
     name = hashlib.sha256(f"{digest} {index} {seed}".encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(name[:16], "little")))
 
@@ -51,7 +53,7 @@ def view_generator(digest: str, index: int, seed: int) -> np.random.Generator:
 def augmented_view(
     image: Image.Image, preprocessing: Preprocessing, rng: np.random.Generator
 ) -> PixelArray:
-    """One random crop, resized to (S, S, 3) uint8 and perhaps flipped."""
+    """Return a random crop, resized to (S, S, 3) uint8 and flipped in half of the cases."""
     size = preprocessing.image_size
     box = _random_box(image.width, image.height, rng)
     view = image.crop(box).resize((size, size), RESAMPLING[preprocessing.interpolation])
@@ -60,7 +62,7 @@ def augmented_view(
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a crop (torchvision's ``RandomResizedCrop.get_params``)."""
+    """Return a crop: left, top, right, bottom (torchvision's ``RandomResizedCrop.get_params``)."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for _ in range(_ATTEMPTS):
         area = width * height * rng.uniform(*SCALE)
@@ -70,10 +72,10 @@ def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int,
             left = int(rng.integers(0, width - w + 1))
             top = int(rng.integers(0, height - h + 1))
             return left, top, left + w, top + h
-    return _middle_box(width, height)
+    return _center_box(width, height)
 
 
-def _middle_box(width: int, height: int) -> tuple[int, int, int, int]:
+def _center_box(width: int, height: int) -> tuple[int, int, int, int]:
     w, h = width, height
     if width / height < RATIO[0]:
         h = round(width / RATIO[0])

@@ -1,15 +1,15 @@
-"""Which images belong to which class, and to which part: train, validation or test.
+"""Image files with their classes and parts: train, validation and test.
 
-Readers (``folders``, ``manifests``) make a ``RawDataset`` of what a source holds and of every fault
-they meet; ``reading`` turns that into a ``Split``, or into one error that lists all faults.
+Readers (``folders``, ``manifests``) return a ``RawDataset`` with the images of a source and every
+fault they find; ``loading`` turns it into a ``Split``, or into one error that lists all faults.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-FAULTS_PER_KIND = 50  # of 10,000 broken images, fifty make the point
-# The names that people give to the parts of a dataset.
+FAULTS_PER_KIND = 50  # listed in an error; a dataset may have 10,000 broken images
+# Names in use for the parts of a dataset.
 PARTS = {
     "train": "train",
     "training": "train",
@@ -31,7 +31,7 @@ class LabeledImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageSet:
-    """Some images of a dataset, in an order that does not change between runs."""
+    """Images of a dataset, in an order that is the same in every run."""
 
     class_names: tuple[str, ...]  # in the order of the labels
     items: tuple[LabeledImage, ...]
@@ -40,7 +40,7 @@ class ImageSet:
         return len(self.items)
 
     def by_label(self) -> dict[int, list[LabeledImage]]:
-        """Items of each label; labels in order of first appearance, as CoOp groups them."""
+        """Return the items of each label; labels in order of first appearance, as in CoOp."""
         groups: dict[int, list[LabeledImage]] = {}
         for item in self.items:
             groups.setdefault(item.label, []).append(item)
@@ -52,7 +52,7 @@ class ImageSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """A dataset in parts. ``val`` and ``test`` are None where the source has none."""
+    """Parts of a dataset; ``val`` and ``test`` are None where the source has none."""
 
     train: ImageSet
     val: ImageSet | None = None
@@ -64,21 +64,21 @@ class Split:
 
     @property
     def parts(self) -> dict[str, ImageSet]:
-        """The parts that exist, by name."""
-        found = {"train": self.train, "val": self.val, "test": self.test}
-        return {name: part for name, part in found.items() if part is not None}
+        """Existing parts, by name."""
+        parts = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 @dataclass(kw_only=True)
 class RawDataset:
-    """What a reader found, with everything that is wrong with it."""
+    """Images that a reader found, and their faults."""
 
     class_names: tuple[str, ...] = ()
     items: dict[str, list[LabeledImage]] = field(default_factory=dict)  # by part
     faults: list[str] = field(default_factory=list)
 
     def split(self) -> Split:
-        """The listing as a split; a part without images is None."""
+        """Return the images as a split; a part without images is None."""
         parts = {
             part: ImageSet(class_names=self.class_names, items=tuple(self.items.get(part, ())))
             for part in ("train", "val", "test")
@@ -87,7 +87,7 @@ class RawDataset:
 
 
 def limited(faults: Sequence[str], limit: int = FAULTS_PER_KIND) -> list[str]:
-    """The first faults of one kind, and how many there are beyond them."""
+    """Return the first faults of one kind, and the number of the others."""
     if len(faults) <= limit:
         return list(faults)
     return [*faults[:limit], f"... and {len(faults) - limit:,} more like these"]

@@ -1,15 +1,13 @@
-"""Features of images, extracted once and kept.
+"""Image features, extracted once and cached on disk.
 
 The image tower is frozen, so the features of a view never change. Training draws from K views of
-each image that were encoded beforehand; validation and test see the plain view. Features are
-rounded to float16 and scaled to unit length again, whether they come from the cache or not, so
-that a run with a cold cache and one with a warm cache learn the same prompt.
+each image, encoded beforehand; validation and test use the plain view. Features are rounded to
+float16 and scaled to unit length again, whether they come from the cache or not, so that a run with
+a cold cache and one with a warm cache learn the same prompt.
 """
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from prompt_serve.files import atomic_file, sha256_of_file
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
@@ -27,12 +26,12 @@ from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.types import FloatArray, HalfArray, IntArray, PixelArray
 
-# Views a batch of the image tower. On a CPU the activations of a large batch are fetched from the
-# system and given back at every layer: 4 at a time are more than twice as fast as 64.
+# Views per batch of the image tower. On a CPU the activations of a large batch are allocated from
+# the system and freed at every layer: batches of 4 are more than twice as fast as batches of 64.
 CPU_BATCH = 4
 CUDA_BATCH = 64
-DECODE_CHUNK = 64  # views decoded ahead while the ones before are encoded
-CACHE_VERSION = 1  # of the views and of the layout; a new number forgets what was kept
+DECODE_CHUNK = 64  # views that are decoded while the previous ones are encoded
+CACHE_VERSION = 1  # of the views and the file layout; a new number invalidates the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,47 +46,35 @@ class FeatureSet:
 
     @property
     def plain(self) -> FloatArray:
-        """(N, E), the features of the first view."""
+        """Features (N, E) of the first view."""
         return self.features[:, 0]
 
 
 class FeatureCache:
-    """Keeps features on disk, one file for each set of images, and knows when they are stale.
+    """Cache of features on disk, one file per image set.
 
-    The key is made of all that the features depend on: backbone, preprocessing, the content of
-    every image, number of views and their seed.
+    The key covers everything that the features depend on (backbone, preprocessing, content of every
+    image, number of views and their seed), so an entry is never stale.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder or default_cache_folder()
+        self.folder = folder or cache_folder("features")
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
 
     def load(self, key: str, shape: tuple[int, ...]) -> HalfArray | None:
-        """What was kept under ``key``; None if nothing, or if the file is damaged."""
+        """Return the features stored under ``key``; None if missing or damaged."""
         try:
-            kept = np.load(self.path(key), allow_pickle=False)
+            stored = np.load(self.path(key), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
-        return kept if kept.dtype == np.float16 and kept.shape == shape else None
+        return stored if stored.dtype == np.float16 and stored.shape == shape else None
 
     def store(self, key: str, features: HalfArray) -> None:
-        """Write atomically: readers see the whole file or none."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.folder, prefix=f".{key[:16]}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.save(file, features)
-            Path(name).replace(self.path(key))
-        except BaseException:
-            Path(name).unlink()
-            raise
-
-
-def default_cache_folder() -> Path:
-    """``$PROMPT_SERVE_CACHE/features``, else ``prompt-serve/features`` in the user's cache."""
-    return cache_folder("features")
+        """Write atomically: readers see the complete file or none."""
+        with atomic_file(self.path(key), mode=0o600) as temporary, temporary.open("wb") as file:
+            np.save(file, features)
 
 
 def image_features(
@@ -100,14 +87,14 @@ def image_features(
     workers: int = 4,
     advance: Advance = no_advance,
 ) -> FeatureSet:
-    """Features of every image, from the cache where they are there.
+    """Return the features of every image, from the cache where possible.
 
     Args:
-        images: N of them, all readable.
-        backbone: whose image tower sees them.
-        views: K augmented views an image; 0 for the one plain view.
-        seed: of the views.
-        cache: where they are kept; None keeps nothing.
+        images: N readable images.
+        backbone: frozen CLIP.
+        views: K augmented views per image; 0 for the plain view only.
+        seed: random seed of the views.
+        cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
         advance: called with the number of images done, N in all.
     """
@@ -115,17 +102,17 @@ def image_features(
     digests = file_digests(paths, workers=workers)
     shape = (len(paths), max(views, 1), backbone.embed_dim)
     key = feature_key(backbone, digests, views=views, seed=seed)
-    halves = cache.load(key, shape) if cache else None
-    if halves is None:
-        halves = extract_features(
+    rounded = cache.load(key, shape) if cache else None
+    if rounded is None:
+        rounded = extract_features(
             paths, digests, backbone, views=views, seed=seed, workers=workers, advance=advance
         )
         if cache:
-            cache.store(key, halves)
+            cache.store(key, rounded)
     else:
         advance(len(paths))
     return FeatureSet(
-        features=unit(halves.astype(np.float32)),
+        features=unit(rounded.astype(np.float32)),
         labels=np.asarray([item.label for item in images.items], dtype=np.int64),
     )
 
@@ -140,7 +127,7 @@ def extract_features(
     workers: int = 4,
     advance: Advance = no_advance,
 ) -> HalfArray:
-    """Decode and encode; nothing is remembered. Returns (N, max(K, 1), E) float16."""
+    """Decode and encode images, without a cache; return (N, max(K, 1), E) float16."""
     features = np.empty((len(paths), max(views, 1), backbone.embed_dim), dtype=np.float16)
     batch = CPU_BATCH if backbone.device.type == "cpu" else CUDA_BATCH
     per_chunk = max(1, DECODE_CHUNK // max(views, 1))
@@ -150,8 +137,9 @@ def extract_features(
     with ThreadPoolExecutor(workers) as pool:
         for pixels in decoded_views(pool, chunks, backbone.preprocessing, views, seed):
             n, k, *square = pixels.shape
-            flat = torch.from_numpy(pixels.reshape(n * k, *square))
-            encoded = torch.cat([backbone.encode_images(part) for part in torch.split(flat, batch)])
+            flat = torch.from_numpy(pixels.reshape(n * k, *square))  # (n K, S, S, 3)
+            parts = torch.split(flat, batch)
+            encoded = torch.cat([backbone.encode_images(part) for part in parts])  # (n K, E)
             features[done : done + n] = encoded.cpu().numpy().reshape(n, k, -1)
             done += n
             advance(n)
@@ -159,7 +147,7 @@ def extract_features(
 
 
 def feature_key(backbone: Backbone, digests: Sequence[str], *, views: int, seed: int) -> str:
-    """sha256 over all that the features depend on, in hexadecimal."""
+    """Return a sha256 over everything that the features depend on, in hexadecimal."""
     document = {
         "cache_version": CACHE_VERSION,
         "fingerprint": backbone.ref.fingerprint,
@@ -172,9 +160,9 @@ def feature_key(backbone: Backbone, digests: Sequence[str], *, views: int, seed:
 
 
 def file_digests(paths: Sequence[Path], *, workers: int = 4) -> list[str]:
-    """sha256 of each file, in hexadecimal."""
+    """Return the sha256 of each file, in hexadecimal."""
     with ThreadPoolExecutor(workers) as pool:
-        return list(pool.map(lambda path: hashlib.sha256(path.read_bytes()).hexdigest(), paths))
+        return list(pool.map(sha256_of_file, paths))
 
 
 def decoded_views(
@@ -184,7 +172,7 @@ def decoded_views(
     views: int,
     seed: int,
 ) -> Iterator[PixelArray]:
-    """Pixels (n, K, S, S, 3) of each chunk; the next one is decoded while this one is used."""
+    """Yield pixels (n, K, S, S, 3) of each chunk; the next chunk is decoded in the background."""
 
     def decode(source: tuple[Path, str]) -> PixelArray:
         path, digest = source

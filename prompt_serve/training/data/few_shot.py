@@ -1,4 +1,4 @@
-"""Draw k images a class, exactly as CoOp draws them, so that results can be compared.
+"""Draw k images per class, exactly as CoOp does, so that results can be compared.
 
 CoOp calls ``random.seed(seed)`` and then, for each label in order of first appearance (not
 sorted), ``random.sample``: first over the training images, then over the validation images with
@@ -16,23 +16,23 @@ VAL_SHOTS = 4  # per class, at most
 
 
 class Sampler(Protocol):
-    """How images are drawn from a dataset; ``few_shot`` is one."""
+    """Function that draws images from a dataset, such as ``few_shot``."""
 
     def __call__(self, split: Split, /, *, shots: int, seed: int) -> Split:
-        """The drawn train and val parts, and the test part as it is."""
+        """Return the drawn train and val parts, and the test part unchanged."""
 
 
 def few_shot(split: Split, *, shots: int, seed: int) -> Split:
-    """Draw the images to learn from, and those to validate on.
+    """Draw the training and validation images.
 
     Without validation images in the source, some are held out of the training images that were
-    not drawn: up to four a class, in the same stream. The test images are never touched.
+    not drawn: up to four per class, in the same stream. The test images stay as they are.
 
     Args:
-        split: of all images.
-        shots: images a class; classes with fewer give all they have. 0 takes all images (and
+        split: all images.
+        shots: images per class; smaller classes give all their images. 0 takes all images (and
             then holds out a fifth of each class, at most four images, where ``val`` is missing).
-        seed: of the draw.
+        seed: random seed.
     """
     rng = random.Random(seed)
     if not shots:
@@ -47,7 +47,7 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
 
 
 def shot_faults(split: Split, shots: int) -> list[str]:
-    """One line for each class with fewer training images than ``shots`` (and at least one)."""
+    """Return a line for each class with training images, but fewer than ``shots``."""
     return [
         f"class {split.class_names[label]!r} has {len(items)} training images, fewer than "
         f"{shots} shots (take all it has with --fewer-shots-ok)"

@@ -1,4 +1,4 @@
-"""Read a folder with one folder a class, or with train/[val/]test folders of such."""
+"""Read a folder with one folder per class, or with train/[val/]test folders of such."""
 
 from pathlib import Path
 
@@ -10,21 +10,18 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def read_folder(root: Path) -> RawDataset:
-    """List the images below ``root``; the folder of an image names its class.
+    """Return the images below ``root``; the folder of an image names its class.
 
     Classes are sorted by name, and the images of a class by path, so that the same folder gives
-    the same labels everywhere. Files that are no images (by suffix) and hidden ones are ignored.
+    the same labels everywhere. Hidden files, and files without an image suffix, are ignored.
     """
-    parts = _parts(root)
-    if not parts:
-        return _list({"train": root})
-    return _list(parts)
+    return _list(_parts(root) or {"train": root})
 
 
 def _parts(root: Path) -> dict[str, Path]:
-    """The folders train, val and test of ``root``; none where it is a folder a class.
+    """Return the folders train, val and test of ``root``; empty where it has class folders.
 
-    A class may well be called "train" (the vehicle): it is a part only if it holds folders.
+    A class may be called "train" (the vehicle): it is a part only if it contains folders.
     """
     parts = {
         PARTS[folder.name.lower()]: folder
@@ -37,19 +34,19 @@ def _parts(root: Path) -> dict[str, Path]:
 def _list(parts: dict[str, Path]) -> RawDataset:
     folders = {part: {f.name: f for f in _folders(root)} for part, root in parts.items()}
     names = sorted(folders["train"])
-    listing = RawDataset(class_names=tuple(names))
+    dataset = RawDataset(class_names=tuple(names))
     for part, classes in folders.items():
-        strangers = sorted(set(classes) - set(names))
-        listing.faults += [
-            f"{classes[name]}: no training folder has this class" for name in strangers
+        unknown = sorted(set(classes) - set(names))
+        dataset.faults += [
+            f"{classes[name]}: no training folder has this class" for name in unknown
         ]
-        listing.items[part] = [
+        dataset.items[part] = [
             LabeledImage(path, label)
             for label, name in enumerate(names)
             if name in classes
             for path in _images(classes[name])
         ]
-    return listing
+    return dataset
 
 
 def _folders(root: Path) -> list[Path]:

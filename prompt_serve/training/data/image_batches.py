@@ -1,4 +1,4 @@
-"""Where a step's image features come from: looked up, or computed by the prompted image tower."""
+"""Image features of a training step: looked up, or computed by the prompted image tower."""
 
 import hashlib
 from typing import Protocol
@@ -13,7 +13,7 @@ from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.pixels import PixelSet
 
 ImageData = FeatureSet | PixelSet
-DIGESTED = 256
+DIGESTED = 256  # images that ``digest_of`` reads
 
 
 class ImageBatches(Protocol):
@@ -23,19 +23,21 @@ class ImageBatches(Protocol):
     n_views: int
 
     def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
-        """Image features (B, E) of views ``views`` (B,) of images ``images`` (B,)."""
+        """Return features (B, E) of views ``views`` (B,) of images ``images`` (B,)."""
 
 
 def image_batches(data: ImageData, towers: FrozenTowers) -> ImageBatches:
-    """The source that fits the data."""
+    """Return batches that fit the type of data."""
     if isinstance(data, FeatureSet):
         return CachedImages(data, towers.backbone.device)
     return PromptedImages(data, towers)
 
 
 def digest_of(data: ImageData) -> str:
-    """sha256 that tells sets of images apart: all labels, and the first view of up to DIGESTED
-    images, spread evenly."""
+    """Return a sha256 over all labels and the first view of up to DIGESTED images, evenly spread.
+
+    It tells image sets apart in checkpoints.
+    """
     chosen = np.unique(np.linspace(0, len(data) - 1, DIGESTED).round().astype(np.int64))
     views = data.features if isinstance(data, FeatureSet) else data.pixels
     digest = hashlib.sha256(str(views.shape).encode())
@@ -45,7 +47,7 @@ def digest_of(data: ImageData) -> str:
 
 
 class CachedImages:
-    """Features that never change, since the image tower is frozen and not prompted."""
+    """Cached features of a frozen image tower without prompts."""
 
     def __init__(self, data: FeatureSet, device: torch.device) -> None:
         self._features = torch.from_numpy(data.features).to(device)
@@ -54,17 +56,17 @@ class CachedImages:
 
     @property
     def plain(self) -> Tensor:
-        """(N, E), the features of the first view."""
+        """Features (N, E) of the first view."""
         return self._features[:, 0]
 
     def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         if vectors.context is not None or vectors.keys_values:
-            raise TypeError("Vectors of the image branch want pixels to learn from, not features.")
+            raise TypeError("Vectors of the image branch need pixels to learn from, not features.")
         return self._features[images, views]
 
 
 class PromptedImages:
-    """Pixels that go through the image tower with the learned vectors of the step."""
+    """Pixels that pass the image tower with the learned vectors of the step."""
 
     def __init__(self, data: PixelSet, towers: FrozenTowers) -> None:
         self._pixels = data.pixels
@@ -73,5 +75,5 @@ class PromptedImages:
         self.n_views = data.n_views
 
     def features(self, images: Tensor, views: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
-        pixels = torch.from_numpy(self._pixels[images.numpy(), views.numpy()])
+        pixels = torch.from_numpy(self._pixels[images.numpy(), views.numpy()])  # (B, S, S, 3)
         return self._towers.image_features(pixels, vectors)

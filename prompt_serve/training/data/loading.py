@@ -1,4 +1,4 @@
-"""Read a dataset from disk and check it: all that is wrong comes out in one error."""
+"""Read a dataset from disk and check it; one error lists all faults."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,9 +11,9 @@ from prompt_serve.prompts.prompt_file import check_class_names
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, Split, limited
 from prompt_serve.training.data.folders import read_folder
 from prompt_serve.training.data.manifests import read_split_file, read_table
-from prompt_serve.training.progress import Advance, no_advance
+from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
 
-Check = Callable[[Split], Sequence[str]]  # further faults of a split, one line each
+Check = Callable[[Split], Sequence[str]]  # returns further faults of a split, one line each
 
 
 def read_dataset(
@@ -26,49 +26,49 @@ def read_dataset(
     """Read a folder, a CSV or Parquet manifest, or a ``split_zhou_*.json``.
 
     Args:
-        source: a folder with one folder a class, or with train/[val/]test folders of such; or a
-            manifest with the columns path, label and perhaps split; or a split file of CoOp.
-        images: the folder that the paths in a split file start from; guessed where None.
-        rename: other names for classes, by the name the source gives them.
-        checks: looked at in addition, such as ``image_faults``.
+        source: a folder with one folder per class, or with train/[val/]test folders of such; or a
+            manifest with the columns path, label and optionally split; or a split file of CoOp.
+        images: the folder that the paths in a split file are relative to; guessed where None.
+        rename: new names of classes, by the name in the source.
+        checks: further checks, such as ``unreadable_images``.
 
     Raises:
-        DatasetInvalid: all that is wrong, in one error.
+        DatasetInvalid: lists all faults.
     """
     if source.is_dir():
-        listing = read_folder(source)
+        dataset = read_folder(source)
     elif not source.is_file():
         raise DatasetInvalid(f"There is no folder or file {source}.", [])
     elif source.suffix.lower() == ".json":
-        listing = read_split_file(source, images)
+        dataset = read_split_file(source, images)
     else:
-        listing = read_table(source)
-    return checked(listing, str(source), rename=rename, checks=checks)
+        dataset = read_table(source)
+    return checked(dataset, str(source), rename=rename, checks=checks)
 
 
 def checked(
-    listing: RawDataset,
+    dataset: RawDataset,
     source: str,
     *,
     rename: Mapping[str, str] | None = None,
     checks: Sequence[Check] = (),
     way_out: Sequence[str] = (),
 ) -> Split:
-    """A listing as a split, if nothing is wrong with it.
+    """Return the dataset as a split if it has no faults.
 
     Args:
-        listing: what a reader found.
-        source: what the error calls it.
-        rename: other names for classes, by the name the source gives them.
-        checks: looked at in addition.
-        way_out: lines that end the error.
+        dataset: from a reader.
+        source: name of the dataset in the error.
+        rename: new names of classes, by the name in the source.
+        checks: further checks.
+        way_out: last lines of the error.
 
     Raises:
-        DatasetInvalid: all that is wrong, in one error.
+        DatasetInvalid: lists all faults.
     """
-    _rename(listing, rename or {})
-    split = listing.split()
-    faults = [*listing.faults, *_class_faults(split)]
+    _rename(dataset, rename or {})
+    split = dataset.split()
+    faults = [*dataset.faults, *_class_faults(split)]
     for check in checks if split.class_names else ():
         faults += limited(check(split))
     if faults:
@@ -77,10 +77,21 @@ def checked(
     return split
 
 
+def unreadable_images(*, workers: int = 4, progress: Progress = SILENT) -> Check:
+    """Return a check that decodes every image of a split, with a progress bar."""
+
+    def check(split: Split) -> list[str]:
+        items = [item for part in split.parts.values() for item in part.items]
+        with progress.bar("checking images", len(items), "img") as advance:
+            return image_faults(items, workers=workers, advance=advance)
+
+    return check
+
+
 def image_faults(
     items: Sequence[LabeledImage], *, workers: int = 4, advance: Advance = no_advance
 ) -> list[str]:
-    """Open and decode every image; one line for each that cannot be read."""
+    """Decode every image; return one line for each that cannot be read."""
 
     def fault(item: LabeledImage) -> str | None:
         try:
@@ -95,20 +106,20 @@ def image_faults(
         return [line for line in pool.map(fault, items) if line is not None]
 
 
-def _rename(listing: RawDataset, rename: Mapping[str, str]) -> None:
-    unknown = sorted(set(rename) - set(listing.class_names))
+def _rename(dataset: RawDataset, rename: Mapping[str, str]) -> None:
+    unknown = sorted(set(rename) - set(dataset.class_names))
     if unknown:
-        listing.faults.append(
+        dataset.faults.append(
             f"no class is called {', '.join(map(repr, unknown))}, so it cannot be renamed; "
-            f"there are {', '.join(map(repr, limited(listing.class_names, 10)))}"
+            f"there are {', '.join(map(repr, limited(dataset.class_names, 10)))}"
         )
-    listing.class_names = tuple(rename.get(name, name) for name in listing.class_names)
+    dataset.class_names = tuple(rename.get(name, name) for name in dataset.class_names)
 
 
 def _class_faults(split: Split) -> list[str]:
     names = split.class_names
     if not names:
-        return ["it holds no class with an image"]
+        return ["it has no class with an image"]
     counts = Counter(item.label for item in split.train.items)
     faults = [
         f"class {name!r} has no training image"
@@ -116,7 +127,7 @@ def _class_faults(split: Split) -> list[str]:
         if not counts[label]
     ]
     if len(names) == 1:
-        faults.append(f"there is one class only, {names[0]!r}; wanted two or more")
+        faults.append(f"there is one class only, {names[0]!r}; expected two or more")
     try:
         check_class_names(names)
     except PromptFileInvalid as error:

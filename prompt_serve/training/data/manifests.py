@@ -1,4 +1,4 @@
-"""Read datasets that are described by a file: a CSV or Parquet table, or CoOp's split file."""
+"""Read datasets described by a file: a CSV or Parquet table, or CoOp's split file."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from typing import Any
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
 from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
 
-# Where the images lie beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
+# Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
     ".",
     "images",
@@ -22,10 +22,10 @@ _IMAGE_FOLDERS = (
 
 
 def read_table(path: Path) -> RawDataset:
-    """Read a table with the columns ``path`` (relative to the table), ``label`` (the class name)
-    and, if there is one, ``split`` (train, val or test). Further columns are ignored.
+    """Read a table with the columns ``path``, ``label`` and, optionally, ``split``.
 
-    Classes are sorted by name; images keep the order of the table.
+    ``path`` is relative to the table, ``label`` is the class name, ``split`` is train, val or test;
+    other columns are ignored. Classes are sorted by name; images keep the order of the table.
     """
     columns, rows = _rows(path)
     missing = [name for name in ("path", "label") if name not in columns]
@@ -44,20 +44,20 @@ def read_table(path: Path) -> RawDataset:
         )
         file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
         if part is None:
-            faults.append(f"row {number}: split {row['split']!r}; wanted train, val or test")
+            faults.append(f"row {number}: split {row['split']!r}; expected train, val or test")
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
             named.append((part, path.parent / file, name))
-    return _listing(named, limited(faults))
+    return _labeled(named, limited(faults))
 
 
 def read_split_file(path: Path, images: Path | None) -> RawDataset:
     """Read CoOp's ``split_zhou_*.json``: lists of [path, label, class name] for train, val, test.
 
     Args:
-        path: of the split file.
-        images: the folder that its paths start from; guessed beside the file where None.
+        path: split file.
+        images: the folder that its paths are relative to; guessed beside the file where None.
     """
     parts, faults = _read_parts(path)
     names = _names_by_label(parts, faults)
@@ -66,15 +66,15 @@ def read_split_file(path: Path, images: Path | None) -> RawDataset:
         tried = ", ".join(str(path.parent / folder) for folder in _IMAGE_FOLDERS)
         faults.append(f"its images are in none of {tried}; name their folder with --images")
         return RawDataset(class_names=tuple(names.values()), faults=faults)
-    listing = RawDataset(class_names=tuple(names.values()), faults=faults)
-    # Where labels have gaps (a fault already noted), the further checks need dense ones.
+    dataset = RawDataset(class_names=tuple(names.values()), faults=faults)
+    # Labels may have gaps (a fault already listed); the further checks need dense ones.
     dense = {label: index for index, label in enumerate(names)}
     for part, entries in parts.items():
-        listing.items[part] = [
+        dataset.items[part] = [
             LabeledImage(root / file, dense[label]) for file, label, _ in entries
         ]
-    listing.faults += missing_files(listing)
-    return listing
+    dataset.faults += missing_files(dataset)
+    return dataset
 
 
 def _rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
@@ -82,7 +82,7 @@ def _rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
         return _parquet_rows(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
         raise DatasetInvalid(
-            f"{path} is none of the files that describe a dataset: .csv, .tsv, .parquet, .json.", []
+            f"{path} is not a dataset file; expected a .csv, .tsv, .parquet or .json file.", []
         )
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -112,27 +112,27 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     ]
 
 
-def _listing(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
+def _labeled(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
     names = sorted({name for part, _, name in named if part == "train"})
     labels = {name: label for label, name in enumerate(names)}
-    listing = RawDataset(class_names=tuple(names), faults=faults)
-    strangers = sorted({name for _, _, name in named} - set(names))
-    listing.faults += limited([f"label {name!r} has no training image" for name in strangers])
+    dataset = RawDataset(class_names=tuple(names), faults=faults)
+    unknown = sorted({name for _, _, name in named} - set(names))
+    dataset.faults += limited([f"label {name!r} has no training image" for name in unknown])
     for part, file, name in named:
         if name in labels:
-            listing.items.setdefault(part, []).append(LabeledImage(file, labels[name]))
-    listing.faults += missing_files(listing)
-    return listing
+            dataset.items.setdefault(part, []).append(LabeledImage(file, labels[name]))
+    dataset.faults += missing_files(dataset)
+    return dataset
 
 
-def missing_files(listing: RawDataset) -> list[str]:
-    """Take files that are not there out of the listing; one line for each of them."""
-    paths = dict.fromkeys(item.path for items in listing.items.values() for item in items)
+def missing_files(dataset: RawDataset) -> list[str]:
+    """Remove files that do not exist from the dataset; return a line for each of them."""
+    paths = dict.fromkeys(item.path for items in dataset.items.values() for item in items)
     missing = [path for path in paths if not path.is_file()]
-    # What is not there need not be looked at again, by checks that open images.
-    for part, items in listing.items.items():
-        gone = set(missing)
-        listing.items[part] = [item for item in items if item.path not in gone]
+    # Removed so that later checks do not open them.
+    gone = set(missing)
+    for part, items in dataset.items.items():
+        dataset.items[part] = [item for item in items if item.path not in gone]
     return limited([f"{path}: no such file" for path in missing])
 
 
@@ -143,7 +143,8 @@ def _read_parts(path: Path) -> tuple[dict[str, list[tuple[str, int, str]]], list
         raise DatasetInvalid(f"{path} is not JSON: {error}.", []) from error
     if not isinstance(document, dict) or not isinstance(document.get("train"), list):
         raise DatasetInvalid(
-            f"{path} is not a split file: wanted an object with the lists train, val and test.", []
+            f"{path} is not a split file: expected an object with the lists train, val and test.",
+            [],
         )
     parts: dict[str, list[tuple[str, int, str]]] = {}
     faults: list[str] = []
@@ -153,7 +154,9 @@ def _read_parts(path: Path) -> tuple[dict[str, list[tuple[str, int, str]]], list
                 case [str(file), int(label), str(name)] if label >= 0:
                     parts.setdefault(part, []).append((file, label, name))
                 case _:
-                    faults.append(f"{part}[{index}] is {entry!r}; wanted [path, label, class name]")
+                    faults.append(
+                        f"{part}[{index}] is {entry!r}; expected [path, label, class name]"
+                    )
     return parts, limited(faults)
 
 

@@ -1,9 +1,8 @@
-"""Views of images as pixels, for prompts that the image tower has to see anew at every step.
+"""Views of images as pixels, for prompts of the image tower, which runs at every step.
 
 A set that fits into memory is decoded once. A larger one (100 classes of 16 images of 224 pixels in
-16 views take 3.9 GB) is decoded as it is asked for: a view depends on nothing but the image file,
-its number and the seed, so the pixels are the same, nothing lies on disk, and memory holds no more
-than one batch.
+16 views take 3.9 GB) is decoded on demand: a view depends only on the image file, its index and the
+seed, so the pixels are the same, nothing is written to disk, and memory holds one batch.
 """
 
 import hashlib
@@ -26,18 +25,18 @@ from prompt_serve.types import IntArray, PixelArray
 
 MEMORY_BYTES = 2**30  # sets up to this size are kept in memory
 
-Source = tuple[Path, str]  # an image and the sha256 of its file, in hexadecimal
+Source = tuple[Path, str]  # image file and its sha256, in hexadecimal
 
 
 class Pixels(Protocol):
-    """Views that are picked as from an array (N, K, S, S, 3) of uint8."""
+    """Views that are indexed like an array (N, K, S, S, 3) of uint8."""
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(N, K, S, S, 3)."""
 
-    def __getitem__(self, place: tuple[IntArray, IntArray], /) -> PixelArray:
-        """(B, S, S, 3) uint8: view ``place[1]`` (B,) of image ``place[0]`` (B,)."""
+    def __getitem__(self, index: tuple[IntArray, IntArray], /) -> PixelArray:
+        """Return view ``index[1]`` (B,) of image ``index[0]`` (B,): (B, S, S, 3) uint8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,19 +54,19 @@ class PixelSet:
         return int(self.pixels.shape[1])
 
     def plain(self, first: int, count: int) -> PixelArray:
-        """(B, S, S, 3), the first views of up to ``count`` images."""
+        """Return the first views (B, S, S, 3) of up to ``count`` images."""
         chosen = np.arange(first, min(first + count, len(self)))
         return self.pixels[chosen, np.zeros_like(chosen)]
 
 
 class DecodedOnDemand:
-    """Pixels that are decoded whenever they are asked for.
+    """Pixels that are decoded whenever they are indexed.
 
     Args:
         sources: N images.
         preprocessing: of the backbone.
-        views: K augmented views an image; 0 for the one plain view.
-        seed: of the views.
+        views: K augmented views per image; 0 for the plain view only.
+        seed: random seed of the views.
         workers: threads that decode.
     """
 
@@ -88,8 +87,8 @@ class DecodedOnDemand:
         self._seed = seed
         self._pool = ThreadPoolExecutor(workers)
 
-    def __getitem__(self, place: tuple[IntArray, IntArray], /) -> PixelArray:
-        images, views = (numbers.tolist() for numbers in place)
+    def __getitem__(self, index: tuple[IntArray, IntArray], /) -> PixelArray:
+        images, views = (indices.tolist() for indices in index)
         return np.stack(list(self._pool.map(self._view, images, views)))
 
     def _view(self, image: int, view: int) -> PixelArray:
@@ -112,19 +111,19 @@ def image_pixels(
     advance: Advance = no_advance,
     memory_bytes: int = MEMORY_BYTES,
 ) -> PixelSet:
-    """Every image in ``views`` augmented views, or in the one plain view where 0.
+    """Return every image in ``views`` augmented views, or in the plain view where 0.
 
     Args:
-        images: N of them, all readable.
+        images: N readable images.
         preprocessing: of the backbone.
-        views: K.
-        seed: of the views.
+        views: K augmented views per image.
+        seed: random seed of the views.
         workers: threads that decode images.
         advance: called with the number of images done, N in all.
         memory_bytes: larger sets are decoded on demand.
 
     Raises:
-        DatasetInvalid: later on, where an image on demand is no longer the one it was.
+        DatasetInvalid: later, when an image is decoded on demand and its file has changed.
     """
     paths = [item.path for item in images.items]
     sources = list(zip(paths, file_digests(paths, workers=workers), strict=True))
@@ -154,28 +153,28 @@ def _decode_into(
     chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     done = 0
     with ThreadPoolExecutor(workers) as pool:
-        for some in decoded_views(pool, chunks, preprocessing, views, seed):
-            pixels[done : done + len(some)] = some
-            done += len(some)
-            advance(len(some))
+        for chunk in decoded_views(pool, chunks, preprocessing, views, seed):  # (n, K, S, S, 3)
+            pixels[done : done + len(chunk)] = chunk
+            done += len(chunk)
+            advance(len(chunk))
 
 
 def _unchanged(path: Path, digest: str) -> bytes:
-    """The bytes of an image that has been read before.
+    """Return the bytes of an image whose digest was taken before.
 
     Raises:
-        DatasetInvalid: it is gone, or is another one now.
+        DatasetInvalid: the file is gone, or has changed.
     """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise DatasetInvalid(
-            f"{path} could be read when learning began, and cannot any more: {error.strerror}. "
-            f"Leave the images in place until learning has ended."
+            f"{path} could be read when training began, but not any more: {error.strerror}. "
+            f"Leave the images in place until training has ended."
         ) from error
     if hashlib.sha256(data).hexdigest() != digest:
         raise DatasetInvalid(
-            f"{path} is not the image it was when learning began. "
-            f"Leave the images as they are until learning has ended."
+            f"{path} has changed since training began. "
+            f"Leave the images unchanged until training has ended."
         )
     return data

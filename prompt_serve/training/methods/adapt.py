@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import PrunedKeyValues
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Stored
+from prompt_serve.prompts.quantized_tensor import StoredTensor
 from prompt_serve.training.config import AUTO, PruneScore, TrainConfig
 from prompt_serve.training.methods.base import (
     Contexts,
@@ -152,7 +152,7 @@ class TowerRows(nn.Module):
         lengths = np.asarray(self.lengths(), dtype=np.uint8)
         return PrunedKeyValues(lengths=lengths, rows=self._stored(self.rows[self.kept]))
 
-    def _stored(self, rows: Tensor) -> Stored:
+    def _stored(self, rows: Tensor) -> StoredTensor:
         if self._bits is None or not self._is_coded(rows):
             return to_float16(rows)
         if self.codebook is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.encodings import Base, Dense, Layer, LowRank
-from prompt_serve.prompts.quantized_tensor import Stored
+from prompt_serve.prompts.quantized_tensor import StoredTensor
 from prompt_serve.training.methods.base import LearnerInputs, StepInfo, to_float16
 from prompt_serve.training.quantization.codebook import AdaptiveCodebook, quantized, saves_bytes
 
@@ -43,7 +43,7 @@ class QuantizableParameter(nn.Module):
         through: Tensor = self.codebook(self.values)
         return through
 
-    def stored(self) -> Stored:
+    def stored(self) -> StoredTensor:
         if self.codebook is not None:
             return self.codebook.coded(self.values)
         if self._bits is not None:

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.quantization.kmeans import cluster_centers
 from prompt_serve.types import HalfArray
@@ -73,7 +73,7 @@ class AdaptiveCodebook(nn.Module):
         # The paper's W + (W_q - W) rounds; this is W_q to the last bit, with the same gradient.
         return codebook.float()[indices] + (values - values.detach())
 
-    def coded(self, values: Tensor) -> Coded:
+    def coded(self, values: Tensor) -> QuantizedTensor:
         """What the prompt file stores of ``values``."""
         return _coded(values.detach(), self.centers)
 
@@ -107,7 +107,7 @@ class AdaptiveCodebook(nn.Module):
         return float((self.centers[nearest(numbers, self.centers)] - numbers).square().mean())
 
 
-def quantized(values: HalfArray, bits: int) -> Coded:
+def quantized(values: HalfArray, bits: int) -> QuantizedTensor:
     """Numbers that were learned without a codebook, in one (PTQ)."""
     tensor = torch.from_numpy(values.astype(np.float32))
     return _coded(tensor, fitted_centers(tensor, bits))
@@ -171,6 +171,8 @@ def _encode(values: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
     return nearest((values - mean) / std, centers), (centers * std + mean).to(torch.float16)
 
 
-def _coded(values: Tensor, centers: Tensor) -> Coded:
+def _coded(values: Tensor, centers: Tensor) -> QuantizedTensor:
     indices, codebook = _encode(values, centers)
-    return Coded(indices=indices.to(torch.uint8).cpu().numpy(), codebook=codebook.cpu().numpy())
+    return QuantizedTensor(
+        indices=indices.to(torch.uint8).cpu().numpy(), codebook=codebook.cpu().numpy()
+    )

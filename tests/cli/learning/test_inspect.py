@@ -17,9 +17,9 @@ from prompt_serve.prompts.encodings import (
     PrunedKeyValues,
     TextEncoding,
 )
-from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, write_prompt_file
-from prompt_serve.prompts.quantized_tensor import Coded
-from prompt_serve.types import HalfArray
+from prompt_serve.prompts.prompt_file import Prompt, write_prompt_file
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
+from prompt_serve.types import BackboneRef, HalfArray
 from tests.cli.conftest import Run
 
 WIDTH, IMAGE_WIDTH = 8, 12
@@ -29,8 +29,8 @@ def zeros(*shape: int) -> HalfArray:
     return np.zeros(shape, dtype=np.float16)
 
 
-def coded(*shape: int) -> Coded:
-    return Coded(indices=np.zeros(shape, dtype=np.uint8), codebook=zeros(2))
+def coded(*shape: int) -> QuantizedTensor:
+    return QuantizedTensor(indices=np.zeros(shape, dtype=np.uint8), codebook=zeros(2))
 
 
 def low_rank(width: int = WIDTH, *, words: bool = False) -> LowRank:

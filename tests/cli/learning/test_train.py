@@ -14,7 +14,7 @@ from prompt_serve.cli.learning.methods import methods
 from prompt_serve.cli.learning.train import train
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
 from prompt_serve.prompts.prompt_file import read_prompt_file
-from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.methods import METHODS
 from tests.drawings import draw_dataset
@@ -184,7 +184,7 @@ def test_several_seeds_are_learned_and_reported_together(
     alone, stacked = read_prompt_file(one).tensors, read_prompt_file(both[1]).tensors
     for name, tensor in alone.items():
         # float32 sums in another order, rounded to float16.
-        difference = numbers(tensor).astype(float) - numbers(stacked[name]).astype(float)  # type: ignore[arg-type]  # no bytes among them
+        difference = dequantize(tensor).astype(float) - dequantize(stacked[name]).astype(float)  # type: ignore[arg-type]  # no bytes among them
         assert abs(difference).max() < 1e-3
     assert re.search(r"^mean +\d+\.\d ± \d+\.\d", result.stdout, re.MULTILINE)
     assert "names a seed twice" in invoke(photos, tiny_folder, out, "--seeds", "1,1").stderr

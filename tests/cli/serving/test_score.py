@@ -14,7 +14,7 @@ import pytest
 
 from prompt_serve.cli.serving.score_tables import COLUMNS
 from tests.cli.conftest import Run
-from tests.client.fake_service import StandIn, numbered_image, problem
+from tests.client.fake_service import FakeService, numbered_image, problem
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
 def test_a_folder_becomes_a_table(
-    suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
+    suffix: str, service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "tables" / f"scores{suffix}"
     service.behavior.unknown = {7}
@@ -81,7 +81,7 @@ def test_a_folder_becomes_a_table(
 
 
 def test_several_tasks_files_and_lists(
-    service: StandIn, run: Run, photos: Path, tmp_path: Path
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     service.behavior.tasks["colors"] = b""
     first, second = photos / "day-0" / "00.png", photos / "day-1" / "06.png"
@@ -102,7 +102,7 @@ def test_several_tasks_files_and_lists(
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
 def test_a_run_that_broke_off_is_taken_up_where_it_ended(
-    suffix: str, service: StandIn, run: Run, photos: Path, tmp_path: Path
+    suffix: str, service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / f"scores{suffix}"
     arguments = ("score", photos, "--task", "pets", "--out", out)
@@ -123,7 +123,7 @@ def test_a_run_that_broke_off_is_taken_up_where_it_ended(
 
 
 def test_resume_without_a_table_begins_one(
-    service: StandIn, run: Run, photos: Path, tmp_path: Path
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.csv"
 
@@ -133,7 +133,7 @@ def test_resume_without_a_table_begins_one(
 
 
 def test_a_task_that_is_added_on_resume_adds_its_rows_only(
-    service: StandIn, run: Run, photos: Path, tmp_path: Path
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     service.behavior.tasks["colors"] = b""
     out = tmp_path / "scores.jsonl"
@@ -146,7 +146,7 @@ def test_a_task_that_is_added_on_resume_adds_its_rows_only(
 
 
 def test_a_table_is_not_lost_by_accident(
-    service: StandIn, run: Run, photos: Path, tmp_path: Path
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.csv"
     out.write_text("precious")
@@ -162,7 +162,7 @@ def test_a_table_is_not_lost_by_accident(
 
 
 def test_a_parquet_table_is_whole_or_not_there(
-    service: StandIn, run: Run, photos: Path, tmp_path: Path
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "scores.parquet"
     failure = problem("request-invalid", 422, "No such thing.")
@@ -183,7 +183,7 @@ def test_a_parquet_table_is_whole_or_not_there(
     ],
 )
 def test_what_cannot_be_is_told_before_anything_is_asked(
-    arguments: tuple[str, ...], message: str, service: StandIn, run: Run, photos: Path
+    arguments: tuple[str, ...], message: str, service: FakeService, run: Run, photos: Path
 ) -> None:
     result = run("score", photos, "--task", "pets", *arguments)
 
@@ -199,7 +199,7 @@ def test_a_folder_without_images_says_what_was_looked_for(run: Run, tmp_path: Pa
     assert ".jpeg" in result.stderr
 
 
-def test_nothing_but_errors_is_a_failure(service: StandIn, run: Run, tmp_path: Path) -> None:
+def test_nothing_but_errors_is_a_failure(service: FakeService, run: Run, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"bad")
 
     result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
@@ -210,7 +210,9 @@ def test_nothing_but_errors_is_a_failure(service: StandIn, run: Run, tmp_path: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
-def test_ctrl_c_keeps_the_rows_there_are(service: StandIn, photos: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_rows_there_are(
+    service: FakeService, photos: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "scores.jsonl"
     command = [sys.executable, "-m", "prompt_serve", "score", str(photos), "--task", "pets"]
     process = subprocess.Popen(

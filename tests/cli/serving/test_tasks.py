@@ -5,11 +5,11 @@ from pathlib import Path
 
 from prompt_serve.prompts.prompt_file import write_prompt_file
 from tests.cli.conftest import Run
-from tests.client.fake_service import StandIn, numbered_image
+from tests.client.fake_service import FakeService, numbered_image
 from tests.client.test_clients import prompt
 
 
-def test_tasks_come_and_go(service: StandIn, run: Run, tmp_path: Path) -> None:
+def test_tasks_come_and_go(service: FakeService, run: Run, tmp_path: Path) -> None:
     data = write_prompt_file(prompt("birds"), tmp_path / "birds.safetensors")
 
     assert run("tasks", "upload", tmp_path / "birds.safetensors").output.startswith(
@@ -32,7 +32,7 @@ def test_tasks_come_and_go(service: StandIn, run: Run, tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr) == (1, "Error: No task.\n")
 
 
-def test_an_upload_can_be_given_a_name(service: StandIn, run: Run, tmp_path: Path) -> None:
+def test_an_upload_can_be_given_a_name(service: FakeService, run: Run, tmp_path: Path) -> None:
     write_prompt_file(prompt("birds"), tmp_path / "birds.safetensors")
 
     run("tasks", "upload", tmp_path / "birds.safetensors", "--name", "owls")
@@ -40,7 +40,7 @@ def test_an_upload_can_be_given_a_name(service: StandIn, run: Run, tmp_path: Pat
     assert "owls" in service.behavior.tasks
 
 
-def test_no_service_is_one_line(run: Run, service: StandIn) -> None:
+def test_no_service_is_one_line(run: Run, service: FakeService) -> None:
     service.stop()
 
     result = run("tasks", "list")
@@ -50,7 +50,7 @@ def test_no_service_is_one_line(run: Run, service: StandIn) -> None:
     assert result.stderr.count("\n") == 1
 
 
-def test_images_are_classified(service: StandIn, run: Run, tmp_path: Path) -> None:
+def test_images_are_classified(service: FakeService, run: Run, tmp_path: Path) -> None:
     good, bad = tmp_path / "good.png", tmp_path / "bad.png"
     good.write_bytes(numbered_image(42))
     bad.write_bytes(b"bad")

@@ -32,7 +32,7 @@ from prompt_serve.research.reports.weights import start_numbers, text_numbers
 from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.train import draft_prompt
+from prompt_serve.training.results import draft_prompt
 from tests.research.reports.conftest import COOP, ROWS, SEEDS
 from tests.research.reports.parsed import Page
 

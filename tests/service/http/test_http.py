@@ -171,7 +171,7 @@ def test_bad_images_fail_alone_and_all_bad_ones_fail_the_request(http: httpx.Cli
     assert "144,000,000 pixels" in too_large.detail
 
 
-def test_requests_that_make_no_sense_are_told_why(http: httpx.Client) -> None:
+def test_invalid_requests_get_the_reason(http: httpx.Client) -> None:
     image = picture()
     png = {"content-type": "image/png"}
     missing = problem(classify(http, [image], ["pet"]), 404, "task-not-found")
@@ -346,7 +346,7 @@ def test_garbage_never_brings_a_5xx(http: httpx.Client, rng: np.random.Generator
     assert http.get("/readyz").status_code == 200
 
 
-def test_probes_and_info_tell_what_runs(http: httpx.Client, bundle: Bundle) -> None:
+def test_probes_and_info_describe_the_service(http: httpx.Client, bundle: Bundle) -> None:
     info = ServiceInfo.model_validate_json(http.get("/v1/info").content)
 
     assert http.get("/livez").status_code == 200

@@ -85,19 +85,19 @@ def test_all_forms_of_the_same_images_get_the_same_logits(
     images = [picture(seed) for seed in range(3)]
     pixels = np.stack([pixels_from_bytes(i, bundle.manifest.preprocessing) for i in images])
     query = {"task": ["in-0", "in-1"]}
-    wanted = {"tasks": query["task"]}
+    selector = {"tasks": query["task"]}
     embedded = post(http, "/v1/embed", npy(pixels), NPY)
     vectors = [r["embedding"] for r in embedded.json()["results"]]
     data_uris = in_json(*images, prefix="data:image/png;base64,")
 
     expected = logits(classify(http, images, query["task"]))
     forms = {
-        "base64": http.post("/v1/classify", json={"images": in_json(*images), **wanted}),
-        "data URIs": http.post("/v1/classify", json={"images": data_uris, **wanted}),
+        "base64": http.post("/v1/classify", json={"images": in_json(*images), **selector}),
+        "data URIs": http.post("/v1/classify", json={"images": data_uris, **selector}),
         "npy": post(http, "/v1/classify", npy(pixels), NPY, **query),
         "safetensors": post(http, "/v1/classify", save({"x": pixels}), SAFETENSORS, **query),
         "float16": post(http, "/v1/classify", npy((pixels / 255).astype("f2")), NPY, **query),
-        "embeddings": http.post("/v1/score", json={"embeddings": vectors, **wanted}),
+        "embeddings": http.post("/v1/score", json={"embeddings": vectors, **selector}),
         "float16 embeddings": post(
             http, "/v1/score", npy(np.asarray(vectors, dtype="f2")), NPY, **query
         ),
@@ -108,9 +108,9 @@ def test_all_forms_of_the_same_images_get_the_same_logits(
 
     for form, response in forms.items():
         tolerance = 1e-2 if form == "float16 embeddings" else LOGIT_ROUNDING
-        for found, wanted_logits in zip(logits(response), expected, strict=True):
-            for of_task, wanted_of_task in zip(found, wanted_logits, strict=True):
-                assert of_task == pytest.approx(wanted_of_task, abs=tolerance), form
+        for found, expected_logits in zip(logits(response), expected, strict=True):
+            for of_task, expected_of_task in zip(found, expected_logits, strict=True):
+                assert of_task == pytest.approx(expected_of_task, abs=tolerance), form
 
 
 def test_bad_items_fail_alone_in_every_form(http: httpx.Client) -> None:
@@ -140,11 +140,11 @@ def test_embeddings_have_unit_length_in_json_and_as_arrays(http: httpx.Client) -
         for accept in ("*/*", NPY, f"{SAFETENSORS}, */*", "application/json")
     }
 
-    told = EmbedAnswer.model_validate_json(answers["*/*"].content)
-    assert [r.error.code if r.error else None for r in told.results] == [
+    answer = EmbedAnswer.model_validate_json(answers["*/*"].content)
+    assert [r.error.code if r.error else None for r in answer.results] == [
         None, "image-invalid", None, None,
     ]  # fmt: skip
-    good = np.asarray([r.embedding for r in told.results if r.embedding])
+    good = np.asarray([r.embedding for r in answer.results if r.embedding])
     np.testing.assert_allclose(np.linalg.norm(good, axis=1), 1, atol=1e-5)
     assert answers["application/json"].headers["content-type"] == "application/json"
     as_npy = np.load(io.BytesIO(answers[NPY].content))
@@ -343,8 +343,8 @@ def test_more_than_the_queue_holds_is_refused_with_the_time_to_come_back(
     assert {answer.status_code for answer in answers} == {200, 429}
     for answer in refused:
         assert int(answer.headers["retry-after"]) >= 1
-        told = problem(answer, 429, "overloaded").model_extra or {}
-        assert 0 < told["retry_after_s"] <= 60
+        body = problem(answer, 429, "overloaded").model_extra or {}
+        assert 0 < body["retry_after_s"] <= 60
     for answer in answers:
         if answer.status_code == 200:
             results = ClassifyAnswer.model_validate_json(answer.content).results

@@ -1,4 +1,4 @@
-"""Every status the service can answer: documented in docs/serving.md, and provoked over HTTP."""
+"""Every status of the service is documented in docs/serving.md and provoked over HTTP."""
 
 import json
 import re
@@ -17,23 +17,23 @@ from prompt_serve.service.http.app import create_app
 from prompt_serve.service.problems import MEDIA_TYPE
 from prompt_serve.service.settings import PREFIX, Settings
 from prompt_serve.training.clip.backbone import Backbone
-from tests.service.guarding import Guarded
 from tests.service.process import ROOT
 from tests.service.prompts import bomb, learned_prompt, picture, unprobed, unservable
+from tests.service.secured_service import SecuredService
 
 DOCUMENT = ROOT / "docs" / "serving.md"
 METHODS = ("get", "post", "put", "delete")
 PNG = {"content-type": "image/png"}
 
 # Codes of errors that never reach a client of the service: they stop a start, a training or the
-# client itself, or are the bases of others.
+# client itself, or belong to base classes.
 NOT_ANSWERED = {
     "backbone-error", "backbone-unavailable", "backbone-unsupported", "bundle-invalid",
     "config-invalid", "database-unsupported", "dataset-invalid", "dataset-missing",
     "dependency-missing", "export-parity-failed", "prompt-error", "provider-unavailable",
     "results-invalid", "service-failed", "service-unreachable",
 }  # fmt: skip
-# Codes that these services cannot be brought to answer; the tests that see them.
+# Codes that cannot be provoked here; the tests that see them.
 SEEN_ELSEWHERE = {
     "deadline-exceeded": "http/test_requests.py",
     "image-unreachable": "inference/test_url_fetcher.py",
@@ -108,28 +108,28 @@ def test_openapi_says_what_bodies_look_like(openapi: dict[str, Any]) -> None:
 
 
 def test_every_route_is_documented_with_its_statuses(openapi: dict[str, Any]) -> None:
-    wanted = {
+    expected = {
         f"`{method.upper()} /v1{path}`": ", ".join(sorted(operation["responses"]))
         for path, operations in openapi["paths"].items()
         for method, operation in operations.items()
     }
-    found = {route: statuses for route, statuses, *_ in _table("Routes")}
+    documented = {route: statuses for route, statuses, *_ in _table("Routes")}
 
-    expected = "\n".join(f"| {route} | {statuses} | |" for route, statuses in wanted.items())
-    assert found == wanted, f"the table should have:\n{expected}"
+    table = "\n".join(f"| {route} | {statuses} | |" for route, statuses in expected.items())
+    assert documented == expected, f"the table should have:\n{table}"
 
 
 @pytest.mark.serve
 @pytest.mark.slow
 def test_each_documented_code_is_provoked_and_no_other(
     http: httpx.Client,
-    guarded: Guarded,
+    secured: SecuredService,
     tiny_backbone: Backbone,
     documented: dict[str, Row],
     openapi: dict[str, Any],
 ) -> None:
     seen: dict[str, int] = {}
-    answers = [*_provoked(http, tiny_backbone), *_provoked_by_keys(guarded)]
+    answers = [*_provoked(http, tiny_backbone), *_provoked_by_keys(secured)]
     for name in ("codes", "codes-2"):
         http.delete(f"/v1/tasks/{name}")
 
@@ -145,7 +145,7 @@ def test_each_documented_code_is_provoked_and_no_other(
 
 
 def _check_openapi(openapi: dict[str, Any], response: httpx.Response) -> None:
-    """The answer is one that OpenAPI has for the route."""
+    """Assert that OpenAPI lists the answer for the route."""
     request = response.request
     path = request.url.path.removeprefix("/v1")
     for template, operations in openapi["paths"].items():
@@ -157,7 +157,7 @@ def _check_openapi(openapi: dict[str, Any], response: httpx.Response) -> None:
 
 
 def _provoked(http: httpx.Client, backbone: Backbone) -> Iterator[tuple[str, httpx.Response]]:
-    """Codes, and an answer that should carry each."""
+    """Yield codes, each with an answer that should carry it."""
     prompt = learned_prompt(backbone, ["a", "b"])
     put = http.put("/v1/tasks/codes", content=to_bytes(prompt))
     assert put.status_code == 201, put.text
@@ -203,8 +203,8 @@ def _bad_prompts(backbone: Backbone) -> Iterator[tuple[str, bytes]]:
     yield "prompt-too-long", to_bytes(replace(good, class_names=("a", long)))
 
 
-def _provoked_by_keys(guarded: Guarded) -> Iterator[tuple[str, httpx.Response]]:
-    with guarded.client(None) as nobody, guarded.client(guarded.infer) as infer:
+def _provoked_by_keys(secured: SecuredService) -> Iterator[tuple[str, httpx.Response]]:
+    with secured.client(None) as nobody, secured.client(secured.infer) as infer:
         yield "not-authenticated", nobody.get("/v1/info")
         yield "not-allowed", infer.delete("/v1/tasks/anything")
 

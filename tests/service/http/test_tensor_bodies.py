@@ -1,4 +1,4 @@
-"""Arrays as bodies: what numpy and safetensors write is read back, everything else is refused."""
+"""Arrays as bodies: files of numpy and safetensors are read, everything else is rejected."""
 
 import io
 import pickle
@@ -13,10 +13,10 @@ from prompt_serve.errors import ImageInvalid, RequestInvalid
 from prompt_serve.service.http.tensor_bodies import (
     NPY,
     SAFETENSORS,
-    embeddings_of,
-    embeddings_of_lists,
+    embeddings_from_array,
+    embeddings_from_lists,
     npy_bytes,
-    pixels_of,
+    pixels_from_array,
     read_tensor,
     safetensors_bytes,
 )
@@ -97,21 +97,21 @@ def test_pixels_as_floats_are_the_same_pixels(dtype: str) -> None:
     pixels = np.arange(256, dtype=np.uint8).repeat(3 * 3).reshape(3, 16, 16, 3)
 
     for array in (pixels, (pixels / 255).astype(dtype)):
-        back = pixels_of(array, 16)
+        back = pixels_from_array(array, 16)
         assert len(back) == 3
         np.testing.assert_array_equal(np.stack(back), pixels)
-    np.testing.assert_array_equal(pixels_of(pixels[0], 16)[0], pixels[0])
+    np.testing.assert_array_equal(pixels_from_array(pixels[0], 16)[0], pixels[0])
 
 
-def test_pixels_of_another_shape_or_scale_are_refused() -> None:
+def test_pixels_from_array_another_shape_or_scale_are_refused() -> None:
     good = np.zeros((2, 16, 16, 3), np.float32)
     shapes = [good[:, :8], good[..., :1], good.transpose(0, 3, 1, 2), good[0, 0], good[None]]
     for array in shapes:
-        with pytest.raises(RequestInvalid, match=r"wanted \(N, 16, 16, 3\)"):
-            pixels_of(array, 16)
+        with pytest.raises(RequestInvalid, match=r"expected \(N, 16, 16, 3\)"):
+            pixels_from_array(array, 16)
     for bad in (255.0, -1.0, np.nan, np.inf):
-        with pytest.raises(RequestInvalid, match=r"they lie in 0\.\.1"):
-            pixels_of(np.full_like(good, bad), 16)
+        with pytest.raises(RequestInvalid, match=r"expected floats in 0\.\.1"):
+            pixels_from_array(np.full_like(good, bad), 16)
 
 
 def test_embeddings_of_any_length_point_where_they_did(rng: np.random.Generator) -> None:
@@ -119,10 +119,10 @@ def test_embeddings_of_any_length_point_where_they_did(rng: np.random.Generator)
     expected = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     for array in (rows, 1e-30 * rows, 1e30 * rows, rows.astype(np.float16)):
-        found = np.stack([np.asarray(row) for row in embeddings_of(array, 8)])
+        found = np.stack([np.asarray(row) for row in embeddings_from_array(array, 8)])
         assert np.abs(found - expected).max() <= (1e-3 if array.dtype == np.float16 else 1e-6)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
-    of_lists = embeddings_of_lists(rows.tolist(), 8)
+    of_lists = embeddings_from_lists(rows.tolist(), 8)
     assert np.abs(np.stack([np.asarray(row) for row in of_lists]) - expected).max() <= 1e-6
 
 
@@ -130,14 +130,14 @@ def test_embeddings_without_a_direction_fail_alone(rng: np.random.Generator) -> 
     rows = rng.standard_normal((5, 8)).astype(np.float32)
     rows[1], rows[2, 3], rows[3, 0] = 0, np.nan, np.inf
 
-    found = embeddings_of(rows, 8)
+    found = embeddings_from_array(rows, 8)
 
     assert [isinstance(row, ImageInvalid) for row in found] == [False, True, True, True, False]
 
 
 def test_embeddings_of_another_width_or_kind_are_refused() -> None:
     for array in (np.zeros((2, 7)), np.zeros((2, 2, 8)), np.zeros((2, 8), np.uint8)):
-        with pytest.raises(RequestInvalid, match=r"wanted floats \(N, 8\)"):
-            embeddings_of(array, 8)
+        with pytest.raises(RequestInvalid, match=r"expected floats \(N, 8\)"):
+            embeddings_from_array(array, 8)
     with pytest.raises(RequestInvalid, match="Embedding 1 has 7 numbers"):
-        embeddings_of_lists([[0.1] * 8, [0.1] * 7], 8)
+        embeddings_from_lists([[0.1] * 8, [0.1] * 7], 8)

@@ -1,4 +1,4 @@
-"""The pages at /v1/ui and /v1/docs, in a real browser against a really started service."""
+"""The pages at /v1/ui and /v1/docs in a real browser, against a started service."""
 
 import re
 import shutil
@@ -11,12 +11,13 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.service.guarding import Guarded
 from tests.service.process import Served
 from tests.service.prompts import picture
+from tests.service.secured_service import SecuredService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 60_000
+ABOUT = re.compile("tasks?, version")
 PAGES = ("/v1/ui", "/v1/docs")
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -33,7 +34,7 @@ def browser() -> Iterator[Browser]:
 
 
 class Watched:
-    """A tab of the browser, and what should not happen in it."""
+    """Browser tab that collects console messages, errors and requests to other hosts."""
 
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.page: Page = browser.new_context(base_url=url, **options).new_page()
@@ -43,9 +44,9 @@ class Watched:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url, url))
 
-    def _note(self, asked: str, own: str) -> None:
-        if not asked.startswith((own, "blob:", "data:")):
-            self.complaints.append(f"asked another host: {asked}")
+    def _note(self, requested: str, own: str) -> None:
+        if not requested.startswith((own, "blob:", "data:")):
+            self.complaints.append(f"requested another host: {requested}")
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def images(tmp_path: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
-def test_tasks_are_chosen_images_dropped_and_predictions_seen(
+def test_tasks_are_selected_images_added_and_predictions_shown(
     browser: Browser, served: Served, tasks: None, images: list[Path], width: int
 ) -> None:
     tab = Watched(browser, served.url, viewport={"width": width, "height": 800})
@@ -85,10 +86,10 @@ def test_tasks_are_chosen_images_dropped_and_predictions_seen(
     expect(cards).to_have_count(2, timeout=PATIENCE_MS)
     expect(cards.nth(0).locator("h4")).to_have_text(["page-weather", "page-fruit"])
     expect(cards.nth(0).locator("progress")).to_have_count(6)
-    percent = [float(t.split()[0]) for t in cards.nth(0).locator("text=/%$/").all_inner_texts()]
+    percent = [float(t.rstrip("%")) for t in cards.nth(0).locator("text=/%$/").all_inner_texts()]
     assert 99 < sum(percent[:3]) < 101
     expect(cards.nth(1).locator(".error")).to_contain_text("not an image in a format we read")
-    expect(page.locator("#status")).to_have_text("1 of 2 could not be read.")
+    expect(page.locator("#status")).to_have_text("1 of 2 images could not be read.")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert tab.complaints == []
 
@@ -125,7 +126,7 @@ def test_the_keyboard_alone_is_enough(browser: Browser, served: Served, tasks: N
     page.keyboard.press("Tab")
     page.keyboard.press("Space")
 
-    expect(page.locator("#chosen")).to_have_text("1 chosen")
+    expect(page.locator("#selected")).to_have_text("1 selected")
     reached = []
     for _ in range(5):
         page.keyboard.press("Tab")
@@ -133,24 +134,30 @@ def test_the_keyboard_alone_is_enough(browser: Browser, served: Served, tasks: N
     assert {"files", "top", "clear", "curl"} <= set(reached)
 
 
-def test_the_page_asks_for_a_key_where_one_is_wanted(browser: Browser, guarded: Guarded) -> None:
-    url = guarded.served.url
-    tab = Watched(browser, url, http_credentials={"username": "any", "password": guarded.infer})
+def test_the_page_asks_for_a_key_if_the_service_needs_one(
+    browser: Browser, secured: SecuredService
+) -> None:
+    url = secured.served.url
+    tab = Watched(browser, url, http_credentials={"username": "any", "password": secured.infer})
     tab.page.goto("/v1/ui")
-    expect(tab.page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
+    expect(tab.page.locator("#about")).to_contain_text(
+        re.compile("tasks?, version"), timeout=PATIENCE_MS
+    )
 
-    wrong = {"username": "any", "password": guarded.infer}
+    wrong = {"username": "any", "password": secured.infer}
     page = Watched(browser, url, http_credentials=wrong).page
     page.goto("/v1/ui")
     page.evaluate("sessionStorage.setItem('prompt-serve-key', 'ps_wrong')")
     page.reload()
     expect(page.locator("#key-form")).to_be_visible(timeout=PATIENCE_MS)
-    page.fill("#key", guarded.infer)
+    page.fill("#key", secured.infer)
     page.keyboard.press("Enter")
-    expect(page.locator("#about")).to_contain_text("tasks, version", timeout=PATIENCE_MS)
+    expect(page.locator("#about")).to_contain_text(
+        re.compile("tasks?, version"), timeout=PATIENCE_MS
+    )
     expect(page.locator("#key-form")).to_be_hidden()
     assert "$PROMPT_SERVE_API_KEY" in page.inner_text("#curl")
-    assert guarded.infer not in page.content()
+    assert secured.infer not in page.content()
 
 
 def test_the_api_documentation_works_without_any_other_host(

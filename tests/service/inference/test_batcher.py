@@ -1,4 +1,4 @@
-"""The batcher: the same features as one by one, outcomes per image, and nobody waits for ever."""
+"""Batcher: same features as one by one, an outcome per image, and no request left hanging."""
 
 import threading
 import time
@@ -61,7 +61,7 @@ def outcomes(future: Future[list[Outcome]]) -> list[Outcome]:
 
 
 class Gate:
-    """An encoder that waits until it is let through, and counts what it was given."""
+    """Encoder that waits until it is opened, and records the sizes of its batches."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -154,7 +154,9 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
     gate = Gate()
     with batcher(gate, max_queue_images=4) as running:
         admitted = running.submit([b"\x01"] * 3, soon())
-        with pytest.raises(Overloaded, match="3 images are waiting, 2 more exceed the 4") as caught:
+        with pytest.raises(
+            Overloaded, match="3 images are waiting, 2 more would exceed the maximum of 4"
+        ) as caught:
             running.submit([b"\x01"] * 2, soon())
         assert caught.value.retry_after_s > 0
         fits = running.submit([b"\x02"], soon())
@@ -171,13 +173,13 @@ def test_images_past_their_deadline_or_given_up_are_not_run() -> None:
         assert gate.entered.wait(20)
         late = running.submit([b"\x02"], time.monotonic() + 0.05)
         given_up = running.submit([b"\x03"], soon())
-        wanted = running.submit([b"\x04"], soon())
+        kept = running.submit([b"\x04"], soon())
         given_up.cancel()
         time.sleep(0.1)
         gate.open.set()
 
         assert isinstance(outcomes(late)[0], DeadlineExceeded)
-        outcomes(wanted)
+        outcomes(kept)
         outcomes(blocking)
         outcomes(running.submit([b"\x05"], soon()))
 
@@ -191,7 +193,7 @@ def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
         assert gate.entered.wait(20)
         stopping = threading.Thread(target=running.stop, args=(20.0,))
         stopping.start()
-        _until(lambda: running._refusing is not None)
+        _until(lambda: running._closed_reason is not None)
         with pytest.raises(NotReady, match="stopping"):
             running.submit([b"\x02"], soon())
         gate.open.set()
@@ -295,7 +297,9 @@ def test_the_queue_is_bounded_in_bytes_too() -> None:
     gate = Gate()
     with batcher(gate, max_queue_bytes=1000) as running:
         admitted = running.submit([b"\x01" * 600], soon())
-        with pytest.raises(Overloaded, match="600 bytes, 500 more exceed the 1,000") as caught:
+        with pytest.raises(
+            Overloaded, match="600 bytes, 500 more would exceed the maximum of 1,000"
+        ) as caught:
             running.submit([b"\x02" * 500], soon())
         assert caught.value.retry_after_s > 0
         fits = running.submit([b"\x02" * 400], soon())

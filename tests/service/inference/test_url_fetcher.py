@@ -1,4 +1,4 @@
-"""Fetching from URLs, against a real HTTP server on this machine that tries to lead us astray."""
+"""Fetching from URLs, against a real HTTP server on this machine that attempts forgery (SSRF)."""
 
 import asyncio
 import threading
@@ -18,11 +18,11 @@ from prompt_serve.errors import (
 )
 from prompt_serve.service.inference.requests import Deadline
 from prompt_serve.service.inference.url_fetcher import (
-    ImageUrls,
     Resolve,
     UrlFetcher,
+    UrlImageLoader,
     UrlPolicy,
-    hosts_of,
+    parse_hosts,
     system_resolver,
 )
 from prompt_serve.service.settings import Settings
@@ -31,16 +31,16 @@ IMAGE = b"the bytes of an image"
 
 
 class Server:
-    """A web server on the loopback that notes what it was asked."""
+    """Web server on the loopback interface that records its requests."""
 
     def __init__(self, image: bytes = IMAGE) -> None:
         server = self
         self._image = image
-        self.asked: list[tuple[str, str]] = []  # path and Host
+        self.requests: list[tuple[str, str]] = []  # path and Host
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                server.asked.append((self.path, self.headers["Host"]))
+                server.requests.append((self.path, self.headers["Host"]))
                 server.answer(self)
 
             def log_message(self, format: str, *arguments: object) -> None:
@@ -108,7 +108,7 @@ LOOPBACK = frozenset({"127.0.0.1", "images.test", "other.test"})
 
 
 def names(**addresses: Sequence[str]) -> tuple[Resolve, list[str]]:
-    """A resolver that knows some names; it gives each of a name's addresses once, then the last."""
+    """Return a resolver with fixed addresses: each of a name's addresses once, then the last."""
     asked: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
@@ -143,13 +143,13 @@ def test_an_image_is_fetched_and_a_redirect_followed(server: Server) -> None:
     ["127.0.0.1", "localhost", "127.1", "2130706433", "0x7f000001", "0177.0.0.1", "[::1]", "0",
      "[::ffff:127.0.0.1]", "127.0.0.1.", "169.254.169.254", "10.0.0.1", "[fe80::1]"],
 )  # fmt: skip
-def test_no_way_of_writing_this_machine_gets_there(server: Server, host: str) -> None:
-    before = len(server.asked)
+def test_this_machine_is_refused_however_it_is_written(server: Server, host: str) -> None:
+    before = len(server.requests)
 
     with pytest.raises((UrlRefused, ImageUnreachable)) as caught:
         fetch(server.url("/image", host), UrlPolicy())
 
-    assert len(server.asked) == before
+    assert len(server.requests) == before
     # Refused, unless no resolver knows what it stands for.
     assert isinstance(caught.value, UrlRefused) or "gave no answer" in str(caught.value)
 
@@ -166,15 +166,15 @@ def test_the_address_that_was_checked_is_the_one_connected_to(server: Server) ->
     resolve, asked = names(images_test=["127.0.0.1", "203.0.113.9"])
 
     assert fetch(server.url("/image", "images.test"), resolve=resolve) == IMAGE
-    assert asked == ["images.test"]  # once: there is no second answer to be led astray by
-    assert server.asked[-1] == ("/image", f"images.test:{server.port}")
+    assert asked == ["images.test"]  # once: there is no second answer to trust
+    assert server.requests[-1] == ("/image", f"images.test:{server.port}")
 
 
 def test_a_name_that_turns_private_between_redirects_is_caught(server: Server) -> None:
     # Public at first as far as the policy goes, then this machine: the redirect is checked anew.
     resolve, asked = names(images_test=["127.0.0.1"], rebound_test=["127.0.0.1"])
     policy = UrlPolicy(private_hosts=frozenset({"images.test"}))
-    before = len(server.asked)
+    before = len(server.requests)
 
     with pytest.raises(UrlRefused, match=r"'rebound\.test' does not have a public address"):
         fetch(
@@ -184,7 +184,7 @@ def test_a_name_that_turns_private_between_redirects_is_caught(server: Server) -
         )
 
     assert asked == ["images.test", "rebound.test"]
-    assert len(server.asked) == before + 1
+    assert len(server.requests) == before + 1
 
 
 def test_redirects_are_checked_and_bounded(server: Server) -> None:
@@ -209,7 +209,7 @@ def test_redirects_are_checked_and_bounded(server: Server) -> None:
      "http://user:secret@images.test/", "unix:///run/docker.sock", "http://[::1", "data:,x",
      "http://images.test:99999999/", "javascript:alert(1)", "//images.test/a"],
 )  # fmt: skip
-def test_what_is_no_plain_url_is_refused_unasked(url: str) -> None:
+def test_anything_but_a_plain_url_is_refused_before_resolving(url: str) -> None:
     resolve, asked = names()
 
     with pytest.raises(UrlRefused):
@@ -218,10 +218,10 @@ def test_what_is_no_plain_url_is_refused_unasked(url: str) -> None:
     assert asked == []
 
 
-def test_only_the_hosts_of_the_allow_list_are_fetched_from(server: Server) -> None:
+def test_only_the_parse_hosts_the_allow_list_are_fetched_from(server: Server) -> None:
     resolve, _ = names(images_test=["127.0.0.1"], cdn_images_test=["127.0.0.1"])
     everywhere = frozenset({"images.test", "cdn.images.test", "evilimages.test"})
-    policy = UrlPolicy(hosts=hosts_of("*.images.test, Other.test"), private_hosts=everywhere)
+    policy = UrlPolicy(hosts=parse_hosts("*.images.test, Other.test"), private_hosts=everywhere)
 
     assert fetch(server.url("/image", "CDN.images.test"), policy, resolve) == IMAGE
     for host in ("images.test", "evilimages.test", "127.0.0.1"):
@@ -285,6 +285,6 @@ def fetch_all(
     settings: Settings, urls: list[str], timeout_s: float = 20
 ) -> list[bytes | PromptServeError]:
     async def run() -> list[bytes | PromptServeError]:
-        return await ImageUrls(settings).fetch_all(urls, Deadline.after(timeout_s))
+        return await UrlImageLoader(settings).fetch_all(urls, Deadline.after(timeout_s))
 
     return asyncio.run(run())

@@ -17,9 +17,9 @@ import pytest
 from prompt_serve.client import Client
 from prompt_serve.errors import NotAllowed, NotAuthenticated
 from prompt_serve.schemas import Problem
-from prompt_serve.service.middleware.auth import OPEN, is_loopback, role_needed
-from tests.service.guarding import Guarded, keys_of
+from prompt_serve.service.middleware.auth import PUBLIC_PATHS, is_loopback, required_role
 from tests.service.process import ROOT, environment, refused_start, service
+from tests.service.secured_service import SecuredService, open_keys
 
 # Whatever is not in this list needs the role admin: a new route has to be put here on purpose.
 FOR_INFER = {
@@ -58,7 +58,7 @@ GONE_WITHIN_S = 1.0
 @pytest.fixture(scope="module")
 def routes() -> set[tuple[str, str]]:
     """Method and template of every route. By a process of its own: BentoML's imports warn."""
-    command = [sys.executable, "-m", "tests.service.walk"]
+    command = [sys.executable, "-m", "tests.service.list_routes"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
     )
@@ -69,18 +69,18 @@ def path_of(template: str) -> str:
     return re.sub(r"\{\w+\}", "some", template)
 
 
-def test_the_walk_finds_routes_of_every_framework(routes: set[tuple[str, str]]) -> None:
+def test_routes_of_every_framework_are_listed(routes: set[tuple[str, str]]) -> None:
     found = {f"{method} {path}" for method, path in routes}
     assert {*FOR_INFER, *FOR_ADMIN, "GET /livez", "GET /readyz", "GET /healthz"} <= found
 
 
 def test_every_route_asks_for_a_key_except_the_probes(
-    guarded: Guarded, routes: set[tuple[str, str]]
+    secured: SecuredService, routes: set[tuple[str, str]]
 ) -> None:
-    with guarded.client(None) as http:
+    with secured.client(None) as http:
         for method, template in sorted(routes):
             answer = http.request(method, path_of(template))
-            expected = 200 if template in OPEN else 401
+            expected = 200 if template in PUBLIC_PATHS else 401
             assert answer.status_code == expected, (method, template)
             if expected == 401:
                 assert answer.headers["www-authenticate"].startswith("Bearer"), template
@@ -90,13 +90,13 @@ def test_every_route_asks_for_a_key_except_the_probes(
 
 
 def test_the_infer_role_reads_and_asks_and_nothing_else(
-    guarded: Guarded, routes: set[tuple[str, str]]
+    secured: SecuredService, routes: set[tuple[str, str]]
 ) -> None:
-    with guarded.client(guarded.infer) as http:
+    with secured.client(secured.infer) as http:
         for method, template in sorted(routes):
             answer = http.request(method, path_of(template))
             method = "GET" if method == "HEAD" else method
-            if template in OPEN or f"{method} {template}" in FOR_INFER:
+            if template in PUBLIC_PATHS or f"{method} {template}" in FOR_INFER:
                 assert answer.status_code not in (401, 403), (method, template)
                 continue
             assert answer.status_code == 403, (method, template)
@@ -106,9 +106,9 @@ def test_the_infer_role_reads_and_asks_and_nothing_else(
         assert http.get("/v1/nonsense").status_code == 403
 
 
-def test_the_admin_role_changes_tasks_and_reads_who_did(guarded: Guarded) -> None:
+def test_the_admin_role_changes_tasks_and_reads_who_did(secured: SecuredService) -> None:
     body = {"name": "audited", "class_names": ["a", "b"]}
-    with guarded.client(guarded.admin) as http:
+    with secured.client(secured.admin) as http:
         made = http.post("/v1/tasks", json=body, headers={"x-request-id": "made-by-a-test"})
         assert made.status_code == 201
         assert http.delete("/v1/tasks/audited").status_code == 204
@@ -122,39 +122,39 @@ def test_the_admin_role_changes_tasks_and_reads_who_did(guarded: Guarded) -> Non
     assert (removed["before"], removed["after"]) == (version, None)
     assert {entry["actor"] for entry in entries} == {"admin"}
     assert put["request_id"] == "made-by-a-test"
-    assert put["key_id"] in guarded.admin
+    assert put["key_id"] in secured.admin
     assert page["entries"][0]["id"] > older["entries"][0]["id"]
 
 
 @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
-def test_both_headers_carry_a_key(guarded: Guarded, header: str) -> None:
+def test_both_headers_carry_a_key(secured: SecuredService, header: str) -> None:
     scheme = "Bearer " if header == "authorization" else ""
-    with guarded.client(None, **{header: scheme + guarded.infer}) as http:
+    with secured.client(None, **{header: scheme + secured.infer}) as http:
         assert http.get("/v1/info").status_code == 200
 
 
-def test_wrong_keys_are_refused_and_never_repeated(guarded: Guarded) -> None:
-    right = guarded.infer
+def test_wrong_keys_are_refused_and_never_repeated(secured: SecuredService) -> None:
+    right = secured.infer
     swapped = right[:-1] + ("A" if right[-1] != "A" else "B")
     unknown = "ps_" + "0" * 12 + right[15:]
     for wrong in (swapped, unknown, right + "x", "ps_", "hunter2hunter2", right.upper()):
-        with guarded.client(wrong) as http:
+        with secured.client(wrong) as http:
             answer = http.get("/v1/info")
         assert answer.status_code == 401, wrong
         assert wrong == "ps_" or wrong not in answer.text  # "ps_..." is in the help
 
 
-def test_a_revoked_or_expired_key_stops_within_a_second(guarded: Guarded) -> None:
-    with keys_of(guarded.served.home) as keys:
+def test_a_revoked_or_expired_key_stops_within_a_second(secured: SecuredService) -> None:
+    with open_keys(secured.served.home) as keys:
         token, key = keys.create("leaving", "infer")
-        with guarded.client(token) as http:
+        with secured.client(token) as http:
             assert http.get("/v1/info").status_code == 200
             keys.revoke("leaving")
             detail = _refused_after(http, time.monotonic() + GONE_WITHIN_S)
         assert "'leaving' is revoked" in detail
         soon = datetime.now(UTC) + timedelta(seconds=2)
         token, _ = keys.create("expiring", "infer", soon)
-        with guarded.client(token) as http:
+        with secured.client(token) as http:
             detail = _refused_after(http, time.monotonic() + 2)
         assert "'expiring' is expired" in detail
         used = _until(lambda: [k.last_used for k in keys.all() if k.id == key.id and k.last_used])
@@ -181,12 +181,12 @@ def _until(found: Callable[[], list[Any]]) -> list[Any]:
     return something
 
 
-def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
+def test_browsers_of_the_allowed_origin_alone_may_ask(secured: SecuredService) -> None:
     preflight = {
         "access-control-request-method": "PUT",
         "access-control-request-headers": "x-api-key",
     }
-    with guarded.client(None) as http:
+    with secured.client(None) as http:
         allowed = http.options(
             "/v1/tasks/a", headers={"origin": "https://page.example", **preflight}
         )
@@ -206,10 +206,10 @@ def test_browsers_of_the_allowed_origin_alone_may_ask(guarded: Guarded) -> None:
 
 
 def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
-    guarded: Guarded,
+    secured: SecuredService,
 ) -> None:
-    basic = "Basic " + base64.b64encode(f"key:{guarded.admin}".encode()).decode()
-    with guarded.client(None, accept="text/html") as http:
+    basic = "Basic " + base64.b64encode(f"key:{secured.admin}".encode()).decode()
+    with secured.client(None, accept="text/html") as http:
         asked = http.get("/v1/ui")
         opened = http.get("/v1/ui", headers={"authorization": basic})
         foreign = http.delete("/v1/tasks/x", headers={"authorization": basic})
@@ -222,17 +222,17 @@ def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
 
 
 def test_the_client_sends_its_key_and_understands_refusals(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+    secured: SecuredService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = guarded.served.url
-    with Client(url, api_key=guarded.infer) as client:
+    url = secured.served.url
+    with Client(url, api_key=secured.infer) as client:
         assert client.info().provider == "CPUExecutionProvider"
         with pytest.raises(NotAllowed, match="needs a key with the role 'admin'") as refused:
             client.delete("pets")
         assert refused.value.role == "admin"
     with Client(url) as client, pytest.raises(NotAuthenticated, match="This needs a key"):
         client.info()
-    monkeypatch.setenv("PROMPT_SERVE_API_KEY", f"{guarded.infer}\n")
+    monkeypatch.setenv("PROMPT_SERVE_API_KEY", f"{secured.infer}\n")
     with Client(url) as client:
         assert client.info().limits.max_images > 0
 
@@ -242,13 +242,13 @@ def test_without_any_key_only_this_machine_is_answered(tiny_bundle: Path, tmp_pa
         assert http.get("/v1/info").status_code == 200
         # A page whose name was made to point here.
         assert http.get("/v1/info", headers={"host": "evil.example"}).status_code == 401
-        with keys_of(tmp_path) as keys:
+        with open_keys(tmp_path) as keys:
             keys.create("first", "infer")
         give_up = time.monotonic() + 10
         while http.get("/v1/info").status_code == 200:
             assert time.monotonic() < give_up
         assert http.get("/v1/info").status_code == 401
-        with keys_of(tmp_path) as keys:
+        with open_keys(tmp_path) as keys:
             keys.revoke("first")
         time.sleep(0.6)  # longer than anything is remembered
         assert http.get("/v1/info").status_code == 401  # no way back to everybody
@@ -276,7 +276,7 @@ def test_which_addresses_are_this_machine_alone(host: str, expected: bool) -> No
 
 
 def test_unknown_routes_need_the_greatest_role() -> None:
-    assert role_needed("GET", "/v1/something-new") == "admin"
-    assert role_needed("BREW", "/v1/classify") == "admin"
-    assert role_needed("POST", "/livez") == "admin"
-    assert role_needed("GET", "/v1/tasks/a/file") == "infer"
+    assert required_role("GET", "/v1/something-new") == "admin"
+    assert required_role("BREW", "/v1/classify") == "admin"
+    assert required_role("POST", "/livez") == "admin"
+    assert required_role("GET", "/v1/tasks/a/file") == "infer"

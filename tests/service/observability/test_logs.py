@@ -1,4 +1,4 @@
-"""Lines of the log: their form, and what never is in them."""
+"""Log lines: their format, and secrets that never appear in them."""
 
 import json
 import logging
@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
-from prompt_serve.service.observability.logs import FIELDS, HumanLines, JsonLines, redacted
-from prompt_serve.service.request_context import RequestContext, Timings, begin, end, server_timing
+from prompt_serve.service.observability.logs import FIELDS, HumanFormatter, JsonFormatter, redacted
+from prompt_serve.service.observability.request_log import server_timing
+from prompt_serve.service.request_context import RequestContext, request_scope
+from prompt_serve.service.stage_timings import StageTimings
 
 KEY = "ps_0123456789ab_" + "sEcReT" * 7 + "x"
 
@@ -30,7 +32,7 @@ def record(message: str, *arguments: object, **fields: object) -> logging.LogRec
     ],
 )
 def test_secrets_are_cut_out(text: str) -> None:
-    for formatter in (HumanLines(), JsonLines()):
+    for formatter in (HumanFormatter(), JsonFormatter()):
         line = formatter.format(record("%s", text))
         for secret in ("sEcReT", "abcdefghijklmnop", "a2V5OnNlY3JldA"):
             assert secret not in line
@@ -43,32 +45,40 @@ def test_secrets_of_tracebacks_are_cut_out_too() -> None:
     except ValueError:
         failed = record("failed")
         failed.exc_info = sys.exc_info()
-    for formatter in (HumanLines(), JsonLines()):
+    for formatter in (HumanFormatter(), JsonFormatter()):
         line = formatter.format(failed)
         assert "ValueError" in line
         assert "sEcReT" not in line
 
 
 def test_json_lines_are_objects_with_the_request_and_the_fields() -> None:
-    token = begin(RequestContext(request_id="r1"))
-    try:
-        line = JsonLines().format(record("two\nlines %d", 1, route="/v1/x", images=None))
-    finally:
-        end(token)
-    told = json.loads(line)
+    with request_scope(RequestContext(request_id="r1")):
+        line = JsonFormatter().format(record("two\nlines %d", 1, route="/v1/x", images=None))
+    members = json.loads(line)
     assert "\n" not in line
-    assert told["message"] == "two\nlines 1"
-    assert (told["level"], told["logger"], told["request_id"]) == ("warning", "a.b", "r1")
-    assert told["route"] == "/v1/x"
-    assert "images" not in told
+    assert members["message"] == "two\nlines 1"
+    assert (members["level"], members["logger"], members["request_id"]) == ("warning", "a.b", "r1")
+    assert members["route"] == "/v1/x"
+    assert "images" not in members
+
+
+def test_json_lines_have_nothing_that_other_frameworks_put_on_records() -> None:
+    """BentoML's filter and uvicorn set further attributes, terminal colors among them."""
+    foreign = record("message")
+    foreign.levelname_bracketed, foreign.trace_msg = "[WARNING]", ""
+    foreign.color_message, foreign.request_id = "\x1b[36mmessage", 7
+
+    members = json.loads(JsonFormatter().format(foreign))
+
+    assert members.keys() == {"time", "level", "logger", "message"}
 
 
 def test_server_timing_counts_images_side_by_side_once() -> None:
-    timings = Timings()
+    timings = StageTimings()
     timings.add("queue", 2.0, 2.5)
     timings.add("decode", 1.0, 2.0)
     timings.add("decode", 1.5, 2.25)  # beside the first, in another thread
     assert server_timing(timings, 3.0) == (
         "decode;dur=1250.00, queue;dur=500.00, total;dur=3000.00"
     )
-    assert timings.spent()["decode"].busy_s == pytest.approx(1.75)
+    assert timings.by_stage()["decode"].busy_s == pytest.approx(1.75)

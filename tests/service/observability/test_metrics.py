@@ -8,14 +8,14 @@ from pathlib import Path
 
 from prompt_serve.service.observability import metrics
 
-# What a worker does: count, have images in its queue, and end without a word if told to.
+# A worker that counts, has images in its queue, and exits with or without cleaning up.
 _WORKER = """
 import os, sys
 from prompt_serve.service.observability import metrics
 metrics.images_answered.inc(3)
 metrics.queue_images.inc(2)
 metrics.decode_seconds.observe(0.01)
-if "orderly" in sys.argv: metrics.forget_this_worker()
+if "orderly" in sys.argv: metrics.remove_this_worker()
 if "scrape" in sys.argv: sys.stdout.write(metrics.exposition().decode())
 os._exit(0)
 """

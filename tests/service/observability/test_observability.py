@@ -1,4 +1,4 @@
-"""What a started service tells of itself: metrics, log lines, headers, spans."""
+"""Reports of a started service: metrics, log lines, headers, spans."""
 
 import asyncio
 import json
@@ -18,15 +18,15 @@ from starlette.types import Receive, Scope, Send
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.service import request_context
-from prompt_serve.service.observability.request_log import Observed
+from prompt_serve.service.observability.request_log import RequestLogMiddleware
 from prompt_serve.service.observability.tracing import (
     Tracing,
-    exporter_wanted,
     provider_from_environment,
+    requested_exporter,
 )
 from prompt_serve.service.problems import problem_of, problem_response
-from tests.service.guarding import Guarded
 from tests.service.prompts import picture
+from tests.service.secured_service import SecuredService
 
 ROOT = Path(__file__).parents[3]
 PNG = {"content-type": "image/png"}
@@ -34,14 +34,14 @@ MAX_SERIES = 500
 
 
 def series(text: str) -> dict[str, float]:
-    """Every sample of an exposition, by its name and labels."""
+    """Parse all samples of an exposition, by name and labels."""
     lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, _, value in lines}
 
 
 @pytest.fixture
-def admin(guarded: Guarded) -> Any:
-    with guarded.client(guarded.admin) as http:
+def admin(secured: SecuredService) -> Any:
+    with secured.client(secured.admin) as http:
         yield http
 
 
@@ -98,13 +98,13 @@ def test_metrics_count_images_batches_uploads_and_the_cache(admin: httpx.Client,
     ("n_names", "n_paths"), [(100, 50), pytest.param(10_000, 1_000, marks=pytest.mark.long)]
 )
 def test_task_names_and_a_scanner_add_no_series(
-    guarded: Guarded, n_names: int, n_paths: int
+    secured: SecuredService, n_names: int, n_paths: int
 ) -> None:
-    with guarded.client(guarded.admin) as http:
-        _ask_for(http, ["first"], ["first"])
+    with secured.client(secured.admin) as http:
+        _request(http, ["first"], ["first"])
         scrape(http)
         before = scrape(http)
-        _ask_for(http, [f"name-{i}" for i in range(n_names)], [f"{i}.php" for i in range(n_paths)])
+        _request(http, [f"name-{i}" for i in range(n_names)], [f"{i}.php" for i in range(n_paths)])
         after = scrape(http)
 
     assert set(after) == set(before)
@@ -112,7 +112,7 @@ def test_task_names_and_a_scanner_add_no_series(
     assert not any("name-" in name or ".php" in name for name in after)
 
 
-def _ask_for(http: httpx.Client, names: list[str], paths: list[str]) -> None:
+def _request(http: httpx.Client, names: list[str], paths: list[str]) -> None:
     for name in names:
         assert http.get(f"/v1/tasks/{name}").status_code == 404
     for path in paths:
@@ -121,7 +121,7 @@ def _ask_for(http: httpx.Client, names: list[str], paths: list[str]) -> None:
         assert http.patch("/v1/tasks", params={"of": path}).status_code == 405
 
 
-def test_an_answer_says_whose_it_is_and_where_its_time_went(admin: httpx.Client, task: str) -> None:
+def test_an_answer_has_its_request_id_and_stage_times(admin: httpx.Client, task: str) -> None:
     answer = classify(admin, task, **{"x-request-id": "abc-123"})
     assert answer.headers["x-request-id"] == "abc-123"
     spent = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["server-timing"]))
@@ -135,15 +135,15 @@ def test_an_answer_says_whose_it_is_and_where_its_time_went(admin: httpx.Client,
         assert re.fullmatch(r"[0-9a-f]{16}", made)
 
 
-def test_every_problem_document_carries_the_request_id(guarded: Guarded) -> None:
-    with guarded.client(guarded.admin, **{"x-request-id": "of-a-problem"}) as http:
+def test_every_problem_document_carries_the_request_id(secured: SecuredService) -> None:
+    with secured.client(secured.admin, **{"x-request-id": "of-a-problem"}) as http:
         answers = [
             http.get("/v1/tasks/none"),
             http.get("/v1/nonsense"),
             http.get("/v1/tasks?limit=x"),
             http.post("/v1/classify", content=b"?", headers={"content-type": "text/plain"}),
         ]
-    with guarded.client(None, **{"x-request-id": "of-a-problem"}) as http:
+    with secured.client(None, **{"x-request-id": "of-a-problem"}) as http:
         answers.append(http.get("/v1/info"))
     for answer in answers:
         assert answer.status_code >= 400
@@ -151,56 +151,56 @@ def test_every_problem_document_carries_the_request_id(guarded: Guarded) -> None
         assert answer.headers["x-request-id"] == "of-a-problem"
 
 
-def lines_of(guarded: Guarded, request_id: str) -> list[dict[str, Any]]:
-    """The log's lines about a request; they come after the answer."""
+def lines_of(secured: SecuredService, request_id: str) -> list[dict[str, Any]]:
+    """Wait for the log lines of a request; they are written after the answer."""
     give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         found = [
             json.loads(line)
-            for line in guarded.served.log.read_text().splitlines()
+            for line in secured.served.log.read_text().splitlines()
             if request_id in line
         ]
         if found:
             return found
         time.sleep(0.05)
-    raise AssertionError(f"no line about {request_id} in {guarded.served.log.read_text()[-3000:]}")
+    raise AssertionError(f"no line about {request_id} in {secured.served.log.read_text()[-3000:]}")
 
 
 def test_a_log_line_tells_who_asked_what_and_how_long_it_took(
-    guarded: Guarded, admin: httpx.Client, task: str
+    secured: SecuredService, admin: httpx.Client, task: str
 ) -> None:
     classify(admin, task, **{"x-request-id": "logged-request"})
-    [line] = lines_of(guarded, "logged-request")
+    [line] = lines_of(secured, "logged-request")
     assert line["logger"] == "prompt_serve.request"
     assert (line["method"], line["route"], line["status"]) == ("POST", "/v1/classify", 200)
     assert (line["images"], line["tasks"], line["key"]) == (1, 1, "admin")
-    assert line["key_id"] in guarded.admin
+    assert line["key_id"] in secured.admin
     assert line["duration_ms"] > 0
 
 
-def test_no_secret_is_ever_logged(guarded: Guarded) -> None:
-    secret = guarded.infer.split("_", 2)[2]
-    for headers in ({"authorization": f"Bearer {guarded.infer}"}, {"x-api-key": guarded.infer}):
-        for path in ("/v1/info", f"/v1/tasks/{guarded.infer}", f"/v1/info?api_key={guarded.infer}"):
-            httpx.get(guarded.served.url + path, headers=headers)
-            httpx.get(guarded.served.url + path, headers={"x-api-key": guarded.infer + "x"})
-    httpx.get(guarded.served.url + "/v1/info", headers={"x-request-id": "after-the-secrets"})
-    lines_of(guarded, "after-the-secrets")
-    log = guarded.served.log.read_text()
+def test_no_secret_is_ever_logged(secured: SecuredService) -> None:
+    secret = secured.infer.split("_", 2)[2]
+    for headers in ({"authorization": f"Bearer {secured.infer}"}, {"x-api-key": secured.infer}):
+        for path in ("/v1/info", f"/v1/tasks/{secured.infer}", f"/v1/info?api_key={secured.infer}"):
+            httpx.get(secured.served.url + path, headers=headers)
+            httpx.get(secured.served.url + path, headers={"x-api-key": secured.infer + "x"})
+    httpx.get(secured.served.url + "/v1/info", headers={"x-request-id": "after-the-secrets"})
+    lines_of(secured, "after-the-secrets")
+    log = secured.served.log.read_text()
     assert secret not in log
-    assert guarded.admin.split("_", 2)[2] not in log
+    assert secured.admin.split("_", 2)[2] not in log
     started = (line for line in log.splitlines() if line.startswith("{"))
     assert all(json.loads(line)["message"] for line in started)
 
 
 async def _stages(scope: Scope, receive: Receive, send: Send) -> None:
-    """An app that spends known times, and fails as it is told."""
-    facts = request_context.current()
-    facts.images, facts.tasks = 2, 3
+    """App that records known stage times, and fails."""
+    request = request_context.current_request()
+    request.images, request.tasks = 2, 3
     now = time.monotonic()
-    facts.timings.add("decode", now - 0.5, now - 0.3)
-    facts.timings.add("decode", now - 0.4, now - 0.2)
-    facts.timings.add("inference", now - 0.2, now - 0.1)
+    request.timings.add("decode", now - 0.5, now - 0.3)
+    request.timings.add("decode", now - 0.4, now - 0.2)
+    request.timings.add("inference", now - 0.2, now - 0.1)
     scope["route"] = type("Route", (), {"path": "/things/{name}"})()
     error = ConfigInvalid("no")
     await problem_response(problem_of(error))(scope, receive, send)
@@ -219,7 +219,7 @@ def test_a_request_is_a_span_below_its_callers_with_its_stages_below(
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def ask() -> None:
-        transport = httpx.ASGITransport(Observed(_stages, Tracing(provider)))
+        transport = httpx.ASGITransport(RequestLogMiddleware(_stages, Tracing(provider)))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             await http.get("/things/secret-name", headers={"traceparent": parent})
 
@@ -258,12 +258,12 @@ def test_a_request_is_a_span_below_its_callers_with_its_stages_below(
 def test_traces_are_off_unless_the_standard_variables_ask_for_them(
     environment: dict[str, str], expected: str | None
 ) -> None:
-    assert exporter_wanted(environment) == expected
+    assert requested_exporter(environment) == expected
     if expected is None:
         provider: AnyProvider = provider_from_environment(environment)
         assert not provider.get_tracer("x").start_span("y").is_recording()
-    with pytest.raises(ConfigInvalid, match="wanted one of otlp, console"):
-        exporter_wanted({"OTEL_TRACES_EXPORTER": "zipkin"})
+    with pytest.raises(ConfigInvalid, match="expected one of otlp, console"):
+        requested_exporter({"OTEL_TRACES_EXPORTER": "zipkin"})
 
 
 def test_every_query_of_the_dashboard_names_a_metric_that_exists(admin: httpx.Client) -> None:

@@ -72,7 +72,7 @@ def test_names_are_taken_while_their_key_is_valid(keys: Keys) -> None:
     keys.create("ci", "admin")
     with pytest.raises(RequestInvalid, match="cannot be the name of a key"):
         keys.create("two words", "infer")
-    with pytest.raises(RequestInvalid, match="which is past"):
+    with pytest.raises(RequestInvalid, match="which is in the past"):
         keys.create("old", "infer", datetime.now(UTC) - timedelta(seconds=1))
     with pytest.raises(RequestInvalid, match="no key 'nobody' that could be revoked"):
         keys.revoke("nobody")

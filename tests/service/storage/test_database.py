@@ -137,8 +137,8 @@ def test_a_failed_step_leaves_the_tables_as_they_were(
 
 
 @pytest.mark.parametrize("url", ["nonsense", "mysql://host/name", ""])
-def test_other_urls_are_refused_with_those_that_are_wanted(url: str) -> None:
-    with pytest.raises(ConfigInvalid, match=r"wanted sqlite:///PATH, or postgresql://"):
+def test_other_urls_are_refused_with_those_that_are_expected(url: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"expected sqlite:///PATH, or postgresql://"):
         Database(url)
 
 

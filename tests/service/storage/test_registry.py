@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from prompt_serve.errors import NotReady, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes, version_of
-from prompt_serve.service.request_context import Actor, RequestContext, begin, end
+from prompt_serve.service.request_context import Actor, RequestContext, request_scope
 from prompt_serve.service.storage import database as database_module
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition
@@ -200,10 +200,9 @@ def test_a_full_disk_is_an_error_and_the_old_version_stays(tmp_path: Path) -> No
 
 
 def test_history_tells_who_did_what_when(registry: Registry) -> None:
-    token = begin(RequestContext(actor=Actor("ada", "k1")))
-    first = put(registry, "a", GOLDEN["low_rank"])
-    second = put(registry, "a", GOLDEN["zero_shot"])
-    end(token)
+    with request_scope(RequestContext(actor=Actor("ada", "k1"))):
+        first = put(registry, "a", GOLDEN["low_rank"])
+        second = put(registry, "a", GOLDEN["zero_shot"])
     put(registry, "a", GOLDEN["zero_shot"])  # the same again is no change
     registry.point("a", first, "rollback")
     registry.delete("a")
@@ -260,7 +259,7 @@ def test_of_many_writers_with_one_condition_exactly_one_wins(registry: Registry)
 def test_a_version_in_use_is_not_deleted(registry: Registry) -> None:
     first = put(registry, "a", GOLDEN["low_rank"])
     put(registry, "b", GOLDEN["low_rank"])
-    with pytest.raises(VersionInUse, match="what 'a', 'b' point at"):
+    with pytest.raises(VersionInUse, match="'a', 'b' point at version"):
         registry.delete_version(first)
 
     put(registry, "a", GOLDEN["zero_shot"])
@@ -327,8 +326,8 @@ def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> Non
     registry.set_tags("labels", ["prod", "eu", "prod"])
     registry.set_tags("Pets-EU", ["eu"])
 
-    def names(wanted: TaskFilter) -> list[str]:
-        return [task.name for task in registry.tasks("", 9, wanted)[0]]
+    def names(task_filter: TaskFilter) -> list[str]:
+        return [task.name for task in registry.tasks("", 9, task_filter)[0]]
 
     assert names(TaskFilter(tags=("eu",))) == ["Pets-EU", "labels"]
     assert names(TaskFilter(tags=("eu", "prod"))) == ["labels"]

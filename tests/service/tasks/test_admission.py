@@ -14,13 +14,14 @@ from prompt_serve.errors import (
     PromptUnsupported,
 )
 from prompt_serve.prompts import class_features as module
-from prompt_serve.prompts.class_features import class_features
+from prompt_serve.prompts.class_features import EncodeText, class_features
 from prompt_serve.prompts.encodings import Deep, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.tasks.admission import verified_class_features
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.types import FloatArray
 from tests.backbones import EMBED_DIM, TEXT_WIDTH, write_tiny_backbone
 from tests.service.prompts import (
     Numbers,
@@ -37,13 +38,19 @@ NAMES = ("cat", "golden retriever", "very_long_name of some rare tropical frog",
 ROUNDING = 2e-6
 
 
+def served_features(prompt: Prompt, bundle: Bundle, encode_text: EncodeText) -> FloatArray:
+    return verified_class_features(
+        prompt, bundle, lambda: class_features(prompt, bundle.text_side, encode_text)
+    )
+
+
 @pytest.mark.parametrize("dense", [False, True], ids=["low rank", "class-specific"])
 def test_they_are_those_of_pytorch(
     tiny_backbone: Backbone, bundle: Bundle, engine: Engine, dense: bool
 ) -> None:
     prompt = learned_prompt(tiny_backbone, NAMES, dense=dense)
 
-    here = verified_class_features(prompt, bundle, engine.encode_text)
+    here = served_features(prompt, bundle, engine.encode_text)
 
     difference = float(np.abs(here - class_features_of(prompt, tiny_backbone)).max())
     print(f"largest difference from PyTorch: {difference:.2e}")
@@ -90,7 +97,7 @@ def test_vectors_of_deeper_blocks_are_served_as_they_were_learned(
     text = deep_text(TEXT_WIDTH)[kind]
     prompt = from_bytes(to_bytes(probed(unprobed(tiny_backbone, NAMES, text), tiny_backbone)))
 
-    here = verified_class_features(prompt, bundle, engine.encode_text)
+    here = served_features(prompt, bundle, engine.encode_text)
 
     assert np.abs(here - class_features_of(prompt, tiny_backbone)).max() <= ROUNDING
     shallow = class_features_of(replace(prompt, text=_shallow(text)), tiny_backbone)
@@ -110,7 +117,7 @@ def test_prompts_that_are_not_served_yet_say_so_and_what_to_do(
     prompt = probed(unprobed(tiny_backbone, NAMES, text, image, method="m"), tiny_backbone)
 
     with pytest.raises(PromptUnsupported, match=r"\(method 'm'\) has .*[Tt]rain .*'dip'"):
-        verified_class_features(prompt, bundle, engine.encode_text)
+        served_features(prompt, bundle, engine.encode_text)
 
 
 def test_vectors_for_another_number_of_blocks_are_refused(
@@ -122,9 +129,9 @@ def test_vectors_for_another_number_of_blocks_are_refused(
     too_many = unprobed(tiny_backbone, NAMES, ragged(numbers, TEXT_WIDTH, 1, 1, 1))
 
     with pytest.raises(PromptFileInvalid, match="for 3 blocks; the text tower has 2"):
-        verified_class_features(too_deep, bundle, engine.encode_text)
+        served_features(too_deep, bundle, engine.encode_text)
     with pytest.raises(PromptFileInvalid, match="values for 3 blocks; the text tower has 2"):
-        verified_class_features(too_many, bundle, engine.encode_text)
+        served_features(too_many, bundle, engine.encode_text)
 
 
 def test_a_prompt_of_another_backbone_is_refused_with_both_names(
@@ -133,7 +140,7 @@ def test_a_prompt_of_another_backbone_is_refused_with_both_names(
     other = load_backbone(str(write_tiny_backbone(tmp_path / "other", seed=7)))
 
     with pytest.raises(BackboneMismatch, match=r"learned on 'other'.*runs 'tiny'.*--backbone tiny"):
-        verified_class_features(learned_prompt(other, NAMES), bundle, engine.encode_text)
+        served_features(learned_prompt(other, NAMES), bundle, engine.encode_text)
 
 
 def test_numbers_that_were_changed_after_learning_are_refused(
@@ -143,7 +150,7 @@ def test_numbers_that_were_changed_after_learning_are_refused(
     swapped = replace(honest, class_names=("dog", *NAMES[1:3], "cat", "x"))
 
     with pytest.raises(ProbeMismatch, match="differ by"):
-        verified_class_features(swapped, bundle, engine.encode_text)
+        served_features(swapped, bundle, engine.encode_text)
 
 
 def test_features_that_are_not_numbers_are_refused(
@@ -153,7 +160,7 @@ def test_features_that_are_not_numbers_are_refused(
     nothing = np.full((len(NAMES), bundle.manifest.backbone.embed_dim), np.nan, dtype=np.float32)
 
     with pytest.raises(ProbeMismatch, match="nan"):
-        verified_class_features(prompt, bundle, lambda sequences: nothing[: len(sequences.eot)])
+        served_features(prompt, bundle, lambda sequences: nothing[: len(sequences.eot)])
 
 
 def _zero_shot(backbone: Backbone, template: str) -> Prompt:

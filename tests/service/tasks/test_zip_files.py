@@ -1,4 +1,4 @@
-"""Zips from strangers: whatever is in them, nothing is written and little is held."""
+"""Zips from untrusted callers: nothing is written to disk and little is held in memory."""
 
 import io
 import stat
@@ -12,9 +12,9 @@ from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.tasks import zip_files
-from prompt_serve.service.tasks.bulk import import_zip, unencoded
-from prompt_serve.service.tasks.registry_export import exported
-from prompt_serve.service.tasks.zip_files import Archive, prompt_files, written
+from prompt_serve.service.tasks.bulk import import_zip, without_features
+from prompt_serve.service.tasks.registry_export import export_registry
+from prompt_serve.service.tasks.zip_files import Archive, prompt_files, write_zip
 from tests.golden import GOLDEN
 from tests.service.databases import new_database
 
@@ -62,7 +62,7 @@ def test_duplicates_are_refused() -> None:
     with pytest.raises(ArchiveInvalid, match=r"'a\.safetensors' more than once"):
         Archive(zip_of(("a.safetensors", PROMPT), ("a.safetensors", PROMPT)))
     two = Archive(zip_of(("x/a.safetensors", PROMPT), ("y/a.safetensors", PROMPT)))
-    with pytest.raises(ArchiveInvalid, match="Two files of the zip are named 'a'"):
+    with pytest.raises(ArchiveInvalid, match="Two files in the zip are named 'a'"):
         prompt_files(two)
 
 
@@ -100,10 +100,10 @@ def test_a_directory_that_lies_about_a_size_does_not_help() -> None:
         archive.read("a.safetensors")
 
 
-def test_what_systems_add_to_zips_is_passed_over_and_other_files_are_not() -> None:
+def test_system_files_in_zips_are_ignored_and_other_files_refused() -> None:
     good = zip_of(("p/a.safetensors", PROMPT), ("__MACOSX/p/._a", b""), ("p/.DS_Store", b""))
     assert prompt_files(Archive(good)) == {"a": "p/a.safetensors"}
-    with pytest.raises(ArchiveInvalid, match=r"holds 'readme\.txt'; wanted prompt files alone"):
+    with pytest.raises(ArchiveInvalid, match=r"contains 'readme\.txt'; expected only prompt files"):
         prompt_files(Archive(zip_of(("a.safetensors", PROMPT), ("readme.txt", b""))))
     with pytest.raises(ArchiveInvalid, match="is empty"):
         prompt_files(Archive(zip_of()))
@@ -111,7 +111,7 @@ def test_what_systems_add_to_zips_is_passed_over_and_other_files_are_not() -> No
 
 def test_a_zip_is_written_in_chunks_and_read_back() -> None:
     files = [(f"{i}.bin", bytes([i]) * 1000) for i in range(50)]
-    chunks = list(written(files))
+    chunks = list(write_zip(files))
     assert len(chunks) > 50
     archive = Archive(io.BytesIO(b"".join(chunks)))
     assert [(path, archive.read(path)) for path in archive.paths] == files
@@ -131,22 +131,22 @@ def test_an_exported_registry_comes_out_the_same_elsewhere(
     registry.put_all([new("pets", "low_rank", ("eu", "prod")), new("alias", "low_rank")])
     registry.put(new("other", "ragged"))
     registry.set_pinned("other", True)
-    data = b"".join(exported(registry))
+    data = b"".join(export_registry(registry))
 
     elsewhere = Database(new_database(postgres))
     try:
         copy = Registry(elsewhere)
         copy.put(new("mine", "deep"))
-        report = import_zip(copy, io.BytesIO(data), unencoded)
+        report = import_zip(copy, io.BytesIO(data), without_features)
         assert (report.served, report.failed) == (3, 0)
 
-        def facts(of: Registry) -> dict[str, object]:
+        def contents(of: Registry) -> dict[str, object]:
             tasks, _ = of.tasks("", 99)
             return {t.name: (t.version, t.tags, t.pinned, t.fingerprint) for t in tasks}
 
-        assert facts(copy) == facts(registry) | {"mine": facts(copy)["mine"]}
+        assert contents(copy) == contents(registry) | {"mine": contents(copy)["mine"]}
         assert [c.what for c in copy.history("pets", None, 9)] == ["import"]
-        assert b"".join(exported(registry)) == data  # the same registry, the same bytes
+        assert b"".join(export_registry(registry)) == data  # the same registry, the same bytes
     finally:
         elsewhere.close()
 
@@ -156,12 +156,12 @@ def test_an_export_that_was_cut_short_or_changed_is_not_imported(database: Datab
     registry.put(new("pets", "low_rank"))
     before = registry.revision()
     with pytest.raises(ArchiveInvalid, match=r"no registry\.json"):
-        import_zip(registry, zip_of(("a.safetensors", PROMPT)), unencoded)
+        import_zip(registry, zip_of(("a.safetensors", PROMPT)), without_features)
 
     version = version_of(PROMPT)
-    with zipfile.ZipFile(io.BytesIO(b"".join(exported(registry)))) as archive:
+    with zipfile.ZipFile(io.BytesIO(b"".join(export_registry(registry)))) as archive:
         index = archive.read("registry.json")
     changed = zip_of((f"versions/{version}.safetensors", PROMPT + b" "), ("registry.json", index))
-    with pytest.raises(ArchiveInvalid, match=r"nothing was changed.*its sha256 is another"):
-        import_zip(registry, changed, unencoded)
+    with pytest.raises(ArchiveInvalid, match=r"nothing was changed.*its sha256 differs"):
+        import_zip(registry, changed, without_features)
     assert registry.revision() == before

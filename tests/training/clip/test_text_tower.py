@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from prompt_serve.errors import BackboneUnsupported
 from prompt_serve.prompts.sequences import PAD_ID, SequencePlan, plan_sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
-from prompt_serve.training.clip.text_tower import TextTower, fill_plan
+from prompt_serve.training.clip.text_tower import PlanVectors, TextTower
 from prompt_serve.types import ClassPosition
 
 NAMES = ("cat", "Yorkshire terrier", "a very long name of an unusually specific kind of thing")
@@ -102,7 +102,7 @@ def test_features_and_gradients_are_those_of_the_padded_tower(
     target = F.normalize(torch.randn(512, generator=torch.Generator().manual_seed(2)), dim=-1)
     results = []
     for compute in (
-        lambda c: TextTower(clip)(*fill_plan(plan, clip.token_embedding.weight, c)),
+        lambda c: TextTower(clip)(*PlanVectors(plan, clip.token_embedding.weight)(c)),
         lambda c: padded_features(clip, plan, c),
     ):
         context = start.clone().requires_grad_()
@@ -120,7 +120,7 @@ def test_words_give_the_features_of_encode_text(clip: open_clip.CLIP, tokenizer:
     plan = plan_sequences(tokenizer, NAMES, TEMPLATE, context_length=77)
     ids = open_clip.tokenize([TEMPLATE.replace("{}", name) for name in NAMES])
 
-    fast = TextTower(clip)(*fill_plan(plan, clip.token_embedding.weight, None))
+    fast = TextTower(clip)(*PlanVectors(plan, clip.token_embedding.weight)(None))
 
     torch.testing.assert_close(fast, clip.encode_text(ids, normalize=True), atol=TOLERANCE, rtol=0)
 
@@ -132,7 +132,7 @@ def test_a_tower_that_is_not_causal_reads_everything(tokenizer: Tokenizer) -> No
 
     assert not tower.causal
     torch.testing.assert_close(
-        tower(*fill_plan(plan, clip.token_embedding.weight, context)),
+        tower(*PlanVectors(plan, clip.token_embedding.weight)(context)),
         padded_features(clip, plan, context),
         atol=TOLERANCE,
         rtol=0,

@@ -13,7 +13,6 @@ from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.data.augment import RATIO, SCALE, _random_box, make_views, view_generator
 from prompt_serve.training.data.features import (
     FeatureCache,
-    default_cache_folder,
     extract_features,
     feature_key,
     file_digests,
@@ -155,7 +154,7 @@ def test_the_cache_folder_comes_from_the_environment(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("PROMPT_SERVE_CACHE", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "features"
+    assert FeatureCache().folder == tmp_path / "features"
     monkeypatch.delenv("PROMPT_SERVE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert default_cache_folder() == tmp_path / "prompt-serve" / "features"
+    assert FeatureCache().folder == tmp_path / "prompt-serve" / "features"

@@ -111,7 +111,7 @@ def test_the_images_of_a_split_file_are_found_or_named(tmp_path: Path, folder: s
     assert len(split.train) == 8
 
 
-def test_classes_can_be_called_otherwise(colors: Path) -> None:
+def test_classes_can_be_renamed(colors: Path) -> None:
     split = read_dataset(colors, rename={"red": "crimson"})
     assert split.class_names == ("blue", "green", "crimson", "yellow")
 
@@ -148,7 +148,7 @@ def test_all_faults_of_a_table_come_at_once(tmp_path: Path) -> None:
         read_dataset(write_csv(tmp_path / "m.csv", rows))
     text = str(caught.value)
     for expected in (
-        "row 1: split 'practice'; wanted train, val or test",
+        "row 1: split 'practice'; expected train, val or test",
         "row 2: label is empty",
         "gone.png: no such file",
         "label 'mauve' has no training image",
@@ -191,10 +191,10 @@ def test_all_faults_of_a_split_file_come_at_once(tmp_path: Path) -> None:
         ("m.json", "{", "is not JSON"),
         ("m.json", "[1]", "is not a split file"),
         ("m.parquet", "PAR", "is not a Parquet file"),
-        ("m.xlsx", "PK", "none of the files that describe a dataset"),
+        ("m.xlsx", "PK", "is not a dataset file; expected"),
     ],
 )
-def test_a_file_that_describes_no_dataset_is_refused(
+def test_a_file_that_is_not_a_dataset_is_refused(
     tmp_path: Path, name: str, content: str, reason: str
 ) -> None:
     (tmp_path / name).write_text(content)

@@ -1,5 +1,4 @@
-"""Pixels kept in memory and pixels decoded on demand are the same, and never those of another
-image."""
+"""Pixels in memory and pixels decoded on demand are equal; a changed image is refused."""
 
 from pathlib import Path
 
@@ -50,9 +49,9 @@ def test_exactly_the_bytes_allowed_are_kept(images: ImageSet) -> None:
 
 
 def test_views_follow_the_seed(images: ImageSet) -> None:
-    place = np.arange(12), np.zeros(12, dtype=np.int64)
+    index = np.arange(12), np.zeros(12, dtype=np.int64)
     one, other, again = (
-        pixels(images, views=2, memory_bytes=0, seed=seed).pixels[place] for seed in (1, 2, 1)
+        pixels(images, views=2, memory_bytes=0, seed=seed).pixels[index] for seed in (1, 2, 1)
     )
     assert (one == again).all()
     assert (one != other).any()
@@ -63,8 +62,8 @@ def test_an_image_that_changes_or_goes_is_refused_by_name(images: ImageSet) -> N
     first, second = images.items[0].path, images.items[1].path
     draw_image(first, COLORS["red"], seed=99)
     second.unlink()
-    with pytest.raises(DatasetInvalid, match=f"{first.name} is not the image it was"):
+    with pytest.raises(DatasetInvalid, match=f"{first.name} has changed since training began"):
         on_demand.plain(0, 1)
-    with pytest.raises(DatasetInvalid, match=f"{second.name} could be read when learning began"):
+    with pytest.raises(DatasetInvalid, match=f"{second.name} could be read when training began"):
         on_demand.plain(1, 1)
     assert on_demand.plain(2, 1).shape == (1, 24, 24, 3)

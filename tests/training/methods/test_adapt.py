@@ -14,9 +14,10 @@ from prompt_serve.prompts.encodings import PrunedKeyValues
 from prompt_serve.prompts.folding import fold_image, fold_text
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import PruneScore, TrainConfig
+from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
@@ -30,7 +31,7 @@ from prompt_serve.training.select_tokens import (
     fewest_within_one_standard_error,
     token_counts,
 )
-from prompt_serve.training.train import image_data, train_prompt
+from prompt_serve.training.train import train_prompt
 from tests.training.by_hand import block
 from tests.training.trained import numbers_of
 
@@ -336,9 +337,9 @@ def test_pruned_rows_have_no_part_in_anything(tiny_backbone: Backbone) -> None:
     for one, other in ((before.text, after.text), (before.image, after.image)):
         assert (one is None) == (other is None)
         if isinstance(one, PrunedKeyValues) and isinstance(other, PrunedKeyValues):
-            assert isinstance(one.rows, Coded)
-            assert isinstance(other.rows, Coded)
-            assert (one.rows.numbers() == other.rows.numbers()).all()
+            assert isinstance(one.rows, QuantizedTensor)
+            assert isinstance(other.rows, QuantizedTensor)
+            assert (one.rows.dequantize() == other.rows.dequantize()).all()
     sums = [rows.sum() for rows in trial.learner.contexts().text.keys_values]
     torch.stack(sums).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     gradient = trial.learner.text.rows.grad

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from prompt_serve.prompts.sequences import plan_sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
-from prompt_serve.training.clip.text_tower import TextTower, fill_plan
+from prompt_serve.training.clip.text_tower import PlanVectors, TextTower
 from tests.training import by_hand
 
 NAMES = ("cat", "Yorkshire terrier", "a very long name of a kind of thing")
@@ -113,7 +113,7 @@ def tower_features(
         causal=tower.causal,
     )
     features: Tensor = tower(
-        *fill_plan(plan, clip.token_embedding.weight, context), deeper, keys_values
+        *PlanVectors(plan, clip.token_embedding.weight)(context), deeper, keys_values
     )
     return features
 

@@ -16,11 +16,12 @@ from prompt_serve.training.class_sets import halves
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
+from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.train import image_data, train_prompt
+from prompt_serve.training.train import train_prompt
 
 # Of each kind one in every run of the tests: whole, low rank, codebook, both towers, pruned.
 IN_EVERY_RUN = {"coop", "dip", "qcoop", "maple", "adapt"}

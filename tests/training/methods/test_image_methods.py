@@ -13,7 +13,7 @@ from prompt_serve.prompts.encodings import Deep, Dense, Encoding, LowRank, Proje
 from prompt_serve.prompts.folding import fold_image, fold_text
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
@@ -27,7 +27,8 @@ from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
 from prompt_serve.training.methods.maple import Coupled
 from prompt_serve.training.methods.parameters import LowRankVectors
-from prompt_serve.training.train import TrainingResult, train_prompt
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.train import train_prompt
 
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
 SMALL_WORDS = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
@@ -129,12 +130,12 @@ def test_maple_without_its_biases_has_the_count_of_the_tables() -> None:
 def test_qmaple_takes_the_papers_bytes() -> None:
     """The paper counts the indices; here with the codebooks, and biases in float16."""
     tensors = stored(learner_of(vit_b_16(method="qmaple", store_projections=True)))
-    coded = [t for t in tensors if isinstance(t, Coded)]
+    coded = [t for t in tensors if isinstance(t, QuantizedTensor)]
     codebooks = sum(t.codebook.nbytes for t in coded)
     assert {t.bits for t in coded} == {4}
     assert codebooks == 2 * 9 * 32 == 576
     assert sum(t.nbytes for t in coded) - codebooks == 1_774_080
-    assert sum(t.nbytes for t in tensors if not isinstance(t, Coded)) == 13_824
+    assert sum(t.nbytes for t in tensors if not isinstance(t, QuantizedTensor)) == 13_824
 
 
 def test_folded_maple_keeps_vectors_instead_of_projections() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
 from prompt_serve.prompts.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.prompts.folding import fold_text
-from prompt_serve.prompts.quantized_tensor import numbers
+from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
@@ -141,7 +141,7 @@ def test_class_specific_contexts_start_alike_from_words_and_differ_at_random() -
 def test_coop_stores_its_vectors_rounded_to_float16() -> None:
     encoding = text(Coop(start(method="coop")))
     assert isinstance(encoding, Dense)
-    assert (numbers(encoding.context) == WORDS.numpy().astype(np.float16)).all()
+    assert (dequantize(encoding.context) == WORDS.numpy().astype(np.float16)).all()
 
 
 @pytest.mark.parametrize(

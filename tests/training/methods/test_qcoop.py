@@ -10,8 +10,8 @@ from torch import Tensor
 
 from prompt_serve.prompts.encodings import Dense, LowRank, describe
 from prompt_serve.prompts.folding import fold
-from prompt_serve.prompts.prompt_file import BackboneRef, Prompt, from_bytes, to_bytes
-from prompt_serve.prompts.quantized_tensor import Coded
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
@@ -20,6 +20,7 @@ from prompt_serve.training.loop import Fitted, fit, information_density
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import LearnerInputs, PromptLearner, StepInfo, StepOutput
 from prompt_serve.training.methods.dip_losses import density, tail
+from prompt_serve.types import BackboneRef
 
 NAMES = ("cat", "dog", "horse", "zebra crossing")
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
@@ -97,7 +98,7 @@ def test_sizes_are_the_papers(settings: dict[str, Any], payload_bytes: int) -> N
 def test_qcoop_has_one_bit_unless_told_otherwise() -> None:
     encoding = learner(method="qcoop").encodings().text
     assert isinstance(encoding, Dense)
-    assert isinstance(encoding.context, Coded)
+    assert isinstance(encoding.context, QuantizedTensor)
     assert encoding.context.bits == 1
     assert describe(encoding) == "codebook"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.prompts.quantized_tensor import BITS, numbers
+from prompt_serve.prompts.quantized_tensor import BITS, dequantize
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.methods.base import StepInfo, to_float16
 from prompt_serve.training.quantization.codebook import (
@@ -119,7 +119,7 @@ def test_fewer_distinct_values_than_centers_come_back_exactly(values: list[float
     for bits in BITS:
         coded = quantized(np.array(values, np.float16), bits)
         # Scaled and scaled back in float32, then rounded to float16.
-        np.testing.assert_allclose(numbers(coded).astype(float), values, rtol=1e-3)
+        np.testing.assert_allclose(dequantize(coded).astype(float), values, rtol=1e-3)
 
 
 # --- the forward and the gradient -----------------------------------------------------------
@@ -131,7 +131,7 @@ def test_what_is_learned_on_is_what_is_stored_bit_for_bit(bits: int) -> None:
         values = normal(4, 512, seed=seed) * scale + scale
         seen = codebook(values, bits)(values)
         coded = codebook(values, bits).coded(values)
-        assert (seen.numpy() == numbers(coded).astype(np.float32)).all()
+        assert (seen.numpy() == dequantize(coded).astype(np.float32)).all()
         assert coded.bits == bits
         assert len(np.unique(seen)) <= 2**bits
 
@@ -193,7 +193,7 @@ def test_ptq_codes_what_qat_starts_with() -> None:
 def test_more_bits_come_nearer() -> None:
     values = to_float16(normal(4, 512))
     errors = [
-        float(np.square(numbers(quantized(values, bits)).astype(float) - values).mean())
+        float(np.square(dequantize(quantized(values, bits)).astype(float) - values).mean())
         for bits in BITS
     ]
     assert errors[0] > 3 * errors[1] > 15 * errors[2] > 150 * errors[3]

@@ -1,9 +1,9 @@
-"""Run by Alembic: the migrations, on the connection that ``storage.migrate`` hands over."""
+"""Run the migrations on the connection that ``storage.migrate`` passes to Alembic."""
 
 from alembic import context
 
 context.configure(
     connection=context.config.attributes["connection"],
-    transactional_ddl=True,  # SQLite's too: the driver's own BEGIN is off (see ``database``)
+    transactional_ddl=True,  # on SQLite too: the driver's own BEGIN is off (see ``database``)
 )
 context.run_migrations()

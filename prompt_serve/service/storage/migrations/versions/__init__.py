@@ -1,1 +1,1 @@
-"""One file a step; see ``prompt_serve.service.storage.migrations``."""
+"""One file per step; see ``prompt_serve.service.storage.migrations``."""

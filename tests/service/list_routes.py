@@ -1,4 +1,4 @@
-"""Print method and template of every route of the service, whichever framework holds it."""
+"""Print method and template of every route of the service, of all its frameworks."""
 
 import json
 import sys
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from prompt_serve.service import bento
 
 
-def walk(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """All routes below."""
+def list_routes(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield method and template of all routes, nested ones included."""
     for route in routes:
         path = prefix + (getattr(route, "path", None) or "")
         inner = getattr(route, "original_router", None) or getattr(route, "app", None)
@@ -17,7 +17,7 @@ def walk(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]
         below = getattr(inner, "routes", None)
         methods = getattr(route, "methods", None)
         if below:
-            yield from walk(below, path)
+            yield from list_routes(below, path)
         elif methods:
             yield from ((method, path) for method in methods)
         else:
@@ -26,4 +26,4 @@ def walk(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]
 
 if __name__ == "__main__":
     app = bento.PromptServe.to_asgi(is_main=True)  # type: ignore[attr-defined]  # a Service
-    json.dump(sorted(walk(app.routes)), sys.stdout)
+    json.dump(sorted(list_routes(app.routes)), sys.stdout)

@@ -1,4 +1,4 @@
-"""A started service that asks for keys, and its keys."""
+"""A started service with API keys."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +13,8 @@ from tests.service.process import Served
 
 
 @dataclass(frozen=True)
-class Guarded:
-    """The service, and a key of each role."""
+class SecuredService:
+    """A started service, and a key of each role."""
 
     served: Served
     infer: str
@@ -27,8 +27,8 @@ class Guarded:
 
 
 @contextmanager
-def keys_of(home: Path) -> Iterator[Keys]:
-    """The keys of the service in ``home``, beside it, as the command line has them."""
+def open_keys(home: Path) -> Iterator[Keys]:
+    """Open the keys of the service in ``home``, as the command line does."""
     database = Database(f"sqlite:///{home / 'registry.db'}")
     try:
         yield Keys(database)
@@ -37,6 +37,6 @@ def keys_of(home: Path) -> Iterator[Keys]:
 
 
 def make_keys(home: Path, **roles: Role) -> dict[str, str]:
-    """Keys by their names."""
-    with keys_of(home) as keys:
+    """Create keys; returns their tokens by name."""
+    with open_keys(home) as keys:
         return {name: keys.create(name, role)[0] for name, role in roles.items()}

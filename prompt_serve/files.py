@@ -1,0 +1,107 @@
+"""Write files and folders atomically: readers find the old content or the whole new one.
+
+New content is written under a temporary name beside the target, on the same file system, and is
+renamed at the end. After an error or an interrupt the target is as it was and nothing else is
+left; a process that is killed leaves a hidden ``.NAME.xxxxxxxx.tmp``.
+"""
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, *, mode: int | None = None, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary file that becomes ``path`` when the block ends without an error.
+
+    Missing parent folders are created. A symbolic link at ``path`` is replaced, not followed.
+
+    Args:
+        path: file to write.
+        mode: permission bits of the file; by default those of any new file, 0o666 less the umask.
+            A file with a ``mode`` is private (0o600) until it is complete.
+        sync: flush the content to the disk before the rename, so that it survives a power failure.
+
+    Raises:
+        OSError: the folder cannot be written to; ``filename`` is ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    with _named(path):
+        temporary.touch(mode=0o666 if mode is None else 0o600, exist_ok=False)
+    try:
+        yield temporary
+        if mode is not None:
+            temporary.chmod(mode)
+        if sync:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, mode: int) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends without an error.
+
+    A folder cannot be renamed over another, so an existing one is first renamed to a temporary
+    name and removed afterwards. Missing parent folders are created.
+
+    Args:
+        path: folder to write; not a symbolic link.
+        mode: permission bits of the folder, which is private (0o700) until it is complete.
+
+    Raises:
+        OSError: the parent folder cannot be written to; ``filename`` is ``path``.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary_name(path)
+    with _named(path):
+        temporary.mkdir(mode=0o700)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        _replace_folder(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _replace_folder(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.rename(path)
+        return
+    old = _temporary_name(path)
+    path.rename(old)
+    try:
+        new.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary_name(path: Path) -> Path:
+    # File systems allow 255 bytes, and a character may take four.
+    return path.with_name(f".{path.name[:50]}.{secrets.token_hex(4)}.tmp")
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the target in an OSError; its user has never heard of the temporary name."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise

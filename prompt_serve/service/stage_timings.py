@@ -1,0 +1,58 @@
+"""Wall-clock time of a request by stage: registry, text, decode, queue, inference, score."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+Stage = Literal["registry", "text", "decode", "queue", "inference", "score"]
+
+
+@dataclass
+class StageTime:
+    """Time of one stage, from its first start to its last end on ``time.monotonic()``.
+
+    ``busy_s`` is the sum over all work of the stage, concurrent work included: with many images it
+    may exceed the time from start to end.
+    """
+
+    started: float
+    ended: float
+    busy_s: float = 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return self.ended - self.started
+
+
+class StageTimings:
+    """Stages of one request, in the order in which they started. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._times: dict[Stage, StageTime] = {}
+        self._lock = threading.Lock()
+
+    def add(self, stage: Stage, started: float, ended: float) -> None:
+        """Add the time from ``started`` to ``ended`` (``time.monotonic()``) to a stage."""
+        with self._lock:
+            entry = self._times.setdefault(stage, StageTime(started, ended))
+            entry.started = min(entry.started, started)
+            entry.ended = max(entry.ended, ended)
+            entry.busy_s += ended - started
+
+    @contextmanager
+    def during(self, stage: Stage) -> Iterator[None]:
+        """Add the time of the block to a stage, also if it raises."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.add(stage, started, time.monotonic())
+
+    def by_stage(self) -> dict[Stage, StageTime]:
+        """Return a copy of the times so far, ordered by start."""
+        with self._lock:
+            copies = {stage: StageTime(**vars(entry)) for stage, entry in self._times.items()}
+        return dict(sorted(copies.items(), key=lambda item: item[1].started))

@@ -1,0 +1,137 @@
+"""Read what the registry knows about tasks: details, prompt files, lists, histories."""
+
+from dataclasses import replace
+
+from prompt_serve.errors import RequestInvalid
+from prompt_serve.prompts.encodings import describe
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes
+from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary
+from prompt_serve.service.storage.preconditions import (
+    check_task_name,
+    is_task_name,
+    parse_versioned_name,
+)
+from prompt_serve.service.storage.registry import NO_FILTER, Registry, TaskFilter
+from prompt_serve.service.storage.tables import StoredTask
+from prompt_serve.service.tasks.cursors import (
+    decode_id_cursor,
+    decode_name_cursor,
+    encode_cursor,
+)
+from prompt_serve.service.tasks.names import task_not_found, version_in_history
+
+_MAX_SEARCH = 200  # characters
+
+
+class TaskCatalog:
+    """Answers questions about stored tasks; loads and computes nothing. Its methods block.
+
+    Args:
+        registry: the stored tasks.
+        fingerprint: of the backbone of this service; tasks of others are listed as not servable.
+    """
+
+    def __init__(self, registry: Registry, fingerprint: str) -> None:
+        self._registry = registry
+        self._fingerprint = fingerprint
+
+    def info(self, name: str) -> TaskInfo:
+        """Return the details of a task, or of ``name@prefix``.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            RequestInvalid, VersionNotFound, VersionAmbiguous: the part after the @ is invalid,
+                unknown or the beginning of several versions.
+        """
+        stored, data = self._stored(name)
+        return self.describe(stored, from_bytes(data))
+
+    def file(self, name: str) -> tuple[str, bytes]:
+        """Return version and bytes of a task's prompt file; raises as ``info`` does."""
+        stored, data = self._stored(name)
+        return stored.version, data
+
+    def page(self, cursor: str | None, limit: int, task_filter: TaskFilter = NO_FILTER) -> TaskList:
+        """Return up to ``limit`` tasks in the order of their names, starting after ``cursor``.
+
+        Raises:
+            RequestInvalid: the cursor is not one of this service, or the search text is too long
+                or contains NUL.
+        """
+        texts = (task_filter.search, *task_filter.tags)
+        if len(task_filter.search) > _MAX_SEARCH or "\0" in "".join(texts):
+            raise RequestInvalid(
+                f"The search text may have at most {_MAX_SEARCH} characters; neither it nor a tag "
+                f"may contain NUL."
+            )
+        after = decode_name_cursor(cursor)
+        stored, revision = self._registry.tasks(after, limit + 1, task_filter)
+        shown = [TaskSummary(**self._summary(task)) for task in stored[:limit]]
+        more = encode_cursor(shown[-1].name) if len(stored) > limit else None
+        return TaskList(tasks=shown, revision=revision, next=more)
+
+    def history(self, name: str, cursor: str | None, limit: int) -> History:
+        """Return up to ``limit`` changes of a name, newest first, starting after ``cursor``.
+
+        Raises:
+            TaskNameInvalid, TaskNotFound: the name is invalid, or was never used.
+            RequestInvalid: the cursor is not one of this service.
+        """
+        check_task_name(name)
+        found = self._registry.history(name, decode_id_cursor(cursor), limit + 1)
+        if not found and cursor is None:
+            raise task_not_found(self._registry, name)
+        shown = [Change(**vars(change)) for change in found[:limit]]
+        more = encode_cursor(shown[-1].id) if len(found) > limit else None
+        return History(name=name, changes=shown, next=more)
+
+    def describe(self, stored: StoredTask, prompt: Prompt) -> TaskInfo:
+        """Return the details of a task that was read before."""
+        return TaskInfo.model_validate(
+            {
+                **self._summary(stored),
+                "class_names": list(prompt.class_names),
+                "templates": list(prompt.templates),
+                "class_position": prompt.class_position,
+                "encodings": {b: describe(e) for b, e in prompt.encodings.items()},
+                "temperature": prompt.temperature,
+                "unknown_below": prompt.unknown_below,
+                "learned_numbers": prompt.learned_numbers,
+                "payload_bytes": prompt.payload_bytes,
+                "metrics": dict(prompt.metrics),
+            }
+        )
+
+    def _stored(self, name: str) -> tuple[StoredTask, bytes]:
+        plain, prefix = parse_versioned_name(name)
+        stored = self._registry.task(plain) if is_task_name(plain) else None
+        if stored is None:
+            raise task_not_found(self._registry, name)
+        version = stored.version
+        if prefix is not None:
+            version = version_in_history(self._registry, plain, prefix)
+        found = self._registry.prompt(version, self._fingerprint)
+        if found is None:
+            raise task_not_found(self._registry, name)
+        if version == stored.version:
+            return stored, found.data
+        return _at_version(stored, version, found.data), found.data
+
+    def _summary(self, stored: StoredTask) -> dict[str, object]:
+        fields = {**vars(stored), "tags": list(stored.tags)}
+        fields["servable"] = fields.pop("fingerprint") == self._fingerprint
+        return fields
+
+
+def _at_version(stored: StoredTask, version: str, data: bytes) -> StoredTask:
+    """Return a task as it would be listed at another version of its history."""
+    prompt = from_bytes(data)
+    return replace(
+        stored,
+        version=version,
+        method=prompt.method,
+        backbone=prompt.backbone.id,
+        fingerprint=prompt.backbone.fingerprint,
+        n_classes=len(prompt.class_names),
+        size_bytes=len(data),
+    )

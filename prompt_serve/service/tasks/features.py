@@ -1,0 +1,83 @@
+"""Class features of prompts: from the registry if stored there, otherwise computed and verified."""
+
+import numpy as np
+
+from prompt_serve.bundle import Bundle
+from prompt_serve.prompts.class_features import EncodeText, class_features
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.tasks.admission import verified_class_features
+from prompt_serve.service.tasks.feature_queue import FeatureQueue
+from prompt_serve.types import FloatArray
+
+_STORED_FLOAT = np.dtype("<f4")
+
+
+class TaskFeatures:
+    """Class features for the backbone of one bundle. Thread-safe; its methods block.
+
+    Args:
+        registry: stores prompt files and class features.
+        bundle: the backbone of this service.
+        encode_text: its text encoder.
+    """
+
+    def __init__(self, registry: Registry, bundle: Bundle, encode_text: EncodeText) -> None:
+        self._registry = registry
+        self._bundle = bundle
+        self._encode_text = encode_text
+        self._queue = FeatureQueue()
+
+    def close(self) -> None:
+        """Finish the running computation and cancel the waiting ones."""
+        self._queue.close()
+
+    @property
+    def bundle(self) -> Bundle:
+        """Backbone that the features belong to."""
+        return self._bundle
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the backbone that the features belong to."""
+        return self._bundle.manifest.backbone.fingerprint
+
+    def of_upload(self, prompt: Prompt, version: str) -> FloatArray:
+        """Return the class features (C, E) of an uploaded prompt, stored or computed.
+
+        Raises:
+            BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt cannot be served here.
+        """
+        stored = self._registry.prompt(version, self.fingerprint)
+        # Features are stored only after the same file has passed all checks for this backbone.
+        if stored is not None and stored.features is not None:
+            return self.from_bytes(stored.features)
+        return self.compute(prompt, version)
+
+    def compute(self, prompt: Prompt, version: str) -> FloatArray:
+        """Compute and verify the class features (C, E) of a prompt, in the queue.
+
+        The checks run before the queue: a prompt of another backbone does not wait for its turn.
+
+        Raises:
+            BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt cannot be served here.
+        """
+        return verified_class_features(
+            prompt, self._bundle, lambda: self.compute_unverified(prompt, version)
+        )
+
+    def compute_unverified(self, prompt: Prompt, version: str) -> FloatArray:
+        """Compute the class features (C, E) of a prompt made here, which has no probe yet."""
+        return self._queue.run(
+            version, lambda: class_features(prompt, self._bundle.text_side, self._encode_text)
+        )
+
+    def from_bytes(self, data: bytes) -> FloatArray:
+        """Read class features (C, E) as stored in the registry."""
+        width = self._bundle.manifest.backbone.embed_dim
+        return np.frombuffer(data, dtype=_STORED_FLOAT).reshape(-1, width)  # (C, E)
+
+
+def features_to_bytes(features: FloatArray) -> bytes:
+    """Encode class features (C, E) for the registry: little-endian float32."""
+    return features.astype(_STORED_FLOAT, copy=False).tobytes()

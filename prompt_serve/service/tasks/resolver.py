@@ -1,0 +1,130 @@
+"""Task names -> ``Task`` objects with their class features in memory.
+
+The registry's revision is read before names are resolved. An upload that was answered is therefore
+what the next request gets, in this process and in every other one that shares the database.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
+from prompt_serve.prompts.prompt_file import from_bytes
+from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.tasks.cache import TaskCache
+from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
+from prompt_serve.service.tasks.names import current_versions, task_not_found, version_of_name
+from prompt_serve.service.tasks.task import Task
+
+_log = logging.getLogger(__name__)
+
+
+class VersionRemoved(VersionNotFound):
+    """The prompt file was removed between two reads of the registry."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"Version {version[:12]} was removed.")
+
+
+class TaskResolver:
+    """Resolves names for requests. Thread-safe; its methods block (database, text encoder).
+
+    Args:
+        registry: maps names to versions and versions to prompt files.
+        features: computes class features that are not stored.
+        cache: loaded tasks.
+    """
+
+    def __init__(self, registry: Registry, features: TaskFeatures, cache: TaskCache) -> None:
+        self._registry = registry
+        self._features = features
+        self._cache = cache
+        self._known = _KnownVersions(-1, {})
+
+    def resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
+        """Return the current tasks of ``names``; ``name@prefix`` is a version of its history.
+
+        Raises:
+            TaskNotFound: there is no task of that name; similar names are suggested.
+            RequestInvalid, VersionNotFound, VersionAmbiguous: the part after an @ is invalid,
+                unknown or the beginning of several versions.
+            BackboneMismatch, PromptUnsupported, ProbeMismatch: the task was uploaded while the
+                service ran another backbone, or imported without a check.
+        """
+        try:
+            return self._resolve(names)
+        except VersionRemoved:
+            # After the version of a name was read, the name was changed so often that the file was
+            # no longer kept. Reading again finds the new version.
+            self._known = _KnownVersions(-1, {})
+            return self._resolve(names)
+
+    def task(self, version: str) -> Task:
+        """Return the task of a full version, loading it if it is not in memory.
+
+        Raises:
+            VersionRemoved: the registry has no such prompt file.
+            BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt cannot be served here.
+        """
+        return self._cache.get(version, lambda: self._load(version))
+
+    def load_pinned(self) -> None:
+        """Load all pinned tasks; those that cannot be served are logged and skipped."""
+        self.refresh()
+        for version in self._registry.pinned():
+            try:
+                self.task(version)
+            except NotReady:
+                raise
+            except PromptServeError as error:
+                _log.error("pinned version %s is not served: %s", version[:12], error.message)
+
+    def refresh(self) -> None:
+        """Read the revision; if it has changed, forget known versions and update the pins."""
+        self._current()
+
+    def _resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
+        versions = self._current().versions
+        missing = [name for name in names if name not in versions]
+        if missing:
+            # Read after the revision, so no entry is older than the revision it is stored under.
+            versions.update(current_versions(self._registry, missing))
+            for name in missing:
+                if "@" in name:
+                    versions[name] = version_of_name(self._registry, name)
+        return tuple(self.task(self._version(name, versions)) for name in names)
+
+    def _current(self) -> "_KnownVersions":
+        revision = self._registry.revision()
+        known = self._known
+        if known.revision != revision:
+            self._cache.pin(frozenset(self._registry.pinned()))
+            # A slow thread may store an older revision here; the next request then reads again.
+            known = self._known = _KnownVersions(revision, {})
+        return known
+
+    def _version(self, name: str, versions: dict[str, str]) -> str:
+        try:
+            return versions[name]
+        except KeyError:
+            raise task_not_found(self._registry, name) from None
+
+    def _load(self, version: str) -> Task:
+        stored = self._registry.prompt(version, self._features.fingerprint)
+        if stored is None:
+            raise VersionRemoved(version)
+        prompt = from_bytes(stored.data)
+        if stored.features is not None:
+            return Task.from_prompt(version, prompt, self._features.from_bytes(stored.features))
+        features = self._features.compute(prompt, version)
+        data = features_to_bytes(features)
+        self._registry.save_features(version, self._features.fingerprint, data)
+        return Task.from_prompt(version, prompt, features)
+
+
+@dataclass(frozen=True)
+class _KnownVersions:
+    """Versions that names pointed at, as read at one revision of the registry."""
+
+    revision: int
+    versions: dict[str, str]

@@ -1,0 +1,40 @@
+"""``Task``: one version of a task, ready to score images."""
+
+import sys
+from dataclasses import dataclass
+from functools import cached_property
+
+from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.types import FloatArray
+
+_OBJECT_BYTES = 1200  # the objects around the array and the names, and their place in the cache
+_POINTER_BYTES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Immutable: a request keeps the ``Task`` objects it resolved, whatever is uploaded later."""
+
+    version: str  # sha256 of the prompt file
+    class_names: tuple[str, ...]
+    class_features: FloatArray  # (C, E), unit length, read-only
+    temperature: float = 1.0  # divides the logits before the softmax
+    unknown_below: float = 0.0  # a best probability below it means that the image shows no class
+
+    @classmethod
+    def from_prompt(cls, version: str, prompt: Prompt, class_features: FloatArray) -> "Task":
+        """Combine a prompt with its class features (C, E), which become read-only."""
+        class_features.flags.writeable = False
+        return cls(
+            version=version,
+            class_names=prompt.class_names,
+            class_features=class_features,
+            temperature=prompt.temperature,
+            unknown_below=prompt.unknown_below,
+        )
+
+    @cached_property
+    def size_bytes(self) -> int:
+        """Memory that the task takes."""
+        names = sum(sys.getsizeof(name) + _POINTER_BYTES for name in self.class_names)
+        return self.class_features.nbytes + names + _OBJECT_BYTES

@@ -1,0 +1,78 @@
+"""Thread pools for work that blocks, so that the event loop only waits.
+
+A thread runs in a copy of the request's context: the audit log and the timings of a request see it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from typing import TypeVar
+
+from prompt_serve.errors import NotReady, Overloaded
+
+_T = TypeVar("_T")
+
+
+class WorkerThreads:
+    """Pools for reads of the registry, changes of tasks, and scoring.
+
+    Args:
+        max_changes: number of changes that may run or wait at once.
+
+    Raises:
+        NotReady: (from every method) the service is stopping.
+    """
+
+    def __init__(self, max_changes: int) -> None:
+        self._max_changes = max_changes
+        self._changes = 0  # running or waiting
+        self._readers = ThreadPoolExecutor(4, thread_name_prefix="registry")
+        # Most of their time they wait: one low-priority thread computes all class features.
+        self._changers = ThreadPoolExecutor(8, thread_name_prefix="change")
+        self._scorers = ThreadPoolExecutor(2, thread_name_prefix="score")
+
+    async def read(self, function: Callable[..., _T], *args: object) -> _T:
+        """Run a function that blocks for a short time."""
+        return await _run(self._readers, function, *args)
+
+    async def change(self, function: Callable[..., _T], *args: object) -> _T:
+        """Run a change of tasks, which may wait for class features to be computed.
+
+        Raises:
+            Overloaded: ``max_changes`` are running or waiting; more would hold too many bodies in
+                memory.
+        """
+        if self._changes >= self._max_changes:
+            raise Overloaded(
+                f"{self._changes} changes of tasks are running or waiting. Try again later.",
+                retry_after_s=2.0,
+            )
+        self._changes += 1
+        try:
+            return await _run(self._changers, function, *args)
+        finally:
+            self._changes -= 1
+
+    async def score(self, function: Callable[[], _T]) -> _T:
+        """Run a computation of many scores."""
+        return await _run(self._scorers, function)
+
+    def close_changes(self) -> None:
+        """Finish running changes and refuse further ones."""
+        self._changers.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Finish what is running and refuse everything else."""
+        for pool in (self._changers, self._readers, self._scorers):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *args: object) -> _T:
+    run = copy_context().run
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+    except RuntimeError as error:
+        if "shutdown" not in str(error):
+            raise
+        raise NotReady("The service is stopping.", retry_after_s=1.0) from error
