@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
 from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
@@ -219,7 +220,40 @@ NEWER: dict[str, Prompt] = {
 }
 """Format version 2, since version 1 cannot hold them."""
 
-GOLDEN = PLAIN | NEWER
+
+def v3(**parts: Any) -> Prompt:
+    """A prompt of class vectors, which needs format version 3."""
+    return v2("class-vectors", **{"tool_version": "0.3.0", "temperature": 0.5, **parts})
+
+
+LATEST: dict[str, Prompt] = {
+    "class_vectors_16": v3(
+        classes=ClassVectors(
+            rows=to_float16([[1.0, -0.5, 0.25], [-1.0, 0.5, 2.0]]), scales=to_float16([1.0, 1.0])
+        )
+    ),
+    **{
+        f"class_vectors_{bits}": v3(
+            classes=ClassVectors(
+                rows=quantized(
+                    [[0, 2**bits - 1, 0], [2**bits - 1, 0, 1]], np.linspace(-1.5, 1.5, 2**bits)
+                ),
+                scales=to_float16([0.75, 1.25]),
+            ),
+            sketch=ImageSketch(means=quantized([[0, 1, 1], [1, 0, 1]], [-1.0, 1.0])),
+            unlike_below=0.375,
+        )
+        for bits in (1, 2, 4, 8)
+    },
+    "sketched": v3(
+        text=Dense(context=to_float16([[1, 2, 3, 4], [5, 6, 7, 8]])),
+        sketch=ImageSketch(means=to_float16([[0.5, -0.5, 1.0]])),
+        unlike_below=0.25,
+    ),
+}
+"""Format version 3, since version 2 cannot hold them."""
+
+GOLDEN = PLAIN | NEWER | LATEST
 
 
 def path_of(name: str) -> Path:

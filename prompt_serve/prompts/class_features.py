@@ -62,6 +62,8 @@ def class_features(prompt: Prompt, side: TextSide, encode_text: EncodeText) -> F
         PromptUnsupported: the class features depend on the image (CoCoOp).
         PromptTooLong, PromptFileInvalid: the names do not fit the text tower or the template.
     """
+    if prompt.classes is not None:
+        return prompt.classes.class_features()[0]
     if isinstance(prompt.text, Conditional):
         raise PromptUnsupported(
             f"Prompt {prompt.name!r} (method {prompt.method!r}) has different class features for "

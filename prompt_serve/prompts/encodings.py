@@ -14,7 +14,7 @@ context vectors.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,16 @@ Base = Literal["template", "none"]
 Tensors = dict[str, StoredTensor | NDArray[np.uint8]]
 
 
+class StoredEncoding(Protocol):
+    """What every encoding tells a prompt file: its kind, its tensors and its options."""
+
+    kind: ClassVar[str]
+
+    def tensors(self) -> Tensors: ...
+
+    def options(self) -> dict[str, Any]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Dense:
     """Context itself (CoOp): (M, D), or (C, M, D) if every class has its own."""
@@ -34,7 +44,7 @@ class Dense:
     context: StoredTensor
 
     def __post_init__(self) -> None:
-        _check("context", self.context, dims=(2, 3))
+        check_tensor("context", self.context, dims=(2, 3))
 
     @property
     def n_ctx(self) -> int:
@@ -70,8 +80,8 @@ class LowRank:
     base: Base = "template"
 
     def __post_init__(self) -> None:
-        _check("p_a", self.p_a, dims=(2,))
-        _check("p_b", self.p_b, dims=(2,))
+        check_tensor("p_a", self.p_a, dims=(2,))
+        check_tensor("p_b", self.p_b, dims=(2,))
         if self.p_a.shape[1] != self.p_b.shape[0]:
             raise PromptFileInvalid(
                 f"The factors do not fit: p_a is {self.p_a.shape}, p_b is {self.p_b.shape}; "
@@ -157,7 +167,7 @@ class PrunedKeyValues:
     n_classes: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        _check("rows", self.rows, dims=(2,), may_be_empty=True)
+        check_tensor("rows", self.rows, dims=(2,), may_be_empty=True)
         if self.lengths.dtype != np.uint8 or self.lengths.ndim != 1 or not self.lengths.size:
             raise PromptFileInvalid(
                 f"The lengths are {self.lengths.dtype} {self.lengths.shape}; "
@@ -191,14 +201,14 @@ class Projection:
         if len(self.factors) not in (1, 2):
             raise PromptFileInvalid("A projection has one weight, or two factors.")
         for factor in self.factors:
-            _check("weight", factor, dims=(2,))
+            check_tensor("weight", factor, dims=(2,))
         first, last = self.factors[0], self.factors[-1]
         if len(self.factors) == 2 and first.shape[1] != last.shape[0]:
             raise PromptFileInvalid(
                 f"The factors do not fit: w_a is {first.shape}, w_b is {last.shape}."
             )
         if self.bias is not None:
-            _check("bias", self.bias, dims=(1,))
+            check_tensor("bias", self.bias, dims=(1,))
             if self.bias.shape != (self.width,):
                 raise PromptFileInvalid(f"The bias is {self.bias.shape}; expected ({self.width},).")
 
@@ -260,9 +270,9 @@ class Conditional:
     n_classes: ClassVar[None] = None
 
     def __post_init__(self) -> None:
-        _check("context", self.context, dims=(2,))
+        check_tensor("context", self.context, dims=(2,))
         for name in ("w_1", "w_2", "b_1", "b_2"):
-            _check(name, getattr(self, name), dims=(2,) if name[0] == "w" else (1,))
+            check_tensor(name, getattr(self, name), dims=(2,) if name[0] == "w" else (1,))
         hidden, width = self.w_1.shape[0], self.context.shape[1]
         if (self.b_1.shape, self.w_2.shape, self.b_2.shape) != (
             (hidden,),
@@ -297,7 +307,7 @@ ImageEncoding = Dense | LowRank | Deep | PrunedKeyValues | Projected
 Encoding = Dense | LowRank | Deep | PrunedKeyValues | Projected | Conditional
 
 
-def describe(encoding: Encoding) -> str:
+def describe(encoding: "StoredEncoding") -> str:
     """Return a readable name: ``low_rank``, ``low_rank+codebook``, ``codebook``, ``deep dense``."""
     quantized = any(isinstance(tensor, QuantizedTensor) for tensor in encoding.tensors().values())
     kind = encoding.kind
@@ -314,7 +324,7 @@ def _with_codebook(kind: str, *, quantized: bool) -> str:
 
 
 def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, Any]) -> Encoding:
-    """Rebuild an encoding from the content of a prompt file.
+    """Rebuild a context encoding from the content of a prompt file.
 
     Args:
         kind: ``Encoding.kind``.
@@ -326,14 +336,16 @@ def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, A
     """
     match kind:
         case "dense":
-            return Dense(**_exactly(kind, tensors, {"context"}))
+            return Dense(**exact_tensors(kind, tensors, {"context"}))
         case "low_rank":
             base: Base = "none" if options.get("base", "template") == "none" else "template"
-            return LowRank(**_exactly(kind, tensors, {"p_a", "p_b"}), base=base)
+            return LowRank(**exact_tensors(kind, tensors, {"p_a", "p_b"}), base=base)
         case "ragged":
-            return PrunedKeyValues(**_exactly(kind, tensors, {"lengths", "rows"}))
+            return PrunedKeyValues(**exact_tensors(kind, tensors, {"lengths", "rows"}))
         case "conditional":
-            return Conditional(**_exactly(kind, tensors, {"context", "w_1", "b_1", "w_2", "b_2"}))
+            return Conditional(
+                **exact_tensors(kind, tensors, {"context", "w_1", "b_1", "w_2", "b_2"})
+            )
         case "deep":
             return Deep(layers=_read_layers(tensors, options.get("layers")))
         case "projected":
@@ -344,7 +356,8 @@ def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, A
     )
 
 
-def _exactly(kind: str, tensors: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
+def exact_tensors(kind: str, tensors: Mapping[str, Any], expected: set[str]) -> dict[str, Any]:
+    """Return the tensors of an encoding, or raise PromptFileInvalid if others are there."""
     if set(tensors) != expected:
         raise PromptFileInvalid(
             f"Encoding {kind!r} has the tensors {sorted(expected)}; the file has {sorted(tensors)}."
@@ -400,9 +413,10 @@ def _described(layer: Layer) -> dict[str, Any]:
     return {"encoding": layer.kind, "options": layer.options()}
 
 
-def _check(
+def check_tensor(
     name: str, tensor: StoredTensor, *, dims: tuple[int, ...], may_be_empty: bool = False
 ) -> None:
+    """Raise PromptFileInvalid unless a tensor is finite float16 with one of ``dims`` axes."""
     plain = dequantize(tensor)
     if plain.dtype != np.float16:
         raise PromptFileInvalid(f"Tensor {name!r} is {plain.dtype}; expected float16.")

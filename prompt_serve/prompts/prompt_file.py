@@ -22,6 +22,7 @@ from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.files import atomic_file
+from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch, image_encoding_from
 from prompt_serve.prompts.encodings import (
     Deep,
     Dense,
@@ -30,14 +31,21 @@ from prompt_serve.prompts.encodings import (
     LowRank,
     Projected,
     PrunedKeyValues,
+    StoredEncoding,
     TextEncoding,
     encoding_from,
 )
 from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, StoredTensor, pack, unpack
 from prompt_serve.types import BackboneRef, ClassPosition, HalfArray
 
-FORMAT_VERSION = 2  # the newest version that is read
+FORMAT_VERSION = 3  # the newest version that is read
 PLAIN_VERSION = 1  # written if the prompt needs nothing newer, so that old readers can read it
+# Fields of the header by the version that added them; a file has those of its version and older.
+_ADDED_FIELDS: dict[int, tuple[str, ...]] = {
+    2: ("image", "temperature", "unknown_below"),
+    3: ("classes", "sketch", "unlike_below"),
+}
+_BRANCHES = ("text", "image", "classes", "sketch")
 METADATA_KEY = "prompt_serve"
 MAX_FILE_BYTES = 64 * 2**20
 MAX_CLASSES = 100_000
@@ -53,8 +61,11 @@ class Prompt:
     (``X X X X {}.`` if it has no words). Without a learned context (zero-shot) there may be several
     templates; their class features are averaged.
 
-    Probabilities are ``softmax(logits / temperature)``. An image whose largest probability is below
-    ``unknown_below`` is classified as unknown: it shows none of the classes.
+    A task learned in closed form has class vectors in place of a context, and takes no new names.
+
+    Probabilities are ``softmax(logits / temperature)``. An image is unknown, it shows none of the
+    classes, if its largest probability is below ``unknown_below`` or if its cosine to every
+    direction of the sketch is below ``unlike_below``.
     """
 
     name: str
@@ -68,6 +79,9 @@ class Prompt:
     image: ImageEncoding | None = None  # None: nothing learned, the image tower is unchanged
     temperature: float = 1.0  # fitted on validation images (Guo et al. 2017, section 4.2)
     unknown_below: float = 0.0  # a probability; 0: no image is unknown
+    classes: ClassVectors | None = None  # instead of a context
+    sketch: ImageSketch | None = None  # of the training images
+    unlike_below: float = -1.0  # a cosine; -1: no image is unlike the sketch
     training: Mapping[str, Any] = field(default_factory=dict)  # configuration of the training
     metrics: Mapping[str, Any] = field(default_factory=dict)
     created: str = ""  # ISO 8601, UTC; empty for reproducible bytes
@@ -90,6 +104,7 @@ class Prompt:
             )
         self._check_text()
         self._check_image()
+        self._check_classes()
 
     def _check_text(self) -> None:
         text = self.text
@@ -125,18 +140,55 @@ class Prompt:
         if isinstance(image, Projected) and not isinstance(self.text, Dense | LowRank | Deep):
             raise PromptFileInvalid("A projected image branch needs a context in the text branch.")
 
+    def _check_classes(self) -> None:
+        if self.classes is not None:
+            if self.text is not None or self.image is not None:
+                raise PromptFileInvalid(
+                    "Class vectors stand alone: the text and image branches must be empty."
+                )
+            if self.classes.n_classes != len(self.class_names):
+                raise PromptFileInvalid(
+                    f"There are class vectors for {self.classes.n_classes} classes, but the file "
+                    f"names {len(self.class_names)}. Class vectors take no further names; train "
+                    f"with all classes, or train a prompt."
+                )
+        if not isinstance(self.classes, ClassVectors | None) or not isinstance(
+            self.sketch, ImageSketch | None
+        ):
+            raise PromptFileInvalid("'classes' holds class vectors, and 'sketch' an image sketch.")
+        for encoding in (self.classes, self.sketch):
+            if encoding is not None and encoding.width != self.backbone.embed_dim:
+                raise PromptFileInvalid(
+                    f"The {encoding.kind.replace('_', ' ')} is {encoding.width} wide, but the "
+                    f"features of {self.backbone.id!r} are {self.backbone.embed_dim} wide."
+                )
+        if not -1.0 <= self.unlike_below < 1.0:
+            raise PromptFileInvalid(
+                f"The threshold for images unlike the sketch is {self.unlike_below!r}; "
+                f"expected a cosine from -1 to less than 1."
+            )
+        if self.unlike_below > -1.0 and self.sketch is None:
+            raise PromptFileInvalid(
+                f"There is a threshold for unlike images ({self.unlike_below!r}), but no sketch."
+            )
+
     @property
-    def encodings(self) -> dict[str, Encoding]:
-        """Encodings of the branches in which something was learned: "text", "image"."""
-        branches: dict[str, Encoding | None] = {"text": self.text, "image": self.image}
+    def encodings(self) -> dict[str, Encoding | ClassVectors]:
+        """Encodings of what was learned: "text" and "image" contexts, or "classes"."""
+        branches: dict[str, Encoding | ClassVectors | None] = {
+            "text": self.text,
+            "image": self.image,
+            "classes": self.classes,
+        }
         return {branch: encoding for branch, encoding in branches.items() if encoding is not None}
 
     @property
     def tensors(self) -> dict[str, StoredTensor | NDArray[np.uint8]]:
-        """Learned tensors by their names in the file, for example ``text.p_a``."""
+        """Tensors by their names in the file, for example ``text.p_a``."""
+        sketch = {} if self.sketch is None else {"sketch": self.sketch}
         return {
             f"{branch}.{name}": tensor
-            for branch, encoding in self.encodings.items()
+            for branch, encoding in (self.encodings | sketch).items()
             for name, tensor in encoding.tensors().items()
         }
 
@@ -151,7 +203,7 @@ class Prompt:
 
     @property
     def payload_bytes(self) -> int:
-        """Bytes of the learned numbers in the file, without its header."""
+        """Bytes of the tensors in the file, without its header."""
         return sum(t.nbytes for t in self.tensors.values())
 
 
@@ -190,6 +242,10 @@ class _Header(BaseModel):
     image: _BranchHeader | None = None
     temperature: float = 1.0
     unknown_below: float = 0.0
+    # Since version 3.
+    classes: _BranchHeader | None = None
+    sketch: _BranchHeader | None = None
+    unlike_below: float = -1.0
 
 
 def to_bytes(prompt: Prompt) -> bytes:
@@ -211,12 +267,14 @@ def to_bytes(prompt: Prompt) -> bytes:
         image=_branch_header(prompt.image),
         temperature=prompt.temperature,
         unknown_below=prompt.unknown_below,
+        classes=_branch_header(prompt.classes),
+        sketch=_branch_header(prompt.sketch),
+        unlike_below=prompt.unlike_below,
     )
     fields = header.model_dump(mode="json")
-    if header.format_version == PLAIN_VERSION:
-        for name in ("image", "temperature", "unknown_below"):
-            del fields[name]
-    for branch in ("text", "image"):
+    for name in _fields_after(header.format_version):
+        del fields[name]
+    for branch in _BRANCHES:
         if fields.get(branch) and fields[branch]["coded"] is None:
             del fields[branch]["coded"]
     document = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -244,12 +302,11 @@ def from_bytes(data: bytes) -> Prompt:
         arrays = safetensors_numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise PromptFileInvalid(f"The tensors cannot be read: {error}") from error
-    unknown = sorted(key for key in arrays if key.partition(".")[0] not in ("text", "image"))
+    unknown = sorted(key for key in arrays if key.partition(".")[0] not in _BRANCHES)
     if unknown:
         raise PromptFileInvalid(f"The file contains unexpected tensors: {unknown}.")
-    text, image = (
-        _read_branch(branch, branch_header, arrays)
-        for branch, branch_header in (("text", header.text), ("image", header.image))
+    text, image, classes, sketch = (
+        _read_branch(branch, getattr(header, branch), arrays) for branch in _BRANCHES
     )
     return Prompt(
         name=header.name,
@@ -262,6 +319,9 @@ def from_bytes(data: bytes) -> Prompt:
         image=image,  # type: ignore[arg-type]
         temperature=header.temperature,
         unknown_below=header.unknown_below,
+        classes=classes,  # type: ignore[arg-type]
+        sketch=sketch,  # type: ignore[arg-type]
+        unlike_below=header.unlike_below,
         probe=_read_probe(header.probe),
         training=header.training,
         metrics=header.metrics,
@@ -347,10 +407,17 @@ def _version_needed(prompt: Prompt) -> int:
         )
     )
     calibrated = (prompt.temperature, prompt.unknown_below) != (1.0, 0.0)
-    return PLAIN_VERSION if plain and prompt.image is None and not calibrated else FORMAT_VERSION
+    if prompt.classes is not None or prompt.sketch is not None:
+        return 3
+    return PLAIN_VERSION if plain and prompt.image is None and not calibrated else 2
 
 
-def _branch_header(encoding: Encoding | None) -> _BranchHeader | None:
+def _fields_after(version: int) -> list[str]:
+    """Return the header fields that came with later versions."""
+    return [name for added, names in _ADDED_FIELDS.items() if added > version for name in names]
+
+
+def _branch_header(encoding: StoredEncoding | None) -> _BranchHeader | None:
     if encoding is None:
         return None
     quantized = {
@@ -397,12 +464,7 @@ def _read_header(data: bytes) -> _Header:
                 f"{PLAIN_VERSION} to {FORMAT_VERSION}. Update prompt-serve, or train the "
                 f"prompt again."
             )
-        newer = {"image", "temperature", "unknown_below"}
-        if newer & set(fields) != (newer if version == FORMAT_VERSION else set()):
-            raise PromptFileInvalid(
-                f"The header is not valid: version {FORMAT_VERSION} has the fields "
-                f"{', '.join(sorted(newer))}, version {PLAIN_VERSION} has none of them."
-            )
+        _check_fields_of_version(fields, version)
         return _Header.model_validate(fields)
     except ValidationError as error:
         faults = "; ".join(
@@ -413,9 +475,21 @@ def _read_header(data: bytes) -> _Header:
         raise PromptFileInvalid(f"The header is not valid JSON: {error}.") from error
 
 
+def _check_fields_of_version(fields: Mapping[str, Any], version: int) -> None:
+    """Raise PromptFileInvalid unless the later fields are exactly those of ``version``."""
+    later = set(_fields_after(version))
+    missing = set(_fields_after(PLAIN_VERSION)) - later - set(fields)
+    if missing or later & set(fields):
+        what = "needs" if missing else "does not have"
+        named = ", ".join(sorted(missing or later & set(fields)))
+        raise PromptFileInvalid(
+            f"The header is not valid: format version {version} {what} the fields {named}."
+        )
+
+
 def _read_branch(
     branch: str, header: _BranchHeader | None, arrays: Mapping[str, Any]
-) -> Encoding | None:
+) -> Encoding | ClassVectors | ImageSketch | None:
     named = {
         key.removeprefix(f"{branch}."): array
         for key, array in arrays.items()
@@ -436,7 +510,8 @@ def _read_branch(
                 f"Tensor {name!r} is in the file twice, as float16 and quantized."
             )
         tensors[name] = _read_quantized(quantized, packed, codebook)
-    return encoding_from(header.encoding, tensors, header.options)
+    read = image_encoding_from if branch in ("classes", "sketch") else encoding_from
+    return read(header.encoding, tensors, header.options)
 
 
 def _read_quantized(

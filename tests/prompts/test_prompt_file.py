@@ -34,7 +34,7 @@ from prompt_serve.prompts.prompt_file import (
     write_prompt_file,
 )
 from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor
-from tests.golden import GOLDEN, NEWER, PLAIN, path_of, quantized, to_float16, v2
+from tests.golden import GOLDEN, LATEST, NEWER, PLAIN, path_of, quantized, to_float16, v2
 
 LOW_RANK = GOLDEN["low_rank"]
 
@@ -45,7 +45,7 @@ def assert_equal(left: Prompt, right: Prompt) -> None:
         if field.name == "probe":
             assert a.dtype == b.dtype
             assert a.tobytes() == b.tobytes()
-        elif field.name in ("text", "image") and a is not None:
+        elif field.name in ("text", "image", "classes", "sketch") and a is not None:
             assert (a.kind, a.options()) == (b.kind, b.options())
             for (key, t), (other_key, other) in zip(
                 a.tensors().items(), b.tensors().items(), strict=True
@@ -126,10 +126,13 @@ def test_the_payload_is_the_learned_numbers_in_little_endian_float16() -> None:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_a_file_says_the_oldest_version_that_can_read_it(name: str) -> None:
-    version = 1 if name in PLAIN else 2
-    assert f'\\"format_version\\":{version},'.encode() in path_of(name).read_bytes()
+    version = 1 if name in PLAIN else 2 if name in NEWER else 3
+    data = path_of(name).read_bytes()
+    assert f'\\"format_version\\":{version},'.encode() in data
     fields_of_2 = [b'\\"image\\"', b'\\"temperature\\"', b'\\"unknown_below\\"']
-    assert all((field in path_of(name).read_bytes()) == (version == 2) for field in fields_of_2)
+    fields_of_3 = [b'\\"classes\\"', b'\\"sketch\\"', b'\\"unlike_below\\"']
+    assert all((field in data) == (version >= 2) for field in fields_of_2)
+    assert all((field in data) == (version >= 3) for field in fields_of_3)
 
 
 def test_quantized_tensors_lie_in_the_file_as_documented() -> None:
@@ -324,12 +327,23 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             "5 wide, but the text tower",
         ),
         "another version": (
-            tampered(format_version=3),
-            "format version 3; this prompt-serve reads 1 to 2",
+            tampered(format_version=4),
+            "format version 4; this prompt-serve reads 1 to 3",
         ),
         "version 0": (tampered(format_version=0), "format version 0"),
-        "1 that says it is 2": (tampered(format_version=2), "version 2 has the fields"),
-        "2 that says it is 1": (tampered(NEWER["deep"], format_version=1), "has none of them"),
+        "1 that says it is 2": (tampered(format_version=2), "version 2 needs the fields image"),
+        "2 that says it is 3": (
+            tampered(NEWER["deep"], format_version=3),
+            "version 3 needs the fields classes, sketch, unlike_below",
+        ),
+        "3 that says it is 2": (
+            tampered(LATEST["class_vectors_4"], format_version=2),
+            "version 2 does not have the fields classes, sketch, unlike_below",
+        ),
+        "2 that says it is 1": (
+            tampered(NEWER["deep"], format_version=1),
+            "does not have the fields",
+        ),
         "version true": (tampered(format_version=True), "format version True"),
         "no version": (tampered(format_version=None), "format version None"),
         "unknown encoding": (tampered(text={"encoding": "zip", "options": {}}), "'zip'"),
@@ -424,7 +438,10 @@ def bad_branches() -> dict[str, tuple[bytes, str]]:
     layers = [{"encoding": "dense", "options": {}}] * 2
     ragged = {"encoding": "ragged", "options": {}}
     return {
-        "no image description": (tampered(GOLDEN["deep"], image=None), "version 2 has the fields"),
+        "no image description": (
+            tampered(GOLDEN["deep"], image=None),
+            "version 2 needs the fields",
+        ),
         "no image tensors": (
             tampered(GOLDEN["codebook_1"], image={"encoding": "dense", "options": {}}),
             "has the tensors",

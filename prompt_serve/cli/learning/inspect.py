@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from prompt_serve.prompts.encodings import Encoding
+    from prompt_serve.prompts.encodings import StoredEncoding
     from prompt_serve.prompts.prompt_file import Prompt
 
 NAMES_SHOWN = 12
@@ -57,7 +57,7 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
     }
 
 
-def _encoding(encoding: "Encoding") -> dict[str, Any]:
+def _encoding(encoding: "StoredEncoding") -> dict[str, Any]:
     from prompt_serve.prompts.encodings import Deep, Projected, PrunedKeyValues
     from prompt_serve.prompts.encodings import describe as kind_of
 

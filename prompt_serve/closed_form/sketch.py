@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.class_vectors.codes import normal_levels
-from prompt_serve.class_vectors.discriminant import class_means
-from prompt_serve.class_vectors.folds import MOST_FOLDS, NEVER_HELD_OUT, stratified_folds
+from prompt_serve.closed_form.codes import normal_levels
+from prompt_serve.closed_form.discriminant import class_means
+from prompt_serve.closed_form.folds import MOST_FOLDS, NEVER_HELD_OUT, stratified_folds
 from prompt_serve.scoring import unit
 from prompt_serve.types import FloatArray, HalfArray, IntArray
 

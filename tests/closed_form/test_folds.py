@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prompt_serve.class_vectors.folds import NEVER_HELD_OUT, stratified_folds
+from prompt_serve.closed_form.folds import NEVER_HELD_OUT, stratified_folds
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.class_vectors.discriminant import class_statistics, discriminant_vectors
-from prompt_serve.class_vectors.folds import MOST_FOLDS, NEVER_HELD_OUT, stratified_folds
+from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
+from prompt_serve.closed_form.folds import MOST_FOLDS, NEVER_HELD_OUT, stratified_folds
 from prompt_serve.training.calibration import fit_temperature
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from prompt_serve.class_vectors.cross_validation import cross_entropy, cross_validate
-from prompt_serve.class_vectors.discriminant import class_statistics, discriminant_vectors
+from prompt_serve.closed_form.cross_validation import cross_entropy, cross_validate
+from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
 from prompt_serve.scoring import unit
-from tests.class_vectors.test_discriminant import clusters
+from tests.closed_form.test_discriminant import clusters
 
 
 def test_scores_come_from_vectors_that_never_saw_the_image(rng: np.random.Generator) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prompt_serve.class_vectors.discriminant import class_statistics, discriminant_vectors
+from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
 from prompt_serve.scoring import unit
 from prompt_serve.types import FloatArray, IntArray
 
@@ -26,8 +26,9 @@ def test_scores_are_those_of_gaussians_with_one_shrunk_covariance(
     wide = features.astype(np.float64)
 
     means = np.stack([wide[labels == c].mean(axis=0) for c in range(4)])
-    within = sum(np.outer(x - means[c], x - means[c]) for x, c in zip(wide, labels, strict=True))
-    within = within / len(wide)
+    within = np.zeros((12, 12))
+    for x, c in zip(wide, labels, strict=True):
+        within += np.outer(x - means[c], x - means[c]) / len(wide)
     shrunk = (1 - shrinkage) * within + shrinkage * np.trace(within) / 12 * np.eye(12)
     weights = means @ np.linalg.inv(shrunk)
     second = wide.T @ wide / len(wide)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from prompt_serve.class_vectors.sketch import sketch_images
-from tests.class_vectors.test_discriminant import clusters
+from prompt_serve.closed_form.sketch import sketch_images
+from tests.closed_form.test_discriminant import clusters
 
 
 @pytest.mark.parametrize(("classes", "sketched"), [(4, 4), (40, 1)])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from prompt_serve.class_vectors.codes import normal_levels, quantize_rows
+from prompt_serve.closed_form.codes import normal_levels, quantize_rows
 from prompt_serve.types import DoubleArray
 
 
@@ -23,7 +23,7 @@ def test_levels_rise_and_are_symmetric(bits: int) -> None:
 
 def correlated(rng: np.random.Generator, width: int) -> DoubleArray:
     mixing = rng.normal(size=(width, width)) / np.sqrt(width)
-    return mixing @ np.diag(np.linspace(0.05, 2.0, width)) @ mixing.T
+    return np.asarray(mixing @ np.diag(np.linspace(0.05, 2.0, width)) @ mixing.T)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
