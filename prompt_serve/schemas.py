@@ -48,7 +48,13 @@ class TaskPrediction(Schema):
     unknown: bool = Field(
         default=False,
         description="The image shows none of the classes: the best probability is below the "
-        "task's unknown_below. The classes are still listed.",
+        "task's unknown_below, or the similarity is below its unlike_below. The classes are still "
+        "listed.",
+    )
+    similarity: float | None = Field(
+        default=None,
+        description="Cosine to the nearest direction of the training images; null if the task has "
+        "no sketch of them.",
     )
     classes: list[ClassScore]
 
@@ -160,6 +166,10 @@ class TaskInfo(TaskSummary):
     temperature: float = Field(default=1.0, description="Divides the logits before the softmax.")
     unknown_below: float = Field(
         default=0.0, description="Images whose best probability is below are unknown; 0: none."
+    )
+    unlike_below: float | None = Field(
+        default=None,
+        description="Images whose similarity is below are unknown; null if the task has no sketch.",
     )
     learned_numbers: int
     payload_bytes: int

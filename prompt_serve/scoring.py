@@ -49,6 +49,16 @@ def is_unknown(best_probability: float, unknown_below: float) -> bool:
     return bool(np.float32(best_probability) < np.float32(unknown_below))
 
 
+def is_unlike(similarity: float | None, unlike_below: float) -> bool:
+    """Return True if an image is unlike the training images of a task.
+
+    Args:
+        similarity: cosine to the nearest direction of the task's sketch; None without a sketch.
+        unlike_below: threshold of the task.
+    """
+    return similarity is not None and similarity < unlike_below
+
+
 @dataclass(frozen=True)
 class BestClasses:
     """The k best classes of one task for B images, best first; all classes if there are fewer."""

@@ -7,7 +7,7 @@ import numpy as np
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import ClassScore, EmbeddedImage, ImageResult, TaskPrediction
-from prompt_serve.scoring import BestClasses, best_classes, is_unknown
+from prompt_serve.scoring import BestClasses, best_classes, is_unknown, is_unlike
 from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.inference.requests import EmbeddingItem, ImageItem
 from prompt_serve.service.problems import problem_of
@@ -89,18 +89,30 @@ def _predictions(
     block = max(1, _LOGITS_PER_BLOCK // max(1, sum(map(len, class_features))))
     rows, predictions = iter(features), []
     while images := list(islice(rows, block)):
-        best = best_classes(np.stack(images), class_features, logit_scale, temperatures, top_k)
+        stacked = np.stack(images)  # (B, E)
+        best = best_classes(stacked, class_features, logit_scale, temperatures, top_k)
+        alike = [_similarities(stacked, task) for _, task in tasks]
         for image in range(len(images)):
             predictions.append(
                 [
-                    _prediction(name, task, of_task, image)
-                    for (name, task), of_task in zip(tasks, best, strict=True)
+                    _prediction(name, task, of_task, image, None if like is None else like[image])
+                    for (name, task), of_task, like in zip(tasks, best, alike, strict=True)
                 ]
             )
     return predictions
 
 
-def _prediction(name: str, task: Task, best: BestClasses, image: int) -> TaskPrediction:
+def _similarities(images: FloatArray, task: Task) -> list[float] | None:
+    """Cosines (B,) of images (B, E) to the nearest direction of a task's sketch, if it has one."""
+    if task.sketch is None:
+        return None
+    nearest: list[float] = (images @ task.sketch.T).max(axis=1).tolist()
+    return nearest
+
+
+def _prediction(
+    name: str, task: Task, best: BestClasses, image: int, similarity: float | None
+) -> TaskPrediction:
     probabilities = best.probabilities[image].tolist()
     scores = zip(
         best.labels[image].tolist(), probabilities, best.logits[image].tolist(), strict=True
@@ -108,7 +120,9 @@ def _prediction(name: str, task: Task, best: BestClasses, image: int) -> TaskPre
     return TaskPrediction(
         task=name,
         version=task.version,
-        unknown=is_unknown(probabilities[0], task.unknown_below),
+        unknown=is_unknown(probabilities[0], task.unknown_below)
+        or is_unlike(similarity, task.unlike_below),
+        similarity=similarity,
         classes=[
             ClassScore(
                 class_name=task.class_names[label],

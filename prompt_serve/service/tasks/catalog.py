@@ -96,6 +96,7 @@ class TaskCatalog:
                 "encodings": {b: describe(e) for b, e in prompt.encodings.items()},
                 "temperature": prompt.temperature,
                 "unknown_below": prompt.unknown_below,
+                "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
                 "learned_numbers": prompt.learned_numbers,
                 "payload_bytes": prompt.payload_bytes,
                 "metrics": dict(prompt.metrics),

@@ -20,6 +20,8 @@ class Task:
     class_features: FloatArray  # (C, E), unit length, read-only
     temperature: float = 1.0  # divides the logits before the softmax
     unknown_below: float = 0.0  # a best probability below it means that the image shows no class
+    sketch: FloatArray | None = None  # (K, E), unit length: directions of the training images
+    unlike_below: float = -1.0  # a cosine to the sketch below it means the same
 
     @classmethod
     def from_prompt(cls, version: str, prompt: Prompt, class_features: FloatArray) -> "Task":
@@ -31,10 +33,13 @@ class Task:
             class_features=class_features,
             temperature=prompt.temperature,
             unknown_below=prompt.unknown_below,
+            sketch=None if prompt.sketch is None else prompt.sketch.directions(),
+            unlike_below=prompt.unlike_below,
         )
 
     @cached_property
     def size_bytes(self) -> int:
         """Memory that the task takes."""
         names = sum(sys.getsizeof(name) + _POINTER_BYTES for name in self.class_names)
-        return self.class_features.nbytes + names + _OBJECT_BYTES
+        sketch = 0 if self.sketch is None else self.sketch.nbytes
+        return self.class_features.nbytes + sketch + names + _OBJECT_BYTES
