@@ -42,7 +42,7 @@ SEEN_ELSEWHERE = {
     "overloaded": "tasks/test_swaps.py",
     "request-error": "test_problems.py",
     "service-error": "inference/test_batcher.py",
-    "version-ambiguous": "tasks/test_store.py",
+    "version-ambiguous": "tasks/test_resolver.py",
 }
 
 
