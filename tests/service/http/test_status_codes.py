@@ -48,7 +48,7 @@ SEEN_ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table of codes."""
+    """Row of the table of codes."""
 
     status: int
     code: str
@@ -57,7 +57,7 @@ class Row:
 
 
 def _table(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading."""
+    """Return the cells of the first table below a heading."""
     section = DOCUMENT.read_text().split(f"\n### {heading}\n", 1)[1].split("\n#", 1)[0]
     rows = [line for line in section.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
