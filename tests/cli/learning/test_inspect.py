@@ -45,7 +45,7 @@ CONDITIONAL = Conditional(
 )
 
 KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = {
-    "nothing": (None, None, ["learned          none"]),
+    "none": (None, None, ["learned          none"]),
     "low rank": (
         low_rank(words=True),
         None,

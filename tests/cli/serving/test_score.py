@@ -109,7 +109,7 @@ def test_an_interrupted_run_is_resumed_where_it_ended(
     run(*arguments)
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
-    out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # the end of a killed run
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # as left by a killed run
 
     service.behavior.images_per_request.clear()
     result = run(*arguments, "--resume")
@@ -145,7 +145,7 @@ def test_a_task_that_is_added_on_resume_adds_its_rows_only(
     assert len(pairs) == len(set(pairs)) == 24
 
 
-def test_a_table_is_not_lost_by_accident(
+def test_a_table_is_not_overwritten_by_accident(
     service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.csv"
@@ -161,7 +161,7 @@ def test_a_table_is_not_lost_by_accident(
     assert len(read_table(out)) == 12
 
 
-def test_a_parquet_table_is_whole_or_not_there(
+def test_a_parquet_table_is_complete_or_absent(
     service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "scores.parquet"
@@ -210,16 +210,14 @@ def test_nothing_but_errors_is_a_failure(service: FakeService, run: Run, tmp_pat
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
-def test_ctrl_c_keeps_the_rows_there_are(
-    service: FakeService, photos: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_the_finished_rows(service: FakeService, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
     command = [sys.executable, "-m", "prompt_serve", "score", str(photos), "--task", "pets"]
     process = subprocess.Popen(
         [*command, "--out", str(out), "--chunk-size", "1", "--concurrency", "1"],
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that a script runs in the background have Ctrl-C switched off, and hand that on.
+        # A background job ignores SIGINT, and its child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The first three images are answered, then the service hangs.
