@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid
-from prompt_serve.research.iconbench.drawing import RESVG
 from prompt_serve.research.iconbench.fetching import fetch, read_members
+from prompt_serve.research.iconbench.image_files import draw_files, forget_others
 from prompt_serve.research.iconbench.licenses import license_note
 from prompt_serve.research.iconbench.manifest import BuiltFrom, write_built
 from prompt_serve.research.iconbench.packages import Package, Pins, default_registry, pinned
-from prompt_serve.research.iconbench.pictures import draw_files, forget_others
 from prompt_serve.research.iconbench.selection import Row, Selection, digest, read_emoji, select
 from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
 from prompt_serve.research.iconbench.suite import default_folder
+from prompt_serve.research.iconbench.svg_rendering import RESVG
 from prompt_serve.research.iconbench.tasks import TASKS
 from prompt_serve.training.progress import SILENT, Progress
 

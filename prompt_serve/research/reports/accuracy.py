@@ -17,7 +17,7 @@ from prompt_serve.research.protocols.summary import (
     Summary,
     TableRow,
 )
-from prompt_serve.research.reports.drawing import draw, name_of, styles
+from prompt_serve.research.reports.charts import draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
 

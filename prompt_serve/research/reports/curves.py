@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prompt_serve.research.reports.drawing import (
+from prompt_serve.research.reports.charts import (
     PALE,
     Style,
     draw,

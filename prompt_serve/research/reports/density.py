@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prompt_serve.research.protocols.summary import BASE_TO_NEW, NEW
-from prompt_serve.research.reports.drawing import Style, draw, name_of, panels, styles
+from prompt_serve.research.reports.charts import Style, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison

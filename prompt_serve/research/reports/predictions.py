@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prompt_serve.research.protocols.results import Answers
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import BLUES, INK, draw, name_of, panels, styles
+from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, Text, percent
+from prompt_serve.research.reports.report_options import Choice, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.research.reports.thumbnails import Thumbnails, confused_pairs
 from prompt_serve.training.calibration import BINS

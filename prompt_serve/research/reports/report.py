@@ -6,14 +6,14 @@ from pathlib import Path
 
 from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy
-from prompt_serve.research.reports.choice import Choice
+from prompt_serve.research.reports.context_lengths import lengths
 from prompt_serve.research.reports.curves import curves
 from prompt_serve.research.reports.density import density
-from prompt_serve.research.reports.lengths import lengths
 from prompt_serve.research.reports.overview import PROTOCOLS, overview
 from prompt_serve.research.reports.page import render_page
+from prompt_serve.research.reports.payload import sizes
 from prompt_serve.research.reports.predictions import answered
-from prompt_serve.research.reports.sizes import sizes
+from prompt_serve.research.reports.report_options import Choice
 from prompt_serve.research.reports.stored_runs import (
     StoredRun,
     by_comparison,

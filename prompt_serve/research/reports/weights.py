@@ -13,8 +13,7 @@ from prompt_serve.prompts.folding import fold_text
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.quantized_tensor import Coded
 from prompt_serve.prompts.sequences import template_ids
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import (
+from prompt_serve.research.reports.charts import (
     GRAY,
     PALE,
     Style,
@@ -26,6 +25,7 @@ from prompt_serve.research.reports.drawing import (
 )
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Chart, Section, Table
+from prompt_serve.research.reports.report_options import Choice, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.clip.backbone import EMBEDDED, EMBEDDED_VIT, load_backbone
 from prompt_serve.types import FloatArray

@@ -10,10 +10,10 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prompt_serve.research.iconbench.drawing import RESVG
 from prompt_serve.research.iconbench.packages import Package, Pins, integrity_of
 from prompt_serve.research.iconbench.selection import Selection, digest, read_emoji, select
 from prompt_serve.research.iconbench.styles import STYLES
+from prompt_serve.research.iconbench.svg_rendering import RESVG
 
 SIZE = 16
 GROUPS = {

@@ -14,18 +14,18 @@ from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.research.protocols.results import Answers
 from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy, points
+from prompt_serve.research.reports.context_lengths import mean_lengths
 from prompt_serve.research.reports.curves import POINTS, Curve, mean_curve, thinned
 from prompt_serve.research.reports.density import POOLED, WITHIN, Dot, correlations, spearman
-from prompt_serve.research.reports.lengths import mean_lengths
 from prompt_serve.research.reports.overview import notes
 from prompt_serve.research.reports.page import Cell, Table
+from prompt_serve.research.reports.payload import frontier
 from prompt_serve.research.reports.predictions import (
     calibration_error,
     confusion_matrix,
     confusions,
     reliability,
 )
-from prompt_serve.research.reports.sizes import frontier
 from prompt_serve.research.reports.stored_runs import StoredRun, best_row, learned_once, read_runs
 from prompt_serve.research.reports.thumbnails import surest_mistakes, typical
 from prompt_serve.research.reports.weights import start_numbers, text_numbers

@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from prompt_serve.errors import DatasetInvalid
-from prompt_serve.research.iconbench.drawing import RESVG, draw, on_background
 from prompt_serve.research.iconbench.selection import Drawing
+from prompt_serve.research.iconbench.svg_rendering import RESVG, draw, on_background
 from prompt_serve.training.progress import Advance, no_advance
 
 PER_JOB = 32  # drawings; one takes 10 to 100 ms

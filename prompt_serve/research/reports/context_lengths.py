@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import BLUES, INK, draw, panels, whole_steps
+from prompt_serve.research.reports.charts import BLUES, INK, draw, panels, whole_steps
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Chart, Section, Table
+from prompt_serve.research.reports.report_options import Choice, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 if TYPE_CHECKING:
