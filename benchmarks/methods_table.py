@@ -38,7 +38,7 @@ SMALL_STEPS = {"epochs": 25, "batch_size": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MethodRow:
     """One line of the table."""
 
     label: str
@@ -64,7 +64,7 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def rows() -> list[Row]:
+def rows() -> list[MethodRow]:
     text: list[tuple[str, dict[str, Any]]] = [
         ("zero-shot", {"method": "zero-shot"}),
         ("CoOp", {"method": "coop"}),
@@ -110,16 +110,16 @@ def rows() -> list[Row]:
         ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
     ]
     return [
-        *(Row(label=label, backbone=TEXT, settings=own) for label, own in text),
-        *(Row(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
+        *(MethodRow(label=label, backbone=TEXT, settings=own) for label, own in text),
+        *(MethodRow(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
         *(
-            Row(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
+            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
             for label, own in image
         ),
     ]
 
 
-def measure(row: Row, backbone: Backbone, seed: int) -> Outcome:
+def measure(row: MethodRow, backbone: Backbone, seed: int) -> Outcome:
     base, new = halves(read_dataset(emoji_folder()))
     as_image_method = METHODS[row.settings["method"]].prompts_images(
         TrainConfig(**row.settings).resolved()

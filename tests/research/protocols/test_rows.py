@@ -28,7 +28,7 @@ def test_settings_for_all_rows_skip_those_that_a_method_does_not_have() -> None:
 def test_all_that_is_wrong_comes_out_at_once() -> None:
     with pytest.raises(
         ConfigInvalid,
-        match=r"(?s)no method 'cop'.*'rank' is not NAME=VALUE.*bits is 3.*'coop' is asked",
+        match=r"(?s)unknown method 'cop'.*'rank' is not NAME=VALUE.*bits is 3.*'coop' is requested",
     ):
         parse_rows("cop,dip:rank,qcoop:bits=3,coop,coop")
 

@@ -94,7 +94,7 @@ def test_zero_shot_learns_nothing() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigInvalid, match="no protocol 'base-to-old'; there are base-to-new"):
+    with pytest.raises(ConfigInvalid, match="Unknown protocol 'base-to-old'; expected base-to-new"):
         paper_settings("base-to-old", "coop")
-    with pytest.raises(ConfigInvalid, match="no method 'clip-adapter'"):
+    with pytest.raises(ConfigInvalid, match="Unknown method 'clip-adapter'"):
         paper_settings(BASE_TO_NEW, "clip-adapter")

@@ -3,7 +3,7 @@
 A step is one update of one run. Features are made up (the image tower plays no part); the text
 tower, the learners and the loop are those of a real run. Both ways run turn by turn.
 
-    python -m benchmarks.stacked_runs --backbone embedded --classes 12 --runs 3 8
+    python -m benchmarks.batched_runs --backbone embedded --classes 12 --runs 3 8
 """
 
 import argparse
