@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompt_serve.training.baselines.templates import DIVERSE_TEMPLATES
 from prompt_serve.training.methods.base import LearnerInputs, Method, StepInfo, StepOutput
 from prompt_serve.training.methods.branches import TextVectors
 from prompt_serve.training.methods.parameters import CODEBOOK_SETTINGS, whole_text_vectors
-from prompt_serve.training.templates import DIVERSE_TEMPLATES
 
 PAPER_DEPTH = 9
 
