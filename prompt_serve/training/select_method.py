@@ -18,7 +18,7 @@ from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptTooLon
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.scoring import softmax
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig, settings
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import few_shot
@@ -26,7 +26,9 @@ from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import prompt_logits
 from prompt_serve.training.loop import Fitted, Run
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.methods.adapt import AdaptSettings
 from prompt_serve.training.progress import SILENT, Progress
+from prompt_serve.training.settings import defaults_of
 from prompt_serve.training.sweep import Job, fit_jobs
 from prompt_serve.training.train import (
     FeatureProvider,
@@ -174,7 +176,7 @@ def choose_prompt(
     best = _best(trials, len(drawn.val), one_standard_error=one_standard_error)
     best.row = replace(best.row, chosen=True)
     rows = mark_frontier([trial.row for trial in trials])
-    draft = draft_prompt(backbone, dataset.class_names, best.config.resolved(), best.fitted, name)
+    draft = draft_prompt(backbone, dataset.class_names, best.config, best.fitted, name)
     result = training_result(
         backbone,
         draft,
@@ -195,13 +197,13 @@ def candidate_configs(
     if not isinstance(candidates, str):
         found = list(candidates)
         if all(METHODS[c.method].learner for c in found):
-            found.insert(0, TrainConfig(**{**_shared(config), "method": "zero-shot"}))
+            found.insert(0, make_config(config.shared(), method="zero-shot"))
         return found
     described = TEXT if candidates == "text" else (*TEXT, *IMAGE)
     return [
-        TrainConfig(**{**_shared(config), **own})
+        make_config(config.shared(), **own)
         if own["method"] == "zero-shot"
-        else TrainConfig(**{**_shared(config), "templates": (), **own})
+        else make_config(config.shared(), **{"templates": (), **own})
         for own in described
         if own["method"] in METHODS
     ]
@@ -227,25 +229,12 @@ def mark_frontier(rows: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(marked)
 
 
-def _shared(config: TrainConfig) -> dict[str, Any]:
-    """The settings that every method has."""
-    known = settings()
-    return {
-        name: value
-        for name, value in vars(config).items()
-        if name != "method" and not (name in known and known[name].own)
-    }
-
-
 def _row(config: TrainConfig) -> Candidate:
-    usual, known = TrainConfig(method=config.method).resolved(), settings()
-    resolved = config.resolved()
+    defaults = defaults_of(type(config.settings))
     own = {
-        name: getattr(resolved, name)
-        for name in sorted(METHODS[config.method].settings)
-        if known[name].own
-        and (getattr(resolved, name) != getattr(usual, name) or name in ("rank", "bits", "tokens"))
-        and getattr(resolved, name) is not None
+        name: value
+        for name, value in sorted(config.own().items())
+        if (value != defaults[name] or name in ("rank", "bits", "tokens")) and value is not None
     }
     return Candidate(method=config.method, settings=own, size_bytes=None)
 
@@ -262,7 +251,7 @@ def _sized(
         draft = draft_prompt(backbone, class_names, config, run.fitted(()), "size")
     except (ConfigInvalid, BackboneUnsupported, PromptTooLong) as error:
         return replace(row, skipped=error.message)
-    if "tokens" in METHODS[config.method].settings:
+    if isinstance(config.settings, AdaptSettings):
         return row  # pruned while learning: its size shows afterwards
     too_large = draft.payload_bytes > max_bytes
     return replace(row, size_bytes=draft.payload_bytes, skipped=TOO_LARGE if too_large else "")
@@ -280,7 +269,7 @@ def _learn(
     jobs: list[Job] = []
     owners: list[_Trial] = []
     for trial in trials:
-        config = trial.config.resolved()
+        config = trial.config
         if trial.row.skipped or METHODS[config.method].learner is None or drawn.val is None:
             continue
         train = prepare("train", drawn.train, config, config.views)
@@ -305,7 +294,7 @@ def _measured(
     max_bytes: int,
 ) -> Candidate:
     """Score what the prompt file would hold on the validation images."""
-    draft = draft_prompt(backbone, class_names, trial.config.resolved(), trial.fitted, "draft")
+    draft = draft_prompt(backbone, class_names, trial.config, trial.fitted, "draft")
     stored = from_bytes(to_bytes(draft))
     logits = prompt_logits(stored, backbone, val)
     own = softmax(logits)[np.arange(len(val)), val.labels].astype(np.float64)

@@ -19,7 +19,8 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.loop import Fitted
-from prompt_serve.training.methods.adapt import tokens_at_start
+from prompt_serve.training.methods.adapt import AdaptSettings, tokens_at_start
+from prompt_serve.training.settings import AUTO
 
 TOKENS = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -56,6 +57,11 @@ class TokenChoice:
             f"Kept {self.chosen.tokens} tokens, the fewest within one standard error of the best "
             f"validation accuracy ({tried})."
         )
+
+
+def chooses_tokens(config: TrainConfig) -> bool:
+    """Return True if the number of rows is to be chosen by validation."""
+    return isinstance(config.settings, AdaptSettings) and config.settings.tokens == AUTO
 
 
 def choose_tokens(
@@ -100,7 +106,9 @@ def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
         ConfigInvalid: there is none.
     """
     blocks = backbone.text_tower.layers + backbone.image_tower.layers
-    start = tokens_at_start(config, blocks)
+    if not isinstance(config.settings, AdaptSettings):
+        raise TypeError(f"Method {config.method!r} has no tokens to choose.")
+    start = tokens_at_start(config.settings, blocks)
     counts = tuple(tokens for tokens in TOKENS if tokens < start)
     if counts:
         return counts

@@ -74,14 +74,13 @@ def train_prompts(
         draw: draws the images of each configuration.
     """
     names = names or ["task"] * len(configs)
-    resolved = [config.resolved() for config in configs]
-    together = [index for index, config in enumerate(resolved) if _learns_text_only(config)]
+    together = [index for index, config in enumerate(configs) if _learns_text_only(config)]
     clock = StageTimer()
     prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
     learned = _train_together(
         backbone,
         dataset,
-        [resolved[index] for index in together],
+        [configs[index] for index in together],
         [names[index] for index in together],
         prepare,
         clock,
@@ -108,7 +107,7 @@ def train_prompts(
 
 def _learns_text_only(config: TrainConfig) -> bool:
     method = METHODS[config.method]
-    return method.learner is not None and not method.prompts_images(config)
+    return method.learner is not None and not method.prompts_images(config.settings)
 
 
 def _train_together(

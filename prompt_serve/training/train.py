@@ -15,7 +15,7 @@ from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.training.calibration import calibrate
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
@@ -31,7 +31,8 @@ from prompt_serve.training.evaluate import (
 from prompt_serve.training.loop import EpochRecord, Fitted, check_names, fit
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
-from prompt_serve.training.select_tokens import choose_tokens
+from prompt_serve.training.select_tokens import choose_tokens, chooses_tokens
+from prompt_serve.training.settings import AUTO
 
 PLAIN_VIEW = 0
 
@@ -151,7 +152,6 @@ def train_prompt(
             learning rates are tried, each has its own beside it.
         draw: draws ``config.shots`` images a class with ``config.seed``.
     """
-    config = config.resolved()
     clock = StageTimer()
     prepare = FeatureProvider(backbone, clock, cache=cache, workers=workers, progress=progress)
     drawn = draw(dataset, shots=config.shots, seed=config.seed)
@@ -167,7 +167,7 @@ def train_prompt(
             )
 
         with clock("learning"):
-            if config.tokens == AUTO:
+            if chooses_tokens(config):
                 choice = choose_tokens(config, backbone, val, learn, checkpoint)
                 fitted, notes = choice.chosen.fitted, (*notes, choice.note)
                 config = config.replace(tokens=choice.chosen.tokens)
@@ -220,7 +220,7 @@ class FeatureProvider:
         self, part: str, images: ImageSet, config: TrainConfig, views: int = PLAIN_VIEW
     ) -> ImageData:
         """Images of a part in ``views`` augmented views, or in the plain one."""
-        as_pixels = METHODS[config.method].prompts_images(config)
+        as_pixels = METHODS[config.method].prompts_images(config.settings)
         if as_pixels:
             # One that cannot be prompted is refused before images are decoded.
             _ = self._backbone.image_tower
@@ -363,7 +363,7 @@ def draft_prompt(
         templates=templates,
         backbone=backbone.ref,
         probe=np.zeros(len(class_names), dtype=np.float16),  # filled in once it can be computed
-        class_position=config.class_position if fitted else "end",
+        class_position=config.settings.placement().class_position if fitted else "end",
         text=fitted.encodings.text if fitted else None,
         image=fitted.encodings.image if fitted else None,
         training=training,

@@ -70,7 +70,7 @@ class Experiment:
         """How a row is learned."""
         scheduled = self.schedule(protocol, row, dataset, shots)
         config = row.config({"calibrate": True}, scheduled, self.settings)
-        return config.replace(shots=shots, seed=seed).resolved()
+        return config.replace(shots=shots, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,7 +333,7 @@ class _Session:
         )
 
     def _as_pixels(self, config: TrainConfig) -> bool:
-        return METHODS[config.method].prompts_images(config)
+        return METHODS[config.method].prompts_images(config.settings)
 
 
 def _there(out: Path | None) -> Sequence[Result]:
