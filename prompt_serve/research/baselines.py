@@ -15,6 +15,7 @@ from prompt_serve.research.adapters import (
     tip_adapter,
     tip_adapter_f,
 )
+from prompt_serve.training.baselines.templates import DIVERSE_TEMPLATES
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
@@ -22,7 +23,6 @@ from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.evaluate import Evaluation, class_features_of, evaluate_prompt
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.templates import DIVERSE_TEMPLATES
 from prompt_serve.types import FloatArray
 
 

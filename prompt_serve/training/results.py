@@ -70,7 +70,7 @@ def draft_prompt(
         templates=templates,
         backbone=backbone.ref,
         probe=np.zeros(len(class_names), dtype=np.float16),  # set by ``finish_prompt``
-        class_position=config.class_position if fitted else "end",
+        class_position=config.settings.placement().class_position if fitted else "end",
         text=fitted.encodings.text if fitted else None,
         image=fitted.encodings.image if fitted else None,
         training=training,

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.loop import Fitted
-from prompt_serve.training.methods.adapt import tokens_at_start
+from prompt_serve.training.methods.adapt import AdaptSettings, tokens_at_start
+from prompt_serve.training.settings import AUTO
 
 TOKENS = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -36,7 +37,14 @@ class TokenCandidate:
 
 def selects_tokens(config: TrainConfig) -> bool:
     """Return True if the number of tokens is to be chosen by validation."""
-    return config.tokens == AUTO
+    return isinstance(config.settings, AdaptSettings) and config.settings.tokens == AUTO
+
+
+def tokens_of(config: TrainConfig) -> int:
+    """Return the number of tokens that a configuration names."""
+    if not isinstance(config.settings, AdaptSettings) or config.settings.tokens == AUTO:
+        raise TypeError(f"The configuration of method {config.method!r} names no number of tokens.")
+    return config.settings.tokens
 
 
 def token_configs(
@@ -64,7 +72,9 @@ def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
         BackboneUnsupported: the image tower cannot be prompted.
     """
     blocks = backbone.text_tower.layers + backbone.image_tower.layers
-    start = tokens_at_start(config, blocks)
+    if not isinstance(config.settings, AdaptSettings):
+        raise TypeError(f"Method {config.method!r} has no tokens to choose.")
+    start = tokens_at_start(config.settings, blocks)
     counts = tuple(tokens for tokens in TOKENS if tokens < start)
     if counts:
         return counts

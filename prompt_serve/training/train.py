@@ -29,6 +29,7 @@ from prompt_serve.training.select_tokens import (
     selection_note,
     selects_tokens,
     token_configs,
+    tokens_of,
 )
 from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
 
@@ -177,7 +178,7 @@ def _rounds(configs: Sequence[TrainConfig]) -> list[list[int]]:
     Text prompts share their features and the text tower. An image prompt is alone: its pixels may
     fill a gigabyte, and are freed when its round ends.
     """
-    prompts_images = [METHODS[c.method].prompts_images(c.resolved()) for c in configs]
+    prompts_images = [METHODS[c.method].prompts_images(c.settings) for c in configs]
     text = [index for index, as_pixels in enumerate(prompts_images) if not as_pixels]
     alone = [[index] for index, as_pixels in enumerate(prompts_images) if as_pixels]
     return [text, *alone] if text else alone
@@ -188,14 +189,14 @@ class PromptPlan:
     """A prompt to learn: its settings and its images."""
 
     name: str
-    config: TrainConfig  # resolved
+    config: TrainConfig
     images: Split  # drawn
     checkpoint: Path | None = None
 
     @property
     def as_pixels(self) -> bool:
         """True where the image tower is prompted, so that its features cannot be cached."""
-        return METHODS[self.config.method].prompts_images(self.config)
+        return METHODS[self.config.method].prompts_images(self.config.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,6 @@ class Trainer:
 
     def plan(self, config: TrainConfig, name: str, checkpoint: Path | None = None) -> PromptPlan:
         """Draw the images of a prompt."""
-        config = config.resolved()
         images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
         return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
 
@@ -344,7 +344,7 @@ def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> P
     """Return the checkpoint file of a run; runs that are tried side by side each have their own."""
     if plan.checkpoint is None:
         return None
-    tokens = f".tokens-{variant.tokens}" if selects_tokens(plan.config) else ""
+    tokens = f".tokens-{tokens_of(variant)}" if selects_tokens(plan.config) else ""
     suffix = tokens if rate is None else f"{tokens}.{rate:g}"
     return plan.checkpoint.with_name(f"{plan.checkpoint.name}{suffix}")
 
@@ -356,7 +356,7 @@ def _best(plan: PromptPlan, fits: Sequence[tuple[Job, Fitted]]) -> BestFit:
         return BestFit(config=plan.config, fitted=_best_validated(fits), seconds=seconds)
     candidates = [
         TokenCandidate(tokens=tokens, fitted=_best_validated(tried))
-        for tokens, tried in groupby(fits, key=lambda tried: int(tried[0].config.tokens))
+        for tokens, tried in groupby(fits, key=lambda tried: tokens_of(tried[0].config))
     ]
     chosen = fewest_within_one_standard_error(candidates, len(plan.images.val or ()))
     return BestFit(

@@ -9,7 +9,7 @@ import torch
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.loop import EpochRecord, Fitted, fit
@@ -32,11 +32,11 @@ CASES = [
 
 
 class Stopped(Exception):  # it stands for Ctrl-C
-    """What ends a run early."""
+    """Ends a run early."""
 
 
 def images_for(config: TrainConfig) -> ImageData:
-    if not METHODS[config.method].prompts_images(config):
+    if not METHODS[config.method].prompts_images(config.settings):
         return features_of(1, 16)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(8, 2, 32, 32, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def learn(backbone: Backbone, config: TrainConfig, **more: Any) -> Fitted:
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
-    return TrainConfig(**{"epochs": EPOCHS, "batch_size": 4, **settings})
+    return make_config(**{"epochs": EPOCHS, "batch_size": 4, **settings})
 
 
 def stop_after_epoch(record: EpochRecord) -> None:

@@ -8,7 +8,7 @@ import pytest
 from prompt_serve.errors import ConfigInvalid, PromptServeError
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
@@ -21,11 +21,11 @@ from prompt_serve.training.select_method import (
 )
 from prompt_serve.training.train import train_prompt, train_prompts
 
-CONFIG = TrainConfig(method="zero-shot", shots=4, epochs=3, views=1)
+CONFIG = make_config(method="zero-shot", shots=4, epochs=3, views=1)
 TRIED = [
-    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 1}),
-    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 2}),
-    TrainConfig(**{**vars(CONFIG), "method": "coop", "learning_rate": 5.0}),
+    make_config(**{**vars(CONFIG), "method": "dip", "rank": 1}),
+    make_config(**{**vars(CONFIG), "method": "dip", "rank": 2}),
+    make_config(**{**vars(CONFIG), "method": "coop", "learning_rate": 5.0}),
 ]
 
 

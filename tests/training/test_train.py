@@ -21,7 +21,7 @@ from prompt_serve.prompts.prompt_file import (
 from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
 from prompt_serve.training.data.loading import read_dataset
@@ -50,7 +50,7 @@ def kept_features(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
 def learn(
     backbone: Backbone, folder: Path, cache: FeatureCache | None, **settings: Any
 ) -> TrainingResult:
-    config = TrainConfig(**settings)
+    config = make_config(**settings)
     return train_prompt(backbone, read_dataset(folder), config, name="colors", cache=cache)
 
 
@@ -109,7 +109,7 @@ def test_test_images_change_nothing_that_is_learned(
     split = read_dataset(colors)
     assert split.test is not None
     fewer = replace(split, test=split.test.with_items(split.test.items[:7]))
-    config = TrainConfig(**{**DIP, "epochs": 3, "learning_rate": "auto"})
+    config = make_config(**{**DIP, "epochs": 3, "learning_rate": "auto"})
     first = train_prompt(tiny_backbone, split, config, cache=kept_features).prompt
     second = train_prompt(tiny_backbone, fewer, config, cache=kept_features).prompt
     assert first.tensors.keys() == second.tensors.keys()
@@ -122,7 +122,7 @@ def test_auto_chooses_the_learning_rate_that_validates_best(
     tiny_backbone: Backbone, colors: Path, kept_features: FeatureCache
 ) -> None:
     records: list[EpochRecord] = []
-    config = TrainConfig(**{**COOP, "learning_rate": "auto", "epochs": 4})
+    config = make_config(**{**COOP, "learning_rate": "auto", "epochs": 4})
     result = train_prompt(
         tiny_backbone,
         read_dataset(colors),
@@ -165,8 +165,8 @@ def test_without_images_to_hold_out_it_says_so_and_goes_on(
 def test_fewer_images_than_shots_must_be_allowed(tiny_backbone: Backbone, tmp_path: Path) -> None:
     root = draw_dataset(tmp_path, train=3)
     with pytest.raises(DatasetInvalid, match="fewer than 16 shots"):
-        open_dataset(root, tiny_backbone, TrainConfig())
-    config = TrainConfig(**{**COOP, "fewer_shots_ok": True, "epochs": 1})
+        open_dataset(root, tiny_backbone, make_config())
+    config = make_config(**{**COOP, "fewer_shots_ok": True, "epochs": 1})
     split = open_dataset(root, tiny_backbone, config)
     notes = train_prompt(tiny_backbone, split, config).notes
     assert "4 classes have fewer than 16 training images." in notes
@@ -176,7 +176,7 @@ def test_a_class_name_with_seventy_tokens_is_found_before_anything_is_encoded(
     tiny_backbone: Backbone, colors: Path
 ) -> None:
     with pytest.raises(DatasetInvalid, match="75 tokens with its template"):
-        open_dataset(colors, tiny_backbone, TrainConfig(), rename={"red": " ".join(["red"] * 70)})
+        open_dataset(colors, tiny_backbone, make_config(), rename={"red": " ".join(["red"] * 70)})
 
 
 @pytest.mark.slow
@@ -194,10 +194,10 @@ def test_dip_on_the_geometry_of_vit_b_16_stores_516_numbers_in_1032_bytes(
     backbone = _from_open_clip("ViT-B-16/geometry", "ViT-B-16", clip)
     features = unit(rng.normal(size=(8, 1, 512)).astype(np.float32))
     train = FeatureSet(features=features, labels=np.arange(8) % 2)
-    fitted = fit(backbone, ("cat", "dog"), train, None, TrainConfig(epochs=2), learning_rate=0.02)
+    fitted = fit(backbone, ("cat", "dog"), train, None, make_config(epochs=2), learning_rate=0.02)
     assert fitted.encodings.text is not None
     split = Split(train=read_dataset(draw_dataset(tmp_path, all=1)).train)
-    prompt = train_prompt(backbone, split, TrainConfig(shots=1, epochs=1, views=1)).prompt
+    prompt = train_prompt(backbone, split, make_config(shots=1, epochs=1, views=1)).prompt
     data = write_prompt_file(prompt, tmp_path / "dip.safetensors")
     header = int.from_bytes(data[:8], "little")
     assert prompt.learned_numbers == 516

@@ -72,7 +72,7 @@ class Experiment:
         """Return the training configuration of a row."""
         scheduled = self.schedule(protocol, row, dataset, shots)
         config = row.config({"calibrate": True}, scheduled, self.settings)
-        return config.replace(shots=shots, seed=seed).resolved()
+        return config.replace(shots=shots, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -349,7 +349,7 @@ class _Session:
         )
 
     def _as_pixels(self, config: TrainConfig) -> bool:
-        return METHODS[config.method].prompts_images(config)
+        return METHODS[config.method].prompts_images(config.settings)
 
 
 def _stored_results(out: Path | None) -> Sequence[Result]:

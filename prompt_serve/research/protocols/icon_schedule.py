@@ -17,8 +17,8 @@ WIDE_SHARE = 0.2
 
 
 def icon_schedule(protocol: str, row: Row, dataset: str, shots: int) -> Mapping[str, Any]:
-    """Return the settings of a row; the ``Experiment.schedule`` of the suite "icon"."""
-    prompts_images = METHODS[row.method].prompts_images(row.config().resolved())
+    """``Experiment.schedule`` of the suite "icon"."""
+    prompts_images = METHODS[row.method].prompts_images(row.config().settings)
     common: dict[str, Any] = dict(IMAGE if prompts_images else TEXT)
     if dataset == WIDE:
         common["epochs"] = round(WIDE_SHARE * common["epochs"])

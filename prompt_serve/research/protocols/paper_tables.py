@@ -143,13 +143,12 @@ def mean_of(rows: Sequence[PaperRow | None]) -> PaperRow | None:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that identify a row of a table, defaults filled in."""
-    resolved = make_config(
-        {name: value for name, value in config.items() if name in IDENTITY}
-    ).resolved()
-    values = {name: getattr(resolved, name) for name in IDENTITY}
-    deep = resolved.method in DEEP
-    return {**values, "depth": None if deep else resolved.depth or 1}
+    """Those settings that make it another row of a table, defaults filled in."""
+    given = {name: value for name, value in config.items() if name in IDENTITY}
+    saved = make_config(given).to_dict()
+    values = {name: saved[name] for name in IDENTITY if name in saved}
+    deep = values["method"] in DEEP
+    return {**values, "depth": None if deep else saved.get("depth") or 1}
 
 
 def known_methods() -> Mapping[str, Mapping[str, Any]]:

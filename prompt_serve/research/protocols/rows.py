@@ -8,8 +8,9 @@ from importlib import resources
 from typing import Any
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.config import TrainConfig, make_config, settings
+from prompt_serve.training.config import SHARED, TrainConfig, make_config, setting_owners
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.settings import settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,12 @@ class Row:
         Raises:
             ConfigInvalid: settings are unknown or out of range.
         """
-        own, known = METHODS[self.method].settings, settings()
+        known = {*SHARED, *settings_of(METHODS[self.method].settings)}
         common = {
             name: value
             for other in others
             for name, value in other.items()
-            if name not in known or not known[name].own or name in own
+            if name in known or not setting_owners(name)
         }
         return make_config({**common, **self.settings})
 

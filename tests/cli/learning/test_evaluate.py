@@ -13,7 +13,7 @@ from prompt_serve.prompts.encodings import Conditional, Dense
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file, write_prompt_file
 from prompt_serve.training.class_sets import with_classes
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import Evaluation, class_features_of
 from prompt_serve.training.train import train_prompt
@@ -31,7 +31,7 @@ def learned(
     photos: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Evaluation]:
     """A prompt file, and its accuracy on the test images as training measured it."""
-    config = TrainConfig(
+    config = make_config(
         method="coop", shots=3, epochs=3, views=0, learning_rate=0.5, unknown_share=0.3
     )
     result = train_prompt(tiny_backbone, read_dataset(photos), config, name="colors")

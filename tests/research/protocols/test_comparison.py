@@ -19,14 +19,14 @@ from prompt_serve.research.protocols.summary import (
     FEW_SHOT,
     HARMONIC,
 )
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from tests.research.protocols.made_up import base_new, made_up
 
 OPENAI = "ViT-B-16/openai"
 
 
 def settings(method: str, **more: Any) -> dict[str, Any]:
-    config = TrainConfig(method=method, **more).resolved()
+    config = make_config(method=method, **more)
     return json.loads(json.dumps(config.to_dict()))  # type: ignore[no-any-return]
 
 

@@ -36,7 +36,7 @@ from prompt_serve.research.reports.thumbnails import most_confident_mistakes, ty
 from prompt_serve.research.reports.weights import start_numbers, text_numbers
 from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.results import draft_prompt
 from tests.research.reports.conftest import COOP, ROWS, SEEDS
 from tests.research.reports.parsed import Page
@@ -325,7 +325,7 @@ def test_numbers_of_a_codebook_are_those_of_its_file(runs: tuple[StoredRun, ...]
 
 def test_learning_starts_from_the_words_of_the_packages_backbone() -> None:
     backbone = load_backbone("embedded")
-    config = TrainConfig(method="zero-shot", template="a photo of a {}.")
+    config = make_config(method="zero-shot", template="a photo of a {}.")
     prompt = draft_prompt(backbone, ("cat", "dog"), config, None, "pets")
     words = start_numbers(prompt)
     assert words is not None

@@ -15,7 +15,7 @@ from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
 from prompt_serve.training.clip.image_tower import ImageTower
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.loop import fit
@@ -250,7 +250,7 @@ IMAGE_METHODS = [
 def test_a_resnet_refuses_image_methods(
     resnet: Backbone, colors: Path, settings: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    config = TrainConfig(**settings, shots=2, views=0, epochs=1)
+    config = make_config(**settings, shots=2, views=0, epochs=1)
     images = PixelSet(
         pixels=rng.integers(0, 256, (4, 1, 32, 32, 3), dtype=np.uint8), labels=np.arange(4) % 2
     )
@@ -262,7 +262,7 @@ def test_a_resnet_refuses_image_methods(
 
 @pytest.mark.parametrize("method", ["dip", "coop"])
 def test_a_resnet_learns_text_methods(resnet: Backbone, colors: Path, method: str) -> None:
-    config = TrainConfig(method=method, shots=2, views=0, epochs=2)
+    config = make_config(method=method, shots=2, views=0, epochs=2)
     result = train_prompt(resnet, read_dataset(colors), config)
     assert result.prompt.image is None
     assert result.comparisons["test"].prompt.images == 40
