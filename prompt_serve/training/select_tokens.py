@@ -39,6 +39,16 @@ def selects_tokens(config: TrainConfig) -> bool:
     return config.tokens == AUTO
 
 
+def tokens_of(config: TrainConfig) -> int:
+    """Return the number of tokens of a configuration that does not select it."""
+    return int(config.tokens)
+
+
+def with_tokens(config: TrainConfig, tokens: int) -> TrainConfig:
+    """Return the configuration with a number of tokens."""
+    return config.replace(tokens=tokens)
+
+
 def token_configs(
     config: TrainConfig, backbone: Backbone, *, has_val: bool
 ) -> tuple[TrainConfig, ...]:
@@ -53,14 +63,14 @@ def token_configs(
             "tokens 'auto' chooses by validation images, and there are none. "
             "Give a number, such as 32, or more images."
         )
-    return tuple(config.replace(tokens=tokens) for tokens in token_counts(config, backbone))
+    return tuple(with_tokens(config, tokens) for tokens in token_counts(config, backbone))
 
 
 def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     """Return every T that leaves something to prune.
 
     Raises:
-        ConfigInvalid: there is none.
+        ConfigInvalid: no T is small enough.
         BackboneUnsupported: the image tower cannot be prompted.
     """
     blocks = backbone.text_tower.layers + backbone.image_tower.layers
