@@ -55,7 +55,7 @@ def draft_prompt(
     Args:
         backbone: frozen CLIP.
         class_names: C names.
-        config: settings, resolved.
+        config: settings.
         fitted: outcome of the run; None for a method that learns nothing.
         name: of the prompt, kept in its file.
     """
@@ -90,7 +90,7 @@ def finish_prompt(
     Args:
         draft: from ``draft_prompt``.
         backbone: the one it was learned on.
-        config: settings, resolved.
+        config: settings.
         held_out: plain views of the parts "val" and "test", where they exist.
         images: number of images used, by part.
     """

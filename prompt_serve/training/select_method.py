@@ -28,7 +28,7 @@ from prompt_serve.training.methods.adapt import AdaptSettings
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.settings import defaults_of
-from prompt_serve.training.train import BestFit, PromptPlan, Trainer
+from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
 
 CandidateSet = Literal["text", "all"]
 TOO_LARGE = "larger than the budget"
@@ -285,7 +285,7 @@ def _notes(rows: Sequence[Candidate], best: Candidate, max_bytes: int) -> tuple[
         smallest = f"; the smallest candidate takes {min(sizes):,}" if sizes else ""
         return (
             f"No learned prompt fits into {max_bytes:,} bytes{smallest}. "
-            f"This is the template as it is (zero-shot).",
+            f"The result is the unchanged template (zero-shot).",
         )
     if best.method == "zero-shot":
         return ("No learned candidate validates better than the template: zero-shot was chosen.",)

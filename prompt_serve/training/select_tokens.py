@@ -41,10 +41,15 @@ def selects_tokens(config: TrainConfig) -> bool:
 
 
 def tokens_of(config: TrainConfig) -> int:
-    """Return the number of tokens that a configuration names."""
+    """Return the number of tokens of a configuration that does not select it."""
     if not isinstance(config.settings, AdaptSettings) or config.settings.tokens == AUTO:
         raise TypeError(f"The configuration of method {config.method!r} names no number of tokens.")
     return config.settings.tokens
+
+
+def with_tokens(config: TrainConfig, tokens: int) -> TrainConfig:
+    """Return the configuration with a number of tokens."""
+    return config.replace(tokens=tokens)
 
 
 def token_configs(
@@ -61,14 +66,14 @@ def token_configs(
             "tokens 'auto' chooses by validation images, and there are none. "
             "Give a number, such as 32, or more images."
         )
-    return tuple(config.replace(tokens=tokens) for tokens in token_counts(config, backbone))
+    return tuple(with_tokens(config, tokens) for tokens in token_counts(config, backbone))
 
 
 def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     """Return every T that leaves something to prune.
 
     Raises:
-        ConfigInvalid: there is none.
+        ConfigInvalid: no T is small enough.
         BackboneUnsupported: the image tower cannot be prompted.
     """
     blocks = backbone.text_tower.layers + backbone.image_tower.layers

@@ -1,4 +1,4 @@
-"""Choosing by a byte budget: within it, by validation images, and never by test images."""
+"""Selection by a byte budget: within it, by validation images, never by test images."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ TRIED = [
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     return FeatureCache(tmp_path_factory.mktemp("features"))
 
 
@@ -39,12 +39,12 @@ def with_test(split: Split, items: tuple[LabeledImage, ...]) -> Split:
     return replace(split, test=split.test.with_items(items))
 
 
-def test_what_is_chosen_validates_best_of_what_fits(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+def test_the_selected_prompt_fits_and_validates_best(
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
     chosen = select_method(
-        tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=kept
+        tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=cache
     )
     rows = {row.label: row for row in chosen.candidates}
     # R (M + D) and M D numbers of two bytes, with M = 4 and D = 32.
@@ -65,9 +65,9 @@ def test_what_is_chosen_validates_best_of_what_fits(
 
 
 def test_test_images_play_no_part(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
-    """Poisoned labels change no choice; images that cannot be read are met after it."""
+    """Wrong labels change no selection; unreadable test images raise after it."""
     split = read_dataset(colors)
     assert isinstance(split.test, ImageSet)
     wrong = tuple(LabeledImage(item.path, (item.label + 1) % 4) for item in split.test.items)
@@ -75,7 +75,7 @@ def test_test_images_play_no_part(
 
     def rows(dataset: Split) -> tuple[tuple[Candidate, ...], bytes]:
         chosen = select_method(
-            tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=kept
+            tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=cache
         )
         same = [replace(row, seconds=0.0) for row in chosen.candidates]
         return tuple(same), to_bytes(replace(chosen.result.prompt, metrics={}))
@@ -89,17 +89,19 @@ def test_test_images_play_no_part(
             CONFIG,
             max_bytes=300,
             candidates=TRIED,
-            cache=kept,
+            cache=cache,
             on_candidate=seen.append,
         )
     assert len(seen) == 4
 
 
 def test_a_budget_that_nothing_fits_gives_zero_shot(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
-    chosen = select_method(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
+    chosen = select_method(
+        tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=cache
+    )
     assert chosen.result.prompt.method == "zero-shot"
     assert chosen.result.prompt.payload_bytes == 0
     assert "the smallest candidate takes 72" in chosen.result.notes[-1]
@@ -138,13 +140,13 @@ def test_candidates_share_the_settings_that_all_methods_have() -> None:
 
 
 def test_several_seeds_give_the_prompts_of_single_runs(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
     configs = [*(TRIED[1].replace(seed=seed) for seed in (1, 2)), CONFIG]
-    results = train_prompts(tiny_backbone, split, configs, cache=kept)
+    results = train_prompts(tiny_backbone, split, configs, cache=cache)
     for config, result in zip(configs, results, strict=True):
-        alone = train_prompt(tiny_backbone, split, config, cache=kept)
+        alone = train_prompt(tiny_backbone, split, config, cache=cache)
         assert to_bytes(replace(result.prompt, metrics={})) == to_bytes(
             replace(alone.prompt, metrics={})
         )

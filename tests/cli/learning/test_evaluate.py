@@ -91,7 +91,7 @@ def test_a_missing_part_says_which_there_are(
     assert "has no part 'val'; name one it has with --part: train, test" in result.output
 
 
-def test_a_learned_context_is_asked_for_other_classes(
+def test_a_learned_context_takes_other_classes(
     run: Run, photos: Path, learned: tuple[Path, Evaluation], tiny_backbone: Backbone,
     tiny_folder: Path,
 ) -> None:  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_learned_context_is_asked_for_other_classes(
     assert both.exit_code == 2
 
 
-def test_contexts_of_single_classes_say_nothing_of_others(
+def test_class_specific_contexts_take_no_other_classes(
     learned: tuple[Path, Evaluation], tiny_backbone: Backbone
 ) -> None:
     prompt = read_prompt_file(learned[0])

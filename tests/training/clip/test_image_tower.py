@@ -144,10 +144,10 @@ def test_vectors_stand_behind_the_patches_and_are_replaced_at_the_next_block(
         gradients = torch.autograd.grad((features @ target).sum(), vectors)
         results.append((features.detach(), gradients))
 
-    (features, gradients), (expected, wanted) = results
-    assert all(float(gradient.abs().max()) > 1e-3 for gradient in wanted)
+    (features, gradients), (expected, expected_gradients) = results
+    assert all(float(gradient.abs().max()) > 1e-3 for gradient in expected_gradients)
     torch.testing.assert_close(features, expected, atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(gradients, wanted, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(gradients, expected_gradients, atol=TOLERANCE, rtol=0)
     plain = ImageTower(clip)(pixels())
     assert float((features - plain).abs().max()) > 1e-2  # they do something
 
