@@ -44,6 +44,8 @@
 
 An error keeps its facts as attributes (``TaskNotFound.name``), has a stable ``code`` that the
 service puts in its problem documents (RFC 9457), and the HTTP ``status`` it is answered with.
+Errors that a client of the service can receive name the way out in their docstring:
+``docs/reference.md`` is made from these.
 """
 
 from collections.abc import Sequence
@@ -51,7 +53,12 @@ from typing import ClassVar
 
 
 class PromptServeError(Exception):
-    """Base of all errors raised on purpose; ``facts`` become attributes."""
+    """An unexpected fault of the service.
+
+    Base of all errors raised on purpose; `facts` become attributes.
+
+    Way out: find `request_id` in the log of the service.
+    """
 
     code: ClassVar[str] = "internal-error"
     status: ClassVar[int] = 500
@@ -74,115 +81,211 @@ class _Faulty(PromptServeError):
 
 
 class ConfigInvalid(_Faulty):
+    """A training or service setting is invalid; `faults` lists every fault."""
+
     code = "config-invalid"
 
 
 class DatasetInvalid(_Faulty):
+    """The images to learn from cannot be used; `faults` lists every fault."""
+
     code = "dataset-invalid"
 
 
 class DatasetMissing(PromptServeError):
+    """A known dataset is not on disk, or could not be fetched."""
+
     code = "dataset-missing"
 
 
 class ResultsInvalid(PromptServeError):
+    """A folder or file does not hold the results of a protocol."""
+
     code = "results-invalid"
 
 
 class DependencyMissing(PromptServeError):
+    """An optional package is not installed; the message names the extra."""
+
     code = "dependency-missing"
 
 
 class BackboneError(PromptServeError):
+    """Base of errors about a backbone."""
+
     code = "backbone-error"
 
 
 class BackboneUnavailable(BackboneError):
+    """The weights of a backbone cannot be loaded."""
+
     code = "backbone-unavailable"
 
 
 class BackboneUnsupported(BackboneError):
+    """A tower of this CLIP cannot be exported or prompted."""
+
     code = "backbone-unsupported"
 
 
 class BundleInvalid(PromptServeError):
+    """An exported backbone is missing, damaged or of another format."""
+
     code = "bundle-invalid"
 
 
 class ExportParityFailed(PromptServeError):
+    """The exported graphs differ from the PyTorch model; nothing was written."""
+
     code = "export-parity-failed"
 
 
 class ProviderUnavailable(PromptServeError):
+    """The requested execution provider cannot run on this machine."""
+
     code = "provider-unavailable"
 
 
 class PromptError(PromptServeError):
+    """Base of errors about a prompt."""
+
     code = "prompt-error"
     status = 422
 
 
 class PromptFileInvalid(PromptError):
+    """The prompt file is unreadable or inconsistent; all faults are listed.
+
+    Way out: upload a file that `prompt-serve train` wrote.
+    """
+
     code = "prompt-file-invalid"
 
 
 class PromptUnsupported(PromptError):
+    """The prompt has parts that the service does not run.
+
+    Way out: use a text prompt; see "Supported prompts" on the tasks page.
+    """
+
     code = "prompt-unsupported"
 
 
 class BackboneMismatch(PromptError):
+    """The prompt or the embeddings belong to another backbone.
+
+    Way out: train or embed again on the backbone of this service.
+    """
+
     code = "backbone-mismatch"
 
 
 class ProbeMismatch(PromptError):
+    """The class features computed here differ from those of the training run.
+
+    Way out: train the prompt again on the backbone of this service.
+    """
+
     code = "probe-mismatch"
 
 
 class PromptTooLong(PromptError, _Faulty):
+    """Class names or template exceed the context length of the text tower.
+
+    Way out: shorten the class names that are listed.
+    """
+
     code = "prompt-too-long"
 
 
 class RequestError(PromptServeError):
+    """The web framework rejected the request.
+
+    Base of errors about a request.
+
+    Way out: see `detail`.
+    """
+
     code = "request-error"
     status = 400
 
 
 class RequestInvalid(RequestError):
+    """No image, no task, an unknown field or an unsupported content type.
+
+    Way out: see `detail`, which says what is expected.
+    """
+
     code = "request-invalid"
     status = 422
 
 
 class RequestTooLarge(RequestError):
+    """The body, or the number of images, tasks, classes or scores exceeds a limit.
+
+    Way out: split the request; `GET /v1/info` lists the limits.
+    """
+
     code = "request-too-large"
     status = 413
 
 
 class ImageInvalid(RequestError):
+    """The image is empty, damaged or of an unsupported format.
+
+    Way out: send JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM.
+    """
+
     code = "image-invalid"
     status = 422
 
 
 class ImageTooLarge(RequestError):
+    """The image declares more pixels than allowed; it was not decoded.
+
+    Way out: resize the image.
+    """
+
     code = "image-too-large"
     status = 413
 
 
 class ImageUnreachable(RequestError):
+    """The URL of an image did not return an image in time.
+
+    Way out: send the image itself.
+    """
+
     code = "image-unreachable"
     status = 422
 
 
 class UrlRefused(RequestError):
+    """Fetching images is off, or the URL leads to an address that is not allowed.
+
+    Way out: send the image itself.
+    """
+
     code = "url-refused"
     status = 422
 
 
 class TaskNameInvalid(RequestError):
+    """The name is not 1 to 128 letters, digits, `.`, `_` or `-`.
+
+    Way out: choose another name.
+    """
+
     code = "task-name-invalid"
     status = 422
 
 
 class TaskNotFound(RequestError):
+    """No task has this name; `loaded` lists similar names.
+
+    Way out: use one of these names, or upload the task.
+    """
+
     code = "task-not-found"
     status = 404
     name: str
@@ -190,16 +293,31 @@ class TaskNotFound(RequestError):
 
 
 class VersionNotFound(RequestError):
+    """No version starts with these digits, or its file is no longer kept.
+
+    Way out: `GET /v1/tasks/{name}/history` lists the versions.
+    """
+
     code = "version-not-found"
     status = 404
 
 
 class VersionAmbiguous(RequestError):
+    """Several versions start with these digits.
+
+    Way out: give more digits.
+    """
+
     code = "version-ambiguous"
     status = 422
 
 
 class VersionChanged(RequestError):
+    """The task is not at the version that `If-Match` names.
+
+    Way out: read the task again and repeat the change.
+    """
+
     code = "version-changed"
     status = 412
     expected: str
@@ -207,57 +325,105 @@ class VersionChanged(RequestError):
 
 
 class VersionInUse(RequestError):
+    """A task points at the version to be deleted.
+
+    Way out: delete the task or point it at another version first.
+    """
+
     code = "version-in-use"
     status = 409
 
 
 class ArchiveInvalid(RequestError):
+    """The zip file, or a file in it, is unreadable or unsafe.
+
+    Way out: create it again with `prompt-serve registry export`.
+    """
+
     code = "archive-invalid"
     status = 422
 
 
 class NotAuthenticated(RequestError):
+    """The key is missing, unknown, expired or revoked.
+
+    Way out: send a valid key; `prompt-serve keys create` makes one.
+    """
+
     code = "not-authenticated"
     status = 401
 
 
 class NotAllowed(RequestError):
+    """The role of the key does not allow the request; `role` is the required one.
+
+    Way out: use a key with the role `admin`.
+    """
+
     code = "not-allowed"
     status = 403
     role: str  # that is needed
 
 
 class ServiceError(PromptServeError):
+    """The encoder failed on this image.
+
+    Base of errors of the service.
+
+    Way out: find `request_id` in the log of the service.
+    """
+
     code = "service-error"
     status = 500
 
 
 class Overloaded(ServiceError):
+    """The queue of images or of changes is full.
+
+    Way out: retry after `Retry-After` seconds.
+    """
+
     code = "overloaded"
     status = 429
     retry_after_s: float
 
 
 class NotReady(ServiceError):
+    """The service starts or stops, or its database is locked, full or unreachable.
+
+    Way out: retry after `Retry-After` seconds; `/readyz` says what fails.
+    """
+
     code = "not-ready"
     status = 503
 
 
 class DatabaseUnsupported(ServiceError):
+    """The tables of the database belong to a newer version."""
+
     code = "database-unsupported"
 
 
 class DeadlineExceeded(ServiceError):
+    """The deadline passed; images that were still waiting were dropped.
+
+    Way out: send fewer images, or allow more time.
+    """
+
     code = "deadline-exceeded"
     status = 504
 
 
 class ServiceUnreachable(ServiceError):
+    """The client could not connect to the service."""
+
     code = "service-unreachable"
     status = 503
 
 
 class ServiceFailed(ServiceError):
+    """The response is not part of the protocol; raised by the client."""
+
     code = "service-failed"
     status = 500
 

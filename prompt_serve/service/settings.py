@@ -27,50 +27,87 @@ CountOrAuto = Annotated[int, Field(ge=0)]
 
 
 class Settings(BaseModel):
-    """All settings with their defaults; frozen."""
+    """All settings with their defaults; frozen.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The docstring below each field is its description in ``docs/reference.md``.
+    """
 
-    home: Path = Path("~/.prompt-serve")  # holds registry.db and bundles/
-    bundle: Path | None = None  # the exported backbone; None: bundles/embedded in ``home``
-    database_url: str | None = None  # of SQLAlchemy; None: SQLite, registry.db in ``home``
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    workers: Annotated[int, Field(ge=1, le=64)] = 1  # processes; each loads the model anew
+    home: Path = Path("~/.prompt-serve")
+    """Folder that holds `registry.db` and `bundles/`."""
+    bundle: Path | None = None
+    """Exported backbone to serve. If unset, `bundles/embedded` in the home folder."""
+    database_url: str | None = None
+    """SQLAlchemy URL of the registry. If unset, the SQLite file `registry.db` in the home folder;
+    SQLite needs a local disk."""
+
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Number of worker processes; each loads its own copy of the model."""
     device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    inference_threads: CountOrAuto = 0  # of the image encoder on a CPU; 0: one a core
-    decode_threads: CountOrAuto = 0  # decode and resize images; 0: one a core, at most 16
-    max_batch: CountOrAuto = 0  # images that are encoded together; 0: 8 on a CPU, 32 on CUDA
+    """Device of both encoders: `cpu`, `cuda` or `cuda:N`."""
+    inference_threads: CountOrAuto = 0
+    """Threads of the image encoder on a CPU; 0 means one per core."""
+    decode_threads: CountOrAuto = 0
+    """Threads that decode and resize images; 0 means one per core, at most 16."""
+    max_batch: CountOrAuto = 0
+    """Maximum images per batch; 0 means 8 on a CPU and 32 on CUDA."""
     max_queue_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Maximum time the first image of a batch waits for others, in milliseconds."""
 
     max_body_bytes: Count = 32 * 2**20
-    max_images: Count = 64  # a request
-    max_image_pixels: Count = MAX_IMAGE_PIXELS  # as declared by the file, before it is decoded
-    max_tasks: Count = 256  # a request
-    max_embeddings: Count = 4096  # a request to /v1/score
-    max_scored_classes: Count = 20_000_000  # a request: images x classes of all its tasks
-    max_scores: Count = 250_000  # of an answer: images x tasks x top_k
-    max_queue_images: Count = 512  # admitted and not yet answered
-    max_queue_bytes: Count = 256 * 2**20  # of the same images, as they came
-    # A request may ask for less with X-Request-Timeout-Ms.
+    """Maximum size of a request body."""
+    max_images: Count = 64
+    """Maximum images per request."""
+    max_image_pixels: Count = MAX_IMAGE_PIXELS
+    """Maximum pixels per image, as declared by the file; checked before it is decoded."""
+    max_tasks: Count = 256
+    """Maximum tasks per request."""
+    max_embeddings: Count = 4096
+    """Maximum embeddings per request to `/v1/score`."""
+    max_scored_classes: Count = 20_000_000
+    """Maximum images x classes of all tasks, per request."""
+    max_scores: Count = 250_000
+    """Maximum images x tasks x `top_k`, per response."""
+    max_queue_images: Count = 512
+    """Maximum images that are admitted and not yet answered."""
+    max_queue_bytes: Count = 256 * 2**20
+    """Maximum encoded size of the images that are admitted and not yet answered."""
     request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Seconds after which the waiting images of a request are dropped; upper bound of
+    `X-Request-Timeout-Ms`."""
     shutdown_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
-    feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20  # class features in memory
-    keep_versions: Annotated[int, Field(ge=0)] = 20  # files kept for each name; 0: all
-    max_changes: Count = 32  # uploads and other changes of tasks, being made or waiting
-    max_bulk_tasks: Count = 1000  # prompt files in one bulk upload
+    """Seconds a stopping service may spend on the images it has admitted."""
+    feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
+    """Memory for class features."""
+    keep_versions: Annotated[int, Field(ge=0)] = 20
+    """Prompt files kept per task name, at least two; 0 keeps all."""
+    max_changes: Count = 32
+    """Maximum uploads and other changes of tasks that are running or waiting."""
+    max_bulk_tasks: Count = 1000
+    """Maximum prompt files per bulk upload."""
 
-    allow_anonymous: bool = False  # without any key, answer whoever can reach the service
-    cors_origins: str = ""  # web pages that may ask, separated by commas; "*": any
+    allow_anonymous: bool = False
+    """Answer requests without a key from any address, as long as no key exists."""
+    cors_origins: str = ""
+    """Origins of web pages that may call the service, separated by commas; `*` allows any."""
     log_format: Literal["human", "json"] = "human"
+    """Log format; `json` writes one object per line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is logged."""
 
-    image_urls: bool = False  # whether images may be given as URLs, which this service fetches
-    image_url_hosts: str = ""  # the only hosts, with commas: a.org,*.b.org; empty: any public one
-    image_url_private_hosts: str = ""  # hosts whose private addresses are fetched from as well
-    image_url_timeout_s: Annotated[float, Field(gt=0, le=600)] = (
-        10.0  # an image, redirects included
-    )
-    image_url_max_bytes: Count = 16 * 2**20  # an image
+    image_urls: bool = False
+    """Fetch images from URLs."""
+    image_url_hosts: str = ""
+    """Hosts to fetch from, separated by commas, such as `a.org,*.b.org`. If empty, any public
+    host."""
+    image_url_private_hosts: str = ""
+    """Hosts to fetch from although their addresses are private, such as an internal object
+    store."""
+    image_url_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
+    """Seconds to fetch one image, redirects included."""
+    image_url_max_bytes: Count = 16 * 2**20
+    """Maximum size of a fetched image."""
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
