@@ -1,51 +1,52 @@
-"""Every error that prompt-serve raises on purpose.
+"""Errors raised on purpose.
 
     PromptServeError
-    ├── ConfigInvalid            a training or service setting is out of range
-    ├── DatasetInvalid           the images to learn from cannot be used
-    ├── DatasetMissing           a known dataset is not on disk, or could not be fetched
-    ├── ResultsInvalid           not the results of a protocol
-    ├── DependencyMissing        an optional part is not installed
+    ├── ConfigInvalid
+    ├── DatasetInvalid
+    ├── DatasetMissing
+    ├── ResultsInvalid
+    ├── DependencyMissing
     ├── BackboneError
-    │   ├── BackboneUnavailable  the weights cannot be had
-    │   └── BackboneUnsupported  this CLIP has a tower we cannot export or prompt
-    ├── BundleInvalid            an exported backbone is missing, damaged or of another format
-    ├── ExportParityFailed       the exported graphs differ from the PyTorch model
-    ├── ProviderUnavailable      the execution provider asked for cannot run
+    │   ├── BackboneUnavailable
+    │   └── BackboneUnsupported
+    ├── BundleInvalid
+    ├── ExportParityFailed
+    ├── ProviderUnavailable
     ├── PromptError
-    │   ├── PromptFileInvalid    not a readable, consistent prompt file
-    │   ├── PromptUnsupported    valid, but not servable (yet)
-    │   ├── BackboneMismatch     learned on another backbone
-    │   ├── ProbeMismatch        the class features come out differently here
-    │   └── PromptTooLong        template + class name exceed the context length
+    │   ├── PromptFileInvalid
+    │   ├── PromptUnsupported
+    │   ├── BackboneMismatch
+    │   ├── ProbeMismatch
+    │   └── PromptTooLong
     ├── RequestError
     │   ├── RequestInvalid
     │   ├── RequestTooLarge
-    │   ├── ImageInvalid         not a readable image
-    │   ├── ImageTooLarge        more pixels than allowed
-    │   ├── ImageUnreachable     its URL gives no image
-    │   ├── UrlRefused           an image's URL that is not fetched from
+    │   ├── ImageInvalid
+    │   ├── ImageTooLarge
+    │   ├── ImageUnreachable
+    │   ├── UrlRefused
     │   ├── TaskNameInvalid
     │   ├── TaskNotFound
-    │   ├── VersionNotFound      a task never had such a version, or it is kept no longer
-    │   ├── VersionAmbiguous     several versions begin like this
-    │   ├── VersionChanged       a task is not at the version that the request was made for
-    │   ├── VersionInUse         a name points at the version to be deleted
-    │   ├── ArchiveInvalid       not a zip of prompt files, or not a safe one
-    │   ├── NotAuthenticated     no key, or one that is not valid
-    │   └── NotAllowed           a valid key whose role is too small
+    │   ├── VersionNotFound
+    │   ├── VersionAmbiguous
+    │   ├── VersionChanged
+    │   ├── VersionInUse
+    │   ├── ArchiveInvalid
+    │   ├── NotAuthenticated
+    │   └── NotAllowed
     └── ServiceError
-        ├── Overloaded           the queue is full; try again later
-        ├── NotReady             starting, or unable to answer
-        ├── DatabaseUnsupported  the tables are those of a newer version
+        ├── Overloaded
+        ├── NotReady
+        ├── DatabaseUnsupported
         ├── DeadlineExceeded
-        ├── ServiceUnreachable   no connection could be made (client side)
-        └── ServiceFailed        an answer that is not part of the protocol
+        ├── ServiceUnreachable
+        └── ServiceFailed
 
-An error keeps its facts as attributes (``TaskNotFound.name``), has a stable ``code`` that the
-service puts in its problem documents (RFC 9457), and the HTTP ``status`` it is answered with.
-Errors that a client of the service can receive name the way out in their docstring:
-``docs/reference.md`` is made from these.
+An error keeps its facts as attributes (``TaskNotFound.name``). Its ``code`` is stable; the service
+puts it into problem documents (RFC 9457) and answers with the HTTP ``status``.
+
+An error that clients of the service can receive names the way out in its docstring, from which
+``docs/reference.md`` is generated.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ class PromptServeError(Exception):
 
 
 class _Faulty(PromptServeError):
-    """An error that lists every fault at once, so that one run shows all there is to mend."""
+    """Base of the errors that list every fault at once, so that one run shows all to fix."""
 
     faults: tuple[str, ...]
 
@@ -81,13 +82,13 @@ class _Faulty(PromptServeError):
 
 
 class ConfigInvalid(_Faulty):
-    """A training or service setting is invalid; `faults` lists every fault."""
+    """A training or service setting is out of range."""
 
     code = "config-invalid"
 
 
 class DatasetInvalid(_Faulty):
-    """The images to learn from cannot be used; `faults` lists every fault."""
+    """The images cannot be learned from or evaluated on."""
 
     code = "dataset-invalid"
 
@@ -99,31 +100,31 @@ class DatasetMissing(PromptServeError):
 
 
 class ResultsInvalid(PromptServeError):
-    """A folder or file does not hold the results of a protocol."""
+    """The folder or file does not hold the results of a protocol."""
 
     code = "results-invalid"
 
 
 class DependencyMissing(PromptServeError):
-    """An optional package is not installed; the message names the extra."""
+    """An optional dependency is not installed."""
 
     code = "dependency-missing"
 
 
 class BackboneError(PromptServeError):
-    """Base of errors about a backbone."""
+    """Base of the errors of loading a backbone."""
 
     code = "backbone-error"
 
 
 class BackboneUnavailable(BackboneError):
-    """The weights of a backbone cannot be loaded."""
+    """The weights cannot be loaded or downloaded."""
 
     code = "backbone-unavailable"
 
 
 class BackboneUnsupported(BackboneError):
-    """A tower of this CLIP cannot be exported or prompted."""
+    """This CLIP has a tower that cannot be exported or prompted."""
 
     code = "backbone-unsupported"
 
@@ -135,19 +136,19 @@ class BundleInvalid(PromptServeError):
 
 
 class ExportParityFailed(PromptServeError):
-    """The exported graphs differ from the PyTorch model; nothing was written."""
+    """The exported graphs differ from the PyTorch model."""
 
     code = "export-parity-failed"
 
 
 class ProviderUnavailable(PromptServeError):
-    """The requested execution provider cannot run on this machine."""
+    """The requested execution provider cannot run."""
 
     code = "provider-unavailable"
 
 
 class PromptError(PromptServeError):
-    """Base of errors about a prompt."""
+    """Base of the errors of prompts and their files."""
 
     code = "prompt-error"
     status = 422
@@ -362,7 +363,7 @@ class NotAllowed(RequestError):
 
     code = "not-allowed"
     status = 403
-    role: str  # that is needed
+    role: str  # the role needed
 
 
 class ServiceError(PromptServeError):
@@ -399,7 +400,7 @@ class NotReady(ServiceError):
 
 
 class DatabaseUnsupported(ServiceError):
-    """The tables of the database belong to a newer version."""
+    """The database's tables belong to a newer version."""
 
     code = "database-unsupported"
 
@@ -422,7 +423,7 @@ class ServiceUnreachable(ServiceError):
 
 
 class ServiceFailed(ServiceError):
-    """The response is not part of the protocol; raised by the client."""
+    """The answer does not follow the protocol of the service."""
 
     code = "service-failed"
     status = 500

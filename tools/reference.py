@@ -164,7 +164,10 @@ def _metrics() -> Iterator[list[str]]:
 
 def _paragraph(text: str) -> str:
     """Return the first paragraph of ``text`` on one line, fit for a cell of a table."""
-    return " ".join(text.split("\n\n", 1)[0].split()).replace("|", "\\|")
+    line = " ".join(text.split("\n\n", 1)[0].split()).replace("``", "`").replace("|", "\\|")
+    parts = line.split("`")
+    parts[::2] = [part.replace("*", "\\*") for part in parts[::2]]  # outside of code
+    return "`".join(parts)
 
 
 def main() -> None:

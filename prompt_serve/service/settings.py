@@ -1,7 +1,7 @@
-"""What can be set about the service: environment variables ``PROMPT_SERVE_*``, read when asked for.
+"""Settings of the service: environment variables ``PROMPT_SERVE_*``, read at startup.
 
-A setting is the name of its field in capitals: ``PROMPT_SERVE_MAX_BATCH=16``. All faults are
-reported at once, misspelt names among them.
+The variable of a setting is its field name in capitals, for example ``PROMPT_SERVE_MAX_BATCH=16``.
+All errors are reported at once, unknown names included.
 """
 
 import difflib
@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,96 +18,118 @@ from prompt_serve.preprocess import MAX_IMAGE_PIXELS
 from prompt_serve.schemas import Limits
 
 PREFIX = "PROMPT_SERVE_"
-# Variables of this prefix that are not the service's: the client's address and key, the training
-# cache, and what Kubernetes sets in every pod beside a Service that is called prompt-serve.
-_OTHERS = re.compile(r"(URL|API_KEY|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
-
-Count = Annotated[int, Field(ge=1)]
-CountOrAuto = Annotated[int, Field(ge=0)]
+# Variables with this prefix that are not the service's: the client's URL and key, the training
+# cache, and those that Kubernetes sets in every pod for a Service named prompt-serve.
+_NOT_SETTINGS = re.compile(r"(URL|API_KEY|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
 
 
 class Settings(BaseModel):
-    """All settings with their defaults; frozen.
+    """All settings with their defaults; frozen."""
 
-    The docstring below each field is its description in ``docs/reference.md``.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    home: Path = Field(Path("~/.prompt-serve"), description="Folder of registry.db and bundles/.")
+    bundle: Path | None = Field(
+        None, description="Exported backbone. Default: bundles/embedded in the home folder."
+    )
+    database_url: str | None = Field(
+        None,
+        description="SQLAlchemy URL of the registry; SQLite only on a local disk. Default: "
+        "registry.db in the home folder.",
+    )
 
-    home: Path = Path("~/.prompt-serve")
-    """Folder that holds `registry.db` and `bundles/`."""
-    bundle: Path | None = None
-    """Exported backbone to serve. If unset, `bundles/embedded` in the home folder."""
-    database_url: str | None = None
-    """SQLAlchemy URL of the registry. If unset, the SQLite file `registry.db` in the home folder;
-    SQLite needs a local disk."""
+    workers: int = Field(
+        1, ge=1, le=64, description="Worker processes; each loads its own copy of the model."
+    )
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
+    inference_threads: int = Field(
+        0, ge=0, description="Threads of the image encoder on a CPU; 0: one per core."
+    )
+    decode_threads: int = Field(
+        0, ge=0, description="Threads that decode and resize images; 0: one per core, at most 16."
+    )
+    max_batch: int = Field(
+        0, ge=0, description="Maximum images per batch; 0: 8 on a CPU, 32 on CUDA."
+    )
+    max_queue_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        le=1000,
+        description="Maximum time that the first image of a batch waits for others.",
+    )
 
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
-    """Number of worker processes; each loads its own copy of the model."""
-    device: Annotated[str, Field(pattern=r"^(cpu|cuda(:\d+)?)$")] = "cpu"
-    """Device of both encoders: `cpu`, `cuda` or `cuda:N`."""
-    inference_threads: CountOrAuto = 0
-    """Threads of the image encoder on a CPU; 0 means one per core."""
-    decode_threads: CountOrAuto = 0
-    """Threads that decode and resize images; 0 means one per core, at most 16."""
-    max_batch: CountOrAuto = 0
-    """Maximum images per batch; 0 means 8 on a CPU and 32 on CUDA."""
-    max_queue_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Maximum time the first image of a batch waits for others, in milliseconds."""
+    max_body_bytes: int = Field(32 * 2**20, ge=1, description="Maximum size of a request body.")
+    max_images: int = Field(64, ge=1, description="Maximum images per request.")
+    max_image_pixels: int = Field(
+        MAX_IMAGE_PIXELS,
+        ge=1,
+        description="Maximum pixels per image, as declared by its header; checked before decoding.",
+    )
+    max_tasks: int = Field(256, ge=1, description="Maximum tasks per request.")
+    max_embeddings: int = Field(
+        4096, ge=1, description="Maximum embeddings per request to /v1/score."
+    )
+    max_scored_classes: int = Field(
+        20_000_000, ge=1, description="Maximum images x classes of all tasks, per request."
+    )
+    max_scores: int = Field(
+        250_000, ge=1, description="Maximum images x tasks x top_k, per answer."
+    )
+    max_queue_images: int = Field(
+        512, ge=1, description="Maximum images in the queue: admitted and not yet answered."
+    )
+    max_queue_bytes: int = Field(
+        256 * 2**20, ge=1, description="Maximum size of the images in the queue, as received."
+    )
+    request_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="Time after which waiting images are not run; the maximum of "
+        "X-Request-Timeout-Ms.",
+    )
+    shutdown_timeout_s: float = Field(
+        20.0, ge=0, le=3600, description="Maximum time to finish admitted images at shutdown."
+    )
+    feature_cache_bytes: int = Field(
+        512 * 2**20, ge=0, description="Maximum size of the class features in memory."
+    )
+    keep_versions: int = Field(
+        20, ge=0, description="Prompt files kept per name, at least two; 0: all."
+    )
+    max_changes: int = Field(
+        32, ge=1, description="Maximum uploads and other changes in progress or waiting."
+    )
+    max_bulk_tasks: int = Field(1000, ge=1, description="Maximum prompt files per bulk upload.")
 
-    max_body_bytes: Count = 32 * 2**20
-    """Maximum size of a request body."""
-    max_images: Count = 64
-    """Maximum images per request."""
-    max_image_pixels: Count = MAX_IMAGE_PIXELS
-    """Maximum pixels per image, as declared by the file; checked before it is decoded."""
-    max_tasks: Count = 256
-    """Maximum tasks per request."""
-    max_embeddings: Count = 4096
-    """Maximum embeddings per request to `/v1/score`."""
-    max_scored_classes: Count = 20_000_000
-    """Maximum images x classes of all tasks, per request."""
-    max_scores: Count = 250_000
-    """Maximum images x tasks x `top_k`, per response."""
-    max_queue_images: Count = 512
-    """Maximum images that are admitted and not yet answered."""
-    max_queue_bytes: Count = 256 * 2**20
-    """Maximum encoded size of the images that are admitted and not yet answered."""
-    request_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Seconds after which the waiting images of a request are dropped; upper bound of
-    `X-Request-Timeout-Ms`."""
-    shutdown_timeout_s: Annotated[float, Field(ge=0, le=3600)] = 20.0
-    """Seconds a stopping service may spend on the images it has admitted."""
-    feature_cache_bytes: Annotated[int, Field(ge=0)] = 512 * 2**20
-    """Memory for class features."""
-    keep_versions: Annotated[int, Field(ge=0)] = 20
-    """Prompt files kept per task name, at least two; 0 keeps all."""
-    max_changes: Count = 32
-    """Maximum uploads and other changes of tasks that are running or waiting."""
-    max_bulk_tasks: Count = 1000
-    """Maximum prompt files per bulk upload."""
+    allow_anonymous: bool = Field(
+        False, description="As long as no API key exists, answer requests from any address."
+    )
+    cors_origins: str = Field(
+        "", description="Origins of web pages that may call the service, comma-separated; *: any."
+    )
+    log_format: Literal["human", "json"] = Field(
+        "human", description="human, or json with one object per line."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Minimum level of log lines: debug, info, warning or error."
+    )
 
-    allow_anonymous: bool = False
-    """Answer requests without a key from any address, as long as no key exists."""
-    cors_origins: str = ""
-    """Origins of web pages that may call the service, separated by commas; `*` allows any."""
-    log_format: Literal["human", "json"] = "human"
-    """Log format; `json` writes one object per line."""
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """Lowest level that is logged."""
-
-    image_urls: bool = False
-    """Fetch images from URLs."""
-    image_url_hosts: str = ""
-    """Hosts to fetch from, separated by commas, such as `a.org,*.b.org`. If empty, any public
-    host."""
-    image_url_private_hosts: str = ""
-    """Hosts to fetch from although their addresses are private, such as an internal object
-    store."""
-    image_url_timeout_s: Annotated[float, Field(gt=0, le=600)] = 10.0
-    """Seconds to fetch one image, redirects included."""
-    image_url_max_bytes: Count = 16 * 2**20
-    """Maximum size of a fetched image."""
+    image_urls: bool = Field(False, description="Fetch images that are given as URLs.")
+    image_url_hosts: str = Field(
+        "", description="Hosts to fetch from, such as a.org,*.b.org; empty: any public host."
+    )
+    image_url_private_hosts: str = Field(
+        "",
+        description="Hosts that may have private addresses, such as an object store next to the "
+        "service; comma-separated.",
+    )
+    image_url_timeout_s: float = Field(
+        10.0, gt=0, le=600, description="Maximum time to fetch an image, redirects included."
+    )
+    image_url_max_bytes: int = Field(
+        16 * 2**20, ge=1, description="Maximum size of a fetched image."
+    )
 
     @model_validator(mode="after")
     def _queue_holds_a_request(self) -> Self:
@@ -125,23 +147,23 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Read the settings.
+        """Read the settings from environment variables.
 
         Raises:
-            ConfigInvalid: lists every variable that is misspelt or out of range.
+            ConfigInvalid: lists every variable that is unknown or out of range.
         """
         environment = os.environ if environment is None else environment
-        given = {
+        values = {
             name.removeprefix(PREFIX).lower(): value
             for name, value in environment.items()
-            if name.startswith(PREFIX) and not _OTHERS.fullmatch(name.removeprefix(PREFIX))
+            if name.startswith(PREFIX) and not _NOT_SETTINGS.fullmatch(name.removeprefix(PREFIX))
         }
         try:
-            return cls.model_validate(given)
+            return cls.model_validate(values)
         except ValidationError as error:
             raise ConfigInvalid(
-                "The service's settings are not valid:",
-                [_fault(fault["loc"], fault["msg"], given) for fault in error.errors()],
+                "The service's settings are invalid:",
+                [_describe_error(one["loc"], one["msg"], values) for one in error.errors()],
             ) from error
 
     @property
@@ -154,20 +176,20 @@ class Settings(BaseModel):
 
     @property
     def database(self) -> str:
-        """SQLAlchemy's URL of the registry."""
+        """SQLAlchemy URL of the registry."""
         return self.database_url or f"sqlite:///{self.home_path / 'registry.db'}"
 
     @property
     def cuda_device(self) -> int | None:
-        """The index of the CUDA device, None on a CPU."""
+        """Index of the CUDA device; None on a CPU."""
         kind, _, index = self.device.partition(":")
         return None if kind == "cpu" else int(index or 0)
 
     @property
     def batch_size(self) -> int:
-        """The most images that are encoded together.
+        """Maximum number of images per batch.
 
-        On a CPU images/s do not rise beyond a handful; a longer batch only makes the next wait.
+        On a CPU a few images per batch reach the full throughput; more only delay the next batch.
         """
         return self.max_batch or (8 if self.cuda_device is None else 32)
 
@@ -189,19 +211,21 @@ class Settings(BaseModel):
 
 
 def available_cores() -> int:
-    """Cores this process may use (a container's CPU set counts, its quota does not)."""
+    """Return the cores this process may use (a container's CPU set counts, its quota does not)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _fault(place: tuple[int | str, ...], message: str, given: Mapping[str, str]) -> str:
-    if not place:
+def _describe_error(
+    location: tuple[int | str, ...], message: str, values: Mapping[str, str]
+) -> str:
+    if not location:
         return message.removeprefix("Value error, ")
-    name = str(place[0])
+    name = str(location[0])
     variable = PREFIX + name.upper()
     if name in Settings.model_fields:
-        return f"{variable}={given.get(name)!r}: {message}"
+        return f"{variable}={values.get(name)!r}: {message}"
     close = difflib.get_close_matches(name, Settings.model_fields, n=1, cutoff=0.6)
-    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "there is no such setting"
+    hint = f"did you mean {PREFIX}{close[0].upper()}?" if close else "unknown setting"
     return f"{variable}: {hint}"
