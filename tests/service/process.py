@@ -95,8 +95,8 @@ def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
     }
 
 
-def wait_until_ready(served: Served) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
+def wait_until_ready(served: Served, timeout_s: float = START_TIMEOUT_S) -> None:
+    give_up = time.monotonic() + timeout_s
     while time.monotonic() < give_up and served.process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{served.url}/readyz", timeout=10).status_code == 200:
