@@ -120,14 +120,14 @@ COMMANDS: dict[str, LazyCommand] = {
     ),
 }
 
-# Which extra of the package brings a module, and what needs it.
+# Optional module -> extra of the package that installs it, and the feature that needs it.
 EXTRAS: dict[str, tuple[str, str]] = {
     "torch": ("train", "Training and export need"),
     "open_clip": ("train", "Training and export need"),
-    "matplotlib": ("train", "The plot of the frontier needs"),
-    "resvg_py": ("train", "Drawing IconBench needs"),
-    "jinja2": ("train", "The report needs"),
-    "scipy": ("train", "Statistics need"),
+    "matplotlib": ("research", "Plots need"),
+    "resvg_py": ("research", "Rendering IconBench needs"),
+    "jinja2": ("research", "The report needs"),
+    "scipy": ("research", "Statistics need"),
     "onnx": ("train", "Export needs"),
     "onnxscript": ("train", "Export needs"),
     "onnxruntime": ("serve", "Running an exported backbone needs"),

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.errors import ConfigInvalid, PromptServeError
+from prompt_serve.errors import ConfigInvalid, DependencyMissing, PromptServeError
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.pareto import write_frontier
+from prompt_serve.training.pareto import check_frontier_path, write_frontier
 from prompt_serve.training.select_method import (
     Candidate,
     candidate_configs,
@@ -131,6 +131,17 @@ def test_the_frontier_is_what_nothing_smaller_matches(tmp_path: Path) -> None:
     assert "bytes of learned numbers" in files[2].read_text() or files[2].stat().st_size > 5_000
     with pytest.raises(ConfigInvalid, match=r"ends in '\.docx'"):
         write_frontier(rows, tmp_path / "a.docx")
+
+
+def test_a_plot_without_matplotlib_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    check_frontier_path(tmp_path / "frontier.tsv")
+    for path in (tmp_path / "frontier.svg", tmp_path):
+        with pytest.raises(DependencyMissing, match=r"prompt-serve\[research\]"):
+            check_frontier_path(path)
 
 
 def test_candidates_share_the_settings_that_all_methods_have() -> None:
