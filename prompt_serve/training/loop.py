@@ -33,7 +33,6 @@ from prompt_serve.training.data.image_batches import (
     digest_of,
     image_batches,
 )
-from prompt_serve.training.information_density import mean_information_density
 from prompt_serve.training.methods import find_method
 from prompt_serve.training.methods.base import (
     Contexts,
@@ -43,6 +42,7 @@ from prompt_serve.training.methods.base import (
     StepInfo,
     StepOutput,
 )
+from prompt_serve.training.methods.information_density import mean_information_density
 from prompt_serve.types import FloatArray
 
 WARM_UP_LEARNING_RATE = 1e-5

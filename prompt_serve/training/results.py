@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from prompt_serve import __version__
+from prompt_serve.calibration import calibrate
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
-from prompt_serve.training.calibration import calibrate
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData

@@ -19,11 +19,11 @@ from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.clip.text_tower import PlanVectors
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
-from prompt_serve.training.information_density import information_density
 from prompt_serve.training.loop import Fitted, Run, fit, learned_template
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import StepInfo, StepOutput
 from prompt_serve.training.methods.coop import Coop
+from prompt_serve.training.methods.information_density import information_density
 from prompt_serve.types import FloatArray
 from tests.backbones import write_tiny_backbone
 

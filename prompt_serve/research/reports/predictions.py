@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prompt_serve.calibration import BINS
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
@@ -21,7 +22,6 @@ from prompt_serve.research.reports.page import (
 from prompt_serve.research.reports.report_options import ReportOptions, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.research.reports.thumbnails import Thumbnails, confused_pairs
-from prompt_serve.training.calibration import BINS
 from prompt_serve.types import IntArray
 
 if TYPE_CHECKING:

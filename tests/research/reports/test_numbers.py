@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from prompt_serve.calibration import expected_calibration_error
 from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.protocols.summary import summarize
@@ -34,7 +35,6 @@ from prompt_serve.research.reports.stored_runs import (
 )
 from prompt_serve.research.reports.thumbnails import most_confident_mistakes, typical
 from prompt_serve.research.reports.weights import start_numbers, text_numbers
-from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.results import draft_prompt

@@ -16,10 +16,10 @@ from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
-from prompt_serve.training.information_density import information_density
 from prompt_serve.training.loop import Fitted, fit
 from prompt_serve.training.methods.base import PromptLearner, StepInfo, StepOutput
 from prompt_serve.training.methods.dip_losses import density, tail
+from prompt_serve.training.methods.information_density import information_density
 from prompt_serve.types import BackboneRef
 from tests.training.learners import learner_of
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from prompt_serve.scoring import softmax
-from prompt_serve.training.calibration import (
+from prompt_serve.calibration import (
     TEMPERATURES,
     calibrate,
     expected_calibration_error,
     fit_temperature,
 )
+from prompt_serve.scoring import softmax
 from prompt_serve.types import FloatArray, IntArray
 
 
