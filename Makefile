@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install check fix test test-all demo serve pretrain clean
+.PHONY: help install check fix test test-all docs demo serve pretrain clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -33,6 +33,9 @@ test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
 
 test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
 	$(BIN)/python -m pytest
+
+docs: $(INSTALLED) ## build the documentation into build/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 demo: $(INSTALLED) ## learn a prompt, serve it, ask it
 	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/python examples/demo.py

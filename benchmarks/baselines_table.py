@@ -13,7 +13,7 @@ from benchmarks.methods_table import TEXT, put, spread
 from prompt_serve.research.baselines import Baseline, measure_baselines
 from prompt_serve.training.class_sets import halves
 from prompt_serve.training.clip.backbone import load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 
@@ -35,7 +35,7 @@ def main() -> None:
     backbone = load_backbone(TEXT)
     of_seeds = [
         measure_baselines(
-            backbone, base, TrainConfig(method="zero-shot", seed=seed), cache=FeatureCache()
+            backbone, base, make_config(method="zero-shot", seed=seed), cache=FeatureCache()
         )
         for seed in range(1, arguments.seeds + 1)
     ]

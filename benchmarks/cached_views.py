@@ -14,7 +14,7 @@ from benchmarks.learned_vs_zero_shot import emoji_folder
 from benchmarks.methods_table import TEXT, spread
 from prompt_serve.training.class_sets import halves
 from prompt_serve.training.clip.backbone import load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.train import train_prompt
@@ -36,7 +36,7 @@ def main() -> None:
         found: dict[int, list[float]] = {}
         for views in arguments.views:
             for seed in range(1, arguments.seeds + 1):
-                config = TrainConfig(method=method, views=views, seed=seed, learning_rate=rate)
+                config = make_config(method=method, views=views, seed=seed, learning_rate=rate)
                 result = train_prompt(backbone, base, config, cache=FeatureCache())
                 found.setdefault(views, []).append(100 * result.comparisons["test"].prompt.accuracy)
         most = found[max(found)]

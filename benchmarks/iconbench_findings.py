@@ -16,7 +16,7 @@ from benchmarks.methods_table import put
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.research.protocols.comparison import compare_with_papers
 from prompt_serve.research.protocols.comparison_tables import as_markdown
-from prompt_serve.research.protocols.paired import Paired, compare_rows
+from prompt_serve.research.protocols.paired import PairedComparison, compare_rows
 from prompt_serve.research.protocols.results import Result, read_results
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
@@ -29,7 +29,7 @@ from prompt_serve.research.protocols.summary import (
     NEW,
     TEST,
 )
-from prompt_serve.research.reports.density import Dot, centered, spearman
+from prompt_serve.research.reports.density import RunPoint, centered, spearman
 
 PTQ = "CoOp, 1 bit afterwards"
 TEXT, IMAGE = "embedded", "embedded-vit"
@@ -189,7 +189,7 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
     yield from _densities(results)
 
 
-def _paired(claim: Claim, results: Sequence[Result], test_set: str) -> Paired | None:
+def _paired(claim: Claim, results: Sequence[Result], test_set: str) -> PairedComparison | None:
     own = [
         one
         for one in results
@@ -201,8 +201,14 @@ def _paired(claim: Claim, results: Sequence[Result], test_set: str) -> Paired | 
         return None
 
 
-def _line(question: str, found: Paired) -> str:
-    holds = "not decided" if not found.sure else "yes" if found.difference > 0 else "no, contrary"
+def _line(question: str, found: PairedComparison) -> str:
+    holds = (
+        "not decided"
+        if not found.excludes_zero
+        else "yes"
+        if found.difference > 0
+        else "no, contrary"
+    )
     cells = [
         f"{question} {found.label} - {found.other}, {found.test_set}".strip(),
         f"{100 * found.difference:+.2f}",
@@ -222,7 +228,7 @@ def _densities(results: Sequence[Result]) -> Iterator[str]:
     ]
     for k in (1, 2):
         dots = [
-            Dot(
+            RunPoint(
                 dataset=one.dataset,
                 label=one.label,
                 seed=one.seed,

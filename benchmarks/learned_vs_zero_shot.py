@@ -17,11 +17,12 @@ from typing import Literal
 
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
-from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.progress import Progress
 from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.settings import AUTO
 from prompt_serve.training.train import open_dataset, train_prompt
 
 LearningRate = float | Literal["auto"] | None
@@ -106,7 +107,7 @@ def main() -> None:
             "epochs": arguments.epochs,
             "fewer_shots_ok": True,
         }
-        configs = {"zero-shot": TrainConfig(method="zero-shot", **settings)}
+        configs = {"zero-shot": make_config(method="zero-shot", **settings)}
         # CoOp's own rate does not move the small backbone; it gets one chosen by validation.
         methods: list[tuple[str, str, int, LearningRate]] = [
             ("dip r=1", "dip", 1, None),
@@ -114,7 +115,7 @@ def main() -> None:
             ("coop", "coop", 1, AUTO),
         ]
         for name, method, rank, own_rate in methods:
-            configs[name] = TrainConfig(
+            configs[name] = make_config(
                 method=method, rank=rank, learning_rate=rate or own_rate, **settings
             )
         table(backbone, title, folder, rename, configs, arguments.seeds)

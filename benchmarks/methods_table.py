@@ -24,12 +24,13 @@ from typing import Any
 from benchmarks.learned_vs_zero_shot import emoji_folder
 from prompt_serve.training.class_sets import halves, with_classes
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
-from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import evaluate_prompt
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.settings import AUTO
 from prompt_serve.training.train import train_prompt
 
 TEXT, IMAGE = "embedded", "embedded-vit"
@@ -38,7 +39,7 @@ SMALL_STEPS = {"epochs": 25, "batch_size": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class MethodRow:
     """One line of the table."""
 
     label: str
@@ -64,7 +65,7 @@ class Outcome:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def rows() -> list[Row]:
+def rows() -> list[MethodRow]:
     text: list[tuple[str, dict[str, Any]]] = [
         ("zero-shot", {"method": "zero-shot"}),
         ("CoOp", {"method": "coop"}),
@@ -110,23 +111,23 @@ def rows() -> list[Row]:
         ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
     ]
     return [
-        *(Row(label=label, backbone=TEXT, settings=own) for label, own in text),
-        *(Row(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
+        *(MethodRow(label=label, backbone=TEXT, settings=own) for label, own in text),
+        *(MethodRow(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
         *(
-            Row(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
+            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
             for label, own in image
         ),
     ]
 
 
-def measure(row: Row, backbone: Backbone, seed: int) -> Outcome:
+def measure(row: MethodRow, backbone: Backbone, seed: int) -> Outcome:
     base, new = halves(read_dataset(emoji_folder()))
     as_image_method = METHODS[row.settings["method"]].prompts_images(
-        TrainConfig(**row.settings).resolved()
+        make_config(row.settings).settings
     )
     learns = METHODS[row.settings["method"]].learner is not None
     rate = AUTO if learns and not as_image_method else None
-    config = TrainConfig(**{"learning_rate": rate, **row.settings, "seed": seed})
+    config = make_config({"learning_rate": rate, **row.settings, "seed": seed})
     result = train_prompt(backbone, base, config, cache=FeatureCache())
     images = image_data(
         new, backbone, as_pixels=as_image_method, cache=None if as_image_method else FeatureCache()

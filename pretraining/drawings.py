@@ -14,8 +14,8 @@ from PIL import Image
 from pretraining.icons import Icon, list_sets, read_set
 from pretraining.image_features import SLOW_TO_DRAW, draw_views
 from pretraining.workdir import WorkDir, written_whole
-from prompt_serve.research.iconbench.drawing import draw
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.svg_rendering import draw
 
 SIZE = 64
 LARGER_SIZES = (96, 128, 160, 224)

@@ -21,8 +21,8 @@ from torch import nn
 
 from pretraining.icons import Icon, IconSet, list_sets, read_set, trained_names
 from pretraining.workdir import WorkDir, written_whole
-from prompt_serve.research.iconbench.drawing import draw, on_background
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.svg_rendering import draw, on_background
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from pretraining.icons import Icon, list_sets, read_set
 from pretraining.workdir import EMOJI_SAMPLE, WorkDir
-from prompt_serve.research.iconbench.drawing import draw, on_background
 from prompt_serve.research.iconbench.icons import slug
+from prompt_serve.research.iconbench.svg_rendering import draw, on_background
 
 TRAIN_STYLES = ("noto", "twemoji", "openmoji", "fluent-emoji-flat")
 TEST_STYLE = "emojione"

@@ -26,8 +26,8 @@ from pretraining.icon_data import plain_views
 from pretraining.icons import TRAINED_EMOJI_STYLES
 from pretraining.workdir import EMOJI_SAMPLE, WorkDir
 from prompt_serve.preprocess import to_pixels
-from prompt_serve.research.iconbench.drawing import on_background
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
+from prompt_serve.research.iconbench.svg_rendering import on_background
 from prompt_serve.training.clip.backbone import EMBEDDED_VIT, Backbone, load_backbone
 
 Rows = dict[str, tuple[str, str]]  # what was measured -> of the ViT, of its teacher

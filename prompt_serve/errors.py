@@ -44,6 +44,9 @@
 
 An error keeps its facts as attributes (``TaskNotFound.name``). Its ``code`` is stable; the service
 puts it into problem documents (RFC 9457) and answers with the HTTP ``status``.
+
+An error that clients of the service can receive names the way out in its docstring, from which
+``docs/reference.md`` is generated.
 """
 
 from collections.abc import Sequence
@@ -51,7 +54,12 @@ from typing import ClassVar
 
 
 class PromptServeError(Exception):
-    """Base of all errors raised on purpose; ``facts`` become attributes."""
+    """An unexpected fault of the service.
+
+    Base of all errors raised on purpose; `facts` become attributes.
+
+    Way out: find `request_id` in the log of the service.
+    """
 
     code: ClassVar[str] = "internal-error"
     status: ClassVar[int] = 500
@@ -147,93 +155,137 @@ class PromptError(PromptServeError):
 
 
 class PromptFileInvalid(PromptError):
-    """The file is not a readable, consistent prompt file."""
+    """The prompt file is unreadable or inconsistent; all faults are listed.
+
+    Way out: upload a file that `prompt-serve train` wrote.
+    """
 
     code = "prompt-file-invalid"
 
 
 class PromptUnsupported(PromptError):
-    """The prompt is valid, but cannot be served."""
+    """The prompt has parts that the service does not run.
+
+    Way out: use a text prompt; see "Supported prompts" on the tasks page.
+    """
 
     code = "prompt-unsupported"
 
 
 class BackboneMismatch(PromptError):
-    """The prompt was learned on another backbone."""
+    """The prompt or the embeddings belong to another backbone.
+
+    Way out: train or embed again on the backbone of this service.
+    """
 
     code = "backbone-mismatch"
 
 
 class ProbeMismatch(PromptError):
-    """The class features computed here differ from those the prompt was learned with."""
+    """The class features computed here differ from those of the training run.
+
+    Way out: train the prompt again on the backbone of this service.
+    """
 
     code = "probe-mismatch"
 
 
 class PromptTooLong(PromptError, _Faulty):
-    """Template and class name exceed the context length."""
+    """Class names or template exceed the context length of the text tower.
+
+    Way out: shorten the class names that are listed.
+    """
 
     code = "prompt-too-long"
 
 
 class RequestError(PromptServeError):
-    """Base of the errors that a request causes."""
+    """The web framework rejected the request.
+
+    Base of errors about a request.
+
+    Way out: see `detail`.
+    """
 
     code = "request-error"
     status = 400
 
 
 class RequestInvalid(RequestError):
-    """The request is malformed, or its parameters are out of range."""
+    """No image, no task, an unknown field or an unsupported content type.
+
+    Way out: see `detail`, which says what is expected.
+    """
 
     code = "request-invalid"
     status = 422
 
 
 class RequestTooLarge(RequestError):
-    """The request exceeds a limit of the service."""
+    """The body, or the number of images, tasks, classes or scores exceeds a limit.
+
+    Way out: split the request; `GET /v1/info` lists the limits.
+    """
 
     code = "request-too-large"
     status = 413
 
 
 class ImageInvalid(RequestError):
-    """The bytes are not a readable image."""
+    """The image is empty, damaged or of an unsupported format.
+
+    Way out: send JPEG, PNG, WEBP, GIF, BMP, TIFF or PPM.
+    """
 
     code = "image-invalid"
     status = 422
 
 
 class ImageTooLarge(RequestError):
-    """The image has more pixels than allowed."""
+    """The image declares more pixels than allowed; it was not decoded.
+
+    Way out: resize the image.
+    """
 
     code = "image-too-large"
     status = 413
 
 
 class ImageUnreachable(RequestError):
-    """The image could not be fetched from its URL."""
+    """The URL of an image did not return an image in time.
+
+    Way out: send the image itself.
+    """
 
     code = "image-unreachable"
     status = 422
 
 
 class UrlRefused(RequestError):
-    """The service does not fetch images from this URL."""
+    """Fetching images is off, or the URL leads to an address that is not allowed.
+
+    Way out: send the image itself.
+    """
 
     code = "url-refused"
     status = 422
 
 
 class TaskNameInvalid(RequestError):
-    """The name cannot be the name of a task."""
+    """The name is not 1 to 128 letters, digits, `.`, `_` or `-`.
+
+    Way out: choose another name.
+    """
 
     code = "task-name-invalid"
     status = 422
 
 
 class TaskNotFound(RequestError):
-    """No task has this name."""
+    """No task has this name; `loaded` lists similar names.
+
+    Way out: use one of these names, or upload the task.
+    """
 
     code = "task-not-found"
     status = 404
@@ -242,21 +294,30 @@ class TaskNotFound(RequestError):
 
 
 class VersionNotFound(RequestError):
-    """The task never had this version, or its file is no longer kept."""
+    """No version starts with these digits, or its file is no longer kept.
+
+    Way out: `GET /v1/tasks/{name}/history` lists the versions.
+    """
 
     code = "version-not-found"
     status = 404
 
 
 class VersionAmbiguous(RequestError):
-    """Several versions start with these digits."""
+    """Several versions start with these digits.
+
+    Way out: give more digits.
+    """
 
     code = "version-ambiguous"
     status = 422
 
 
 class VersionChanged(RequestError):
-    """The task is not at the version that the request expects (If-Match)."""
+    """The task is not at the version that `If-Match` names.
+
+    Way out: read the task again and repeat the change.
+    """
 
     code = "version-changed"
     status = 412
@@ -265,28 +326,40 @@ class VersionChanged(RequestError):
 
 
 class VersionInUse(RequestError):
-    """A task is at the version to be deleted."""
+    """A task points at the version to be deleted.
+
+    Way out: delete the task or point it at another version first.
+    """
 
     code = "version-in-use"
     status = 409
 
 
 class ArchiveInvalid(RequestError):
-    """The upload is not a zip of prompt files, or not a safe one."""
+    """The zip file, or a file in it, is unreadable or unsafe.
+
+    Way out: create it again with `prompt-serve registry export`.
+    """
 
     code = "archive-invalid"
     status = 422
 
 
 class NotAuthenticated(RequestError):
-    """The request has no key, or an invalid one."""
+    """The key is missing, unknown, expired or revoked.
+
+    Way out: send a valid key; `prompt-serve keys create` makes one.
+    """
 
     code = "not-authenticated"
     status = 401
 
 
 class NotAllowed(RequestError):
-    """The key's role does not permit the request."""
+    """The role of the key does not allow the request; `role` is the required one.
+
+    Way out: use a key with the role `admin`.
+    """
 
     code = "not-allowed"
     status = 403
@@ -294,14 +367,22 @@ class NotAllowed(RequestError):
 
 
 class ServiceError(PromptServeError):
-    """Base of the errors that the service causes, not the request."""
+    """The encoder failed on this image.
+
+    Base of errors of the service.
+
+    Way out: find `request_id` in the log of the service.
+    """
 
     code = "service-error"
     status = 500
 
 
 class Overloaded(ServiceError):
-    """The queue is full. Retry after ``retry_after_s`` seconds."""
+    """The queue of images or of changes is full.
+
+    Way out: retry after `Retry-After` seconds.
+    """
 
     code = "overloaded"
     status = 429
@@ -309,7 +390,10 @@ class Overloaded(ServiceError):
 
 
 class NotReady(ServiceError):
-    """The service is starting, or unable to answer."""
+    """The service starts or stops, or its database is locked, full or unreachable.
+
+    Way out: retry after `Retry-After` seconds; `/readyz` says what fails.
+    """
 
     code = "not-ready"
     status = 503
@@ -322,7 +406,10 @@ class DatabaseUnsupported(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The request was not answered within its timeout."""
+    """The deadline passed; images that were still waiting were dropped.
+
+    Way out: send fewer images, or allow more time.
+    """
 
     code = "deadline-exceeded"
     status = 504

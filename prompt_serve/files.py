@@ -99,7 +99,7 @@ def _temporary_name(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Name the target in an OSError; its user has never heard of the temporary name."""
+    """Name the target in an OSError, not the temporary file, which means nothing to users."""
     try:
         yield
     except OSError as error:

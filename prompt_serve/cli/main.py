@@ -1,7 +1,7 @@
-"""The ``prompt-serve`` command: finds the sub-commands and says what went wrong in one line.
+"""The ``prompt-serve`` command: loads its sub-commands and prints errors as one line.
 
-A command's module is imported when that command is asked for, so ``prompt-serve --help`` is quick
-and works whichever optional parts are installed.
+A command's module is imported when the command is used, so ``prompt-serve --help`` is fast and
+works without the optional extras.
 """
 
 import importlib
@@ -19,8 +19,9 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 @dataclass(frozen=True)
 class LazyCommand:
-    """A command: the object ``name`` of ``module``, with its line in the list of commands."""
+    """Command ``name`` of ``module``, with its section and line in the list of commands."""
 
+    section: str
     module: str
     name: str
     help: str
@@ -28,66 +29,105 @@ class LazyCommand:
 
 COMMANDS: dict[str, LazyCommand] = {
     "train": LazyCommand(
-        "prompt_serve.cli.learning.train", "train", "Learn a prompt from labeled images."
+        "Learning",
+        "prompt_serve.cli.learning.train",
+        "train",
+        "Learn a prompt from labeled images.",
     ),
     "methods": LazyCommand(
-        "prompt_serve.cli.learning.methods", "methods", "List what can be learned."
+        "Learning",
+        "prompt_serve.cli.learning.methods",
+        "methods",
+        "List the learning methods.",
     ),
     "evaluate": LazyCommand(
+        "Learning",
         "prompt_serve.cli.learning.evaluate",
         "evaluate",
-        "Measure a prompt file on labeled images.",
-    ),
-    "baselines": LazyCommand(
-        "prompt_serve.cli.research.baselines", "baselines", "Measure what a prompt has to beat."
-    ),
-    "data": LazyCommand(
-        "prompt_serve.cli.research.data", "data", "See and fetch benchmark datasets."
-    ),
-    "protocol": LazyCommand(
-        "prompt_serve.cli.research.protocol",
-        "protocol",
-        "Measure methods on your datasets, as papers do.",
-    ),
-    "reproduce": LazyCommand(
-        "prompt_serve.cli.research.reproduce", "reproduce", "Put the papers' figures beside ours."
-    ),
-    "report": LazyCommand(
-        "prompt_serve.cli.research.report", "report", "Show runs on one HTML page."
+        "Evaluate a prompt file on labeled images.",
     ),
     "inspect": LazyCommand(
-        "prompt_serve.cli.learning.inspect", "inspect", "Show what a file holds."
+        "Learning",
+        "prompt_serve.cli.learning.inspect",
+        "inspect",
+        "Show the contents of a prompt file.",
     ),
     "export": LazyCommand(
-        "prompt_serve.cli.learning.export", "export", "Export a backbone to ONNX."
+        "Learning",
+        "prompt_serve.cli.learning.export",
+        "export",
+        "Export a backbone to ONNX.",
     ),
     "tasks": LazyCommand(
-        "prompt_serve.cli.serving.tasks", "tasks", "List and change a service's tasks."
-    ),
-    "registry": LazyCommand(
-        "prompt_serve.cli.serving.registry",
-        "registry",
-        "Export, import and upgrade all tasks at once.",
-    ),
-    "keys": LazyCommand(
-        "prompt_serve.cli.serving.keys", "keys", "Make and revoke a service's API keys."
+        "Serving",
+        "prompt_serve.cli.serving.tasks",
+        "tasks",
+        "List, upload and edit the tasks of a service.",
     ),
     "classify": LazyCommand(
-        "prompt_serve.cli.serving.classify", "classify", "Ask a running service about a few images."
+        "Serving",
+        "prompt_serve.cli.serving.classify",
+        "classify",
+        "Classify a few images.",
     ),
     "score": LazyCommand(
-        "prompt_serve.cli.serving.score", "score", "Score a folder of images into a table."
+        "Serving",
+        "prompt_serve.cli.serving.score",
+        "score",
+        "Score many images and write a table.",
+    ),
+    "registry": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.serving.registry",
+        "registry",
+        "Export, import and migrate the task registry.",
+    ),
+    "keys": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.serving.keys",
+        "keys",
+        "Create, list and revoke API keys.",
+    ),
+    "baselines": LazyCommand(
+        "Research",
+        "prompt_serve.cli.research.baselines",
+        "baselines",
+        "Evaluate zero-shot and adapter baselines.",
+    ),
+    "protocol": LazyCommand(
+        "Research",
+        "prompt_serve.cli.research.protocol",
+        "protocol",
+        "Run the papers' protocols on your own datasets.",
+    ),
+    "reproduce": LazyCommand(
+        "Research",
+        "prompt_serve.cli.research.reproduce",
+        "reproduce",
+        "Reproduce the papers' benchmarks.",
+    ),
+    "report": LazyCommand(
+        "Research",
+        "prompt_serve.cli.research.report",
+        "report",
+        "Write an HTML report about runs.",
+    ),
+    "data": LazyCommand(
+        "Research",
+        "prompt_serve.cli.research.data",
+        "data",
+        "List, check and download benchmark datasets.",
     ),
 }
 
-# Which extra of the package brings a module, and what needs it.
+# Optional module -> extra of the package that installs it, and the feature that needs it.
 EXTRAS: dict[str, tuple[str, str]] = {
     "torch": ("train", "Training and export need"),
     "open_clip": ("train", "Training and export need"),
-    "matplotlib": ("train", "The plot of the frontier needs"),
-    "resvg_py": ("train", "Drawing IconBench needs"),
-    "jinja2": ("train", "The report needs"),
-    "scipy": ("train", "Statistics need"),
+    "matplotlib": ("research", "Plots need"),
+    "resvg_py": ("research", "Rendering IconBench needs"),
+    "jinja2": ("research", "The report needs"),
+    "scipy": ("research", "Statistics need"),
     "onnx": ("train", "Export needs"),
     "onnxscript": ("train", "Export needs"),
     "onnxruntime": ("serve", "Running an exported backbone needs"),
@@ -102,7 +142,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
 
 
 def dependency_missing(error: ImportError) -> DependencyMissing | None:
-    """Say how to get the optional part whose import failed; None where it is no such part."""
+    """Return an error that says which extra to install; None if the module is of no extra."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return None
@@ -113,7 +153,7 @@ def dependency_missing(error: ImportError) -> DependencyMissing | None:
 
 
 class LazyGroup(click.Group):
-    """A group that imports a command when it is asked for, and shows errors without a traceback."""
+    """Group that imports a command when it is used, and prints errors without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return [name for name, lazy in COMMANDS.items() if importlib.util.find_spec(lazy.module)]
@@ -126,8 +166,16 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name].help) for name in self.list_commands(ctx)])
+        names = self.list_commands(ctx)
+        for section in dict.fromkeys(COMMANDS[name].section for name in names):
+            with formatter.section(section):
+                formatter.write_dl(
+                    [
+                        (name, COMMANDS[name].help)
+                        for name in names
+                        if COMMANDS[name].section == section
+                    ]
+                )
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -147,7 +195,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="prompt-serve")
 def main() -> None:
-    """Learn compact prompts for a frozen CLIP, export them, serve thousands at once.
+    """Learn compact prompts for a frozen CLIP, export it to ONNX, and serve thousands of tasks.
 
     \b
     prompt-serve train photos/ --method dip --shots 16 --out pets.safetensors

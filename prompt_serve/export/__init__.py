@@ -1,1 +1,1 @@
-"""Writing bundles: torch and onnx in, ONNX Runtime out. Never imported by service or client."""
+"""Export a PyTorch backbone to an ONNX bundle, checked against PyTorch."""

@@ -1,8 +1,8 @@
-"""Self-attention of image transformers as one ONNX operator.
+"""Export the self-attention of image transformers as one ONNX operator.
 
-Exported as it stands, ``nn.MultiheadAttention`` becomes some twenty operators, a third of them
-copies. onnxruntime's ``MultiHeadAttention`` computes the same in one, without ever holding the
-whole attention matrix, on the CPU and on CUDA alike.
+By default ``nn.MultiheadAttention`` is exported as about twenty operators, a third of them copies.
+ONNX Runtime's ``MultiHeadAttention`` computes the same in one operator, on the CPU and on CUDA,
+without ever materializing the attention matrix.
 """
 
 import copy
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class ExportedAttention(nn.Module):
-    """Stands in for a block's ``nn.MultiheadAttention`` during the export, and computes nothing."""
+    """Replacement for ``nn.MultiheadAttention`` during the export. It cannot be run in PyTorch."""
 
     def __init__(self, attention: nn.MultiheadAttention) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class ExportedAttention(nn.Module):
     def forward(
         self, q_x: Tensor, k_x: Tensor, v_x: Tensor, *, need_weights: bool, attn_mask: None
     ) -> tuple[Tensor, None]:
-        attended = torch.onnx.ops.symbolic(
+        attended = torch.onnx.ops.symbolic(  # (B, T, D)
             "com.microsoft::MultiHeadAttention",
             (self.query(q_x), self.key(k_x), self.value(v_x)),
             {"num_heads": self.heads},
@@ -39,7 +39,7 @@ class ExportedAttention(nn.Module):
 
 
 def with_exported_attention(tower: nn.Module) -> nn.Module:
-    """A copy of an image tower with every plain self-attention replaced; weights are shared."""
+    """Copy an image tower with every plain self-attention replaced. The copy shares the weights."""
     shared = {id(tensor): tensor for tensor in (*tower.parameters(), *tower.buffers())}
     copied = copy.deepcopy(tower, cast("dict[int, object]", shared))
     for module in copied.modules():

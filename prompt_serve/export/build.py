@@ -1,7 +1,6 @@
-"""Make a bundle: export, prove, and only then put it in its place, whole.
+"""Build a bundle: export the graphs, check them against PyTorch, then write the folder atomically.
 
-Everything is made in a temporary folder beside the target and renamed at the end, so a failed or
-interrupted export leaves what was there before.
+A failed or interrupted export leaves an existing bundle unchanged.
 """
 
 import contextlib
@@ -46,27 +45,27 @@ def export_bundle(
     """Export a backbone to a folder that ``bundle.open_bundle`` reads.
 
     Args:
-        backbone: from ``load_backbone``.
-        out: the folder to make. A bundle that is there already is replaced, in one step.
-        precision: of the image encoder; the text encoder is always float32.
-        report: gets one line for every step and every parity figure.
+        backbone: backbone from ``load_backbone``.
+        out: folder to write. An existing bundle is replaced.
+        precision: precision of the image encoder; the text encoder is always float32.
+        report: called with one line per step and per parity figure.
 
     Raises:
         ExportParityFailed: the graphs differ from the PyTorch model; nothing was written.
-        BundleInvalid: ``out`` holds something else, or cannot be written.
+        BundleInvalid: ``out`` exists and is not a bundle, or cannot be written.
     """
-    tell = report or (lambda line: None)
-    out = out.resolve()  # through a symbolic link: what it points to is replaced, not the link
+    report = report or (lambda line: None)
+    out = out.resolve()  # of a symbolic link, the target is replaced, not the link
     _check_target(out)
     # Readable for all: a service may run as another user.
     with _writable(out), atomic_folder(out, mode=0o755) as folder:
-        _write_files(backbone, folder, precision, tell)
+        _write_files(backbone, folder, precision, report)
         parity = check_parity(
             backbone,
             folder / IMAGE_ENCODER,
             folder / TEXT_ENCODER,
             precision=precision,
-            report=tell,
+            report=report,
         )
         manifest = _manifest(backbone, folder, precision, parity)
         (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
@@ -74,18 +73,18 @@ def export_bundle(
 
 
 def _write_files(
-    backbone: Backbone, folder: Path, precision: Precision, tell: Callable[[str], None]
+    backbone: Backbone, folder: Path, precision: Precision, report: Callable[[str], None]
 ) -> None:
-    tell(f"exporting the image encoder ({precision})")
-    _write_image_encoder(backbone, folder / IMAGE_ENCODER, precision, tell)
-    tell("exporting the text encoder")
+    report(f"exporting the image encoder ({precision})")
+    _write_image_encoder(backbone, folder / IMAGE_ENCODER, precision, report)
+    report("exporting the text encoder")
     onnx.save(text_graph(backbone), folder / TEXT_ENCODER)
     np.save(folder / TOKEN_EMBEDDING, backbone.token_embedding.cpu().numpy().astype("<f4"))
     (folder / TOKENIZER).write_text(backbone.tokenizer.to_json(), encoding="utf-8")
 
 
 def _write_image_encoder(
-    backbone: Backbone, path: Path, precision: Precision, tell: Callable[[str], None]
+    backbone: Backbone, path: Path, precision: Precision, report: Callable[[str], None]
 ) -> None:
     if precision != "int8":
         onnx.save(image_graph(backbone, _DTYPES[precision]), path)
@@ -93,7 +92,7 @@ def _write_image_encoder(
     model = image_graph(backbone)
     share = quantized_share(model)
     if share < 0.5:
-        tell(
+        report(
             f"note: int8 quantizes matrix products, {share:.0%} of this image tower's weights; "
             f"its convolutions stay float32, so expect little gain over fp32"
         )
@@ -135,6 +134,6 @@ def _writable(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BundleInvalid(
-            f"The bundle cannot be written to {out}: {error}. What was there is unchanged.",
+            f"The bundle cannot be written to {out}: {error}. Its former content is unchanged.",
             path=str(out),
         ) from error

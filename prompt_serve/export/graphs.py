@@ -1,7 +1,7 @@
-"""A backbone's two towers as ONNX graphs (see ``prompt_serve.bundle`` for inputs and outputs).
+"""Export a backbone's two towers as ONNX graphs (see ``bundle`` for their inputs and outputs).
 
-The image graph of an ``int8`` bundle is the fp32 one, quantized afterwards (``quantize``); that of
-an ``fp16`` bundle is exported from a half-precision copy of the tower.
+The image graph of an ``int8`` bundle is the fp32 graph, quantized afterwards (``quantize``). The
+image graph of an ``fp16`` bundle is exported from a half-precision copy of the tower.
 """
 
 import copy
@@ -21,17 +21,17 @@ OPSET = 20  # the first with Gelu as one operator; every onnxruntime since 1.18 
 
 
 class ImageEncoder(nn.Module):
-    """Pixels (B, S, S, 3) uint8 -> image features (B, E) float32 of unit length.
+    """Image tower from pixels (B, S, S, 3) uint8 to image features (B, E) float32, unit length.
 
-    With ``dtype`` float16 the tower alone is in half precision: pixels are normalized, and features
-    brought to unit length, in float32, where rounding and overflow would cost most.
+    With ``dtype`` float16 only the tower is in half precision. Normalizing pixels and scaling
+    features to unit length stay in float32, because rounding and overflow would cost most there.
     """
 
     def __init__(self, backbone: Backbone, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         preprocessing = backbone.preprocessing
         self.dtype = dtype
-        # ``to`` works in place, so half precision needs weights of its own.
+        # ``to`` works in place, so half precision needs a copy of the weights.
         visual = backbone.clip.visual
         tower = visual if dtype == torch.float32 else copy.deepcopy(visual).to(dtype)
         self.tower = with_exported_attention(tower)
@@ -39,14 +39,14 @@ class ImageEncoder(nn.Module):
         self.std = nn.Buffer(_per_channel(preprocessing.std, backbone.device))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        normalized = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        normalized = (pixels.permute(0, 3, 1, 2).float() - self.mean) / self.std  # (B, 3, S, S)
         return F.normalize(self.tower(normalized.to(self.dtype)).float(), dim=-1)
 
 
 def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
-    """The image tower with normalization in front, for any number of images."""
+    """Export the image tower with pixel normalization, for any number of images."""
     size = backbone.preprocessing.image_size
-    # Two images: a size of one would be taken for a constant.
+    # Two images: torch.export would treat an axis of size one as constant.
     pixels = torch.zeros(2, size, size, 3, dtype=torch.uint8, device=backbone.device)
     return export_graph(
         ImageEncoder(backbone, dtype),
@@ -57,7 +57,7 @@ def image_graph(backbone: Backbone, dtype: torch.dtype = torch.float32) -> onnx.
 
 
 def text_graph(backbone: Backbone) -> onnx.ModelProto:
-    """The text tower on assembled sequences, for any number of classes, rows and any lengths."""
+    """Export the text tower on assembled sequences, for any numbers of classes, rows and tokens."""
     width, device = backbone.token_embedding.shape[1], backbone.device
     layers = backbone.text_tower.layers
     inputs = {
@@ -88,13 +88,13 @@ def text_graph(backbone: Backbone) -> onnx.ModelProto:
 def export_graph(
     module: nn.Module, inputs: dict[str, Tensor], *, axes: dict[str, dict[int, str]], output: str
 ) -> onnx.ModelProto:
-    """A module as a graph.
+    """Export a module as a graph.
 
     Args:
-        module: its ``forward`` takes ``inputs`` in their order.
-        inputs: examples by name; a dynamic axis has two elements or more in them.
-        axes: the letters of the dynamic axes.
-        output: its name.
+        module: module whose ``forward`` takes ``inputs`` in their order.
+        inputs: example inputs by name; dynamic axes have at least two elements.
+        axes: letters of the dynamic axes, by input and axis number.
+        output: name of the output.
     """
     dynamic = {name: dict.fromkeys(named, torch.export.Dim.DYNAMIC) for name, named in axes.items()}
     with quiet_libraries():
@@ -115,12 +115,12 @@ def export_graph(
 
 
 def _name_axes(model: onnx.ModelProto, axes: dict[str, dict[int, str]], output: str) -> None:
-    """Call the dynamic axes by this project's letters instead of the exporter's ``s62``."""
+    """Rename the dynamic axes from the exporter's ``s62`` to this project's letters."""
     renamed: dict[str, str] = {}
     for value in model.graph.input:
         dims = value.type.tensor_type.shape.dim
         renamed |= {dims[axis].dim_param: letter for axis, letter in axes[value.name].items()}
-    del model.graph.value_info[:]  # recomputed by whoever needs it
+    del model.graph.value_info[:]  # it has the old names, and is recomputed when needed
     for value in (*model.graph.input, *model.graph.output):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:
@@ -128,7 +128,7 @@ def _name_axes(model: onnx.ModelProto, axes: dict[str, dict[int, str]], output: 
 
 
 def _forget_origin(model: onnx.ModelProto) -> None:
-    """Drop source lines and paths of the machine it was exported on: equal weights, equal file."""
+    """Remove source lines and local paths, so that equal weights give equal files."""
     del model.metadata_props[:]
     del model.graph.metadata_props[:]
     for item in (*model.graph.node, *model.graph.input, *model.graph.output):

@@ -1,8 +1,8 @@
-"""PyTorch against ONNX Runtime, on random and on real images and names.
+"""Check exported graphs against PyTorch, on random and real images and on class names.
 
-The graphs are run on the CPU, from the very files that will be served. PyTorch's side is the
-backbone as open_clip computes it: for names that is ``encode_text`` on padded token ids, so that
-tokenizer, assembly, the shared prefix and the graph are all inside the comparison.
+The graphs run on the CPU, from the files that will be served. The reference is the backbone as
+open_clip computes it. For class names that is ``encode_text`` on padded token ids, so that the
+comparison covers tokenizer, assembly, shared prefix and graph.
 """
 
 from collections.abc import Callable, Iterable
@@ -30,23 +30,23 @@ from prompt_serve.types import FloatArray, IntArray, PixelArray, Precision
 Report = Callable[[str], None]
 
 # Features have unit length, so one limit fits all widths. Two float32 implementations of the same
-# tower differ by 1e-7 to 2e-6; a wrong mean, activation or mask by 1e-3 and more.
+# tower differ by 1e-7 to 2e-6; a wrong mean, activation or mask by at least 1e-3.
 FP32_LIMIT = 1e-5
-# Largest difference of one feature. float16 keeps 11 bits and errors of a dozen layers add up
-# (3e-4 measured); seven-bit weights are off by 1 % each (up to 7e-3 measured). Beyond these limits
-# something is broken, not rounded.
+# Largest difference of one feature. float16 has 11 bits of precision and the errors of a dozen
+# layers add up (3e-4 measured); seven-bit weights are off by 1 % each (up to 7e-3 measured). Larger
+# differences are errors of the export, not rounding.
 IMAGE_LIMITS: dict[Precision, float] = {"fp32": FP32_LIMIT, "fp16": 5e-3, "int8": 3e-2}
-# What users would notice: how many of the drawings fall into another class. One in a hundred is
-# the aim; three are let through, because a drawing between two classes may fall either way.
+# Share of the drawings that fall into another class, which is what users would notice. The goal is
+# one in a hundred; three are tolerated, because a drawing between two classes may go either way.
 DISAGREEMENT_LIMIT = 0.03
 _CLASSES, _TO_LEARN, _TO_CLASSIFY = 20, 3, 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One comparison: what was compared, how far it is off, and how far it may be."""
+    """Result of one comparison: measured value and limit."""
 
-    name: str  # its key in the manifest
+    name: str  # key in the manifest
     value: float
     limit: float
 
@@ -65,43 +65,49 @@ def check_parity(
 ) -> dict[str, float]:
     """Compare both graphs with the backbone.
 
+    Args:
+        backbone: backbone that was exported.
+        image_encoder: image graph.
+        text_encoder: text graph.
+        precision: precision of the image graph.
+        report: called with one line per comparison.
+
     Returns:
-        The differences, for the manifest: ``image_random``, ``image_drawn``, ``image_real``
-        (where the package's sample images are installed), ``text_names``, ``text_contexts`` and
-        ``text_deep`` are the largest of one feature; with fp16 and int8 there are also
-        ``image_cosine`` (1 - the smallest cosine) and ``image_disagreement`` (see
-        ``disagreement``).
+        The differences, for the manifest. ``image_random``, ``image_drawn``, ``image_real`` (if the
+        package's sample images are installed), ``text_names``, ``text_contexts`` and ``text_deep``
+        are the largest differences of one feature. fp16 and int8 add ``image_cosine`` (1 - the
+        smallest cosine) and ``image_disagreement`` (see ``disagreement``).
 
     Raises:
-        ExportParityFailed: at least one is above its limit; the message has all of them.
+        ExportParityFailed: a difference is above its limit; the message lists all such differences.
     """
     images = open_session(image_encoder)
     text = open_session(text_encoder)
-    found = [
+    differences = [
         *compare_images(backbone, images, precision),
         *([] if precision == "fp32" else [disagreement(backbone, images)]),
         compare_names(backbone, text),
         compare_contexts(backbone, text),
         compare_deep(backbone, text),
     ]
-    for difference in found:
+    for difference in differences:
         report(f"parity: {difference.name} {difference.value:.1e} (limit {difference.limit:.0e})")
-    failed = [d for d in found if not d.passed]
+    failed = [d for d in differences if not d.passed]
     if failed:
         raise ExportParityFailed(
             "The exported graphs do not compute what the PyTorch model computes, "
             "so nothing was written: "
             + "; ".join(f"{d.name} is {d.value:.1e}, allowed {d.limit:.0e}" for d in failed)
             + f". {_way_out(precision, failed)}",
-            differences={d.name: d.value for d in found},
+            differences={d.name: d.value for d in differences},
         )
-    return {d.name: d.value for d in found}
+    return {d.name: d.value for d in differences}
 
 
 def compare_images(
     backbone: Backbone, session: onnxruntime.InferenceSession, precision: Precision
 ) -> list[Difference]:
-    """Random pixels, drawings, and real images where the installation has its samples."""
+    """Compare random pixels, drawings and, if they are installed, the package's sample images."""
     sets = {
         "image_random": random_pixels(backbone.preprocessing, count=3),
         "image_drawn": drawn_pixels(backbone.preprocessing, classes=5, count=1)[0],
@@ -122,11 +128,11 @@ def compare_images(
 
 
 def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
-    """The share of drawings, 0 to 1, that a task puts into another class than in float32.
+    """Measure the share of drawings, 0 to 1, that are classified differently than in float32.
 
-    The task has twenty classes. Class features are means of float32 features, taken relative to
-    the mean of all: otherwise a tower with random weights, whose features all point nearly the
-    same way, would call any two encoders equal or unequal by chance.
+    There are twenty classes. Class features are means of float32 features, relative to the mean of
+    all classes: features of a tower with random weights all point in nearly the same direction,
+    so that without centering the result would be chance.
     """
     pixels, labels = drawn_pixels(
         backbone.preprocessing, classes=_CLASSES, count=_TO_LEARN + _TO_CLASSIFY
@@ -140,8 +146,8 @@ def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> D
         np.stack([features[learn & (labels == c)].mean(axis=0) for c in range(_CLASSES)]) - center
     )
     expected = ((features[~learn] - center) @ classes.T).argmax(axis=1)
-    others = _in_batches(lambda p: run(session, p), pixels[~learn])
-    actual = ((others - center) @ classes.T).argmax(axis=1)
+    tested = _in_batches(lambda p: run(session, p), pixels[~learn])
+    actual = ((tested - center) @ classes.T).argmax(axis=1)
     return Difference(
         name="image_disagreement",
         value=float((expected != actual).mean()),
@@ -150,7 +156,7 @@ def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> D
 
 
 def compare_names(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
-    """Class names in templates, against ``encode_text`` of their padded token ids."""
+    """Compare class names in templates with ``encode_text`` of their padded token ids."""
     embedding = backbone.token_embedding.cpu().numpy()
     length = backbone.clip.context_length
     worst = 0.0
@@ -171,7 +177,7 @@ def compare_names(backbone: Backbone, session: onnxruntime.InferenceSession) -> 
 
 
 def compare_contexts(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
-    """Vectors that no token has, as learned ones are, in prefixes and suffixes of many lengths."""
+    """Compare random vectors, like learned ones, in prefixes and suffixes of several lengths."""
     vectors = _Random(backbone)
     return _compare_text(
         "text_contexts",
@@ -182,21 +188,19 @@ def compare_contexts(backbone: Backbone, session: onnxruntime.InferenceSession) 
 
 
 def compare_deep(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
-    """Vectors for deeper blocks, and keys and values of another number in every block."""
+    """Compare vectors for deeper blocks, and different numbers of keys and values per block."""
     vectors, layers = _Random(backbone), backbone.text_tower.layers
-    half_way, to_the_end = (
-        tuple(vectors(3) for _ in range(blocks)) for blocks in (layers // 2, layers - 1)
-    )
-    ragged = tuple(vectors(1 + index % 3) for index in range(layers))
+    half, full = (tuple(vectors(3) for _ in range(blocks)) for blocks in (layers // 2, layers - 1))
+    uneven = tuple(vectors(1 + index % 3) for index in range(layers))
     with_gaps = tuple(vectors(5 * (index % 2)) for index in range(layers))
     return _compare_text(
         "text_deep",
         backbone,
         session,
         [
-            vectors.sequences(4, 3, 5, deeper=half_way),
-            vectors.sequences(5, 2, 5, deeper=to_the_end),
-            vectors.sequences(3, 2, 6, keys_values=ragged),
+            vectors.sequences(4, 3, 5, deeper=half),
+            vectors.sequences(5, 2, 5, deeper=full),
+            vectors.sequences(3, 2, 6, keys_values=uneven),
             vectors.sequences(1, 1, 3, keys_values=with_gaps),
         ],
     )
@@ -216,7 +220,7 @@ def _compare_text(
 
 
 class _Random:
-    """Vectors of random numbers, as large as the backbone's token embeddings."""
+    """Generator of random vectors with the scale of the backbone's token embeddings."""
 
     def __init__(self, backbone: Backbone) -> None:
         self._rng = np.random.default_rng(0)
@@ -225,7 +229,7 @@ class _Random:
         self._full_length = None if backbone.text_tower.causal else backbone.clip.context_length
 
     def __call__(self, *shape: int) -> FloatArray:
-        """(..., D)."""
+        """Generate vectors (..., D)."""
         numbers = self._rng.standard_normal((*shape, self._width)) * self._scale
         return numbers.astype(np.float32)
 
@@ -238,7 +242,10 @@ class _Random:
         deeper: tuple[FloatArray, ...] = (),
         keys_values: tuple[FloatArray, ...] = (),
     ) -> Sequences:
-        """C classes with a prefix of P and a suffix of S; towers that are not causal read all."""
+        """Generate C sequences: prefix (P, D), suffix (C, S, D).
+
+        For a tower that is not causal the suffix is as long as the context length requires.
+        """
         s = s if self._full_length is None else self._full_length - p
         return Sequences(
             prefix=self(p),
@@ -250,7 +257,7 @@ class _Random:
 
 
 def padded_ids(plan: SequencePlan, context_length: int) -> IntArray:
-    """The token ids of a plan without learned vectors, padded as CLIP pads: (C, context_length)."""
+    """Return the token ids (C, context_length) of a plan without learned vectors, padded."""
     ids = np.full((len(plan.suffix), context_length), PAD_ID, dtype=np.int64)
     p, s = len(plan.prefix), plan.suffix.shape[1]
     ids[:, :p] = plan.prefix
@@ -259,14 +266,14 @@ def padded_ids(plan: SequencePlan, context_length: int) -> IntArray:
 
 
 def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """A CPU session, whatever devices there are: the same figures on every machine."""
+    """Open a session on the CPU, so that figures are the same on every machine."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors; its warnings are about nodes it chose to move
+    options.log_severity_level = 3  # errors only; warnings are about nodes placed elsewhere
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def run(session: onnxruntime.InferenceSession, pixels: PixelArray) -> FloatArray:
-    """(B, S, S, 3) uint8 pixels -> (B, E) image features, by a session of an image graph."""
+    """Run an image graph: pixels (B, S, S, 3) uint8 -> image features (B, E)."""
     features: FloatArray = session.run(None, {"pixels": pixels})[0]
     return features
 
@@ -290,5 +297,5 @@ def _largest(expected: FloatArray, actual: FloatArray) -> float:
 
 def _way_out(precision: Precision, failed: list[Difference]) -> str:
     if precision != "fp32" and all(d.name.startswith("image") for d in failed):
-        return f"This backbone does not bear {precision}: export it with --precision fp32."
-    return "This is a fault of the export or of a library version, not of your input."
+        return f"This backbone loses too much in {precision}: export it with --precision fp32."
+    return "This is an error of the export or of a library version, not of your input."

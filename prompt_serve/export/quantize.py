@@ -1,10 +1,10 @@
-"""Eight-bit image encoders for CPUs.
+"""Quantize image encoders to eight bits for CPUs.
 
-Matrix products with constant weights are quantized: weights once, a scale for every output
-channel; activations as they come, a scale for every batch (``DynamicQuantizeLinear``). No
-calibration images are needed and no activation is ever cut off. Those products are about 90 % of a
-vision transformer's work. Convolutions stay float32: quantized with fixed scales they lose too much
-in depthwise layers, so a convolutional tower gains little from ``int8``.
+Matrix products with constant weights are quantized: weights once, with one scale per output
+channel; activations dynamically, with one scale per batch (``DynamicQuantizeLinear``). This needs
+no calibration images and never clips an activation. These products are about 90 % of the work of a
+vision transformer. Convolutions stay float32, because fixed scales lose too much accuracy in
+depthwise layers; a convolutional tower therefore gains little from ``int8``.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ _PRODUCTS = ("MatMul", "Gemm")
 
 
 def quantize(model: onnx.ModelProto, path: Path) -> None:
-    """Write an eight-bit version of an image graph to ``path``."""
+    """Quantize an image graph and write it to ``path``."""
     with quiet_libraries():
         quantize_dynamic(
             model,
@@ -28,15 +28,15 @@ def quantize(model: onnx.ModelProto, path: Path) -> None:
             per_channel=True,
             weight_type=QuantType.QInt8,
             # Seven bits: processors without VNNI add pairs of products in 16 bits, which overflow
-            # with eight (cosine to fp32 0.993 instead of 0.9998 for a ViT-B/16).
+            # with eight-bit weights (cosine to fp32 0.993 instead of 0.9998 for a ViT-B/16).
             reduce_range=True,
-            # onnx cannot infer types behind onnxruntime's own operators.
+            # onnx cannot infer the output types of ONNX Runtime's own operators.
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
 
 def quantized_share(model: onnx.ModelProto) -> float:
-    """The part of a graph's weights, 0 to 1, that ``quantize`` turns into eight bits."""
+    """Return the share of a graph's weights, 0 to 1, that ``quantize`` would quantize."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     products = (node for node in model.graph.node if node.op_type in _PRODUCTS)
     quantized = {name for node in products for name in node.input if name in sizes}

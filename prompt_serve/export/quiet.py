@@ -1,4 +1,4 @@
-"""Keep what exporting libraries say to their own developers off the user's terminal."""
+"""Keep the developer messages of the export libraries off the user's terminal."""
 
 import contextlib
 import io
@@ -11,12 +11,11 @@ from collections.abc import Iterator
 def quiet_libraries() -> Iterator[None]:
     """Silence torch.onnx, onnxscript, the quantizer, and open_clip's note on random weights.
 
-    Silenced are: progress on standard output, deprecations inside those libraries, and records
-    logged directly to the root logger, as a library should not do. Our own loggers and errors
-    come through.
+    Silences progress on standard output, deprecation warnings, and records logged directly to the
+    root logger. Errors and the records of our own loggers still appear.
     """
     root = logging.getLogger()
-    # logging.warning() would otherwise install a handler on stderr for the rest of the process.
+    # Without a handler, logging.warning() would install one on stderr for the whole process.
     null = logging.NullHandler()
     root.addHandler(null)
     root.addFilter(_nothing)
@@ -48,5 +47,5 @@ def _errors_only(name: str) -> Iterator[None]:
 
 
 def _nothing(record: logging.LogRecord) -> bool:
-    """A filter of a logger, unlike one of a handler, sees only what is logged to it directly."""
+    """Reject every record. A logger's filter sees only records logged directly to that logger."""
     return False

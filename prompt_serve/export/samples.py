@@ -1,4 +1,4 @@
-"""Images and names to compare encoders on: noise, drawn shapes, and the package's sample images."""
+"""Images and names for parity checks: noise, drawn shapes, and the package's sample images."""
 
 from importlib import resources
 from pathlib import Path
@@ -22,18 +22,18 @@ NAMES = (
 )
 TEMPLATES = ("a photo of a {}.", "{}")
 
-_CANVAS = 96  # pixels a side of a drawing, before preprocessing
+_CANVAS = 96  # side of a drawing in pixels, before preprocessing
 
 
 def random_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
-    """(count, S, S, 3) of noise: every channel and every place differs."""
+    """Generate noise (count, S, S, 3), different in every channel and at every position."""
     size = preprocessing.image_size
     shape = (count, size, size, 3)
     return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
 
 
 def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
-    """Up to ``count`` of the sample images that come with the package, spread over all of them."""
+    """Load up to ``count`` of the package's sample images, evenly spread: (N, S, S, 3)."""
     folder = Path(str(resources.files("prompt_serve") / "assets" / "emoji"))
     paths = sorted(folder.glob("*/*/*.png"))
     chosen = paths[:: max(1, len(paths) // count)][:count]
@@ -45,7 +45,12 @@ def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
 def drawn_pixels(
     preprocessing: Preprocessing, *, classes: int, count: int
 ) -> tuple[PixelArray, IntArray]:
-    """``count`` drawings a class: two colored shapes on a ground, each time a little different.
+    """Draw two colored shapes on a background, with small variations within a class.
+
+    Args:
+        preprocessing: preprocessing of the backbone.
+        classes: number of classes.
+        count: number of drawings per class.
 
     Returns:
         Pixels (classes * count, S, S, 3) and labels (classes * count,).

@@ -1,9 +1,9 @@
-"""The text tower with a fixed list of inputs, as a graph wants it.
+"""Text tower with a fixed list of inputs, as an ONNX graph needs it.
 
-It computes what ``training.text_tower`` computes; where that takes lists of vectors, which may be
-long, short or empty, this takes arrays with a row for each block and place, and switches that say
-which rows count (``text_inputs``). A switched-off row of keys and values is masked before the
-softmax, so that its weight is exactly zero.
+It computes the same as ``training.clip.text_tower``, which takes lists of vectors of any length. A
+graph takes arrays with a row for each block and position, and flags for the rows that are used
+(``prompts.text_inputs``). Unused rows of keys and values are masked before the softmax, so that
+their weight is exactly zero.
 """
 
 from typing import cast
@@ -18,7 +18,7 @@ from prompt_serve.training.clip.text_tower import TextTower
 
 
 class TextEncoder(nn.Module):
-    """Inputs of the text graph (see ``bundle``) -> class features (C, E) of unit length."""
+    """Text tower from the inputs of the text graph (see ``bundle``) to class features (C, E)."""
 
     def __init__(self, tower: TextTower) -> None:
         super().__init__()
@@ -35,19 +35,19 @@ class TextEncoder(nn.Module):
         keys_values_used: Tensor,
     ) -> Tensor:
         tower, p, c, s = self.tower, prefix.shape[0], suffix.shape[0], suffix.shape[1]
-        head = (prefix + tower.positional_embedding[:p]).unsqueeze(0)
-        tail = suffix + tower.positional_embedding[p : p + s]
-        if not tower.causal:  # every position sees all, so nothing can be shared
-            head = head.expand(c, -1, -1)
+        head = (prefix + tower.positional_embedding[:p]).unsqueeze(0)  # (1, P, D)
+        tail = suffix + tower.positional_embedding[p : p + s]  # (C, S, D)
+        if not tower.causal:  # every position attends to all, so nothing can be shared
+            head = head.expand(c, -1, -1)  # (C, P, D)
         visible = self._visible(p + s)
         for index, module in enumerate(tower.blocks):
             block = cast(ResidualAttentionBlock, module)
             head = torch.where(deeper_used[index].unsqueeze(-1), deeper[index], head)
-            head_q, head_k, head_v = heads_of(block, head)
-            tail_q, tail_k, tail_v = heads_of(block, tail)
-            own_k, own_v = keys_values_of(block, keys_values[index])
+            head_q, head_k, head_v = heads_of(block, head)  # (1 or C, heads, P, D / heads)
+            tail_q, tail_k, tail_v = heads_of(block, tail)  # (C, heads, S, D / heads)
+            own_k, own_v = keys_values_of(block, keys_values[index])  # (1, heads, K, D / heads)
             used = keys_values_used[index].unsqueeze(0)
-            seen = torch.cat([used.expand(visible.shape[0], -1), visible], dim=1)
+            seen = torch.cat([used.expand(visible.shape[0], -1), visible], dim=1)  # (T, K + T)
             own = own_k.shape[2]
             keys = torch.cat([_of_each(own_k, c), _of_each(head_k, c), tail_k], dim=2)
             values = torch.cat([_of_each(own_v, c), _of_each(head_v, c), tail_v], dim=2)
@@ -58,11 +58,11 @@ class TextEncoder(nn.Module):
                 head_k, head_v, head_seen = keys, values, seen[:p]
             head = after_attention(block, head, head_q, head_k, head_v, head_seen)
             tail = after_attention(block, tail, tail_q, keys, values, seen[p:])
-        last = tail[torch.arange(c, device=tail.device), eot]
+        last = tail[torch.arange(c, device=tail.device), eot]  # (C, D)
         return F.normalize(tower._project(tower.ln_final(last)).float(), dim=-1)
 
     def _visible(self, length: int) -> Tensor:
-        """(T, T), row attends to column."""
+        """Return the attention mask (T, T), T = P + S: True where row attends to column."""
         device = self.tower.positional_embedding.device
         if not self.tower.causal:
             return torch.ones(length, length, dtype=torch.bool, device=device)
@@ -71,5 +71,5 @@ class TextEncoder(nn.Module):
 
 
 def _of_each(heads: Tensor, c: int) -> Tensor:
-    """(1, heads, T, D / heads), or C of them, for each of C classes."""
+    """Expand (1, heads, T, D / heads) to (C, heads, T, D / heads), without a copy."""
     return heads.expand(c, -1, -1, -1)

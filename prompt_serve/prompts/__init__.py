@@ -1,1 +1,1 @@
-"""From a prompt file to class features: the format, its encodings, folding, and the text inputs."""
+"""Prompt files, their encodings, and the path from a prompt to class features."""

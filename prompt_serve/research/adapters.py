@@ -1,8 +1,7 @@
-"""Classifiers on image features, to compare prompts with: a linear probe, CLIP-Adapter and
-Tip-Adapter. They are measured and never stored.
+"""Adapters on image features, as baselines for prompts: linear probe, CLIP-Adapter, Tip-Adapter.
 
-A head sees training features, and validation features by which its settings are chosen. Test
-features cannot reach it: what comes back is a function, to be evaluated by others.
+An adapter is fitted on training features; its settings are selected on validation features. The
+functions take no test features: they return a classifier for the caller to evaluate.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +20,7 @@ from prompt_serve.types import FloatArray
 
 Logits = Callable[[FloatArray], FloatArray]  # (N, E) of unit length -> (N, C)
 
-# Of half the squared norm, beside a mean cross-entropy of features of unit length.
+# Factors of half the squared norm, added to the mean cross-entropy.
 WEIGHT_DECAYS = tuple(float(x) for x in np.logspace(-1, -7, 13))
 RESIDUAL_RATIOS = (0.2, 0.4, 0.6, 0.8)
 CACHE_WEIGHTS = tuple(float(x) for x in np.logspace(-1, 2, 16))  # alpha of Tip-Adapter
@@ -32,51 +31,54 @@ BATCH, ADAM_RATE = 32, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Head:
-    """A classifier that was fitted."""
+class Adapter:
+    """A fitted classifier on image features."""
 
     name: str
     logits: Logits
     learned_numbers: int
-    settings: Mapping[str, float] = field(default_factory=dict)  # as validation chose them
+    settings: Mapping[str, float] = field(default_factory=dict)  # selected on validation images
 
 
-def evaluate_head(head: Head, images: FeatureSet) -> Evaluation:
-    """Accuracy on plain views."""
-    return evaluate(head.logits(images.plain), images.labels)
+def evaluate_adapter(adapter: Adapter, images: FeatureSet) -> Evaluation:
+    """Evaluate an adapter on images without augmentation."""
+    return evaluate(adapter.logits(images.plain), images.labels)
 
 
 def linear_probe(
     train: FeatureSet, val: FeatureSet, n_classes: int, *, decays: Sequence[float] = WEIGHT_DECAYS
-) -> Head:
-    """Logistic regression on all views, with the L2 penalty that validates best (CLIP, A.3)."""
+) -> Adapter:
+    """Fit logistic regression on all views, with the L2 penalty that validates best (CLIP, A.3)."""
     features = torch.from_numpy(train.features.reshape(-1, train.features.shape[-1]))
     labels = torch.from_numpy(np.repeat(train.labels, train.features.shape[1]))
     weights = torch.zeros(n_classes, features.shape[1] + 1)
-    heads = []
-    for decay in decays:  # the strongest first: each starts where the one before it ended
+    adapters = []
+    for decay in decays:  # strongest first; each starts from the previous solution
         weights = logistic_regression(features, labels, weights, decay)
-        heads.append(
-            Head(
+        adapters.append(
+            Adapter(
                 name="linear probe",
                 logits=_linear(weights.numpy()),
                 learned_numbers=weights.numel(),
                 settings={"weight_decay": decay},
             )
         )
-    return _best(heads, val)
+    return _best(adapters, val)
 
 
 def logistic_regression(
     features: Tensor, labels: Tensor, initial: Tensor, weight_decay: float
 ) -> Tensor:
-    """The minimum of mean cross-entropy + weight_decay / 2 ||W||^2, by L-BFGS in float64.
+    """Minimize mean cross-entropy + weight_decay / 2 ||W||^2 by L-BFGS in float64.
 
     Args:
         features: (N, E).
         labels: (N,).
-        initial: (C, E + 1), where to start; the last column is the bias, which is not penalized.
-        weight_decay: above 0, so that there is one minimum.
+        initial: (C, E + 1) starting point; the last column is the bias, which is not penalized.
+        weight_decay: positive, so that the minimum is unique.
+
+    Returns:
+        (C, E + 1) weights and bias.
     """
     wide, parameter = features.double(), initial.double().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -104,16 +106,16 @@ def clip_adapter(
     seed: int = 1,
     ratios: Sequence[float] = RESIDUAL_RATIOS,
     epochs: int = ADAPTER_EPOCHS,
-) -> Head:
-    """``a ReLU(f W_1) W_2 + (1 - a) f`` in place of f (CLIP-Adapter, arXiv 2110.04544, eq. 4-6).
+) -> Adapter:
+    """Replace f by ``a ReLU(f W_1) W_2 + (1 - a) f`` (CLIP-Adapter, arXiv 2110.04544, eq. 4-6).
 
-    The ratio a is the one that validates best.
+    The ratio a is selected on validation images.
     """
     e = train.features.shape[-1]
     hidden = max(1, e // BOTTLENECK)
     classes = torch.from_numpy(class_features)
 
-    def head(ratio: float) -> Head:
+    def adapter(ratio: float) -> Adapter:
         generator = torch.Generator().manual_seed(seed)
         w_1 = torch.randn(e, hidden, generator=generator) / e**0.5
         w_2 = torch.randn(hidden, e, generator=generator) / hidden**0.5
@@ -124,25 +126,25 @@ def clip_adapter(
             return logit_scale * F.normalize(mixed, dim=-1) @ classes.T
 
         _learn(parameters, scores, train, generator, epochs)
-        return Head(
+        return Adapter(
             name="CLIP-Adapter",
             logits=_numpy(scores),
             learned_numbers=2 * e * hidden,
             settings={"alpha": ratio},
         )
 
-    return _best([head(ratio) for ratio in ratios], val)
+    return _best([adapter(ratio) for ratio in ratios], val)
 
 
 def tip_adapter(
     train: FeatureSet, val: FeatureSet, class_features: FloatArray, logit_scale: float
-) -> Head:
-    """A cache of the training images beside the template, nothing learned (Tip-Adapter,
-    arXiv 2111.03930, section 3.1). See ``cache_logits``; its two numbers are chosen by validation,
-    never on test images.
+) -> Adapter:
+    """Add a cache of training images to zero-shot logits, without training (Tip-Adapter,
+    arXiv 2111.03930, section 3.1). Alpha and beta of ``cache_logits`` are selected on validation
+    images.
     """
-    keys, values = cache_of(train, len(class_features))
-    return _best(_tip_heads("Tip-Adapter", keys, values, class_features, logit_scale), val)
+    keys, values = build_cache(train, len(class_features))
+    return _best(_tip_adapters("Tip-Adapter", keys, values, class_features, logit_scale), val)
 
 
 def tip_adapter_f(
@@ -153,11 +155,11 @@ def tip_adapter_f(
     *,
     seed: int = 1,
     epochs: int = CACHE_EPOCHS,
-) -> Head:
-    """Tip-Adapter with learned keys that start from the cache (section 3.2)."""
+) -> Adapter:
+    """Fine-tune the keys of Tip-Adapter's cache (section 3.2)."""
     start = tip_adapter(train, val, class_features, logit_scale)
     alpha, beta = start.settings["alpha"], start.settings["beta"]
-    first, values = cache_of(train, len(class_features))
+    first, values = build_cache(train, len(class_features))
     keys = torch.from_numpy(first).clone().requires_grad_()
     labels, classes = torch.from_numpy(values), torch.from_numpy(class_features)
 
@@ -167,12 +169,12 @@ def tip_adapter_f(
 
     _learn([keys], scores, train, torch.Generator().manual_seed(seed), epochs)
     learned = keys.detach().numpy()
-    heads = _tip_heads("Tip-Adapter-F", learned, values, class_features, logit_scale)
-    return _best(heads, val)
+    adapters = _tip_adapters("Tip-Adapter-F", learned, values, class_features, logit_scale)
+    return _best(adapters, val)
 
 
-def cache_of(train: FeatureSet, n_classes: int) -> tuple[FloatArray, FloatArray]:
-    """Keys (N, E), the mean of each image's views at unit length, and one-hot values (N, C)."""
+def build_cache(train: FeatureSet, n_classes: int) -> tuple[FloatArray, FloatArray]:
+    """Return keys (N, E), the normalized mean of each image's views, and one-hot values (N, C)."""
     values = np.eye(n_classes, dtype=np.float32)[train.labels]
     return unit(train.features.mean(axis=1)), values
 
@@ -187,26 +189,26 @@ def cache_logits(
     alpha: float,
     beta: float,
 ) -> FloatArray:
-    """``alpha exp(-beta (1 - f K^T)) L + scale f W^T`` (Tip-Adapter, eq. 5 and 6): (N, C)."""
-    affinity = np.exp(-np.float32(beta) * (1 - features @ keys.T))
+    """Return ``alpha exp(-beta (1 - f K^T)) L + scale f W^T`` (Tip-Adapter, eq. 5, 6): (N, C)."""
+    affinity = np.exp(-np.float32(beta) * (1 - features @ keys.T))  # (N, cached images)
     scores = np.float32(alpha) * affinity @ values
     return np.asarray(scores + logit_scale * features @ class_features.T, dtype=np.float32)
 
 
-def _tip_heads(
+def _tip_adapters(
     name: str,
     keys: FloatArray,
     values: FloatArray,
     class_features: FloatArray,
     logit_scale: float,
-) -> Iterable[Head]:
+) -> Iterable[Adapter]:
     def logits(alpha: float, beta: float) -> Logits:
         return lambda features: cache_logits(
             features, keys, values, class_features, logit_scale, alpha=alpha, beta=beta
         )
 
     return (
-        Head(
+        Adapter(
             name=name,
             logits=logits(alpha, beta),
             learned_numbers=keys.size,
@@ -217,16 +219,16 @@ def _tip_heads(
     )
 
 
-def _best(heads: Iterable[Head], val: FeatureSet) -> Head:
-    """The head of the best validation accuracy; of those, the one of the least cross-entropy."""
+def _best(adapters: Iterable[Adapter], val: FeatureSet) -> Adapter:
+    """Return the adapter with the best validation accuracy, ties broken by cross-entropy."""
     labels = torch.from_numpy(val.labels)
 
-    def selection_key(head: Head) -> tuple[float, float]:
-        logits = torch.from_numpy(head.logits(val.plain))
+    def selection_key(adapter: Adapter) -> tuple[float, float]:
+        logits = torch.from_numpy(adapter.logits(val.plain))
         accuracy = float((logits.argmax(-1) == labels).float().mean())
         return -accuracy, float(F.cross_entropy(logits, labels))
 
-    return min(heads, key=selection_key)
+    return min(adapters, key=selection_key)
 
 
 def _learn(
@@ -236,7 +238,7 @@ def _learn(
     generator: torch.Generator,
     epochs: int,
 ) -> None:
-    """AdamW with a cosine; a step draws one of the K views of each of its images."""
+    """Train with AdamW and a cosine schedule; each step samples one of the K views per image."""
     features, labels = torch.from_numpy(train.features), torch.from_numpy(train.labels)
     n, k, _ = features.shape
     steps = epochs * -(-n // BATCH)

@@ -1,4 +1,4 @@
-"""What a prompt has to beat: hand-written templates and classifiers on image features."""
+"""Baselines for prompts: hand-written templates and adapters on image features."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,13 +8,14 @@ import numpy as np
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.research.adapters import (
-    Head,
+    Adapter,
     clip_adapter,
-    evaluate_head,
+    evaluate_adapter,
     linear_probe,
     tip_adapter,
     tip_adapter_f,
 )
+from prompt_serve.training.baselines.templates import DIVERSE_TEMPLATES
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
@@ -22,18 +23,17 @@ from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.evaluate import Evaluation, class_features_of, evaluate_prompt
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.templates import DIVERSE_TEMPLATES
 from prompt_serve.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """One row of the table."""
+    """Evaluation of one baseline: one row of the table."""
 
     name: str
     learned_numbers: int = 0
     settings: Mapping[str, float] = field(default_factory=dict)
-    parts: Mapping[str, Evaluation]  # by part: "val", "test"; only those that exist
+    parts: Mapping[str, Evaluation]  # "val", "test" -> evaluation; only existing parts
 
 
 def measure_baselines(
@@ -45,24 +45,24 @@ def measure_baselines(
     workers: int = 4,
     progress: Progress = SILENT,
 ) -> tuple[Baseline, ...]:
-    """Templates and heads on the images that ``train_prompt`` would draw with ``config``.
+    """Evaluate templates and adapters on the images that ``train_prompt`` samples with ``config``.
 
     Args:
-        backbone: frozen.
+        backbone: frozen CLIP.
         dataset: all images.
-        config: of method "zero-shot"; its shots, seed, views and templates count.
-        cache: of image features; None keeps none.
-        workers: threads that decode images.
-        progress: where bars are shown.
+        config: of method "zero-shot"; its shots, seed, views and templates are used.
+        cache: cache of image features; None: no cache.
+        workers: number of threads that decode images.
+        progress: shows progress bars.
 
     Raises:
-        ConfigInvalid: there are no validation images to choose the heads' settings by.
+        ConfigInvalid: there are no validation images to select the adapters' settings on.
     """
     drawn = few_shot(dataset, shots=config.shots, seed=config.seed)
     if drawn.val is None:
         raise ConfigInvalid(
-            "The heads choose their settings by validation images, and there are none left. "
-            "Take fewer shots, or give more images."
+            "The adapters select their settings on validation images, and there are none left. "
+            "Use fewer shots, or add images."
         )
 
     def features(part: str, images: ImageSet, views: int = 0) -> FeatureSet:
@@ -92,30 +92,30 @@ def measure_baselines(
         )
     ]
     classes = class_features_of(plain, backbone)
-    heads = fit_heads(train, held_out["val"], classes, backbone.logit_scale, seed=config.seed)
+    adapters = fit_adapters(train, held_out["val"], classes, backbone.logit_scale, seed=config.seed)
     return (
         *rows,
         *(
             Baseline(
-                name=head.name,
-                learned_numbers=head.learned_numbers,
-                settings=head.settings,
-                parts={part: evaluate_head(head, f) for part, f in held_out.items()},
+                name=adapter.name,
+                learned_numbers=adapter.learned_numbers,
+                settings=adapter.settings,
+                parts={part: evaluate_adapter(adapter, f) for part, f in held_out.items()},
             )
-            for head in heads
+            for adapter in adapters
         ),
     )
 
 
-def fit_heads(
+def fit_adapters(
     train: FeatureSet,
     val: FeatureSet,
     class_features: FloatArray,
     logit_scale: float,
     *,
     seed: int = 1,
-) -> tuple[Head, ...]:
-    """Every head, its settings chosen by validation."""
+) -> tuple[Adapter, ...]:
+    """Fit every adapter, with settings selected on validation images."""
     return (
         linear_probe(train, val, len(class_features)),
         clip_adapter(train, val, class_features, logit_scale, seed=seed),

@@ -1,10 +1,10 @@
-"""Several runs in one: the text tower takes the vectors of R runs as one batch.
+"""Train several runs at once: the text tower takes the vectors of R runs as one batch.
 
-A step of a small task is many small operations; R runs (seeds, ranks, learning rates) that are
-learned turn by turn do all of them R times. Here each run keeps its learner, optimizer, random
-numbers and batches, and only the text tower is shared: forward and backward pass run once for all.
-Runs do not see each other, so each ends where its single run would, up to the rounding of sums in
-another order.
+A step of a small task consists of many small operations, and R runs (seeds, ranks, learning rates)
+trained one after the other do all of them R times. Here each run keeps its learner, optimizer,
+random numbers and batches, and only the text tower is shared: its forward and backward pass run
+once for all. Runs do not affect each other: each ends where it would alone, up to the rounding of
+sums in another order.
 """
 
 import time
@@ -22,10 +22,10 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import CachedImages, ImageData
 from prompt_serve.training.loop import Batch, EpochRecord, Fitted, Run, accuracy_and_loss
-from prompt_serve.training.methods import METHODS
+from prompt_serve.training.methods import find_method
 from prompt_serve.training.methods.base import NO_VECTORS, PromptLearner, StepOutput
 
-OnBatchedEpoch = Callable[[int, EpochRecord], object]  # told which run
+OnBatchedEpoch = Callable[[int, EpochRecord], object]  # number of the run, its record
 
 
 def fit_batched(
@@ -38,21 +38,21 @@ def fit_batched(
     *,
     on_epoch: OnBatchedEpoch = lambda index, record: None,
 ) -> list[Fitted]:
-    """Learn R text prompts at once; see ``fit`` for one.
+    """Train R text prompts at once; see ``fit`` for one.
 
     Args:
         backbone: frozen.
         class_names: C names, the same in all runs.
-        trains: features to learn from, of each run; as many images in each.
-        vals: plain views to report on, of each run.
-        configs: of each run. What shapes the batch must agree: template, vectors, blocks, epochs,
-            batch size, precision. Methods, seeds, ranks, bits and the rest may differ.
+        trains: training features of each run; as many images in each.
+        vals: plain views of each run to report on.
+        configs: one for each run. Template, number of vectors, depth, epochs, batch size and
+            precision must agree; methods, seeds, ranks, bits and the rest may differ.
         learning_rates: of each run, at the start of the cosine.
         on_epoch: called with the number of the run and its record, after every epoch.
 
     Raises:
-        ConfigInvalid: a run cannot be stacked, or differs from the others in shape; the error
-            lists all that is in the way.
+        ConfigInvalid: a run cannot be batched, or differs from the others in shape; the error
+            lists all faults.
         PromptTooLong: some class names do not fit.
     """
     runs = [
@@ -69,10 +69,12 @@ def fit_batched(
 
 
 def batching_faults(run: Run, train: ImageData) -> list[str]:
-    """Why a run cannot share the text tower with others; empty where it can."""
+    """Return the reasons why a run cannot share the text tower; empty if it can."""
     learner, config = run.learner, run.config
     kind, faults = type(learner), []
-    if METHODS[config.method].prompts_images(config) or not isinstance(train, FeatureSet):
+    if find_method(config.method).prompts_images(config.settings) or not isinstance(
+        train, FeatureSet
+    ):
         faults.append(f"method {config.method!r} prompts the image tower")
     if kind.contexts_of_images is not PromptLearner.contexts_of_images:
         faults.append(f"method {config.method!r} makes its vectors from each image")
@@ -84,19 +86,19 @@ def batching_faults(run: Run, train: ImageData) -> list[str]:
 
 
 def shape_of(run: Run, train: ImageData) -> Mapping[str, Any]:
-    """What must be the same in all runs of a stack, by the names that users know."""
+    """Return what must agree in all runs of a stack, by the names of the settings."""
     config, text = run.config, run.folded().text
-    n_images = len(train)
+    n_images, placement = len(train), config.settings.placement()
     size = min(config.batch_size, n_images)
     return {
         "template": run.template,
         "n_ctx": None if text.context is None else text.context.shape[-2],
         "depth": 1 + len(text.deeper),
-        "class_position": config.class_position,
-        "class_specific": config.class_specific,
+        "class_position": placement.class_position,
+        "class_specific": placement.class_specific,
         "precision": config.precision,
         "epochs": config.epochs,
-        "steps an epoch": n_images // size,
+        "steps per epoch": n_images // size,
     }
 
 
@@ -124,14 +126,14 @@ class Stack:
         self._vals = [None if data is None else source(data) for data in vals]
 
     def epoch(self, epoch: int) -> list[EpochRecord]:
-        """Go through every run's images once; one record a run, with its share of the seconds."""
+        """Train every run on its images once; return their records, each with its share of time."""
         start = time.perf_counter()
-        of_runs = [
+        batches_of_runs = [
             run.begin_epoch(epoch, images)
             for run, images in zip(self.runs, self._images, strict=True)
         ]
-        losses = [self.step(batches) for batches in zip(*of_runs, strict=True)]
-        for run, batches in zip(self.runs, of_runs, strict=True):
+        losses = [self.step(batches) for batches in zip(*batches_of_runs, strict=True)]
+        for run, batches in zip(self.runs, batches_of_runs, strict=True):
             run.learner.after_epoch(batches[-1][-1])
         records = [
             run.record(epoch, own, validation, start)
@@ -143,7 +145,7 @@ class Stack:
         return [replace(record, seconds=share) for record in records]
 
     def step(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """One update of every run; returns their losses."""
+        """Do one update of every run; return their losses."""
         for run in self.runs:
             run.optimizer.zero_grad(set_to_none=True)
         class_features = self.class_features([run.learner.contexts().text for run in self.runs])
@@ -155,13 +157,13 @@ class Stack:
         ]
         # The gradient of a sum with respect to one run's numbers is that of its own loss.
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
-        for run, (_, _, moment) in zip(self.runs, batches, strict=True):
-            run.update(moment)
+        for run, (_, _, step_info) in zip(self.runs, batches, strict=True):
+            run.update(step_info)
         return [loss.detach() for loss in losses]
 
     @torch.no_grad()
     def validate(self) -> list[tuple[float | None, float | None]]:
-        """Accuracy and cross-entropy of what each prompt file would hold."""
+        """Return accuracy and cross-entropy of each prompt as its file would hold it."""
         if all(images is None for images in self._vals):
             return [(None, None)] * len(self.runs)
         for run in self.runs:
@@ -176,7 +178,7 @@ class Stack:
         ]
 
     def class_features(self, texts: Sequence[PromptVectors[Tensor]]) -> Tensor:
-        """(R, C, E) of the runs' vectors."""
+        """Return class features (R, C, E) for the vectors of all runs."""
         return self._towers.stacked_class_features(self._vectors, texts)
 
 
@@ -207,6 +209,6 @@ def _check(runs: Sequence[Run], trains: Sequence[ImageData]) -> None:
                 faults.append(f"{name} differs: {', '.join(map(repr, values))}")
     if faults:
         raise ConfigInvalid(
-            "These runs cannot be learned in one; learn them one after the other:",
+            "These runs cannot be trained at once; train them one after the other:",
             list(dict.fromkeys(faults)),
         )

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from prompt_serve.calibration import expected_calibration_error
 from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompts.class_features import class_features, folded_image, template_features
 from prompt_serve.prompts.encodings import Conditional
@@ -18,7 +19,6 @@ from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
 from prompt_serve.scoring import calibrated, class_logits
-from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import ImageData

@@ -1,9 +1,10 @@
 """The training loop: from images and class names to learned contexts.
 
-It sees training images, and validation images to report on; never a test image. Image features are
-looked up where the image tower is not prompted, and computed at every step where it is.
+It sees training images, and validation images to report on; never a test image. If the image tower
+is prompted, image features are computed at every step; otherwise they are looked up.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -32,7 +33,7 @@ from prompt_serve.training.data.image_batches import (
     digest_of,
     image_batches,
 )
-from prompt_serve.training.methods import METHODS
+from prompt_serve.training.methods import find_method
 from prompt_serve.training.methods.base import (
     Contexts,
     Encodings,
@@ -41,11 +42,12 @@ from prompt_serve.training.methods.base import (
     StepInfo,
     StepOutput,
 )
-from prompt_serve.training.schedule import learning_rate_at
+from prompt_serve.training.methods.information_density import mean_information_density
 from prompt_serve.types import FloatArray
 
+WARM_UP_LEARNING_RATE = 1e-5
 VALIDATION_CHUNK = 64  # images at a time through a prompted image tower
-VALIDATE_EVERY = 10  # epochs, where the image tower is prompted; and always after the last
+VALIDATE_EVERY = 10  # epochs, if the image tower is prompted; and always after the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +59,9 @@ class EpochRecord:
     loss: float  # mean over the steps of the epoch
     val_accuracy: float | None  # after the epoch; None without validation images
     val_loss: float | None
-    # ID_k for k = 1, 2, ...: the share of the k largest singular values of the vectors in their
-    # sum (DIP, section 3); the nearer to 1, the denser. Mean over the blocks.
-    idk: tuple[float, ...]
+    idk: tuple[float, ...]  # ID_k for k = 1, 2, ...; see ``information_density``
     seconds: float
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the method, such as tokens left
+    facts: Mapping[str, Any] = field(default_factory=dict)  # ``PromptLearner.log_metrics``
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -69,17 +69,17 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """What came of a run."""
+    """Result of a run."""
 
     encodings: Encodings
-    template: str  # as the prompt file wants it: one token or more for each context vector
+    template: str  # of the prompt file: at least one token for each context vector
     learning_rate: float
     history: tuple[EpochRecord, ...]
-    trained_numbers: int = 0  # that the optimizer changed; the file may hold fewer
+    trained_numbers: int = 0  # parameters of the optimizer; the file may hold fewer numbers
 
 
 OnEpoch = Callable[[EpochRecord], object]
-Batch = tuple[Tensor, Tensor, StepInfo]  # images (B,), the view of each (B,), where the run stands
+Batch = tuple[Tensor, Tensor, StepInfo]  # image indices (B,), view indices (B,)
 
 
 def fit(
@@ -100,14 +100,14 @@ def fit(
     Args:
         backbone: frozen.
         class_names: C names.
-        train: features (N, K, E), or pixels where the method prompts the image tower; a step draws
+        train: features (N, K, E), or pixels if the method prompts the image tower; a step draws
             one of the K views of each of its images.
         val: plain views, only reported on.
-        config: its ``learning_rate`` is not looked at.
+        config: its ``learning_rate`` is ignored.
         learning_rate: at the start of the cosine.
-        on_epoch: called after every epoch that is learned here.
-        checkpoint: written after every epoch; a run that finds its own there goes on from it and
-            ends with the same bytes as one that was never stopped.
+        on_epoch: called after every epoch that is trained here.
+        checkpoint: written after every epoch; a run that finds its own resumes from it and ends
+            with the same bytes as one that was never interrupted.
 
     Raises:
         ConfigInvalid: the method cannot be learned with these settings, or the checkpoint is of
@@ -127,41 +127,37 @@ def fit(
     return run.fitted(history)
 
 
-def learned_template(template: str, words: int, config: TrainConfig) -> str:
-    """The template of a learned prompt: one token for each vector.
+def learning_rate_at(epoch: int, *, base: float, epochs: int) -> float:
+    """Return the learning rate of an epoch in CoOp's schedule: a warm-up epoch, then a cosine.
 
-    Words that learning starts from stay, also those behind the vectors ("a photo of a" with two);
-    else placeholders stand in for them ("X X X X {}.").
+    ``lr(0) = 1e-5`` and ``lr(e) = base / 2 * (1 + cos(pi * (e - 1) / T))`` with T = ``epochs``.
+    Dassl computes it recursively, which goes wrong when two schedulers share an optimizer; this
+    closed form cannot. It is set once per epoch, not once per step, and never reaches zero.
+
+    Args:
+        epoch: from 0 to ``epochs`` - 1.
+        base: the learning rate after the warm-up.
+        epochs: T, of the whole run.
     """
-    n_ctx = config.n_ctx or words
-    starts_from_words = config.init == "template" and config.frozen_init
-    if words == n_ctx or (n_ctx < words and starts_from_words):
+    if epoch == 0:
+        return min(WARM_UP_LEARNING_RATE, base)
+    return 0.5 * base * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+
+def learned_template(template: str, words: int, config: TrainConfig) -> str:
+    """Return the template of a learned prompt: one token for each vector.
+
+    If learning starts from the words, all of them stay, also those behind the vectors ("a photo of
+    a" with two); otherwise placeholders replace them ("X X X X {}.").
+    """
+    n_ctx = config.n_vectors or words
+    if words == n_ctx or (n_ctx < words and config.settings.placement().starts_from_words):
         return template
     return f"{' '.join(['X'] * n_ctx)} {{}}{template.split('{}')[1]}"
 
 
-def information_density(vectors: Tensor) -> tuple[float, ...]:
-    """ID_k for k = 1..min(M, D) of vectors (M, D); the mean over C of (C, M, D)."""
-    singular = torch.linalg.svdvals(vectors.detach().float().cpu())
-    shares = singular.cumsum(-1) / singular.sum(-1, keepdim=True).clamp(min=1e-12)
-    return tuple(round(float(s), 6) for s in shares.reshape(-1, shares.shape[-1]).mean(0))
-
-
-def mean_information_density(contexts: Contexts) -> tuple[float, ...]:
-    """ID_k of each block's vectors, averaged; of the text branch where it has any."""
-    for branch in (contexts.text, contexts.image):
-        blocks = [] if branch.context is None else [branch.context, *branch.deeper]
-        blocks += [rows for rows in branch.keys_values if len(rows)]
-        if blocks:
-            rows = [information_density(block) for block in blocks]
-            longest = max(map(len, rows))
-            padded = np.array([[*row, *[1.0] * (longest - len(row))] for row in rows])
-            return tuple(round(float(share), 6) for share in padded.mean(axis=0))
-    return ()
-
-
 class Run:
-    """One run: a learner, its optimizer and its random numbers."""
+    """One training run: a learner, its optimizer and its random numbers."""
 
     def __init__(
         self,
@@ -173,7 +169,7 @@ class Run:
     ) -> None:
         self.backbone = backbone
         self.class_names = tuple(class_names)
-        self.config = config = config.resolved()
+        self.config = config
         self.learning_rate = learning_rate
         self.towers = FrozenTowers(backbone, config.precision)
         # Two streams: drawing more numbers for dropout leaves the batches as they were.
@@ -191,26 +187,27 @@ class Run:
         text = self.folded().text
         template = learned_template(config.template, len(ids), config)
         self.template = config.template if text.context is None else template
+        placement = config.settings.placement()
         self.plan = plan_sequences(
             backbone.tokenizer,
             class_names,
             self.template,
             context_length=backbone.ref.context_length,
             n_ctx=None if text.context is None else text.context.shape[-2],
-            class_position=config.class_position,
-            class_specific=config.class_specific,
+            class_position=placement.class_position,
+            class_specific=placement.class_specific,
             causal=backbone.text_tower.causal,
         )
         self.vectors = PlanVectors(self.plan, backbone.token_embedding)
 
     def _make_learner(self) -> PromptLearner:
         config, backbone = self.config, self.backbone
-        make = METHODS[config.method].learner
-        if make is None:
+        method = find_method(config.method)
+        if method.learner is None:
             raise ConfigInvalid(
-                f"Method {config.method!r} learns nothing; there is nothing to fit."
+                f"Method {config.method!r} learns nothing; there is nothing to train."
             )
-        if not config.n_ctx and not len(self.words):
+        if not config.n_vectors and not len(self.words):
             raise ConfigInvalid(
                 f"Template {config.template!r} has no words before the class name to start "
                 f"from. Give one that has, or a number of vectors (n_ctx)."
@@ -219,23 +216,25 @@ class Run:
             image_tower = backbone.image_tower
         except BackboneUnsupported:
             image_tower = None
-        return make(
-            LearnerInputs(
-                config=config,
-                words=self.words,
-                n_classes=len(self.class_names),
-                generator=self.generator,
-                text_layers=backbone.text_tower.layers,
-                embed_dim=backbone.embed_dim,
-                image_width=image_tower.width if image_tower else None,
-                image_layers=image_tower.layers if image_tower else 0,
-                frozen_features=self._frozen_features,
-            )
+        inputs = LearnerInputs(
+            method=config.method,
+            words=self.words,
+            n_classes=len(self.class_names),
+            generator=self.generator,
+            template=config.template,
+            given_n_ctx=config.n_vectors,
+            init_std=config.init_std,
+            text_layers=backbone.text_tower.layers,
+            embed_dim=backbone.embed_dim,
+            image_width=image_tower.width if image_tower else None,
+            image_layers=image_tower.layers if image_tower else 0,
+            frozen_features=self._frozen_features,
         )
+        return method.learner(inputs, config.settings)
 
     @torch.no_grad()
     def _frozen_features(self, templates: Sequence[str]) -> Tensor:
-        """(C, E) class features of hand-written templates, averaged, by the float32 tower."""
+        """Return class features (C, E) of hand-written templates, averaged, by the fp32 tower."""
         per_template = []
         for template in templates:
             plan = plan_sequences(
@@ -250,7 +249,7 @@ class Run:
         return F.normalize(torch.stack(per_template).mean(0), dim=-1)
 
     def identity(self, train: ImageData) -> dict[str, Any]:
-        """What makes two runs the same one, to the last bit."""
+        """Return everything that decides the result of a run, to the last bit."""
         return {
             "config": self.config.to_dict(),
             "learning_rate": self.learning_rate,
@@ -262,7 +261,7 @@ class Run:
         }
 
     def epoch(self, epoch: int, images: ImageBatches, val: ImageData | None) -> EpochRecord:
-        """Go through the images once."""
+        """Train on all images once."""
         start = time.perf_counter()
         batches = self.begin_epoch(epoch, images)
         losses = [self.step(images, *batch) for batch in batches]
@@ -291,7 +290,7 @@ class Run:
         ]
 
     def rate_at(self, epoch: int) -> float:
-        """Of the schedule."""
+        """Return the learning rate at an epoch."""
         return learning_rate_at(epoch, base=self.learning_rate, epochs=self.config.epochs)
 
     def record(
@@ -301,7 +300,7 @@ class Run:
         validation: tuple[float | None, float | None],
         start: float,
     ) -> EpochRecord:
-        """What to log of an epoch that is done."""
+        """Return the log line of a finished epoch."""
         accuracy, loss = validation
         return EpochRecord(
             epoch=epoch,
@@ -314,8 +313,10 @@ class Run:
             facts=dict(self.learner.log_metrics()),
         )
 
-    def step(self, images: ImageBatches, chosen: Tensor, views: Tensor, moment: StepInfo) -> Tensor:
-        """One update; returns the loss."""
+    def step(
+        self, images: ImageBatches, chosen: Tensor, views: Tensor, step_info: StepInfo
+    ) -> Tensor:
+        """Do one update; return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         contexts = self.learner.contexts()
         image_features = images.features(chosen, views, contexts.image)
@@ -329,18 +330,20 @@ class Run:
                 logit_scale=self.backbone.logit_scale,
             )
         )
-        self.update(moment)
+        self.update(step_info)
         return loss
 
-    def update(self, moment: StepInfo) -> None:
-        """Follow the gradients that are there."""
-        self.learner.before_update(moment)
+    def update(self, step_info: StepInfo) -> None:
+        """Apply the gradients."""
+        self.learner.before_update(step_info)
         self.optimizer.step()
-        self.learner.after_update(moment)
+        self.learner.after_update(step_info)
 
     def scores(self, image_features: Tensor, text: PromptVectors[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class features (C, E) and logits (B, C); class features (B, C, E) where they depend on
-        the image."""
+        """Return class features (C, E) and logits (B, C).
+
+        Class features that depend on the image are (B, C, E).
+        """
         own = self.learner.contexts_of_images(image_features)
         if own is None:
             class_features = self.class_features(text)
@@ -352,20 +355,23 @@ class Run:
         return class_features, self.backbone.logit_scale * cosines
 
     def class_features(self, text: PromptVectors[Tensor]) -> Tensor:
-        """(C, E) of the text branch's vectors."""
+        """Return class features (C, E) for the vectors of the text branch."""
         if text.context is None and not text.keys_values:
             return self._features_of_words
         return self.towers.class_features(self.vectors(text.context), text)
 
     @cached_property
     def _features_of_words(self) -> Tensor:
-        """Of a text branch that learns nothing: the same at every step."""
+        """Class features (C, E) of the template, if nothing is learned in the text branch."""
         with torch.no_grad():
             return self.towers.class_features(self.vectors(None), PromptVectors())
 
     def batches(self, n_images: int, n_views: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Image and view indices of each step; what does not fill a batch is left out, unless it
-        is all there is (Dassl's ``drop_last``)."""
+        """Yield image and view indices (B,) of each step.
+
+        Images that do not fill a batch are left out, unless there is no full batch (Dassl's
+        ``drop_last``).
+        """
         order = self.rng.permutation(n_images)
         views = self.rng.integers(0, n_views, size=n_images)
         size = min(self.config.batch_size, n_images)
@@ -374,7 +380,7 @@ class Run:
             yield torch.from_numpy(order[chosen]), torch.from_numpy(views[chosen])
 
     def folded(self) -> Contexts:
-        """What the prompt file would fold to, as it stands."""
+        """Return the vectors that the prompt file would fold to now."""
         encodings = self.learner.encodings()
         text = fold_text(encodings.text, self.words.numpy())
         image = fold_image(encodings.image, text)
@@ -382,11 +388,11 @@ class Run:
 
     @torch.no_grad()
     def validate(self, val: ImageData | None, epoch: int) -> tuple[float | None, float | None]:
-        """Accuracy and cross-entropy of what the prompt file would hold."""
+        """Return accuracy and cross-entropy of the prompt as its file would hold it."""
         if val is None:
             return None, None
         images = image_batches(val, self.towers)
-        prompted = METHODS[self.config.method].prompts_images(self.config)
+        prompted = find_method(self.config.method).prompts_images(self.config.settings)
         if prompted and (epoch + 1) % VALIDATE_EVERY and epoch + 1 < self.config.epochs:
             return None, None
         self.learner.eval()
@@ -398,7 +404,7 @@ class Run:
         return accuracy_and_loss(torch.cat(logits), images.labels)
 
     def fitted(self, history: Sequence[EpochRecord]) -> Fitted:
-        """The run as it stands after the epochs of ``history``."""
+        """Return the result after the epochs of ``history``."""
         return Fitted(
             encodings=self.learner.encodings(),
             template=self.template,
@@ -409,7 +415,7 @@ class Run:
 
 
 def accuracy_and_loss(logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Of scores (N, C): the share that is right, and the mean cross-entropy."""
+    """Return the accuracy and the mean cross-entropy of logits (N, C)."""
     accuracy = (logits.argmax(-1) == labels).float().mean()
     return float(accuracy), float(F.cross_entropy(logits, labels))
 
@@ -426,7 +432,7 @@ def _tensors(branch: PromptVectors[FloatArray], backbone: Backbone) -> PromptVec
 
 
 def check_names(backbone: Backbone, class_names: Sequence[str], config: TrainConfig) -> list[str]:
-    """Faults of class names that do not fit beside the template or the context; one line each."""
+    """Return one line for each class name that does not fit beside the template or the context."""
     words = len(template_ids(backbone.tokenizer, config.template))
     faults: list[str] = []
     for template in config.templates or (learned_template(config.template, words, config),):

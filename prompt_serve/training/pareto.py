@@ -1,13 +1,14 @@
 """Pareto frontier of bytes against accuracy: candidates of ``select_method`` as table or plot."""
 
 import csv
+import importlib.util
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, DependencyMissing
 from prompt_serve.training.select_method import Candidate
 
 if TYPE_CHECKING:
@@ -56,11 +57,24 @@ def write_frontier(rows: Sequence[Candidate], path: Path) -> list[Path]:
 
 
 def check_frontier_path(path: Path) -> None:
-    """Raise ConfigInvalid unless ``write_frontier`` supports the suffix of the path."""
+    """Check before training that ``write_frontier`` can write ``path``.
+
+    Raises:
+        ConfigInvalid: the suffix is unknown.
+        DependencyMissing: it includes a plot, and matplotlib is not installed.
+    """
     if path.suffix and path.suffix.lower() not in (*TABLES, *PLOTS) and not path.is_dir():
         raise ConfigInvalid(
             f"{path} ends in {path.suffix!r}; the frontier is written as a table "
             f"({', '.join(TABLES)}), as a plot ({', '.join(PLOTS)}), or into a folder."
+        )
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix not in TABLES and importlib.util.find_spec("matplotlib") is None:
+        raise DependencyMissing(
+            "The plot of the frontier needs matplotlib: pip install 'prompt-serve[research]'. "
+            "A table needs nothing: --frontier frontier.tsv",
+            package="matplotlib",
+            extra="research",
         )
 
 

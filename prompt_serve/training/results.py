@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from prompt_serve import __version__
+from prompt_serve.calibration import calibrate
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
-from prompt_serve.training.calibration import calibrate
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData
@@ -55,7 +55,7 @@ def draft_prompt(
     Args:
         backbone: frozen CLIP.
         class_names: C names.
-        config: settings, resolved.
+        config: settings.
         fitted: outcome of the run; None for a method that learns nothing.
         name: of the prompt, kept in its file.
     """
@@ -70,7 +70,7 @@ def draft_prompt(
         templates=templates,
         backbone=backbone.ref,
         probe=np.zeros(len(class_names), dtype=np.float16),  # set by ``finish_prompt``
-        class_position=config.class_position if fitted else "end",
+        class_position=config.settings.placement().class_position if fitted else "end",
         text=fitted.encodings.text if fitted else None,
         image=fitted.encodings.image if fitted else None,
         training=training,
@@ -90,7 +90,7 @@ def finish_prompt(
     Args:
         draft: from ``draft_prompt``.
         backbone: the one it was learned on.
-        config: settings, resolved.
+        config: settings.
         held_out: plain views of the parts "val" and "test", where they exist.
         images: number of images used, by part.
     """

@@ -18,15 +18,17 @@ from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptTooLon
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.scoring import softmax
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig, settings
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.evaluate import prompt_logits
 from prompt_serve.training.loop import Run
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.methods.adapt import AdaptSettings
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.results import TrainingResult
-from prompt_serve.training.train import BestFit, PromptPlan, Trainer
+from prompt_serve.training.settings import defaults_of
+from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
 
 CandidateSet = Literal["text", "all"]
 TOO_LARGE = "larger than the budget"
@@ -150,7 +152,7 @@ def select_method(
             "Name a method, such as 'dip', or give more images."
         )
     plans = [
-        PromptPlan(name=name, config=candidate.resolved(), images=images)
+        PromptPlan(name=name, config=candidate, images=images)
         for candidate in candidate_configs(config, candidates)
     ]
     sized = [(plan, _sized(plan, trainer, max_bytes)) for plan in plans]
@@ -174,13 +176,13 @@ def candidate_configs(
     if not isinstance(candidates, str):
         configs = list(candidates)
         if all(METHODS[c.method].learner for c in configs):
-            configs.insert(0, TrainConfig(**{**_shared(config), "method": "zero-shot"}))
+            configs.insert(0, make_config(config.shared(), method="zero-shot"))
         return configs
     described = TEXT if candidates == "text" else (*TEXT, *IMAGE)
     return [
-        TrainConfig(**{**_shared(config), **own})
+        make_config(config.shared(), **own)
         if own["method"] == "zero-shot"
-        else TrainConfig(**{**_shared(config), "templates": (), **own})
+        else make_config(config.shared(), **{"templates": (), **own})
         for own in described
         if own["method"] in METHODS
     ]
@@ -208,25 +210,12 @@ def mark_frontier(rows: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(marked)
 
 
-def _shared(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that every method has."""
-    known = settings()
-    return {
-        name: value
-        for name, value in vars(config).items()
-        if name != "method" and not (name in known and known[name].own)
-    }
-
-
 def _row(config: TrainConfig) -> Candidate:
-    usual, known = TrainConfig(method=config.method).resolved(), settings()
-    resolved = config.resolved()
+    defaults = defaults_of(type(config.settings))
     own = {
-        name: getattr(resolved, name)
-        for name in sorted(METHODS[config.method].settings)
-        if known[name].own
-        and (getattr(resolved, name) != getattr(usual, name) or name in ("rank", "bits", "tokens"))
-        and getattr(resolved, name) is not None
+        name: value
+        for name, value in sorted(config.own().items())
+        if (value != defaults[name] or name in ("rank", "bits", "tokens")) and value is not None
     }
     return Candidate(method=config.method, settings=own, size_bytes=None)
 
@@ -241,7 +230,7 @@ def _sized(plan: PromptPlan, trainer: Trainer, max_bytes: int) -> Candidate:
         draft = trainer.draft(plan, BestFit(config=config, fitted=run.fitted(())))
     except (ConfigInvalid, BackboneUnsupported, PromptTooLong) as error:
         return replace(row, skipped=error.message)
-    if "tokens" in METHODS[config.method].settings:
+    if isinstance(config.settings, AdaptSettings):
         return row  # pruned while learning: its size is known afterwards
     too_large = draft.payload_bytes > max_bytes
     return replace(row, size_bytes=draft.payload_bytes, skipped=TOO_LARGE if too_large else "")
@@ -296,7 +285,7 @@ def _notes(rows: Sequence[Candidate], best: Candidate, max_bytes: int) -> tuple[
         smallest = f"; the smallest candidate takes {min(sizes):,}" if sizes else ""
         return (
             f"No learned prompt fits into {max_bytes:,} bytes{smallest}. "
-            f"This is the template as it is (zero-shot).",
+            f"The result is the unchanged template (zero-shot).",
         )
     if best.method == "zero-shot":
         return ("No learned candidate validates better than the template: zero-shot was chosen.",)

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import AUTO, TrainConfig
+from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.loop import Fitted
-from prompt_serve.training.methods.adapt import tokens_at_start
+from prompt_serve.training.methods.adapt import AdaptSettings, tokens_at_start
+from prompt_serve.training.settings import AUTO
 
 TOKENS = (2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -36,7 +37,19 @@ class TokenCandidate:
 
 def selects_tokens(config: TrainConfig) -> bool:
     """Return True if the number of tokens is to be chosen by validation."""
-    return config.tokens == AUTO
+    return isinstance(config.settings, AdaptSettings) and config.settings.tokens == AUTO
+
+
+def tokens_of(config: TrainConfig) -> int:
+    """Return the number of tokens of a configuration that does not select it."""
+    if not isinstance(config.settings, AdaptSettings) or config.settings.tokens == AUTO:
+        raise TypeError(f"The configuration of method {config.method!r} names no number of tokens.")
+    return config.settings.tokens
+
+
+def with_tokens(config: TrainConfig, tokens: int) -> TrainConfig:
+    """Return the configuration with a number of tokens."""
+    return config.replace(tokens=tokens)
 
 
 def token_configs(
@@ -53,18 +66,20 @@ def token_configs(
             "tokens 'auto' chooses by validation images, and there are none. "
             "Give a number, such as 32, or more images."
         )
-    return tuple(config.replace(tokens=tokens) for tokens in token_counts(config, backbone))
+    return tuple(with_tokens(config, tokens) for tokens in token_counts(config, backbone))
 
 
 def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     """Return every T that leaves something to prune.
 
     Raises:
-        ConfigInvalid: there is none.
+        ConfigInvalid: no T is small enough.
         BackboneUnsupported: the image tower cannot be prompted.
     """
     blocks = backbone.text_tower.layers + backbone.image_tower.layers
-    start = tokens_at_start(config, blocks)
+    if not isinstance(config.settings, AdaptSettings):
+        raise TypeError(f"Method {config.method!r} has no tokens to choose.")
+    start = tokens_at_start(config.settings, blocks)
     counts = tuple(tokens for tokens in TOKENS if tokens < start)
     if counts:
         return counts

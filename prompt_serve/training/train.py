@@ -1,36 +1,20 @@
-"""From a dataset to prompts: draw images, provide features, fit, choose, draft, measure.
+"""Train prompts: one (``train_prompt``), or one per configuration (``train_prompts``)."""
 
-``train_prompts`` learns one prompt per configuration, ``train_prompt`` a single one. Both, and
-``select_method``, take the same steps, those of ``Trainer``.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.training.batched_loop import OnBatchedEpoch
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
-from prompt_serve.training.data.feature_provider import FeatureProvider
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
-from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.loading import read_dataset, unreadable_images
-from prompt_serve.training.loop import EpochRecord, Fitted, check_names
+from prompt_serve.training.loop import EpochRecord, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
-from prompt_serve.training.results import TrainingResult, draft_prompt, finish_prompt
-from prompt_serve.training.select_tokens import (
-    TokenCandidate,
-    fewest_within_one_standard_error,
-    selection_note,
-    selects_tokens,
-    token_configs,
-)
-from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
+from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.trainer import Trainer
 
 OnEpoch = Callable[[EpochRecord], object]
 
@@ -177,209 +161,7 @@ def _rounds(configs: Sequence[TrainConfig]) -> list[list[int]]:
     Text prompts share their features and the text tower. An image prompt is alone: its pixels may
     fill a gigabyte, and are freed when its round ends.
     """
-    prompts_images = [METHODS[c.method].prompts_images(c.resolved()) for c in configs]
+    prompts_images = [METHODS[c.method].prompts_images(c.settings) for c in configs]
     text = [index for index, as_pixels in enumerate(prompts_images) if not as_pixels]
     alone = [[index] for index, as_pixels in enumerate(prompts_images) if as_pixels]
     return [text, *alone] if text else alone
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptPlan:
-    """A prompt to learn: its settings and its images."""
-
-    name: str
-    config: TrainConfig  # resolved
-    images: Split  # drawn
-    checkpoint: Path | None = None
-
-    @property
-    def as_pixels(self) -> bool:
-        """True where the image tower is prompted, so that its features cannot be cached."""
-        return METHODS[self.config.method].prompts_images(self.config)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BestFit:
-    """The run that was kept for a prompt, of one or more that were tried."""
-
-    config: TrainConfig  # of the plan, "auto" replaced by the number of tokens that was chosen
-    fitted: Fitted | None  # None: the method learns nothing
-    seconds: float = 0.0  # of learning, all runs tried
-    note: str = ""  # for the user
-
-
-class Trainer:
-    """The steps from a dataset to finished prompts; each image set is encoded once.
-
-    Args:
-        backbone: frozen CLIP.
-        dataset: all images.
-        cache: feature cache; None keeps nothing on disk.
-        workers: threads that decode images.
-        progress: shows progress bars.
-        timer: adds up the seconds per stage; a new one where None.
-        sampler: draws images from ``dataset``.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        dataset: Split,
-        *,
-        cache: FeatureCache | None = None,
-        workers: int = 4,
-        progress: Progress = SILENT,
-        timer: StageTimer | None = None,
-        sampler: Sampler = few_shot,
-    ) -> None:
-        self.backbone, self.class_names = backbone, dataset.class_names
-        self._dataset, self._sampler, self._progress = dataset, sampler, progress
-        self._timer = timer or StageTimer()
-        self._provide = FeatureProvider(
-            backbone, self._timer, cache=cache, workers=workers, progress=progress
-        )
-
-    def plan(self, config: TrainConfig, name: str, checkpoint: Path | None = None) -> PromptPlan:
-        """Draw the images of a prompt."""
-        config = config.resolved()
-        images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
-        return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
-
-    def fit(
-        self,
-        plans: Sequence[PromptPlan],
-        *,
-        on_epoch: OnBatchedEpoch = lambda index, record: None,
-        batched: bool = True,
-    ) -> list[BestFit]:
-        """Learn the prompts and keep the best run of each, by validation images.
-
-        Args:
-            plans: prompts to learn.
-            on_epoch: called with the index of the plan and the record of each epoch.
-            batched: fit text prompts of one shape as a batch.
-        """
-        jobs = [self._jobs(plan) for plan in plans]
-        owners = [index for index, own in enumerate(jobs) for _ in own]
-        if not owners:
-            return [BestFit(config=plan.config, fitted=None) for plan in plans]
-        with self._timer("learning"):
-            fits = fit_jobs(
-                self.backbone,
-                self.class_names,
-                [job for own in jobs for job in own],
-                batched=batched,
-                progress=self._progress,
-                on_epoch=lambda job, record: on_epoch(owners[job], record),
-            )
-        remaining = iter(fits)
-        return [
-            _best(plan, [(job, next(remaining)) for job in own])
-            if own
-            else BestFit(config=plan.config, fitted=None)
-            for plan, own in zip(plans, jobs, strict=True)
-        ]
-
-    def draft(self, plan: PromptPlan, best: BestFit) -> Prompt:
-        """Return what was learned as a prompt, without what is measured afterwards."""
-        return draft_prompt(self.backbone, self.class_names, best.config, best.fitted, plan.name)
-
-    def features(self, plan: PromptPlan, part: str) -> ImageData:
-        """Return plain views of a part that the plan has, as its method reads them."""
-        return self._provide(part, plan.images.parts[part], as_pixels=plan.as_pixels)
-
-    def finish(self, plan: PromptPlan, best: BestFit) -> TrainingResult:
-        """Calibrate a prompt and measure it on the validation and test images."""
-        counts = {part: len(images) for part, images in plan.images.parts.items()}
-        held_out = {part: self.features(plan, part) for part in counts if part != "train"}
-        with self._timer("evaluation"):
-            prompt, comparisons = finish_prompt(
-                self.draft(plan, best),
-                self.backbone,
-                best.config,
-                held_out,
-                counts,
-            )
-        return TrainingResult(
-            prompt=prompt,
-            comparisons=comparisons,
-            history=best.fitted.history if best.fitted else (),
-            images=counts,
-            notes=(*_image_notes(plan), *([best.note] if best.note else [])),
-            seconds=self._timer.seconds,
-            trained_numbers=best.fitted.trained_numbers if best.fitted else 0,
-        )
-
-    def _jobs(self, plan: PromptPlan) -> list[Job]:
-        """Return the runs to try: one, unless a setting is "auto"."""
-        config, has_val = plan.config, plan.images.val is not None
-        if METHODS[config.method].learner is None:
-            return []
-        variants: Sequence[TrainConfig] = [config]
-        if selects_tokens(config):
-            variants = token_configs(config, self.backbone, has_val=has_val)
-        rates = learning_rates(config, has_val=has_val)
-        train = self._provide(
-            "train",
-            plan.images.train,
-            as_pixels=plan.as_pixels,
-            views=config.views,
-            seed=config.seed,
-        )
-        val = self.features(plan, "val") if has_val else None
-        return [
-            Job(
-                config=variant,
-                learning_rate=rate,
-                train=train,
-                val=val,
-                checkpoint=_checkpoint(plan, variant, rate if len(rates) > 1 else None),
-            )
-            for variant in variants
-            for rate in rates
-        ]
-
-
-def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> Path | None:
-    """Return the checkpoint file of a run; runs that are tried side by side each have their own."""
-    if plan.checkpoint is None:
-        return None
-    tokens = f".tokens-{variant.tokens}" if selects_tokens(plan.config) else ""
-    suffix = tokens if rate is None else f"{tokens}.{rate:g}"
-    return plan.checkpoint.with_name(f"{plan.checkpoint.name}{suffix}")
-
-
-def _best(plan: PromptPlan, fits: Sequence[tuple[Job, Fitted]]) -> BestFit:
-    """Choose among the runs of a prompt by validation."""
-    seconds = sum(record.seconds for _, fitted in fits for record in fitted.history)
-    if not selects_tokens(plan.config):
-        return BestFit(config=plan.config, fitted=_best_validated(fits), seconds=seconds)
-    candidates = [
-        TokenCandidate(tokens=tokens, fitted=_best_validated(tried))
-        for tokens, tried in groupby(fits, key=lambda tried: int(tried[0].config.tokens))
-    ]
-    chosen = fewest_within_one_standard_error(candidates, len(plan.images.val or ()))
-    return BestFit(
-        config=plan.config.replace(tokens=chosen.tokens),
-        fitted=chosen.fitted,
-        seconds=seconds,
-        note=selection_note(chosen, candidates),
-    )
-
-
-def _best_validated(fits: Iterable[tuple[Job, Fitted]]) -> Fitted:
-    return min((fitted for _, fitted in fits), key=selection_key)
-
-
-def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
-    """Return what the user should know of the images."""
-    images, shots = plan.images, plan.config.shots
-    notes = []
-    if images.val is None:
-        notes.append("There are no images left to validate on; training runs without validation.")
-    if images.test is None:
-        notes.append("There are no test images; the accuracy on new images was not measured.")
-    fewer = shot_faults(images, shots)
-    if fewer:
-        notes.append(f"{len(fewer)} classes have fewer than {shots} training images.")
-    return tuple(notes)

@@ -1,4 +1,4 @@
-"""The frame of the command: help for everything, one line for every error."""
+"""The ``prompt-serve`` command: help for everything, one line for every error."""
 
 import re
 import subprocess
@@ -54,6 +54,8 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
 
     for name in ("tasks", "classify", "score"):
         assert f"\n  {name} " in done.stdout
+    sections = re.findall(r"^(\w+):$", done.stdout, re.MULTILINE)
+    assert sections == ["Options", "Learning", "Serving", "Research"]
     assert done.stderr.strip() == ""
 
 
@@ -69,7 +71,7 @@ def test_the_modules_run_as_the_command(module: str) -> None:
 def test_commands_that_are_not_there_are_not_listed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    later = LazyCommand("prompt_serve.cli.later_than_now", "later", "Not yet.")
+    later = LazyCommand("Serving", "prompt_serve.cli.later_than_now", "later", "Not yet.")
     monkeypatch.setitem(COMMANDS, "later", later)
 
     assert "later" not in run("--help").output
@@ -90,7 +92,9 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     module.__spec__ = ModuleSpec("failing_command", None)
     module.fail = fail  # type: ignore[attr-defined]  # modules take what they are given
     monkeypatch.setitem(sys.modules, "failing_command", module)
-    monkeypatch.setitem(COMMANDS, "fail", LazyCommand("failing_command", "fail", "Fails."))
+    monkeypatch.setitem(
+        COMMANDS, "fail", LazyCommand("Serving", "failing_command", "fail", "Fails.")
+    )
     return state
 
 
@@ -103,7 +107,7 @@ def test_our_own_errors_are_one_line_and_exit_1(run: Run, failing: SimpleNamespa
     assert result.stderr == "Error: There is no bundle in x. Export one: prompt-serve export.\n"
 
 
-def test_a_missing_part_says_how_to_get_it(run: Run, failing: SimpleNamespace) -> None:
+def test_a_missing_extra_says_how_to_install_it(run: Run, failing: SimpleNamespace) -> None:
     failing.error = ModuleNotFoundError("No module named 'torch'", name="torch")
 
     result = run("fail")
@@ -112,7 +116,7 @@ def test_a_missing_part_says_how_to_get_it(run: Run, failing: SimpleNamespace) -
     assert result.stderr.endswith("need torch: pip install 'prompt-serve[train]'\n")
 
 
-def test_a_fault_of_ours_is_not_passed_off_as_a_missing_part(
+def test_an_import_error_of_our_own_is_not_reported_as_a_missing_extra(
     run: Run, failing: SimpleNamespace
 ) -> None:
     failing.error = ImportError("cannot import name 'x'", name="prompt_serve.scoring")

@@ -84,7 +84,7 @@ def test_a_name_that_is_another_path_is_rejected(
     assert service.behavior.paths == []
 
 
-def test_an_odd_name_is_asked_for_as_it_is(service: FakeService, client: Client) -> None:
+def test_an_odd_name_is_sent_as_it_is(service: FakeService, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         client.task("a b?c#d")
 
@@ -94,12 +94,12 @@ def test_an_odd_name_is_asked_for_as_it_is(service: FakeService, client: Client)
 def test_many_threads_share_a_client(client: Client) -> None:
     answers: dict[int, str] = {}
 
-    def ask(number: int) -> None:
+    def classify(number: int) -> None:
         result = client.classify(numbered_image(number), "pets")
         assert result.predictions is not None
         answers[number] = result.predictions[0].classes[0].class_name
 
-    threads = [threading.Thread(target=ask, args=(i,)) for i in range(16)]
+    threads = [threading.Thread(target=classify, args=(i,)) for i in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -108,7 +108,7 @@ def test_many_threads_share_a_client(client: Client) -> None:
     assert answers == {i: str(i) for i in range(16)}
 
 
-def test_both_clients_offer_the_same() -> None:
+def test_both_clients_have_the_same_methods() -> None:
     def interface(kind: type) -> dict[str, list[str]]:
         return {
             name: list(inspect.signature(member).parameters)
@@ -159,7 +159,7 @@ def test_importing_needs_neither_torch_nor_a_server(module: str) -> None:
     assert done.stdout.strip() == ""
 
 
-def test_an_interpreter_ends_though_nobody_closed_the_client(service: FakeService) -> None:
+def test_an_interpreter_exits_although_the_client_was_not_closed(service: FakeService) -> None:
     code = (
         f"from prompt_serve.client import Client\n"
         f"client = Client({service.url!r})\n"

@@ -1,4 +1,4 @@
-"""What goes wrong reaches the caller as the package's own exception, with its facts."""
+"""Errors reach the caller as the package's own exceptions, with their facts."""
 
 import pytest
 from starlette.responses import HTMLResponse, JSONResponse
@@ -43,9 +43,7 @@ def test_an_unknown_task_names_those_that_are_loaded(client: Client) -> None:
     assert (caught.value.name, caught.value.loaded) == ("pest", ("pets",))
 
 
-def test_what_the_service_did_not_foresee_is_a_service_failure(
-    service: FakeService, client: Client
-) -> None:
+def test_an_internal_error_is_a_service_failure(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(problem("internal-error", 500, "Something went wrong."))
 
     with pytest.raises(ServiceFailed, match="Something went wrong"):
@@ -62,7 +60,7 @@ def test_another_server_at_the_url_is_recognized(service: FakeService, client: C
     assert caught.value.facts["body"] == "<h1>It works!</h1>"
 
 
-def test_a_success_of_another_server_is_no_answer(service: FakeService, client: Client) -> None:
+def test_a_success_of_another_server_is_an_error(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(JSONResponse({"hello": "world"}))
 
     with pytest.raises(ServiceFailed, match="not part of the protocol"):
@@ -122,18 +120,18 @@ def test_an_image_beyond_the_services_limit_is_not_even_sent(
     assert service.behavior.images_per_request == []
 
 
-def test_no_task_is_refused_before_anything_is_sent(client: Client) -> None:
+def test_a_call_without_a_task_is_rejected_before_any_request(client: Client) -> None:
     with pytest.raises(RequestInvalid, match="No task was named"):
         client.classify(numbered_image(1), [])
 
 
 @pytest.mark.parametrize("url", ["localhost:3000", "ftp://localhost", ""])
-def test_half_an_address_is_refused(url: str) -> None:
+def test_an_incomplete_url_is_rejected(url: str) -> None:
     with pytest.raises(ConfigInvalid, match="Give the full URL"):
         Client(url)
 
 
-def test_an_address_that_is_none_is_unreachable() -> None:
+def test_an_invalid_host_is_unreachable() -> None:
     with Client("http://no host", retries=0) as client, pytest.raises(PromptServeError):
         client.info()
 

@@ -1,4 +1,4 @@
-"""Everything that callers call an image is sent as its file would be."""
+"""Images of every supported form are sent with the pixels of their file."""
 
 import io
 import os
@@ -77,7 +77,7 @@ def test_a_turned_photograph_is_sent_as_its_file_would_be_read(
         (np.zeros((0, 2, 3), np.uint8), r"uint8 \(0, 2, 3\); expected"),
     ],
 )
-def test_what_is_no_image_says_what_is(image: Any, reason: str) -> None:
+def test_an_invalid_image_is_an_error_that_says_what_is_valid(image: Any, reason: str) -> None:
     with pytest.raises(ImageInvalid, match=reason):
         read_image(image)
 

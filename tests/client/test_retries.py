@@ -1,4 +1,4 @@
-"""Calls are repeated where that helps, and not for ever."""
+"""Calls are retried where that helps, within limits."""
 
 import random
 import time
@@ -52,7 +52,7 @@ def test_retries_end_when_the_service_keeps_refusing(
     assert len(service.behavior.paths) == 3
 
 
-def test_drops_without_end_are_given_up(service: FakeService) -> None:
+def test_retries_end_when_connections_keep_dropping(service: FakeService) -> None:
     service.behavior.faults.extend([Drop()] * 5)
 
     with (
@@ -64,7 +64,7 @@ def test_drops_without_end_are_given_up(service: FakeService) -> None:
     assert (caught.value.facts["url"], caught.value.facts["attempts"]) == (service.url, 2)
 
 
-def test_a_wait_beyond_the_budget_is_not_even_begun(service: FakeService, client: Client) -> None:
+def test_a_delay_beyond_the_budget_is_not_waited_for(service: FakeService, client: Client) -> None:
     service.behavior.faults.append(problem("overloaded", 429, retry_after_s=3600))
     started = time.monotonic()
 
@@ -87,7 +87,7 @@ def test_a_timeout_is_not_reported_as_an_unreachable_service(
         client.info()
 
 
-def test_what_cannot_get_better_is_asked_once(service: FakeService, client: Client) -> None:
+def test_permanent_errors_are_not_retried(service: FakeService, client: Client) -> None:
     with pytest.raises(TaskNotFound):
         client.task("pest")
 

@@ -1,4 +1,4 @@
-"""Scoring a stream: every image gets its row, in order, whatever the service and the images do."""
+"""Scoring a stream: every image gets its row, in order, despite faults of service and images."""
 
 import asyncio
 import gc
@@ -67,7 +67,7 @@ def test_a_chunk_of_bad_images_only_keeps_them_apart(client: Client) -> None:
     assert [row.error is not None for row in rows] == [True, True, False, True]
 
 
-def test_rows_say_where_the_task_knows_no_answer(service: FakeService, client: Client) -> None:
+def test_rows_of_unknown_images_are_marked(service: FakeService, client: Client) -> None:
     service.behavior.unknown = {1, 2}
 
     rows = list(client.score([numbered_image(number) for number in range(4)], "pets"))
@@ -76,7 +76,7 @@ def test_rows_say_where_the_task_knows_no_answer(service: FakeService, client: C
     assert numbers_of(rows) == ["0", "1", "2", "3"]
 
 
-def test_several_tasks_are_several_rows_an_image(service: FakeService, client: Client) -> None:
+def test_several_tasks_give_several_rows_per_image(service: FakeService, client: Client) -> None:
     names = [f"task-{i}" for i in range(20)]  # more than the 8 that a request may name
     service.behavior.tasks.update(dict.fromkeys(names, b""))
 
@@ -93,7 +93,7 @@ def test_requests_keep_the_limits_of_the_service(service: FakeService, client: C
     assert sorted(service.behavior.images_per_request) == [1, 3, 3, 3]
 
 
-def test_a_short_queue_is_shared_politely() -> None:
+def test_a_plan_fills_at_most_half_of_the_queue() -> None:
     plan = plan_for(Limits(**{**LIMITS, "max_queue_images": 32}), concurrency=4)
 
     assert plan.chunk_size * plan.concurrency <= 32 // 2
@@ -130,7 +130,7 @@ def test_a_stream_is_consumed_as_its_rows_are_taken(client: Client) -> None:
         assert row.class_name == str(handed_out)
         ahead.append(taken - handed_out)
     assert len(ahead) == 300
-    assert max(ahead) <= (4 + 2) * 5  # the window: concurrency + 2 chunks
+    assert max(ahead) <= (4 + 2) * 5  # the window has concurrency + 2 chunks
 
 
 def test_a_stream_runs_in_the_thread_of_its_consumer(client: Client) -> None:
@@ -179,7 +179,7 @@ def test_scoring_lives_through_a_restart_of_the_service(
     assert not any(row.error for row in rows)
 
 
-def test_a_service_that_stays_away_ends_the_run_after_the_rows_there_are(
+def test_an_unreachable_service_ends_the_run_after_the_finished_rows(
     service: FakeService, client: Client
 ) -> None:
     images = (numbered_image(i) for i in range(400))
@@ -216,7 +216,7 @@ def test_no_image_is_no_row(service: FakeService, client: Client) -> None:
 
 
 def wait_until(holds: Callable[[], bool], otherwise: str) -> None:
-    """What is cancelled ends a moment later."""
+    """Wait for a condition: cancelled work ends a moment later."""
     deadline = time.monotonic() + 10
     while not holds():
         assert time.monotonic() < deadline, otherwise
@@ -236,11 +236,11 @@ def test_a_consumer_that_stops_early_leaves_nothing_behind(service: FakeService)
     rows.close()  # type: ignore[attr-defined]  # a generator
     client.close()
 
-    assert time.monotonic() - started < 20  # nobody waited for the hanging requests
+    assert time.monotonic() - started < 20  # without waiting for the hanging requests
     wait_until(lambda: set(threading.enumerate()) <= before, "threads are left")
-    asked = len(service.behavior.paths)
+    n_requests = len(service.behavior.paths)
     time.sleep(0.1)
-    assert len(service.behavior.paths) == asked
+    assert len(service.behavior.paths) == n_requests
 
 
 def test_a_client_that_is_forgotten_ends_its_thread(service: FakeService) -> None:

@@ -65,7 +65,7 @@ def test_the_name_stands_where_it_was_asked_for(
     assert rows(plan) == [[ids[e] if isinstance(e, str) else ~e for e in expected]]
 
 
-def test_a_class_specific_context_is_shared_by_nobody(tokenizer: Tokenizer) -> None:
+def test_a_class_specific_context_is_not_shared(tokenizer: Tokenizer) -> None:
     plan = plan_sequences(
         tokenizer, ["cat", "dog"], "X X {}.", context_length=77, n_ctx=2, class_specific=True
     )

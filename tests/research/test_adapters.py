@@ -1,4 +1,4 @@
-"""The heads against closed forms and formulas written out."""
+"""The adapters against closed forms and formulas written out."""
 
 import inspect
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import torch
 from prompt_serve.research import adapters
 from prompt_serve.research.adapters import (
     clip_adapter,
-    evaluate_head,
+    evaluate_adapter,
     linear_probe,
     logistic_regression,
     tip_adapter,
@@ -71,18 +71,18 @@ def test_logistic_regression_ends_where_the_gradient_is_zero() -> None:
 def test_the_penalty_is_the_one_that_validates_best() -> None:
     train, val = clusters(1, 32, 2), clusters(2, 40, 1)
     best = linear_probe(train, val, C)
-    accuracy = evaluate_head(best, val).accuracy
+    accuracy = evaluate_adapter(best, val).accuracy
     for decay in adapters.WEIGHT_DECAYS[::4]:
         alone = linear_probe(train, val, C, decays=[decay])
         # Each starts elsewhere, and ends at the same minimum up to the solver's tolerance.
-        assert evaluate_head(alone, val).accuracy <= accuracy + 1 / len(val)
+        assert evaluate_adapter(alone, val).accuracy <= accuracy + 1 / len(val)
 
 
 def test_tip_adapter_is_its_formula(classes: FloatArray) -> None:
     train, val, test = clusters(1, 16, 3), clusters(2, 40, 1), clusters(3, 8, 1)
-    head = tip_adapter(train, val, classes, 20.0)
-    alpha, beta = head.settings["alpha"], head.settings["beta"]
-    logits = head.logits(test.plain)
+    adapter = tip_adapter(train, val, classes, 20.0)
+    alpha, beta = adapter.settings["alpha"], adapter.settings["beta"]
+    logits = adapter.logits(test.plain)
     for i, f in enumerate(test.plain.astype(np.float64)):
         expected = 20.0 * classes.astype(np.float64) @ f
         for views, label in zip(train.features.astype(np.float64), train.labels, strict=True):
@@ -91,7 +91,7 @@ def test_tip_adapter_is_its_formula(classes: FloatArray) -> None:
         assert logits[i] == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
-FITS: dict[str, Callable[..., adapters.Head]] = {
+FITS: dict[str, Callable[..., adapters.Adapter]] = {
     "linear": lambda train, val, classes, scale: linear_probe(train, val, len(classes)),
     "clip-adapter": clip_adapter,
     "tip-adapter": tip_adapter,
@@ -105,7 +105,7 @@ def test_each_learns_and_repeats(name: str, classes: FloatArray) -> None:
     first, second = (FITS[name](train, val, classes, 20.0) for _ in range(2))
     assert (first.logits(test.plain) == second.logits(test.plain)).all()
     zero_shot = float(((test.plain @ classes.T).argmax(-1) == test.labels).mean())
-    accuracy = evaluate_head(first, test).accuracy
+    accuracy = evaluate_adapter(first, test).accuracy
     print(f"{name}: {accuracy:.1%}, zero-shot {zero_shot:.1%}, {dict(first.settings)}")
     assert accuracy > zero_shot + 0.1
 

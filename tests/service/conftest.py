@@ -59,7 +59,7 @@ def http(served: Served) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The folder of a PostgreSQL server; see ``databases.new_database``."""
+    """Folder of a PostgreSQL server; see ``databases.new_database``."""
     programs = postgres_programs()
     if programs is None:
         pytest.skip(
@@ -76,7 +76,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a new, empty database, of each kind in turn."""
+    """URL of a new, empty database, of each kind in turn."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'deep' / 'registry.db'}"
     return new_database(request.getfixturevalue("postgres"))

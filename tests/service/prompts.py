@@ -32,7 +32,7 @@ N_CTX = 4  # tokens of "a photo of a"
 def learned_prompt(
     backbone: Backbone, class_names: Sequence[str], *, seed: int = 0, dense: bool = False
 ) -> Prompt:
-    """As if learned: random numbers, and the probe that PyTorch computes for them."""
+    """Return a prompt with random numbers and the probe that PyTorch computes for them."""
     numbers = Numbers(seed)
     width = backbone.ref.text_width
     text: TextEncoding = LowRank(p_a=numbers(N_CTX, 1), p_b=numbers(1, width))
@@ -134,7 +134,7 @@ def unservable(
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:
-    """An image file of random colors."""
+    """Return an image file of random colors."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()
@@ -143,7 +143,7 @@ def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG
 
 
 def bomb(side: int = 12_000) -> bytes:
-    """A PNG of a few kilobytes that declares ``side`` x ``side`` pixels."""
+    """Return a PNG of a few kilobytes that declares ``side`` x ``side`` pixels."""
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG", compress_level=9)
     return file.getvalue()

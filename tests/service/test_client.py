@@ -1,4 +1,4 @@
-"""The Python client and the shell commands against a really started service."""
+"""The Python client and the shell commands against a started service."""
 
 import asyncio
 import io
@@ -37,7 +37,7 @@ def client(served: Served) -> Iterator[Client]:
 
 @pytest.fixture
 def squares(client: Client) -> Iterator[str]:
-    """The name of a zero-shot task."""
+    """Name of a zero-shot task."""
     client.create_zero_shot("client-squares", CLASSES, ["a {}.", "the {}."])
     yield "client-squares"
     client.delete("client-squares")
@@ -136,7 +136,7 @@ def test_errors_are_the_packages_own(client: Client, squares: str) -> None:
 
 
 def huge_png() -> bytes:
-    """A few kilobytes that declare 100 million pixels."""
+    """Return a few kilobytes that declare 100 million pixels."""
     buffer = io.BytesIO()
     Image.new("1", (10_000, 10_000)).save(buffer, "PNG")
     return buffer.getvalue()

@@ -54,7 +54,7 @@ def ask(served: Served, task: str) -> httpx.Response:
 
 
 def workers(served: Served) -> list[psutil.Process]:
-    """The processes that answer; circus, BentoML's supervisor, is their parent."""
+    """Return the worker processes; circus, BentoML's supervisor, is their parent."""
     found = []
     for process in psutil.Process(served.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.Error):  # it ended meanwhile
@@ -68,7 +68,7 @@ def add_task(served: Served, name: str) -> None:
     httpx.post(f"{served.url}/v1/tasks", json=body, timeout=60).raise_for_status()
 
 
-def test_a_full_disk_and_a_lost_database_are_told(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_and_a_lost_database_are_reported(tiny_bundle: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "12m") as disk:
         database = f"sqlite:///{disk / 'registry.db'}"
         with service(tmp_path / "home", tiny_bundle, database_url=database) as served:
@@ -95,7 +95,7 @@ def test_a_full_disk_and_a_lost_database_are_told(tiny_bundle: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def doomed(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A service that the tests below ill-treat, in their order; the last one ends it."""
+    """A service that the tests below damage, in their order; the last one stops it."""
     with service(tmp_path_factory.mktemp("doomed"), tiny_bundle, decode_threads="1") as served:
         add_task(served, "kept")
         yield served
@@ -119,7 +119,7 @@ def test_an_image_that_declares_too_many_pixels_costs_no_memory(doomed: Served) 
 
 
 def peak_mb(process: psutil.Process) -> float:
-    """The most memory that a process has held so far."""
+    """Return the peak memory of a process."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status)
     return float(kilobytes) / 1024
@@ -127,12 +127,12 @@ def peak_mb(process: psutil.Process) -> float:
 
 def test_livez_answers_while_large_images_are_decoded(doomed: Served) -> None:
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(classify_large, doomed, 24)
+        request = pool.submit(classify_large, doomed, 24)
         answered = 0
-        while not asked.done():
+        while not request.done():
             assert status(doomed, "livez") == 200
-            answered += not asked.done()
-    assert asked.result().status_code == 200
+            answered += not request.done()
+    assert request.result().status_code == 200
     assert answered >= 3
 
 
@@ -193,16 +193,16 @@ def test_cuda_that_would_run_on_the_cpu_does_not_start(tiny_bundle: Path, tmp_pa
 
 
 SOAK_S = float(os.environ.get("PROMPT_SERVE_SOAK_S", "90"))
-MAX_SLOPE = 1.0  # MB a minute; a soak of an hour, after ten minutes, is the measure
+MAX_SLOPE = 1.0  # MB per minute; a soak of an hour, after ten minutes, is the measure
 
 
 @pytest.mark.long
 def test_a_soak_of_uploads_bad_images_disconnects_and_a_kill(
     tiny_bundle: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    """200 uploads a minute beside classifying; class features are evicted all the time.
+    """200 uploads per minute while classifying; class features are evicted all the time.
 
-    PROMPT_SERVE_SOAK_S=3600 makes it the hour of a release; only a long one bounds the memory.
+    PROMPT_SERVE_SOAK_S=3600 is the run before a release; only a long run bounds the memory.
     """
     prompts = [
         to_bytes(learned_prompt(tiny_backbone, [f"{n} {c}" for c in range(20)], seed=n))
@@ -213,13 +213,13 @@ def test_a_soak_of_uploads_bad_images_disconnects_and_a_kill(
             httpx.put(f"{served.url}/v1/tasks/s{n}", content=data, timeout=60).raise_for_status()
         soak = asyncio.run(_soak(served, prompts))
 
-    print(dict(soak.seen), f"RSS {soak.slope_mb_a_minute:.2f} MB/min")
+    print(dict(soak.seen), f"RSS {soak.slope_mb_per_min:.2f} MB/min")
     assert soak.seen["hung"] == 0
     assert soak.seen[200] > 0
     assert soak.seen["uploaded"] > 0
     assert soak.seen.keys() <= {200, 422, 429, 503, "uploaded", "hung", "left", "no answer"}
     if SOAK_S >= 1800:
-        assert soak.slope_mb_a_minute < MAX_SLOPE
+        assert soak.slope_mb_per_min < MAX_SLOPE
 
 
 class _Soak:
@@ -228,8 +228,8 @@ class _Soak:
         self.memory: list[tuple[float, float]] = []  # minutes and MB, of the last worker
 
     @property
-    def slope_mb_a_minute(self) -> float:
-        """Least squares over the second half of what was measured."""
+    def slope_mb_per_min(self) -> float:
+        """Slope by least squares over the second half of the measurements."""
         half = self.memory[len(self.memory) // 2 :]
         if len(half) < 2:
             return 0.0

@@ -88,7 +88,7 @@ def _spoil_database(core: Core, _: pytest.MonkeyPatch) -> None:
     ],
     ids=["image session", "text session", "database removed", "database damaged"],
 )
-def test_what_does_not_work_is_named(
+def test_a_failed_part_is_named(
     core: Core,
     monkeypatch: pytest.MonkeyPatch,
     harm: Callable[[Core, pytest.MonkeyPatch], None],
@@ -115,7 +115,7 @@ def test_a_dead_inference_thread_is_neither_ready_nor_alive(
         asyncio.run(core.health.check())
 
 
-def test_however_many_ask_a_check_runs_once_at_a_time() -> None:
+def test_a_check_runs_once_at_a_time_for_any_number_of_probes() -> None:
     running, most, times = 0, 0, 0
 
     def attempt() -> None:
@@ -159,7 +159,7 @@ def test_only_sqlite_in_a_file_has_a_disk_to_watch() -> None:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, size: str = "6m") -> Iterator[Path]:
-    """A file system of its own; skipped, with the reason, where mounting is not allowed."""
+    """Mount a file system of ``size``; skips the test if mounting is not allowed."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -172,7 +172,7 @@ def small_disk(folder: Path, size: str = "6m") -> Iterator[Path]:
 
 
 def fill(folder: Path) -> Path:
-    """Fill the disk of ``folder``; returns the file that does it."""
+    """Fill the disk of ``folder``; returns the file that fills it."""
     filler = folder / "filler"
     with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
         while True:

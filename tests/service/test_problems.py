@@ -1,4 +1,4 @@
-"""Faults that nobody foresaw, and those of the web framework, as problem documents."""
+"""Unexpected errors and those of the web framework as problem documents."""
 
 import asyncio
 
@@ -14,8 +14,8 @@ from prompt_serve.service.problems import MEDIA_TYPE, add_problem_handlers
 def app() -> FastAPI:
     app = FastAPI()
 
-    @app.get("/unforeseen")
-    async def unforeseen() -> None:
+    @app.get("/unexpected")
+    async def unexpected() -> None:
         raise RuntimeError("a secret of the code")
 
     @app.get("/framework")
@@ -35,10 +35,10 @@ def _get(app: FastAPI, path: str) -> httpx.Response:
     return asyncio.run(ask())
 
 
-def test_a_fault_nobody_foresaw_is_an_internal_error_without_its_reason(
+def test_an_unexpected_error_is_an_internal_error_without_its_reason(
     app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
-    answer = _get(app, "/unforeseen")
+    answer = _get(app, "/unexpected")
 
     assert answer.status_code == 500
     assert answer.headers["content-type"] == MEDIA_TYPE

@@ -21,7 +21,7 @@ N_FILES = 300
 
 @dataclass(frozen=True)
 class Unusual:
-    """A file; ``color`` of its upper left part where it is an image, None where it is none.
+    """A file, and the ``color`` of its upper left part; None if the file is not an image.
 
     ``is_either``: cut files of some formats are still images, as far as they go.
     """
@@ -33,7 +33,7 @@ class Unusual:
 
 
 def unusual_images() -> list[Unusual]:
-    """The corpus; always the same."""
+    """Return the corpus; always the same."""
     made = [*_no_images(), *_declared_sizes(), *_unusual_ones(), *_orientations(), *_depths()]
     rng = np.random.default_rng(0)
     seeds = _seeds(rng)
@@ -65,7 +65,7 @@ def _seeds(rng: np.random.Generator) -> dict[str, bytes]:
 
 
 def _damaged(seeds: dict[str, bytes], rng: np.random.Generator) -> Iterator[Unusual]:
-    """Cut at many points, bytes changed, one format's head on another's body."""
+    """Files cut at many points, with changed bytes, or with the header of another format."""
     names = list(seeds)
     while True:
         for name in names:
@@ -110,7 +110,7 @@ def _no_images() -> list[Unusual]:
 
 
 def _declared_sizes() -> list[Unusual]:
-    """Files that declare more than they hold, or more than anybody wants to decode."""
+    """Files that declare more than they contain, or more than the limit."""
     sizes = [(100_000, 100_000), (2**31 - 1, 1), (1, 2**31 - 1), (2**31 - 1, 2**31 - 1), (0, 5)]
     files = [Unusual(f"png of {w} x {h}", _png(w, h)) for w, h in sizes]
     flat = Image.new("1", (9000, 9000))
@@ -171,7 +171,7 @@ def _unusual_ones() -> list[Unusual]:
 
 
 def _orientations() -> Iterator[Unusual]:
-    """EXIF 1 to 8 and nonsense; in each file the corner that belongs to the upper left is red."""
+    """EXIF orientations 1 to 8 and invalid ones; upright, each image is red in its upper left."""
     upright = np.zeros((40, 40, 3), dtype=np.uint8)
     upright[..., 2] = 255
     upright[:20, :20] = RED

@@ -13,7 +13,7 @@ from prompt_serve.scoring import unit
 from prompt_serve.training.batched_loop import fit_batched
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.clip.text_tower import PlanVectors
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.loop import Fitted, fit
 from tests.training.trained import numbers_of
@@ -36,7 +36,7 @@ def features_of(seed: int, n: int = 40, views: int = 3) -> FeatureSet:
 
 
 def configs_of(*settings: dict[str, Any]) -> list[TrainConfig]:
-    return [TrainConfig(epochs=EPOCHS, batch_size=16, **own) for own in settings]
+    return [make_config(epochs=EPOCHS, batch_size=16, **own) for own in settings]
 
 
 def rate(config: TrainConfig) -> float:
@@ -129,16 +129,16 @@ def test_what_does_not_fit_together_is_said(tiny_backbone: Backbone) -> None:
     train = features_of(1)
 
     def stack(*settings: dict[str, Any], trains: list[FeatureSet] | None = None) -> None:
-        configs = [TrainConfig(**{"epochs": 2, **own}) for own in settings]
+        configs = [make_config(**{"epochs": 2, **own}) for own in settings]
         sets = trains or [train] * len(configs)
         fit_batched(tiny_backbone, NAMES, sets, [None] * len(sets), configs, [1.0] * len(sets))
 
     with pytest.raises(ConfigInvalid, match=r"epochs differs: 2, 3\n.*") as caught:
         stack(DIP, {**DIP, "epochs": 3, "batch_size": 8})
-    assert caught.value.faults[1] == "steps an epoch differs: 1, 5"
+    assert caught.value.faults[1] == "steps per epoch differs: 1, 5"
     with pytest.raises(ConfigInvalid, match="template differs"):
         stack(DIP, {**DIP, "template": "the {}."})
-    with pytest.raises(ConfigInvalid, match="steps an epoch differs: 2, 1"):
+    with pytest.raises(ConfigInvalid, match="steps per epoch differs: 2, 1"):
         stack(DIP, DIP, trains=[features_of(1, 64), train])
     with pytest.raises(ConfigInvalid, match="'dip' prompts the image tower"):
         stack({**DIP, "branch": "image"})

@@ -1,5 +1,6 @@
-"""Settings: checked when made, all faults at once; the schedule is the closed formula."""
+"""Configurations: checked when made, all faults at once; the schedule is the closed formula."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -7,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.config import TrainConfig, make_config, read_config_file
+from prompt_serve.training.config import SHARED, TrainConfig, make_config, read_config_file
+from prompt_serve.training.loop import learning_rate_at
 from prompt_serve.training.methods import METHODS
-from prompt_serve.training.schedule import learning_rate_at
+from prompt_serve.training.methods.coop import CoopSettings
+from prompt_serve.training.methods.dip import DipSettings
+from prompt_serve.training.settings import defaults_of, settings_of
 
 
 def test_all_faults_come_at_once() -> None:
@@ -33,13 +37,13 @@ def test_all_faults_come_at_once() -> None:
         )
     text = str(caught.value)
     for expected in (
-        "color is no setting",
-        "rank is no setting of method 'coop', but of dip",
-        "shots is -1; wanted a whole number from 0",
+        "color is not a setting",
+        "rank is not a setting of method 'coop'; it belongs to: dip, dip-maple",
+        "shots is -1; expected a whole number from 0",
         "epochs is 0",
         "batch_size is 'many'",
-        "learning_rate is 'fast'; wanted a number from 1e-09 to 10,000, or 'auto'",
-        "weight_decay is 11; wanted a number from 0 to 10",
+        "learning_rate is 'fast'; expected a number from 1e-09 to 10,000, or 'auto'",
+        "weight_decay is 11; expected a number from 0 to 10",
         "momentum is nan",
         "seed is True",
         "init is 'zeros'",
@@ -51,31 +55,69 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_an_unknown_method_is_named_beside_the_known_ones() -> None:
-    with pytest.raises(ConfigInvalid, match="method is 'magic'; wanted one of 'zero-shot', 'coop'"):
-        TrainConfig(method="magic")
+    expected = "method is 'magic'; expected one of 'zero-shot', 'coop'"
+    with pytest.raises(ConfigInvalid, match=expected) as caught:
+        make_config(method="magic", rank=2, shots=-1)
+    assert len(caught.value.faults) == 2
+    with pytest.raises(ConfigInvalid, match="method is 3"):
+        make_config(method=3)
 
 
-def test_what_the_user_leaves_open_the_method_decides() -> None:
-    assert TrainConfig(method="coop").resolved() == TrainConfig(method="coop")
+def test_a_method_has_defaults_of_its_own() -> None:
+    bits = {name: make_config(method=name).to_dict().get("bits") for name in METHODS}
+    assert (bits["qcoop"], bits["qmaple"], bits["coop"]) == (1, 4, None)
+    vectors = {name: make_config(method=name).to_dict()["n_ctx"] for name in METHODS}
+    assert {name: n for name, n in vectors.items() if n} == {
+        "vpt": 8, "ivlp": 2, "maple": 2, "qmaple": 2,
+    }  # fmt: skip
+    # A default of one method does not follow the configuration to another.
+    assert make_config(method="vpt").replace(method="ivlp").to_dict()["n_ctx"] == 2
+    assert make_config(method="vpt", n_ctx=3).replace(method="ivlp").to_dict()["n_ctx"] == 3
+    assert make_config(method="qcoop", bits=None) == make_config(method="qcoop")
+
+
+def test_every_method_describes_all_its_settings() -> None:
     for name, method in METHODS.items():
-        resolved = TrainConfig(method=name).resolved()
-        assert all(getattr(resolved, key) == value for key, value in method.defaults.items())
-        assert resolved.resolved() == resolved
+        described, defaults = settings_of(method.settings), defaults_of(method.settings)
+        fields = {field.name for field in dataclasses.fields(method.settings)}
+        assert set(described) == fields, name
+        assert not fields & set(SHARED), name
+        for key, setting in described.items():
+            assert setting.help.endswith("."), (name, key)
+            assert setting.fault(key, defaults[key]) is None, (name, key)
+            assert defaults[key] is not None or setting.unset, (name, key)
+
+
+def test_settings_of_another_method_are_refused() -> None:
+    config = TrainConfig(method="dip", settings=DipSettings(rank=2))
+    assert config == make_config(rank=2)
+    with pytest.raises(ConfigInvalid, match="settings are CoopSettings; method 'dip' takes Dip"):
+        TrainConfig(method="dip", settings=CoopSettings())
+    with pytest.raises(ConfigInvalid, match=r"(?s)dropout is 1.5") as caught:
+        DipSettings(rank=0, dropout=1.5)
+    assert len(caught.value.faults) == 2
+
+
+def test_changes_go_to_the_settings_they_name() -> None:
+    config = make_config(method="dip", rank=2, epochs=3)
+    assert config.replace(rank=4, seed=5) == make_config(method="dip", rank=4, epochs=3, seed=5)
+    with pytest.raises(ConfigInvalid, match="init is not a setting of method 'dip'"):
+        config.replace(init="random")
 
 
 def test_only_settings_of_the_method_are_saved() -> None:
-    saved = TrainConfig(method="dip", rank=2).to_dict()
+    saved = make_config(method="dip", rank=2).to_dict()
     assert saved["rank"] == 2
     assert "class_specific" not in saved
     assert "tokens" not in saved
-    assert make_config(saved) == TrainConfig(method="dip", rank=2)
+    assert make_config(saved) == make_config(method="dip", rank=2)
 
 
 def test_a_toml_file_sets_what_python_sets(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     lines = 'method = "coop"\nlearning_rate = 0.1\nn_ctx = 4\nclass_specific = true\n'
     path.write_text(lines)
-    expected = TrainConfig(method="coop", learning_rate=0.1, n_ctx=4, class_specific=True)
+    expected = make_config(method="coop", learning_rate=0.1, n_ctx=4, class_specific=True)
     assert make_config(read_config_file(path)) == expected
     path.write_text("[train]\n" + lines)
     assert make_config(read_config_file(path)) == expected
@@ -89,18 +131,18 @@ def test_a_bad_settings_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="is not TOML"):
         read_config_file(path)
     path.write_text("train = 3\n")
-    with pytest.raises(ConfigInvalid, match="train is no setting"):
+    with pytest.raises(ConfigInvalid, match="train is not a setting"):
         make_config(read_config_file(path))
 
 
 def test_a_saved_configuration_is_json_and_comes_back() -> None:
-    config = TrainConfig(method="zero-shot", templates=("a {}", "the {}"))
+    config = make_config(method="zero-shot", templates=("a {}", "the {}"))
     assert make_config(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_an_ensemble_is_for_zero_shot() -> None:
     with pytest.raises(ConfigInvalid, match="give one template"):
-        TrainConfig(method="dip", templates=("a {}", "the {}"))
+        make_config(method="dip", templates=("a {}", "the {}"))
 
 
 @pytest.mark.parametrize("epochs", [1, 5, 10, 50, 100, 200])

@@ -17,12 +17,13 @@ from prompt_serve.prompts.sequences import plan_sequences
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.clip.text_tower import PlanVectors
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
-from prompt_serve.training.loop import Fitted, Run, fit, information_density, learned_template
+from prompt_serve.training.loop import Fitted, Run, fit, learned_template
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import StepInfo, StepOutput
 from prompt_serve.training.methods.coop import Coop
+from prompt_serve.training.methods.information_density import information_density
 from prompt_serve.types import FloatArray
 from tests.backbones import write_tiny_backbone
 
@@ -39,7 +40,7 @@ def made_up_features(rng: np.random.Generator, n: int, k: int, e: int = 24) -> F
 
 def run(backbone: Backbone, train: FeatureSet, val: FeatureSet | None = None, **kw: Any) -> Fitted:
     settings = {"method": "coop", "epochs": 6, "learning_rate": 1.0, **kw}
-    config = TrainConfig(**settings)
+    config = make_config(**settings)
     return fit(backbone, NAMES, train, val, config, learning_rate=float(settings["learning_rate"]))
 
 
@@ -128,7 +129,7 @@ def test_validation_images_change_nothing_that_is_learned(
 def test_an_epoch_has_as_many_steps_as_coops(
     tiny_backbone: Backbone, n: int, batch: int, steps: int
 ) -> None:
-    config = TrainConfig(method="coop", batch_size=batch)
+    config = make_config(method="coop", batch_size=batch)
     stream = Run(tiny_backbone, NAMES, config, learning_rate=0.5)
     batches = list(stream.batches(n, 3))
     images = torch.cat([images for images, _ in batches])
@@ -147,7 +148,7 @@ def test_a_step_is_sgd_with_momentum_and_weight_decay(
     """Two epochs of one full batch, against the update written out."""
     train = made_up_features(rng, 8, 1)
     fitted = run(tiny_backbone, train, epochs=2, learning_rate=0.5, weight_decay=0.1)
-    config = TrainConfig(method="coop")
+    config = make_config(method="coop")
     same = Run(tiny_backbone, NAMES, config, learning_rate=0.5)
     (context,) = same.learner.parameters()
     images, labels = torch.from_numpy(train.plain), torch.from_numpy(train.labels)
@@ -173,23 +174,23 @@ def test_hooks_of_a_method_are_called_in_order(
             (context,) = self.parameters()
             return step.cross_entropy + 10 * context.square().mean()
 
-        def before_update(self, moment: StepInfo) -> None:
+        def before_update(self, step_info: StepInfo) -> None:
             assert next(self.parameters()).grad is not None
-            seen.append(("before", moment.step, moment.epoch))
+            seen.append(("before", step_info.step, step_info.epoch))
 
-        def after_update(self, moment: StepInfo) -> None:
-            seen.append(("after", moment.step, moment.epoch))
+        def after_update(self, step_info: StepInfo) -> None:
+            seen.append(("after", step_info.step, step_info.epoch))
 
-        def after_epoch(self, moment: StepInfo) -> None:
-            seen.append(("epoch", moment.step, moment.epoch))
-            assert (moment.steps, moment.epochs) == (8, 4)
+        def after_epoch(self, step_info: StepInfo) -> None:
+            seen.append(("epoch", step_info.step, step_info.epoch))
+            assert (step_info.steps, step_info.epochs) == (8, 4)
 
         def log_metrics(self) -> dict[str, int | float]:
             return {"calls": len(seen)}
 
     train = made_up_features(rng, 64, 1)
     plain = run(tiny_backbone, train, epochs=4)
-    monkeypatch.setitem(METHODS, "coop", replace(METHODS["coop"], learner=Pulled))
+    monkeypatch.setitem(METHODS._loaded, "coop", replace(METHODS["coop"], learner=Pulled))
     pulled = run(tiny_backbone, train, epochs=4)
     expected = []
     for epoch in range(4):
@@ -216,7 +217,7 @@ def test_towers_without_a_causal_mask_learn_too(tmp_path: Path, rng: np.random.G
 
 def test_the_template_of_the_file_has_a_token_for_each_vector() -> None:
     def template(given: str, words: int, **settings: Any) -> str:
-        return learned_template(given, words, TrainConfig(method="coop", **settings))
+        return learned_template(given, words, make_config(method="coop", **settings))
 
     assert template("a photo of a {}.", 4) == "a photo of a {}."
     assert template("a photo of a {}.", 4, init="random") == "a photo of a {}."
@@ -230,7 +231,7 @@ def test_words_behind_the_vectors_stay_in_the_sentence(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
     """Vectors that are the words they replace change nothing."""
-    config = TrainConfig(method="coop", n_ctx=2)
+    config = make_config(method="coop", n_ctx=2)
     same = Run(tiny_backbone, NAMES, config, learning_rate=0.1)
     context = same.learner.contexts().text
     assert context.context is not None
@@ -252,7 +253,7 @@ def test_a_template_without_words_wants_a_number_of_vectors(
 def test_names_that_do_not_fit_are_all_listed(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
-    config = TrainConfig(method="coop")
+    config = make_config(method="coop")
     names = ["cat", "one " * 40, "two " * 50, "dog"]
     with pytest.raises(PromptTooLong) as caught:
         fit(tiny_backbone, names, made_up_features(rng, 8, 1), None, config, learning_rate=0.1)

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends with the bytes of one that was never stopped."""
+"""A resumed run ends with the same bytes as an uninterrupted one."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.loop import EpochRecord, Fitted, fit
@@ -17,7 +17,7 @@ from prompt_serve.training.methods import METHODS
 from tests.training.test_batched_loop import NAMES, features_of
 from tests.training.trained import numbers_of
 
-EPOCHS, STOPPED_AFTER = 4, 1
+EPOCHS, INTERRUPTED_AFTER = 4, 1
 EXTRA: dict[str, dict[str, Any]] = {
     "dip": {"dropout": 0.3, "init_std": 0.3},
     "adapt": {"tokens": 16, "tokens_per_block": 8, "prune_interval": 1},
@@ -31,12 +31,12 @@ CASES = [
 ]
 
 
-class Stopped(Exception):  # it stands for Ctrl-C
-    """What ends a run early."""
+class Interrupted(Exception):
+    """Ends a run early, as Ctrl-C does."""
 
 
 def images_for(config: TrainConfig) -> ImageData:
-    if not METHODS[config.method].prompts_images(config):
+    if not METHODS[config.method].prompts_images(config.settings):
         return features_of(1, 16)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, size=(8, 2, 32, 32, 3), dtype=np.uint8)
@@ -48,29 +48,29 @@ def learn(backbone: Backbone, config: TrainConfig, **more: Any) -> Fitted:
 
 
 def config_of(settings: dict[str, Any]) -> TrainConfig:
-    return TrainConfig(**{"epochs": EPOCHS, "batch_size": 4, **settings})
+    return make_config(**{"epochs": EPOCHS, "batch_size": 4, **settings})
 
 
-def stop_after_epoch(record: EpochRecord) -> None:
-    if record.epoch == STOPPED_AFTER:
-        raise Stopped
+def interrupt_after_epoch(record: EpochRecord) -> None:
+    if record.epoch == INTERRUPTED_AFTER:
+        raise Interrupted
 
 
 @pytest.mark.parametrize("settings", CASES, ids=lambda s: "-".join(map(str, s.values()))[:30])
-def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     tiny_backbone: Backbone, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     config, path = config_of(settings), tmp_path / "run.checkpoint"
     whole = learn(tiny_backbone, config)
-    with pytest.raises(Stopped):
-        learn(tiny_backbone, config, checkpoint=path, on_epoch=stop_after_epoch)
+    with pytest.raises(Interrupted):
+        learn(tiny_backbone, config, checkpoint=path, on_epoch=interrupt_after_epoch)
     seen: list[int] = []
 
     resumed = learn(
         tiny_backbone, config, checkpoint=path, on_epoch=lambda record: seen.append(record.epoch)
     )
 
-    assert seen == [2, 3]  # the epochs that were left
+    assert seen == [2, 3]  # the remaining epochs
     assert numbers_of(resumed).tobytes() == numbers_of(whole).tobytes()
     assert [r.loss for r in resumed.history] == [r.loss for r in whole.history]
     assert [r.idk for r in resumed.history] == [r.idk for r in whole.history]
@@ -80,9 +80,9 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(
 def test_the_checkpoint_of_a_whole_run_gives_its_result(
     tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    config, path = config_of({"method": "coop"}), tmp_path / "kept"
+    config, path = config_of({"method": "coop"}), tmp_path / "checkpoint"
     first = learn(tiny_backbone, config, checkpoint=path)
-    again = learn(tiny_backbone, config, checkpoint=path, on_epoch=stop_after_epoch)
+    again = learn(tiny_backbone, config, checkpoint=path, on_epoch=interrupt_after_epoch)
     assert numbers_of(again).tobytes() == numbers_of(first).tobytes()
     assert again.history == first.history
 
@@ -90,7 +90,7 @@ def test_the_checkpoint_of_a_whole_run_gives_its_result(
 def test_a_checkpoint_of_another_run_is_refused_with_the_differences(
     tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    config, path = config_of({"method": "dip", "rank": 2}), tmp_path / "kept"
+    config, path = config_of({"method": "dip", "rank": 2}), tmp_path / "checkpoint"
     learn(tiny_backbone, config, checkpoint=path)
     before = path.read_bytes()
     with pytest.raises(ConfigInvalid, match="the checkpoint of another run") as caught:
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_differences(
 
 
 def test_a_damaged_checkpoint_is_refused(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    config, path = config_of({"method": "coop", "epochs": 1}), tmp_path / "kept"
+    config, path = config_of({"method": "coop", "epochs": 1}), tmp_path / "checkpoint"
     learn(tiny_backbone, config, checkpoint=path)
     whole = path.read_bytes()
     torch.save([1, 2], tmp_path / "list")

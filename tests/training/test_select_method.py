@@ -1,18 +1,18 @@
-"""Choosing by a byte budget: within it, by validation images, and never by test images."""
+"""Selection by a byte budget: within it, by validation images, never by test images."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from prompt_serve.errors import ConfigInvalid, PromptServeError
+from prompt_serve.errors import ConfigInvalid, DependencyMissing, PromptServeError
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.pareto import write_frontier
+from prompt_serve.training.pareto import check_frontier_path, write_frontier
 from prompt_serve.training.select_method import (
     Candidate,
     candidate_configs,
@@ -21,16 +21,16 @@ from prompt_serve.training.select_method import (
 )
 from prompt_serve.training.train import train_prompt, train_prompts
 
-CONFIG = TrainConfig(method="zero-shot", shots=4, epochs=3, views=1)
+CONFIG = make_config(method="zero-shot", shots=4, epochs=3, views=1)
 TRIED = [
-    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 1}),
-    TrainConfig(**{**vars(CONFIG), "method": "dip", "rank": 2}),
-    TrainConfig(**{**vars(CONFIG), "method": "coop", "learning_rate": 5.0}),
+    make_config(**{**CONFIG.shared(), "method": "dip", "rank": 1}),
+    make_config(**{**CONFIG.shared(), "method": "dip", "rank": 2}),
+    make_config(**{**CONFIG.shared(), "method": "coop", "learning_rate": 5.0}),
 ]
 
 
 @pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     return FeatureCache(tmp_path_factory.mktemp("features"))
 
 
@@ -39,12 +39,12 @@ def with_test(split: Split, items: tuple[LabeledImage, ...]) -> Split:
     return replace(split, test=split.test.with_items(items))
 
 
-def test_what_is_chosen_validates_best_of_what_fits(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+def test_the_selected_prompt_fits_and_validates_best(
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
     chosen = select_method(
-        tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=kept
+        tiny_backbone, split, CONFIG, max_bytes=150, candidates=TRIED, cache=cache
     )
     rows = {row.label: row for row in chosen.candidates}
     # R (M + D) and M D numbers of two bytes, with M = 4 and D = 32.
@@ -65,9 +65,9 @@ def test_what_is_chosen_validates_best_of_what_fits(
 
 
 def test_test_images_play_no_part(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
-    """Poisoned labels change no choice; images that cannot be read are met after it."""
+    """Wrong labels change no selection; unreadable test images raise after it."""
     split = read_dataset(colors)
     assert isinstance(split.test, ImageSet)
     wrong = tuple(LabeledImage(item.path, (item.label + 1) % 4) for item in split.test.items)
@@ -75,7 +75,7 @@ def test_test_images_play_no_part(
 
     def rows(dataset: Split) -> tuple[tuple[Candidate, ...], bytes]:
         chosen = select_method(
-            tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=kept
+            tiny_backbone, dataset, CONFIG, max_bytes=300, candidates=TRIED, cache=cache
         )
         same = [replace(row, seconds=0.0) for row in chosen.candidates]
         return tuple(same), to_bytes(replace(chosen.result.prompt, metrics={}))
@@ -89,17 +89,19 @@ def test_test_images_play_no_part(
             CONFIG,
             max_bytes=300,
             candidates=TRIED,
-            cache=kept,
+            cache=cache,
             on_candidate=seen.append,
         )
     assert len(seen) == 4
 
 
 def test_a_budget_that_nothing_fits_gives_zero_shot(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
-    chosen = select_method(tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=kept)
+    chosen = select_method(
+        tiny_backbone, split, CONFIG, max_bytes=10, candidates=TRIED, cache=cache
+    )
     assert chosen.result.prompt.method == "zero-shot"
     assert chosen.result.prompt.payload_bytes == 0
     assert "the smallest candidate takes 72" in chosen.result.notes[-1]
@@ -131,6 +133,17 @@ def test_the_frontier_is_what_nothing_smaller_matches(tmp_path: Path) -> None:
         write_frontier(rows, tmp_path / "a.docx")
 
 
+def test_a_plot_without_matplotlib_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+
+    check_frontier_path(tmp_path / "frontier.tsv")
+    for path in (tmp_path / "frontier.svg", tmp_path):
+        with pytest.raises(DependencyMissing, match=r"prompt-serve\[research\]"):
+            check_frontier_path(path)
+
+
 def test_candidates_share_the_settings_that_all_methods_have() -> None:
     configs = candidate_configs(CONFIG.replace(seed=7, epochs=9), "all")
     assert {(config.seed, config.epochs) for config in configs} == {(7, 9)}
@@ -138,13 +151,13 @@ def test_candidates_share_the_settings_that_all_methods_have() -> None:
 
 
 def test_several_seeds_give_the_prompts_of_single_runs(
-    tiny_backbone: Backbone, colors: Path, kept: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
 ) -> None:
     split = read_dataset(colors)
     configs = [*(TRIED[1].replace(seed=seed) for seed in (1, 2)), CONFIG]
-    results = train_prompts(tiny_backbone, split, configs, cache=kept)
+    results = train_prompts(tiny_backbone, split, configs, cache=cache)
     for config, result in zip(configs, results, strict=True):
-        alone = train_prompt(tiny_backbone, split, config, cache=kept)
+        alone = train_prompt(tiny_backbone, split, config, cache=cache)
         assert to_bytes(replace(result.prompt, metrics={})) == to_bytes(
             replace(alone.prompt, metrics={})
         )

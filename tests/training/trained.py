@@ -1,4 +1,4 @@
-"""What a run learned, for comparisons."""
+"""Learned numbers of a run, for comparisons."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from prompt_serve.types import FloatArray
 
 
 def numbers_of(fitted: Fitted) -> FloatArray:
-    """All learned numbers of both branches in one row, codes looked up."""
+    """Return all learned numbers of both branches in one row, codebooks decoded."""
     arrays = []
     for encoding in (fitted.encodings.text, fitted.encodings.image):
         for tensor in encoding.tensors().values() if encoding else ():

@@ -1,4 +1,4 @@
-"""``prompt-serve export``: make a bundle that the service can serve."""
+"""``prompt-serve export``: export a backbone to a bundle for the service."""
 
 import time
 from pathlib import Path
@@ -19,32 +19,33 @@ from prompt_serve.types import Precision
     "--out",
     required=True,
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder to make. A bundle that is there already is replaced in one step, once the new "
-    "one has passed its checks; a folder with anything else in it is refused.",
+    help="Folder to write. An existing bundle is replaced in one step after the new one has passed "
+    "its checks; a folder with other files is rejected.",
 )
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "int8", "fp16"]),
     default="fp32",
     show_default=True,
-    help="Of the image encoder: int8 is about twice as fast on CPUs (vision transformers), "
-    "fp16 is for CUDA. The text encoder is always fp32.",
+    help="Precision of the image encoder. int8 is about twice as fast on CPUs (vision "
+    "transformers), fp16 is for CUDA. The text encoder is always fp32.",
 )
 def export(backbone: str, out: Path, precision: str) -> None:
-    """Export BACKBONE, a frozen CLIP, to a folder that the service runs without PyTorch.
+    """Export a CLIP backbone to a bundle, which the service runs without PyTorch.
 
-    The folder holds an image and a text encoder (ONNX), the token embeddings, the tokenizer and a
-    manifest. The encoders are compared with PyTorch first; if they differ, nothing is written.
+    A bundle is a folder with an image encoder and a text encoder (ONNX), token embeddings, a
+    tokenizer and a manifest. The ONNX encoders are compared with PyTorch; if they differ, nothing
+    is written.
 
     BACKBONE is one of
 
     \b
       embedded                  the small CLIP that ships with prompt-serve
-      embedded-vit              the same with a small ViT, for prompts in the image branch
+      embedded-vit              its variant with a small ViT, for image-branch prompts
       ViT-B-16/openai           an open_clip model and pretrained tag (downloaded once)
-      ViT-B-16@weights.pt       an open_clip model with a checkpoint from disk
-      ViT-B-16/random           random weights, to measure speed
-      path/to/folder            config.json, model.safetensors and merges
+      ViT-B-16@weights.pt       an open_clip model with a checkpoint file
+      ViT-B-16/random           an open_clip model with random weights, to measure speed
+      path/to/folder            a folder with config.json, model.safetensors and merges
     """
     from prompt_serve.export.build import export_bundle
     from prompt_serve.export.quiet import quiet_libraries
@@ -57,4 +58,4 @@ def export(backbone: str, out: Path, precision: str) -> None:
     for name, file in manifest.files.items():
         click.echo(f"{name:<22}{file.size_bytes / 1e6:>9.1f} MB")
     seconds = time.perf_counter() - start
-    click.echo(f"{manifest.backbone.id} ({precision}) is in {out}, made in {seconds:.0f} s")
+    click.echo(f"Exported {manifest.backbone.id} ({precision}) to {out} in {seconds:.0f} s.")

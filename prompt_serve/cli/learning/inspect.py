@@ -1,4 +1,4 @@
-"""``prompt-serve inspect``: what a prompt file holds, for people and for programs."""
+"""``prompt-serve inspect``: show the contents of a prompt file, as text or JSON."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from prompt_serve.cli.plurals import counted
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.encodings import StoredEncoding
@@ -16,11 +18,14 @@ NAMES_SHOWN = 12
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="One JSON document instead of text.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of text.")
 def inspect(file: Path, as_json: bool) -> None:
-    """Show what the prompt file FILE holds: classes, backbone, learned numbers, settings, accuracy.
+    """Show the classes, backbone, learned tensors, settings and accuracy of a prompt file.
 
-    The whole file is checked. Example: prompt-serve inspect flowers.safetensors
+    The whole file is validated.
+
+    \b
+    prompt-serve inspect flowers.safetensors
     """
     from prompt_serve.prompts.prompt_file import read_prompt_file, version_of
 
@@ -34,7 +39,7 @@ def inspect(file: Path, as_json: bool) -> None:
 
 
 def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
-    """Everything in a prompt file but the numbers themselves, as JSON types."""
+    """Return the contents of a prompt file without the learned numbers, as JSON types."""
     return {
         "name": prompt.name,
         "version": version,
@@ -61,12 +66,12 @@ def _encoding(encoding: "StoredEncoding") -> dict[str, Any]:
     from prompt_serve.prompts.encodings import Deep, Projected, PrunedKeyValues
     from prompt_serve.prompts.encodings import describe as kind_of
 
-    found: dict[str, Any] = {"kind": kind_of(encoding), "options": encoding.options()}
+    described: dict[str, Any] = {"kind": kind_of(encoding), "options": encoding.options()}
     if isinstance(encoding, Deep | Projected):
-        found["blocks"] = len(encoding.layers)
+        described["blocks"] = len(encoding.layers)
     if isinstance(encoding, PrunedKeyValues):
-        found["rows_by_block"] = encoding.lengths.tolist()
-    return found
+        described["rows_by_block"] = encoding.lengths.tolist()
+    return described
 
 
 def _tensor(tensor: Any) -> dict[str, Any]:
@@ -91,9 +96,9 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     for template in description["templates"]:
         yield f"{'template':<16} {template!r}, class name at the {description['class_position']}"
     for branch, encoding in description["encodings"].items():
-        yield f"{f'{branch} branch':<16} {', '.join(_facts_of(encoding))}"
+        yield f"{f'{branch} branch':<16} {', '.join(_encoding_parts(encoding))}"
     if not description["encodings"]:
-        yield f"{'learned':<16} nothing"
+        yield f"{'learned':<16} none"
     yield from _tensor_lines(description["tensors"])
     yield f"{'learned numbers':<16} {description['learned_numbers']:,}"
     yield f"{'temperature':<16} {description['temperature']:.4g}"
@@ -103,39 +108,39 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield f"{'file':<16} {description['file_bytes']:,} bytes"
     yield from _table("training", description["training"])
     yield from _table("metrics", description["metrics"])
-    yield f"{'created':<16} {description['created'] or 'not stamped'}"
-    yield f"{'written by':<16} prompt-serve {description['tool_version'] or 'of unknown version'}"
+    yield f"{'created':<16} {description['created'] or 'not recorded'}"
+    yield f"{'written by':<16} prompt-serve {description['tool_version'] or '(unknown version)'}"
 
 
-def _facts_of(encoding: Mapping[str, Any]) -> Iterable[str]:
+def _encoding_parts(encoding: Mapping[str, Any]) -> Iterable[str]:
     yield encoding["kind"]
     if "blocks" in encoding:
-        yield f"{encoding['blocks']} block{'s' if encoding['blocks'] > 1 else ''}"
+        yield counted(encoding["blocks"], "block")
     layers = encoding["options"].get("layers")
-    # Of a deep context only the first block can build on words.
+    # Only the first block of a deep context can have the template as its base.
     first = layers[0]["options"] if isinstance(layers, list) else encoding["options"]
     if "base" in first:
         yield f"base {first['base']}"
     if "rows_by_block" in encoding:
-        yield f"rows of each block {' '.join(map(str, encoding['rows_by_block']))}"
+        yield f"rows per block {' '.join(map(str, encoding['rows_by_block']))}"
 
 
 def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
-    """A line for each tensor; tensors that differ in nothing but their block share one."""
+    """Yield one line per tensor; tensors that differ only in their block share a line."""
     alike: dict[tuple[str, ...], list[str]] = {}
     for name, tensor in tensors.items():
         branch, block, own = name.split(".") if name.count(".") == 2 else (name, "", "")
         shape = " x ".join(map(str, tensor["shape"]))
-        what = f"{shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
-        alike.setdefault((branch, own, what), []).append(block)
-    for (branch, own, what), blocks in alike.items():
+        shape_and_size = f"{shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+        alike.setdefault((branch, own, shape_and_size), []).append(block)
+    for (branch, own, shape_and_size), blocks in alike.items():
         if blocks == [""]:
-            yield f"{'  ' + branch:<16} {what}"
+            yield f"{'  ' + branch:<16} {shape_and_size}"
             continue
-        in_a_row = len(blocks) > 1 and int(blocks[-1]) - int(blocks[0]) == len(blocks) - 1
-        several = f"{blocks[0]}-{blocks[-1]}" if in_a_row else ",".join(blocks)
-        each = f" each, {len(blocks)} of them" if len(blocks) > 1 else ""
-        yield f"{f'  {branch}.{several}.{own}':<16} {what}{each}"
+        consecutive = len(blocks) > 1 and int(blocks[-1]) - int(blocks[0]) == len(blocks) - 1
+        block_range = f"{blocks[0]}-{blocks[-1]}" if consecutive else ",".join(blocks)
+        each = f" each, {len(blocks)} tensors" if len(blocks) > 1 else ""
+        yield f"{f'  {branch}.{block_range}.{own}':<16} {shape_and_size}{each}"
 
 
 def _table(title: str, values: Mapping[str, Any]) -> Iterable[str]:

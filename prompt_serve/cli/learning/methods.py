@@ -1,7 +1,7 @@
-"""``prompt-serve methods``: what can be learned, and the settings of each method."""
+"""``prompt-serve methods``: list the methods, and the settings of each."""
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -27,8 +27,8 @@ def methods(name: str | None) -> None:
         raise click.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
 
 
-def _lines(method: "Method") -> Iterable[str]:
-    from prompt_serve.training.config import TrainConfig, settings
+def _lines(method: "Method[Any]") -> Iterable[str]:
+    from prompt_serve.training.settings import defaults_of, settings_of
 
     yield f"{method.name}: {method.summary}"
     if method.paper:
@@ -36,12 +36,12 @@ def _lines(method: "Method") -> Iterable[str]:
     if method.learner:
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
         yield f"Learning rate: {method.learning_rate:g}; auto tries {rates}."
-    own = [name for name in settings() if name in method.settings]
+    if method.n_ctx:
+        yield f"Vectors: {method.n_ctx}, unless --n-ctx is given."
+    own, defaults = settings_of(method.settings), defaults_of(method.settings)
     if own:
         yield ""
-        yield "Settings of its own:"
-    for name in own:
-        value = method.defaults.get(name, getattr(TrainConfig(), name))
-        shown = "" if value is None else f" [{value}]"
-        help_ = settings()[name].help.partition(" [default")[0]
-        yield f"  --{name.replace('_', '-'):<20} {help_}{shown}"
+        yield f"Settings (prompt-serve train --method {method.name} --help lists all):"
+    for name, setting in own.items():
+        default = setting.unset if defaults[name] is None else defaults[name]
+        yield f"  --{name.replace('_', '-'):<20} {setting.help} [{default}]"

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
 if TYPE_CHECKING:
     from prompt_serve.training.clip.backbone import Backbone
     from prompt_serve.training.config import TrainConfig
@@ -12,31 +14,50 @@ if TYPE_CHECKING:
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.select_method import Candidate, MethodSelection
 
-METHOD = "auto"
-MAX_BYTES = 4_096  # where --max-bytes is not given: CoOp's size on ViT-B/16
+AUTO_METHOD = "auto"
+MAX_BYTES = 4_096  # CoOp's size on ViT-B/16
+
+
+def auto_options() -> list[click.Parameter]:
+    """Return the options of ``--method auto``."""
+    return [
+        click.Option(
+            ["--max-bytes"], type=click.IntRange(min=0), default=MAX_BYTES, show_default=True,
+            help="Size limit of the learned numbers, in bytes.",
+        ),
+        click.Option(
+            ["--frontier"], type=click.Path(path_type=Path),
+            help="Table (.tsv, .json) or plot (.svg, .png) of bytes against accuracy to write, or "
+            "a folder for all of them.",
+        ),
+        click.Option(
+            ["--candidates"], type=click.Choice(["text", "all"]), default="text", show_default=True,
+            help="Methods to try: those of the text tower, or all; all need a ViT and take longer.",
+        ),
+    ]  # fmt: skip
 
 
 def is_auto(settings: Mapping[str, Any]) -> bool:
-    """Whether the settings ask for a choice of the method."""
-    return settings.get("method") == METHOD
+    """Return True if the settings leave the choice of the method to validation."""
+    return settings.get("method") == AUTO_METHOD
 
 
 def base_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings for ``make_config``, with a method that stands in for those to be tried.
+    """Return settings for ``make_config``, with a method in place of those to be tried.
 
     Raises:
-        ConfigInvalid: some are settings of single methods, which a choice cannot keep to.
+        ConfigInvalid: some are settings of single methods, which do not apply to all candidates.
     """
     from prompt_serve.errors import ConfigInvalid
-    from prompt_serve.training.config import settings as known
+    from prompt_serve.training.config import SHARED, setting_owners
 
     own = [
         f"{name} is a setting of single methods; leave it out, or name a method"
         for name in settings
-        if name in known() and known()[name].own
+        if name not in SHARED and setting_owners(name)
     ]
     if own:
-        raise ConfigInvalid("The training settings are not valid for method 'auto':", own)
+        raise ConfigInvalid("The training settings are invalid for method 'auto':", own)
     return {**settings, "method": "zero-shot"}
 
 
@@ -45,7 +66,7 @@ def train_auto(
     dataset: "Split",
     config: "TrainConfig",
     *,
-    max_bytes: int | None,
+    max_bytes: int,
     frontier: Path | None,
     candidates: str = "text",
     name: str,
@@ -54,12 +75,12 @@ def train_auto(
     progress: "Progress",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
 ) -> "MethodSelection":
-    """Choose a prompt, and write what it was chosen from.
+    """Train all candidates, choose a prompt, and write the frontier.
 
     Args:
         config: made of ``base_settings``.
         frontier: table, plot or folder to write (``write_frontier``).
-        log: told of every candidate.
+        log: called with a line for every candidate.
     """
     from prompt_serve.training.pareto import check_frontier_path, write_frontier
     from prompt_serve.training.select_method import select_method
@@ -70,7 +91,7 @@ def train_auto(
         backbone,
         dataset,
         config,
-        max_bytes=MAX_BYTES if max_bytes is None else max_bytes,
+        max_bytes=max_bytes,
         candidates="all" if candidates == "all" else "text",
         name=name,
         cache=cache,
@@ -84,7 +105,7 @@ def train_auto(
 
 
 def frontier_report(rows: Sequence["Candidate"]) -> Iterable[str]:
-    """A table for the terminal: ``*`` on the frontier, ``>`` chosen."""
+    """Yield the lines of a table: ``*`` is on the frontier, ``>`` is chosen."""
     width = max(len(row.label) for row in rows)
     yield f"  {'candidate':<{width}} {'bytes':>9} {'val':>7} {'val loss':>9} {'seconds':>8}"
     for row in rows:

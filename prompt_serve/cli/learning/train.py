@@ -1,4 +1,4 @@
-"""``prompt-serve train``: from a folder of images to a prompt file."""
+"""``prompt-serve train``: make a prompt file from a folder of images."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from prompt_serve.cli.learning.select_method import (
     is_auto,
     train_auto,
 )
-from prompt_serve.cli.learning.train_options import SectionedCommand, setting_options
+from prompt_serve.cli.learning.train_options import TrainCommand
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 CLASSES_SHOWN = 40
 
 
-@click.command(cls=SectionedCommand)
+@click.command(cls=TrainCommand)
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), required=True,
@@ -36,58 +36,44 @@ CLASSES_SHOWN = 40
 )  # fmt: skip
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), default=None,
-    help="TOML file with settings by their long names (learning_rate = 0.2); options win over it.",
+    help="TOML file of settings by their long names (learning_rate = 0.2); options win over it.",
 )  # fmt: skip
 @click.option(
-    "--method",
-    help="What is learned, such as dip, coop or zero-shot; prompt-serve methods lists all. "
-    "auto chooses by validation under --max-bytes. [default: dip]",
-)
+    "--method", metavar="NAME",
+    help="Method, such as dip or coop ('prompt-serve methods' lists all), or auto to choose by "
+    "validation. Each has options of its own: --method NAME --help. [default: dip]",
+)  # fmt: skip
 @click.option(
     "--template", "templates", multiple=True,
-    help="Sentence with {} for the class name; for zero-shot several, whose features are "
-    "averaged. [default: 'a photo of a {}.']",
+    help="Sentence with {} for the class name; given several times with zero-shot, the features "
+    "are averaged. [default: 'a photo of a {}.']",
 )  # fmt: skip
-@setting_options
 @click.option(
     "--seeds", callback=parse_seeds, metavar="1,2,3",
-    help="Learn once for each of these seeds, together, and write NAME-seed1.safetensors, ...",
+    help="Train once per seed, all at once, and write NAME-seed1.safetensors, ...",
 )  # fmt: skip
-@click.option(
-    "--max-bytes", type=click.IntRange(min=0),
-    help="With --method auto: the most bytes that learned numbers may take. [default: 4096]",
-)  # fmt: skip
-@click.option(
-    "--frontier", type=click.Path(path_type=Path),
-    help="With --method auto: table (.tsv, .json) or plot (.svg, .png) of bytes against accuracy "
-    "to write, or a folder for all of them.",
-)  # fmt: skip
-@click.option(
-    "--candidates", type=click.Choice(["text", "all"]), default="text", show_default=True,
-    help="With --method auto: text methods, or also those that prompt the image tower.",
-)  # fmt: skip
-@click.option("--name", help="Name kept in the file. [default: the file's own]")
+@click.option("--name", help="Task name stored in the file. [default: the file's name]")
 @click.option(
     "--stamp/--no-stamp", default=False, show_default=True,
-    help="Write the time into the file; two equal runs then give different bytes.",
+    help="Write the time into the file; equal runs then give different bytes.",
 )  # fmt: skip
 @click.option(
     "--log", "log_file", type=click.Path(path_type=Path),
-    help="JSON lines to write: one an epoch, then one with the result.",
+    help="JSON Lines file to write: a line per epoch, then one with the result.",
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=click.Path(path_type=Path),
-    help="File written after every epoch; a run that was stopped goes on from it, exactly.",
+    help="Checkpoint file, written after every epoch; an interrupted run resumes bit-exactly.",
 )  # fmt: skip
 @image_options
-@click.option("--quiet", is_flag=True, help="No progress bars and no report.")
+@click.option("--quiet", is_flag=True, help="Show no progress bars and no report.")
 def train(**options: Any) -> None:
     """Learn a compact prompt for DATASET and write it to a prompt file.
 
-    DATASET is a folder with one folder of images a class (or with train, val and test folders of
-    such), a CSV or Parquet table with the columns path, label and perhaps split, or CoOp's
-    split_zhou_*.json. Validation images are held out where there are none; test images are only
-    looked at once, at the end.
+    DATASET is a folder with one folder of images per class (or with train, val and test folders of
+    such), a CSV or Parquet table with the columns path, label and optionally split, or CoOp's
+    split_zhou_*.json. Without validation images, some training images are held out; test images
+    are used once, at the end.
 
     Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
     """
@@ -133,9 +119,9 @@ def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
     if options["out"].is_dir():
         raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
     if options["seeds"] and (by_itself or options["checkpoint"]):
-        raise click.UsageError("--seeds goes neither with --method auto nor with --checkpoint.")
+        raise click.UsageError("--seeds works neither with --method auto nor with --checkpoint.")
     if by_itself and options["checkpoint"]:
-        raise click.UsageError("--checkpoint is for one run; --method auto makes many.")
+        raise click.UsageError("--checkpoint is for one run; --method auto does many.")
 
 
 def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
@@ -175,7 +161,7 @@ def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]
 
 
 def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") -> list[str]:
-    """Write the prompt file; returns the report."""
+    """Write the prompt file; return the report."""
     from prompt_serve.prompts.prompt_file import write_prompt_file
 
     log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
@@ -184,12 +170,17 @@ def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") 
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings by their names: those of the file, over them those of the command line."""
-    from prompt_serve.training.config import read_config_file, settings
+    """Return settings by name: those of the file, overridden by those of the command line."""
+    from prompt_serve.training.config import DEFAULT_METHOD, TrainConfig, read_config_file
+    from prompt_serve.training.methods import find_method
+    from prompt_serve.training.settings import settings_of
 
     values = read_config_file(options["config_file"]) if options["config_file"] else {}
-    named = ("method", *settings())
-    values |= {key: options[key] for key in named if options[key] is not None}
+    values.setdefault("method", DEFAULT_METHOD)
+    values |= {"method": options["method"]} if options["method"] else {}
+    own = () if is_auto(values) else settings_of(find_method(values["method"]).settings)
+    given = {name: options[name] for name in (*settings_of(TrainConfig), *own)}
+    values |= {name: value for name, value in given.items() if value is not None}
     match options["templates"]:
         case (template,):
             values |= {"template": template, "templates": ()}
@@ -208,7 +199,7 @@ def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:
 
 
 class _Log:
-    """JSON lines, each on disk as soon as it is known, so that a run can be watched."""
+    """JSON Lines file, flushed after every line, so that a run can be watched."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path

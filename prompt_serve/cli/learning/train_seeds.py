@@ -1,4 +1,4 @@
-"""``prompt-serve train --seeds 1,2,3``: one prompt file a seed, learned in one run."""
+"""``prompt-serve train --seeds 1,2,3``: train a prompt file per seed, all at once."""
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def parse_seeds(
     context: click.Context, option: click.Parameter, value: str | None
 ) -> tuple[int, ...]:
-    """ "1,2,3" as numbers; a click callback."""
+    """Return the numbers in "1,2,3"; a click callback."""
     if value is None:
         return ()
     try:
@@ -51,13 +51,13 @@ def train_seeds(
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
     stamped: Callable[["TrainingResult"], "Prompt"] = lambda result: result.prompt,
 ) -> list[str]:
-    """Learn and write a prompt for each seed; returns the lines of the report.
+    """Train and write a prompt for each seed; return the lines of the report.
 
     Args:
         seeds: one or more, in place of ``config.seed``.
         out: each seed's file is named after it (``path_of_seed``).
-        log: told of every epoch and every result, with the seed.
-        stamped: makes the prompt that is written from a result.
+        log: called with a line for every epoch and every result, with the seed.
+        stamped: returns the prompt to write for a result.
     """
     from prompt_serve.prompts.prompt_file import write_prompt_file
     from prompt_serve.training.train import train_prompts
@@ -82,7 +82,7 @@ def train_seeds(
 def seeds_report(
     seeds: Sequence[int], paths: Sequence[Path], results: Sequence["TrainingResult"]
 ) -> Iterable[str]:
-    """Accuracy of each seed, their mean and the sample standard deviation, in percent."""
+    """Yield the accuracy of each seed, their mean and sample standard deviation, in percent."""
     first = results[0]
     images = ", ".join(f"{count} {part}" for part, count in first.images.items())
     yield f"{len(first.prompt.class_names)} classes; images: {images}"
@@ -104,4 +104,4 @@ def seeds_report(
     yield ""
     yield f"payload      {first.prompt.payload_bytes:,} bytes each"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in first.seconds.items())
-    yield f"seconds      {seconds}, of all together"
+    yield f"seconds      {seconds} in total"

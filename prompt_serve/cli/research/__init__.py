@@ -1,1 +1,1 @@
-"""Commands that run the papers' protocols and build their datasets."""
+"""Commands that run the papers' protocols, check their datasets and report the results."""

@@ -1,4 +1,4 @@
-"""``prompt-serve baselines``: what a prompt has to beat on a dataset."""
+"""``prompt-serve baselines``: zero-shot and adapter baselines on a dataset."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -22,34 +22,40 @@ if TYPE_CHECKING:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--backbone", default="embedded", show_default=True,
-    help="Frozen CLIP: embedded, MODEL/TAG as in ViT-B-16/openai, or MODEL@FILE with a checkpoint.",
+    help="Frozen CLIP: embedded, MODEL/TAG such as ViT-B-16/openai, or MODEL@FILE with a "
+    "checkpoint.",
 )  # fmt: skip
 @click.option(
-    "--shots", type=int, default=16, show_default=True, help="Training images a class, 0 for all."
+    "--shots",
+    type=int,
+    default=16,
+    show_default=True,
+    help="Training images per class, 0 for all.",
 )
 @click.option(
     "--seed", type=int, default=1, show_default=True,
-    help="Of the draw of images, their views and all numbers.",
+    help="Random seed for sampling, augmentation and initialization.",
 )  # fmt: skip
 @click.option(
     "--fewer-shots-ok", is_flag=True,
-    help="Where a class has fewer images than --shots, take all it has.",
+    help="Use all images of a class that has fewer than --shots.",
 )  # fmt: skip
 @click.option(
     "--views", type=int, default=16, show_default=True,
-    help="Augmented views an image to learn from; 0 for the plain image only.",
+    help="Augmented views per training image; 0 for the plain image only.",
 )  # fmt: skip
 @click.option(
     "--template", default="a photo of a {}.", show_default=True,
-    help="Sentence with {} for the class name, of the zero-shot row and of the adapters.",
+    help="Sentence with {} for the class name, for the zero-shot row and the adapters.",
 )  # fmt: skip
 @image_options
 @json_option
 def baselines(**options: Any) -> None:
-    """Measure zero-shot, a template ensemble and classifiers on image features on DATASET.
+    """Evaluate zero-shot and adapter baselines on DATASET.
 
-    The images are those that prompt-serve train draws with the same shots and seed. Settings are
-    chosen on validation images; test images are looked at once, at the end.
+    The baselines are zero-shot, a template ensemble, a linear probe, CLIP-Adapter and Tip-Adapter.
+    They use the images that prompt-serve train samples with the same shots and seed. Settings are
+    selected on validation images; test images are used once, at the end.
 
     Example: prompt-serve baselines flowers/ --shots 16 --seed 1
     """

@@ -1,4 +1,4 @@
-"""``prompt-serve data``: which datasets are there, and whether they are as published."""
+"""``prompt-serve data``: list, check and build benchmark datasets."""
 
 import importlib
 import importlib.util
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from prompt_serve.research.datasets.spec import DatasetSpec
     from prompt_serve.training.data.dataset import ImageSet
 
-# Commands of the group that live elsewhere: name -> module and object.
+# Commands of the group in other modules: name -> module and object.
 _ELSEWHERE = {"iconbench": ("prompt_serve.cli.research.data_iconbench", "iconbench")}
 
 
 class DataGroup(click.Group):
-    """A group that imports further commands when they are asked for."""
+    """A group that imports some of its commands on demand."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         elsewhere = [
@@ -39,7 +39,7 @@ class DataGroup(click.Group):
 
 @click.group(cls=DataGroup)
 def data() -> None:
-    """See which datasets are there, and whether they are as published.
+    """List, check and build benchmark datasets.
 
     \b
     prompt-serve data list --datasets-root /data
@@ -50,19 +50,19 @@ def data() -> None:
 root_option = click.option(
     "--datasets-root", "root", type=click.Path(path_type=Path), default=Path("datasets"),
     show_default=True, envvar="PROMPT_SERVE_DATASETS", show_envvar=True,
-    help="Folder that holds imagenet/, caltech-101/, oxford_pets/ and so on, as CoOp's "
-    "DATASETS.md lays them out.",
+    help="Folder with imagenet/, caltech-101/, oxford_pets/ and so on, in the layout of CoOp's "
+    "DATASETS.md.",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ListedDataset:
     """One dataset in the list."""
 
     spec: "DatasetSpec"
     kind: str  # "dataset" or "domain"
     folder: Path | None  # None: it is missing
-    lacking: str  # what is lacking and what to fetch; empty where nothing is
+    missing: str  # what is missing and what to download; empty if nothing is
 
     def document(self) -> dict[str, Any]:
         return {
@@ -71,7 +71,7 @@ class Row:
             "kind": self.kind,
             "there": self.folder is not None,
             "folder": None if self.folder is None else str(self.folder),
-            "missing": self.lacking,
+            "missing": self.missing,
             "classes": self.spec.classes,
             "images": dict(self.spec.sizes),
             "fetch": list(self.spec.fetch),
@@ -83,9 +83,9 @@ class Row:
 @root_option
 @json_option
 def list_datasets(root: Path, as_json: bool) -> None:
-    """List the papers' datasets: which are there, and what to fetch for the others.
+    """List the papers' datasets, with download instructions for missing ones.
 
-    Only folders are looked at; "data check" reads a dataset.
+    Only folders are checked; "data check" reads a dataset.
 
     \b
     prompt-serve data list --datasets-root /data
@@ -101,16 +101,16 @@ def list_datasets(root: Path, as_json: bool) -> None:
 @data.command()
 @click.argument("name")
 @root_option
-@click.option("--decode", is_flag=True, help="Open every image, too; slow for large datasets.")
+@click.option("--decode", is_flag=True, help="Also decode every image; slow for large datasets.")
 @click.option(
     "--workers", type=click.IntRange(min=1), default=4, show_default=True,
-    help="Threads that open images.",
+    help="Number of threads that decode images.",
 )  # fmt: skip
 def check(name: str, root: Path, decode: bool, workers: int) -> None:
-    """Read the dataset NAME and say what in it is not as published.
+    """Read the dataset NAME and compare it with the published one.
 
-    Looked at are the files, the number of classes and images, the order of the labels, and
-    whether the split is the published one or was drawn anew.
+    Checks the files, the numbers of classes and images, the order of the labels, and that the
+    split is the published one rather than a new draw.
 
     \b
     prompt-serve data check eurosat --datasets-root /data
@@ -129,69 +129,69 @@ def check(name: str, root: Path, decode: bool, workers: int) -> None:
         click.echo(f"Note: {spec.note}")
 
 
-def _rows(root: Path) -> list[Row]:
-    from prompt_serve.research.datasets.locations import Place, find
+def _rows(root: Path) -> list[ListedDataset]:
+    from prompt_serve.research.datasets.locations import DatasetLocation, find_dataset
     from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
 
     rows = []
     for kind, specs in (("dataset", paper_datasets()), ("domain", imagenet_domains())):
         for spec in specs.values():
-            place = find(root, spec)
-            there = isinstance(place, Place)
+            found = find_dataset(root, spec)
+            there = isinstance(found, DatasetLocation)
             rows.append(
-                Row(
+                ListedDataset(
                     spec=spec,
                     kind=kind,
-                    folder=place.folder if isinstance(place, Place) else None,
-                    lacking="" if there else str(place),
+                    folder=found.folder if isinstance(found, DatasetLocation) else None,
+                    missing="" if there else str(found),
                 )
             )
     return rows
 
 
-def _table(root: Path, rows: list[Row]) -> Iterable[str]:
-    there = sum(row.folder is not None for row in rows)
-    yield f"{there} of {len(rows)} datasets are there, below {root}."
+def _table(root: Path, rows: list[ListedDataset]) -> Iterable[str]:
+    found = sum(row.folder is not None for row in rows)
+    yield f"{found} of {len(rows)} datasets found below {root}."
     yield ""
     width = max(len(row.spec.name) for row in rows)
     for row in rows:
-        state = "there  " if row.folder is not None else "missing"
+        state = "found  " if row.folder is not None else "missing"
         counts = ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items())
         where = "" if row.folder is None else f"  {row.folder}"
         yield f"{row.spec.name:<{width}}  {state}  {row.spec.classes:>5,} classes  {counts}{where}"
     for row in rows:
-        if row.lacking:
+        if row.missing:
             yield ""
-            yield f"{row.spec.name}: {row.lacking}"
+            yield f"{row.spec.name}: {row.missing}"
 
 
 def _read(name: str, root: Path) -> tuple["DatasetSpec", tuple[str, ...], dict[str, "ImageSet"]]:
     from prompt_serve.errors import DatasetMissing
-    from prompt_serve.research.datasets.locations import Place, find
+    from prompt_serve.research.datasets.locations import DatasetLocation, find_dataset
     from prompt_serve.research.datasets.papers import domain_images
     from prompt_serve.research.datasets.readers import read_split
     from prompt_serve.research.datasets.spec import imagenet_domains
 
     spec = _spec_called(name)
-    place = find(root, spec)
-    if not isinstance(place, Place):
-        raise DatasetMissing(f"Dataset {spec.name!r} is not there: {place}", name=spec.name)
+    location = find_dataset(root, spec)
+    if not isinstance(location, DatasetLocation):
+        raise DatasetMissing(f"Dataset {spec.name!r} is missing: {location}", name=spec.name)
     if spec.name in imagenet_domains():
-        images = domain_images(place, spec, root)
+        images = domain_images(location, spec, root)
         return spec, images.class_names, {"test": images}
-    split = read_split(place, spec)
+    split = read_split(location, spec)
     return spec, split.class_names, split.parts
 
 
 def _spec_called(name: str) -> "DatasetSpec":
-    from prompt_serve.research.datasets.locations import plain
+    from prompt_serve.research.datasets.locations import normalized_name
     from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
 
     specs = {**paper_datasets(), **imagenet_domains()}
     for spec in specs.values():
-        if plain(name) in map(plain, (spec.name, spec.title, *spec.folders)):
+        if normalized_name(name) in map(normalized_name, (spec.name, spec.title, *spec.folders)):
             return spec
-    raise click.BadParameter(f"{name!r} is none of {', '.join(specs)}.", param_hint="NAME")
+    raise click.BadParameter(f"{name!r} is not one of {', '.join(specs)}.", param_hint="NAME")
 
 
 def _decode(spec: "DatasetSpec", parts: dict[str, "ImageSet"], workers: int) -> None:
@@ -201,7 +201,7 @@ def _decode(spec: "DatasetSpec", parts: dict[str, "ImageSet"], workers: int) -> 
     from prompt_serve.training.progress import Progress
 
     items = [item for images in parts.values() for item in images.items]
-    with Progress().bar("opening images", len(items), "image") as advance:
+    with Progress().bar("decoding images", len(items), "image") as advance:
         faults = image_faults(items, workers=workers, advance=advance)
     if faults:
         raise DatasetInvalid(f"{spec.title} has images that cannot be read:", limited(faults))

@@ -1,4 +1,4 @@
-"""``prompt-serve data iconbench``: fetch and draw the benchmark that anyone can get."""
+"""``prompt-serve data iconbench``: download and render a freely available benchmark."""
 
 import json
 from collections.abc import Iterator
@@ -10,40 +10,39 @@ import click
 from prompt_serve.cli.learning.image_options import json_option
 
 if TYPE_CHECKING:
-    from prompt_serve.research.iconbench.build import Built
+    from prompt_serve.research.iconbench.build import BuiltBenchmark
 
 
 @click.command()
 @click.option(
     "--out", "folder", type=click.Path(path_type=Path),
-    help="Folder to make it in. [default: iconbench in $PROMPT_SERVE_CACHE, "
-    "or ~/.cache/prompt-serve/iconbench]",
+    help="Output folder. [default: iconbench in $PROMPT_SERVE_CACHE, or "
+    "~/.cache/prompt-serve/iconbench]",
 )  # fmt: skip
 @click.option(
     "--cache", "downloads", type=click.Path(path_type=Path),
-    help="Folder that keeps the npm packages, or has them under the names that npm pack gives. "
-    "[default: downloads in the default of --out]",
+    help="Folder of npm packages, named as by npm pack; missing ones are downloaded into it. "
+    "[default: downloads in the default --out]",
 )  # fmt: skip
 @click.option(
     "--registry", metavar="URL",
-    help="npm registry to fetch from. [default: $NPM_CONFIG_REGISTRY, "
-    "or https://registry.npmjs.org]",
+    help="npm registry to download from. [default: $NPM_CONFIG_REGISTRY, or "
+    "https://registry.npmjs.org]",
 )  # fmt: skip
-@click.option("--offline", is_flag=True, help="Fetch nothing; take what --cache has.")
+@click.option("--offline", is_flag=True, help="Download nothing; use the packages in --cache.")
 @click.option(
     "--size", type=click.IntRange(min=16, max=1024), default=224, show_default=True,
-    help="Sides of the images in pixels.",
+    help="Side length of the images in pixels.",
 )  # fmt: skip
 @click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True,
-    help="Processes that draw.",
+    help="Number of processes that render images.",
 )  # fmt: skip
 @json_option
 def iconbench(**options: Any) -> None:
-    """Fetch 36 MB of emoji from npm and draw IconBench: eleven tasks in eleven styles.
+    """Download 36 MB of emoji from npm and render IconBench: eleven tasks in eleven styles.
 
-    Packages are checked against checksums, and what is already there is not made again, so a run
-    that was broken off goes on where it was.
+    Packages are verified by checksum. Existing files are kept, so an interrupted run resumes.
 
     Example: prompt-serve data iconbench --workers 4
     """
@@ -54,8 +53,8 @@ def iconbench(**options: Any) -> None:
     built = build_iconbench(**options, progress=Progress(quiet=as_json))
     if built.pixels_as_pinned is False:
         click.echo(
-            f"Warning: these are other pixels than those of the published figures (resvg "
-            f"{built.made.resvg}), so results may differ a little. If files were changed, delete "
+            f"Warning: the pixels differ from those of the published figures (resvg "
+            f"{built.made.resvg}), so results may differ slightly. If files were changed, delete "
             f"{built.folder / 'drawings'} and run this again.",
             err=True,
         )
@@ -65,7 +64,7 @@ def iconbench(**options: Any) -> None:
         click.echo("\n".join(_table(built)))
 
 
-def _described(built: "Built") -> dict[str, Any]:
+def _described(built: "BuiltBenchmark") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
@@ -77,12 +76,13 @@ def _described(built: "Built") -> dict[str, Any]:
     }
 
 
-def _table(built: "Built") -> Iterator[str]:
+def _table(built: "BuiltBenchmark") -> Iterator[str]:
     counts = built.counts()
     columns = list(next(iter(counts.values())))
     yield f"{'task':<13}" + "".join(f" {column:>11}" for column in columns)
     for name, row in counts.items():
         yield f"{name:<13}" + "".join(f" {row[column]:>11,}" for column in columns)
     yield ""
-    yield f"{len(built.selection.drawings):,} drawings in {built.folder}, whose they are in its"
-    yield "LICENSES.md. test is emojione, emojione-v1 and fxemoji together, which are also domains."
+    yield f"{len(built.selection.drawings):,} drawings in {built.folder}; authors and licenses are"
+    yield "in its LICENSES.md. The test part is emojione, emojione-v1 and fxemoji together; each of"
+    yield "them is also a domain."

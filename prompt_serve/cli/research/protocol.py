@@ -1,4 +1,4 @@
-"""``prompt-serve protocol``: the papers' protocols on datasets of one's own."""
+"""``prompt-serve protocol``: the papers' protocols on user datasets."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import click
 from prompt_serve.cli.learning.image_options import pairs
 from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
-    check_there,
+    check_available,
     experiment_of,
     protocol_options,
     run_protocol,
@@ -18,10 +18,10 @@ from prompt_serve.cli.research.protocol_options import (
 
 @click.group()
 def protocol() -> None:
-    """Measure methods by the papers' protocols on datasets of your own.
+    """Evaluate methods by the papers' protocols on your own datasets.
 
-    DATASETS are what prompt-serve train takes, each with test images. Methods are learned without
-    them: nothing can be chosen by what is tested.
+    DATASETS have the formats of prompt-serve train, each with test images. Test images are never
+    used for training or selection.
 
     \b
     prompt-serve protocol base-to-new pets/ flowers/ --methods coop,dip --out runs/mine
@@ -49,7 +49,8 @@ def _command(name: str, summary: str) -> click.Command:
     @click.option(
         "--domain", "domains", multiple=True, metavar="NAME=DATASET",
         callback=pairs("NAME=DATASET, as in sketch=sketches/"),
-        help="For domain-generalization: test images of the source's classes in another look.",
+        help="Domain for domain-generalization: test images of the source's classes from another "
+        "distribution, such as sketches. Can be repeated.",
     )  # fmt: skip
     @protocol_options
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
@@ -57,7 +58,7 @@ def _command(name: str, summary: str) -> click.Command:
 
         folders = {name: Path(folder) for name, folder in domains.items()}
         suite = folder_suite(sources, source=options["source"], domains=folders)
-        check_there(suite, options["datasets"])
+        check_available(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)
         if not options["quiet"]:
             click.echo(tables(results, suite, options["datasets"]))

@@ -16,52 +16,56 @@ if TYPE_CHECKING:
     from prompt_serve.research.protocols.results import Result
 
 DESCRIBED = (
-    ("base-to-new", "Learn half of the classes, test on them and on the other half."),
-    ("few-shot", "Learn all classes from 1, 2, 4, 8 and 16 images each."),
-    ("cross-dataset", "Learn on one dataset, test on all the others."),
-    ("domain-generalization", "Learn on one dataset, test on its classes in other looks."),
+    ("base-to-new", "Train on half of the classes; test on them and on the other half."),
+    ("few-shot", "Train on all classes with 1, 2, 4, 8 and 16 images each."),
+    ("cross-dataset", "Train on one dataset; test on all others."),
+    ("domain-generalization", "Train on one dataset; test on its classes in other domains."),
 )
 
 
 def protocol_options(command: Command) -> Command:
-    """What is learned, how often, with what, and where it is kept."""
+    """Add the options for methods, seeds, datasets, backbone and output."""
     for option in reversed((
         click.option(
             "--methods", default="core", show_default=True, metavar="A,B,...",
-            help="Rows of the table: methods with settings (coop,dip:rank=4,qcoop:bits=1), or the "
-            "sets core, text (all that prompt the text tower) and image (the image tower).",
+            help="Methods to compare, with settings (coop,dip:rank=4,qcoop:bits=1), or a set: "
+            "core, text (all methods that prompt the text tower) or image (the image tower).",
         ),
         click.option(
             "--seeds", callback=parse_seeds, default="1,2,3", show_default=True, metavar="1,2,3",
-            help="Draws of images and numbers to average over.",
+            help="Random seeds to average over.",
         ),
         click.option(
             "--shots", "shots", metavar="16 or 1,2,4", callback=_shots,
-            help="Training images a class; for few-shot, a list. [default: 16; few-shot: "
+            help="Training images per class; a list for few-shot. [default: 16; few-shot: "
             "1,2,4,8,16]",
         ),
         click.option(
             "--datasets", metavar="A,B,...", callback=_names,
-            help="Only these; for cross-dataset the targets. [default: all that are there]",
+            help="Datasets to run; the targets for cross-dataset. [default: all available]",
         ),
-        click.option("--source", help="For transfer: the dataset that is learned on."),
+        click.option(
+            "--source",
+            help="Training dataset of cross-dataset and domain-generalization. [default: the "
+            "suite's source, or the first dataset]",
+        ),
         click.option(
             "--set", "pairs", multiple=True, metavar="NAME=VALUE",
-            help="A training setting for all rows, such as epochs=50 or learning_rate=auto; "
-            "prompt-serve methods NAME lists them. May be repeated.",
+            help="Training setting for all methods, such as epochs=50 or learning_rate=auto; "
+            "prompt-serve methods NAME lists them. Can be repeated.",
         ),
         click.option(
             "--backbone", default="embedded", show_default=True,
-            help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG as in ViT-B-16/openai, or "
+            help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG such as ViT-B-16/openai, or "
             "MODEL@FILE with a checkpoint.",
         ),
         click.option(
             "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True,
-            help="Run folder: results.jsonl, and a folder with prompt, log and answers for each "
-            "line. What is there already is not learned again.",
+            help="Run folder: results.jsonl, and one folder per result with prompt, log and "
+            "predictions. Results that it already contains are not computed again.",
         ),
         tower_options,
-        click.option("--quiet", is_flag=True, help="No progress and no tables."),
+        click.option("--quiet", is_flag=True, help="Print no progress and no tables."),
     )):  # fmt: skip
         command = option(command)
     return command
@@ -76,12 +80,12 @@ def _shots(context: click.Context, option: click.Parameter, value: str | None) -
         return ()
     counts = [part.strip() for part in value.split(",")]
     if not all(count.isdecimal() and int(count) for count in counts):
-        raise click.BadParameter(f"{value!r} is not a list of numbers from 1 on, as in 1,2,4.")
+        raise click.BadParameter(f"{value!r} is not a list of positive numbers, as in 1,2,4.")
     return tuple(sorted({int(count) for count in counts}))
 
 
 def experiment_of(options: Mapping[str, Any], schedule: "Schedule | None" = None) -> "Experiment":
-    """What the options ask for; each line is told on standard error as it is done."""
+    """Build the experiment that the options describe; it prints each result to standard error."""
     from prompt_serve.research.protocols.experiment import Experiment, equal_schedule
     from prompt_serve.research.protocols.rows import parse_rows, parse_settings
     from prompt_serve.training.clip.backbone import load_backbone
@@ -89,7 +93,7 @@ def experiment_of(options: Mapping[str, Any], schedule: "Schedule | None" = None
 
     rows = parse_rows(options["methods"])
     settings = parse_settings(options["pairs"])
-    for row in rows:  # before anything is read: settings that do not fit are refused at once
+    for row in rows:  # reject invalid settings before loading anything
         row.config(settings)
     return Experiment(
         backbone=load_backbone(options["backbone"]).to(device_of(options["device"])),
@@ -101,7 +105,7 @@ def experiment_of(options: Mapping[str, Any], schedule: "Schedule | None" = None
         cache=feature_cache(options),
         workers=options["workers"],
         progress=Progress(quiet=options["quiet"]),
-        on_result=_silent if options["quiet"] else _tell,
+        on_result=_silent if options["quiet"] else _print_result,
     )
 
 
@@ -109,8 +113,8 @@ def _silent(result: "Result") -> None:
     pass
 
 
-def _tell(result: "Result") -> None:
-    shown = ", ".join(f"{name} {100 * share:.1f}" for name, share in result.accuracy.items())
+def _print_result(result: "Result") -> None:
+    shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in result.accuracy.items())
     click.echo(
         f"{result.protocol} {result.dataset} {result.label}, {result.shots} shots, "
         f"seed {result.seed}: {shown}",
@@ -118,29 +122,29 @@ def _tell(result: "Result") -> None:
     )
 
 
-def check_there(suite: "Suite", datasets: Sequence[str]) -> None:
-    """Before anything else is loaded: that there is something to measure on.
+def check_available(suite: "Suite", datasets: Sequence[str]) -> None:
+    """Check, before anything else is loaded, that a dataset is available.
 
     Raises:
-        ConfigInvalid: ``datasets`` names some that the suite does not know.
-        DatasetMissing: none of them is on disk; the error says what to fetch.
+        ConfigInvalid: ``datasets`` has names that the suite does not know.
+        DatasetMissing: none of them is on disk; the error says what to download.
     """
     from prompt_serve.errors import DatasetMissing
 
     if suite.chosen(datasets):
         return
-    wanted = [name for name in suite.missing if not datasets or name in datasets]
-    lines = "".join(f"\n  - {name}: {suite.missing[name]}" for name in wanted)
-    raise DatasetMissing(f"None of the datasets is there:{lines}", names=tuple(wanted))
+    requested = [name for name in suite.missing if not datasets or name in datasets]
+    lines = "".join(f"\n  - {name}: {suite.missing[name]}" for name in requested)
+    raise DatasetMissing(f"None of the datasets is on disk:{lines}", names=tuple(requested))
 
 
 def run_protocol(
     protocol: str, suite: "Suite", experiment: "Experiment", options: Mapping[str, Any]
 ) -> "list[Result]":
-    """Run one protocol over a suite as the options ask.
+    """Run one protocol on a suite with the given options.
 
     Raises:
-        ConfigInvalid: options that the protocol does not have.
+        click.UsageError: several numbers of shots for a protocol that takes one.
     """
     from prompt_serve.research.protocols import protocols
     from prompt_serve.research.protocols.summary import BASE_TO_NEW, FEW_SHOT
@@ -167,7 +171,7 @@ def _one(shots: Sequence[int], default: int, protocol: str) -> int:
 def comparisons(
     results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str]
 ) -> "tuple[Comparison, ...]":
-    """The tables of what came out, with the papers' figures where there are any."""
+    """Build the tables of the results, with the papers' figures where they exist."""
     from prompt_serve.research.protocols.comparison import compare_with_papers
 
     return compare_with_papers(results, suite, datasets)
@@ -176,7 +180,7 @@ def comparisons(
 def tables(
     results: "Sequence[Result]", suite: "Suite", datasets: Sequence[str], *, markdown: bool = False
 ) -> str:
-    """``comparisons`` for people to read."""
+    """Render ``comparisons`` as text or Markdown."""
     from prompt_serve.research.protocols.comparison_tables import as_markdown, as_text
 
     show = as_markdown if markdown else as_text

@@ -1,4 +1,4 @@
-"""``prompt-serve report``: one HTML file of what protocols gave."""
+"""``prompt-serve report``: write the results of protocols to one HTML file."""
 
 from pathlib import Path
 
@@ -9,28 +9,27 @@ import click
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--out", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
-    help="HTML file to write; what was there is replaced.",
+    help="HTML file to write; an existing file is replaced.",
 )  # fmt: skip
 @click.option(
     "--row", metavar="LABEL",
-    help="Row whose answers are shown (confusion, reliability, confused images), as it is called "
+    help="Row whose predictions are shown (confusion, reliability, confused images), by its label "
     "in the tables. [default: the best by validation accuracy]",
 )  # fmt: skip
 @click.option(
     "--dataset", "datasets", multiple=True, metavar="NAME",
-    help="Dataset of the figures that show one; give it again for more. "
-    "[default: the first there is]",
+    help="Dataset for figures that show only one. Can be repeated. [default: the first]",
 )  # fmt: skip
 @click.option("--title", help="Title of the page.")
 def report(
     runs: tuple[Path, ...], out: Path, row: str | None, datasets: tuple[str, ...], title: str | None
 ) -> None:
-    """Write one self-contained HTML file about each RUN, a run folder or its results.jsonl.
+    """Write one self-contained HTML file about all RUNs, run folders or results.jsonl files.
 
-    It shows accuracy tables, bytes against accuracy, learning curves, the density of information,
-    learned numbers and their codebooks, pruned context lengths, and what was answered. It needs no
-    network and no scripts. Figures want the files that a run folder keeps beside its
-    results.jsonl; without them, a line says what is missing.
+    The page opens with a summary and shows accuracy tables, bytes against accuracy, learning
+    curves, information density, learned numbers and codebooks, pruned context lengths, and
+    predictions. It uses no network and no scripts. Some sections need the files that a run folder
+    holds beside its results.jsonl; without them, they name the missing files.
 
     Example: prompt-serve report runs/base-to-new --out report.html
     """

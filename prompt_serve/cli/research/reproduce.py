@@ -1,4 +1,4 @@
-"""``prompt-serve reproduce``: the papers' tables beside what comes out here."""
+"""``prompt-serve reproduce``: run the papers' benchmarks and compare with their figures."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import click
 from prompt_serve.cli.research.data import root_option
 from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
-    check_there,
+    check_available,
     comparisons,
     experiment_of,
     protocol_options,
@@ -27,33 +27,35 @@ if TYPE_CHECKING:
 @click.option(
     "--bench", type=click.Choice(["papers", "icon", "icon-sample"]), default="papers",
     show_default=True,
-    help="papers: the 11 datasets of the papers, from --datasets-root. icon: IconBench, which "
-    "prompt-serve data iconbench fetches. icon-sample: a few hundred drawings that are installed.",
+    help="Datasets. papers: the papers' 11 datasets, from --datasets-root. icon: IconBench, built "
+    "by prompt-serve data iconbench. icon-sample: a few hundred drawings that ship with the "
+    "package.",
 )  # fmt: skip
 @root_option
 @click.option(
     "--icon-folder", type=click.Path(path_type=Path),
-    help="Where IconBench is. [default: where prompt-serve data iconbench puts it]",
+    help="Folder of IconBench. [default: the default of prompt-serve data iconbench]",
 )  # fmt: skip
 @click.option(
     "--templates", type=click.Choice(["coop", "prograd", "kgcoop"]), default="coop",
     show_default=True,
-    help="Whose hand-written sentences the zero-shot row takes on the papers' datasets.",
+    help="Set of hand-written sentences for the zero-shot row on the papers' datasets.",
 )  # fmt: skip
 @click.option(
     "--schedule", type=click.Choice(["papers", "equal"]),
-    help="papers: epochs, batches and learning rates of each paper. equal: the same for every "
-    "row. [default: papers for papers, else equal]",
+    help="Training schedule. papers: epochs, batch sizes and learning rates of each paper. equal: "
+    "the same for every row. [default: papers for --bench papers, otherwise equal]",
 )  # fmt: skip
 @protocol_options
 @click.option(
-    "--markdown", type=click.Path(path_type=Path), help="File to write the tables to, as Markdown."
+    "--markdown", type=click.Path(path_type=Path), help="Markdown file to write the tables to."
 )
-@click.option("--json", "as_json", is_flag=True, help="The tables as one JSON document.")
+@click.option("--json", "as_json", is_flag=True, help="Print the tables as one JSON document.")
 def reproduce(protocol: str, **options: Any) -> None:
-    """Run a PROTOCOL of the papers and put the papers' figures beside ours.
+    """Reproduce the papers' benchmarks.
 
-    Datasets that are not on disk are listed as missing, never left out silently.
+    Runs a PROTOCOL and prints the papers' figures beside ours. Datasets that are not on disk are
+    listed as missing, never left out silently.
 
     \b
     prompt-serve reproduce base-to-new --datasets-root /data --backbone ViT-B-16/openai \\
@@ -61,7 +63,7 @@ def reproduce(protocol: str, **options: Any) -> None:
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
     suite = _suite(options)
-    check_there(suite, options["datasets"])
+    check_available(suite, options["datasets"])
     experiment = experiment_of(options, _schedule(options))
     results = run_protocol(protocol, suite, experiment, options)
     if options["markdown"]:

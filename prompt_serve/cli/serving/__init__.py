@@ -1,1 +1,1 @@
-"""Commands that talk to a running service or to its database."""
+"""Commands that call a running service or open its database."""

@@ -1,4 +1,4 @@
-"""``prompt-serve classify``: ask a running service about a few images."""
+"""``prompt-serve classify``: classify a few images with a running service."""
 
 import click
 
@@ -18,9 +18,9 @@ from prompt_serve.cli.serving.options import (
     type=click.IntRange(min=1),
     default=5,
     show_default=True,
-    help="Classes to show of each task, best first.",
+    help="Number of classes per task, best first.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object an image.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 @deadline_option
 @service_options
 def classify(
@@ -33,11 +33,11 @@ def classify(
     url: str,
     timeout_s: float,
 ) -> None:
-    """Ask a running service about a few images.
+    """Classify a few images with a running service.
 
-    IMAGE is a path, or a URL where the service fetches from URLs. A bad image is reported and the
-    others are answered; the exit code is then 1. Where a task knows which images show none of its
-    classes, those are marked "unknown".
+    IMAGE is a path, or a URL if the service is configured to fetch images. An invalid image is
+    reported and the others are classified; the exit code is then 1. If a task has a threshold for
+    unknown images, images below it are marked "unknown".
 
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3

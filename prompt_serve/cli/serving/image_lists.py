@@ -1,4 +1,4 @@
-"""What a user names on the command line -> the images that are meant."""
+"""Expand folders, files and text lists from the command line into image paths."""
 
 import os
 from collections.abc import Iterable, Iterator
@@ -13,22 +13,24 @@ LIST_SUFFIX = ".txt"
 
 
 def image_paths(inputs: Iterable[str]) -> list[str]:
-    """The images of folders (recursively, by suffix), files and text lists, each once.
+    """Return the images of folders, files and text lists, without duplicates.
 
-    A folder's come in the order of their names, its hidden files and folders are left out; a
-    text list (.txt) has a path on each line. A file that is named is taken whatever its suffix.
+    Folders are searched recursively by suffix, in the order of the names, without hidden files
+    and folders. A text list (.txt) has one path per line. A file that is named itself is taken
+    whatever its suffix.
 
     Raises:
-        DatasetInvalid: an input does not exist, or there is no image at all.
+        DatasetInvalid: an input does not exist, or there are no images.
     """
     inputs = list(inputs)
     missing = [name for name in inputs if not Path(name).exists()]
     if missing:
-        raise DatasetInvalid("There are no such files or folders:", missing)
+        raise DatasetInvalid("No such file or folder:", missing)
     paths = list(dict.fromkeys(path for name in inputs for path in _images_of(name)))
     if not paths:
         raise DatasetInvalid(
-            f"No images in {', '.join(inputs)}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"No images in {', '.join(inputs)}. Searched for files with the suffixes "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))}."
         )
     return paths
 

@@ -1,7 +1,8 @@
-"""``prompt-serve keys``: make, list and revoke API keys, and read the audit log.
+"""``prompt-serve keys``: create, list and revoke API keys, and print the audit log.
 
-Works on the service's database, by the service's settings (``PROMPT_SERVE_HOME``,
-``PROMPT_SERVE_DATABASE_URL``), whether it is running or not: who can write there may make keys.
+Works on the service's database, found by the service's settings (``PROMPT_SERVE_HOME``,
+``PROMPT_SERVE_DATABASE_URL``), whether the service is running or not. Anyone who can write to the
+database can create keys.
 """
 
 import getpass
@@ -20,20 +21,27 @@ _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=
 
 
 def expiry(text: str) -> datetime:
-    """``12h``, ``30d``, ``8w`` from now, or a date and time in ISO 8601."""
+    """Parse ``12h``, ``30d`` or ``8w`` from now, or an ISO 8601 date and time.
+
+    Raises:
+        click.BadParameter: neither of them.
+    """
     if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
         return datetime.now(UTC) + int(match[1]) * _UNITS[match[2]]
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is neither 12h, 30d or 8w nor a date such as 2030-01-31."
+            f"{text!r} is invalid; expected a duration (12h, 30d, 8w) or a date (2030-01-31)."
         ) from None
 
 
 @click.group()
 def keys() -> None:
-    """Make, list and revoke API keys of the service whose database this machine can reach.
+    """Create, list and revoke API keys, and print the audit log.
+
+    These commands open the database of the service, as configured by PROMPT_SERVE_HOME and
+    PROMPT_SERVE_DATABASE_URL; the service may be running or not.
 
     \b
     prompt-serve keys create ci --role infer --expires 90d
@@ -49,16 +57,17 @@ def keys() -> None:
     type=click.Choice(["infer", "admin"]),
     default="infer",
     show_default=True,
-    help="infer asks and reads; admin also changes tasks and reads the audit log.",
+    help="Role of the key: infer classifies images and reads tasks; admin also edits tasks and "
+    "reads the audit log.",
 )
 @click.option(
     "--expires",
     type=expiry,
     metavar="WHEN",
-    help="12h, 30d or 8w from now, or a date.  [default: never]",
+    help="Expiry: 12h, 30d or 8w from now, or a date such as 2030-01-31.  [default: never]",
 )
 def create(name: str, role: str, expires: datetime | None) -> None:
-    """Make a key and print it. It is shown this once: the database holds a hash of it.
+    """Create a key and print it. It cannot be shown again: the database stores only a hash.
 
     \b
     prompt-serve keys create ci --role infer --expires 90d
@@ -69,13 +78,16 @@ def create(name: str, role: str, expires: datetime | None) -> None:
     with _database() as database, acting_as(_user()):
         token, key = Keys(database).create(name, "admin" if role == "admin" else "infer", expires)
     click.echo(token)
-    until = "" if key.expires is None else f", until {key.expires}"
-    click.echo(f"Key {name} ({key.id}), role {role}{until}. It is not shown again.", err=True)
+    expiry_text = "never expires" if key.expires is None else f"expires {key.expires}"
+    click.echo(
+        f"Created key {name} ({key.id}), role {role}, {expiry_text}. It cannot be shown again.",
+        err=True,
+    )
 
 
 @keys.command("list")
 def list_keys() -> None:
-    """List all keys there ever were, with when they were last used.
+    """List all keys with the time of their last use. Includes expired and revoked keys.
 
     \b
     prompt-serve keys list
@@ -85,19 +97,17 @@ def list_keys() -> None:
     now = datetime.now(UTC)
     with _database() as database:
         for key in Keys(database).all():
-            used = key.last_used or "never"
-            until = key.expires or "-"
-            state = key.state(now)
             click.echo(
-                f"{key.name:<24} {key.id}  {key.role:<5}  {state:<7}  "
-                f"created {key.created}  expires {until}  used {used}"
+                f"{key.name:<24} {key.id}  {key.role:<5}  {key.state(now):<7}  "
+                f"created {key.created}  expires {key.expires or 'never'}  "
+                f"used {key.last_used or 'never'}"
             )
 
 
 @keys.command()
 @click.argument("name_or_id")
 def revoke(name_or_id: str) -> None:
-    """End a key, by its name or id. Running services refuse it within a second.
+    """Revoke a key by its name or id. Running services reject it within a second.
 
     \b
     prompt-serve keys revoke ci
@@ -107,7 +117,7 @@ def revoke(name_or_id: str) -> None:
 
     with _database() as database, acting_as(_user()):
         for key in Keys(database).revoke(name_or_id):
-            click.echo(f"Key {key.name} ({key.id}) is revoked.")
+            click.echo(f"Revoked key {key.name} ({key.id}).")
 
 
 @keys.command()
@@ -116,12 +126,12 @@ def revoke(name_or_id: str) -> None:
     type=click.IntRange(1, 100_000),
     default=50,
     show_default=True,
-    help="How many changes.",
+    help="Maximum number of changes.",
 )
-@click.option("--subject", help="Only changes of this task or key.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a change.")
+@click.option("--subject", help="Only changes to this task or key.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per change.")
 def audit(limit: int, subject: str | None, as_json: bool) -> None:
-    """Print who changed what, from the newest change on.
+    """Print the audit log, newest change first.
 
     \b
     prompt-serve keys audit --subject pets
@@ -151,8 +161,8 @@ def _database() -> "Iterator[Database]":
 
 
 def _user() -> str:
-    """Who is at the keyboard, as the audit log has it."""
+    """Return the current user as recorded in the audit log."""
     try:
         return f"cli:{getpass.getuser()}"
-    except (KeyError, OSError, ImportError):  # a container's user without a name
+    except (KeyError, OSError, ImportError):  # a user without a name, as in some containers
         return "cli"

@@ -1,4 +1,4 @@
-"""``prompt-serve registry``: a whole registry at once, and the tables of its database."""
+"""``prompt-serve registry``: export and import all tasks, and migrate the database."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import service_options
 from prompt_serve.files import atomic_file
 
@@ -21,17 +22,17 @@ def _database_option(help_text: str) -> Callable[[Command], Command]:
     return click.option("--database", "database_url", metavar="URL", help=help_text)
 
 
-_INSTEAD = _database_option(
-    "Use this database itself (sqlite:///PATH, postgresql://...), with no service running."
+_instead_of_service = _database_option(
+    "Open this database directly (sqlite:///PATH, postgresql://...) instead of calling the service."
 )
-_WHICH = _database_option(
-    "URL of the database.  [default: the service's own, as PROMPT_SERVE_* say]"
+_of_service = _database_option(
+    "URL of the database.  [default: the service's, from the PROMPT_SERVE_* settings]"
 )
 
 
 @click.group()
 def registry() -> None:
-    """Export, import and upgrade the registry of tasks.
+    """Export and import all tasks, and migrate the registry database.
 
     \b
     prompt-serve registry export -o backup.zip
@@ -48,10 +49,10 @@ def registry() -> None:
     show_default=True,
     help="File to write.",
 )
-@_INSTEAD
+@_instead_of_service
 @service_options
 def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> None:
-    """Save all tasks with their prompt files and tags as a zip.
+    """Save all tasks with their prompt files and tags to a zip file.
 
     \b
     prompt-serve registry export -o backup.zip
@@ -73,13 +74,13 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
 
 @registry.command("import")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@_INSTEAD
+@_instead_of_service
 @service_options
 def import_(file: Path, database_url: str | None, url: str, timeout_s: float) -> None:
-    """Take over all tasks of an exported registry; those of the same names are replaced.
+    """Import all tasks of an exported registry. Existing tasks of the same names are replaced.
 
-    All of them or, where one cannot be served, none. Into a database itself (--database) any
-    number of tasks, of any backbone: what each needs is computed when it is first asked for.
+    Nothing is imported if one of the tasks cannot be served. With --database, tasks may be of any
+    backbone, and the class features of a task are computed on its first request.
 
     \b
     prompt-serve registry import backup.zip --database postgresql://ps@db/tasks
@@ -95,13 +96,13 @@ def import_(file: Path, database_url: str | None, url: str, timeout_s: float) ->
 
         with _database(database_url) as database, file.open("rb") as opened:
             report = import_zip(Registry(database), opened, without_features)
-    click.echo(f"{report.served:,} tasks are there.")
+    click.echo(f"{counted(report.served, 'task')} imported.")
 
 
 @registry.command()
-@_WHICH
+@_of_service
 def migrate(database_url: str | None) -> None:
-    """Make or upgrade the tables of the database now; a start of the service does the same.
+    """Create or upgrade the database tables. The service does the same when it starts.
 
     \b
     prompt-serve registry migrate --database postgresql://ps@db/tasks
@@ -109,13 +110,13 @@ def migrate(database_url: str | None) -> None:
     from prompt_serve.service.storage.migrations import HEAD
 
     with _database(database_url):
-        click.echo(f"The tables are of version {HEAD}.")
+        click.echo(f"The tables are at version {HEAD}.")
 
 
 @registry.command()
-@_WHICH
+@_of_service
 def info(database_url: str | None) -> None:
-    """Tell what the database holds.
+    """Show the database URL, table version, revision and task count.
 
     \b
     prompt-serve registry info
@@ -141,7 +142,7 @@ def _database(url: str | None) -> Iterator["Database"]:
         from prompt_serve.service.storage.database import Database
     except ImportError as error:
         raise DependencyMissing(
-            "The database needs the service's parts: pip install 'prompt-serve[serve]'",
+            "The registry database needs the serve extra: pip install 'prompt-serve[serve]'",
             missing=str(error.name),
         ) from error
     database = Database(url or Settings.from_environment().database)

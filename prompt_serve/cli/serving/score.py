@@ -1,4 +1,4 @@
-"""``prompt-serve score``: score any number of images into a table."""
+"""``prompt-serve score``: score many images and write a table."""
 
 import time
 from collections import Counter
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import (
     check_tasks,
     deadline_option,
@@ -17,7 +18,7 @@ from prompt_serve.cli.serving.options import (
 if TYPE_CHECKING:
     from prompt_serve.client import Client
 
-_EVERY_TASK = "*"
+_ALL_TASKS = "*"
 
 
 @click.command()
@@ -35,25 +36,25 @@ _EVERY_TASK = "*"
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Classes kept of each task, best first, in the column 'classes'.",
+    help="Number of classes per task in the column 'classes', best first.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Go on with a .csv or .jsonl table: skip what it holds."
+    "--resume", is_flag=True, help="Append to an existing .csv or .jsonl table and skip its rows."
 )
-@click.option("--overwrite", is_flag=True, help="Replace a table that exists.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing table.")
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),
     default=4,
     show_default=True,
-    help="Requests in flight.",
+    help="Maximum number of requests in flight.",
 )
 @click.option(
     "--chunk-size",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Images a request, at most; the service's own limit is kept as well.",
+    help="Maximum number of images per request, within the service's own limits.",
 )
 @click.option(
     "--retry-for",
@@ -61,9 +62,12 @@ _EVERY_TASK = "*"
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
-    help="Seconds to go on asking a service that restarts or is busy.",
+    metavar="SECONDS",
+    help="How long a request is retried while the service is down or busy.",
 )
-@click.option("--progress/--no-progress", default=True, show_default=True, help="Progress bar.")
+@click.option(
+    "--progress/--no-progress", default=True, show_default=True, help="Show a progress bar."
+)
 @deadline_option
 @service_options
 def score(
@@ -82,11 +86,11 @@ def score(
     url: str,
     timeout_s: float,
 ) -> None:
-    """Score images into a table: a row for each image and task.
+    """Score images and write a table with one row per image and task.
 
-    INPUT is a folder (with all below it), an image, or a text list (.txt) with a path on each
-    line. A bad image is a row with an error and stops nothing; the exit code is 1 only where
-    every image is bad, or the service cannot be asked.
+    INPUT is a folder (searched recursively), an image, or a text list (.txt) with one path per
+    line. An invalid image becomes a row with an error, and scoring continues. The exit code is 1
+    only if all images are invalid or the service cannot be reached.
 
     \b
     prompt-serve score photos/ --task pets --out scores.parquet
@@ -103,12 +107,13 @@ def score(
     counts = Counter[str]()
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
-        tasks = _tasks_meant(client, tasks, tags)
-        left = [path for path in paths if not all((path, task) in done for task in tasks)]
-        if len(left) < len(paths):
-            click.echo(f"{len(paths) - len(left):,} of {len(paths):,} images are in {out} already.")
+        tasks = _task_names(client, tasks, tags)
+        remaining = [path for path in paths if not all((path, task) in done for task in tasks)]
+        if len(remaining) < len(paths):
+            skipped = len(paths) - len(remaining)
+            click.echo(f"Skipped {skipped:,} of {len(paths):,} images that {out} already contains.")
         rows = client.score(
-            left,
+            remaining,
             tasks,
             top_k=top_k,
             chunk_size=chunk_size,
@@ -121,24 +126,26 @@ def score(
                 if (row.source, row.task) not in done:
                     table.write(row_of(row))
                 counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
-    _summarize(counts, len(left), time.monotonic() - started, out)
+    _summarize(counts, len(remaining), time.monotonic() - started, out)
 
 
-def _tasks_meant(
-    client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]
-) -> tuple[str, ...]:
-    """The names behind ``*`` and tags as they are now: the rows of a table are of these tasks."""
+def _task_names(client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]) -> tuple[str, ...]:
+    """Resolve ``*`` and tags to the current task names, so that all rows have the same tasks."""
     from prompt_serve.errors import TaskNotFound
 
-    named = [task for task in tasks if task != _EVERY_TASK]
+    named = [task for task in tasks if task != _ALL_TASKS]
     for task in named:
         if "@" not in task:
-            client.task(task)  # a misspelt name is told before a table is touched
+            client.task(task)  # report a misspelled name before the table is opened
     if tags or len(named) < len(tasks):
-        is_every = len(named) < len(tasks)
-        named += [t.name for t in client.tasks() if is_every or set(t.tags) & set(tags)]
+        use_all = len(named) < len(tasks)
+        named += [t.name for t in client.tasks() if use_all or set(t.tags) & set(tags)]
     if not named:
-        raise TaskNotFound(f"No task has the tag(s) {', '.join(tags)}.", name="", loaded=())
+        raise TaskNotFound(
+            f"No task has the {'tag' if len(tags) == 1 else 'tags'} {', '.join(tags)}.",
+            name="",
+            loaded=(),
+        )
     return tuple(dict.fromkeys(named))
 
 
@@ -146,10 +153,10 @@ def _summarize(counts: Counter[str], n_images: int, elapsed_s: float, out: Path)
     failed, n_rows = counts["failed"], counts.total()
     speed = n_images / elapsed_s if elapsed_s > 0 else 0.0
     click.echo(
-        f"{out}: {n_images:,} images, {n_rows:,} rows in {elapsed_s:.1f} s "
-        f"({speed:.1f} images/s), {failed:,} errors"
+        f"{out}: {counted(n_images, 'image')}, {counted(n_rows, 'row')} in {elapsed_s:.1f} s "
+        f"({speed:.1f} images/s), {counted(failed, 'error')}"
         + (f", {counts['unknown']:,} unknown." if counts["unknown"] else ".")
     )
     if n_rows and failed == n_rows:
-        click.echo("Error: no image could be scored; the column 'error' says why.", err=True)
+        click.echo("Error: No image could be scored; see the column 'error'.", err=True)
         raise click.exceptions.Exit(1)

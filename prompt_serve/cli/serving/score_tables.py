@@ -1,7 +1,7 @@
-"""Rows of scores -> a table on disk: jsonl and CSV row by row, Parquet whole at the end.
+"""Write scores to a table on disk: JSON lines and CSV row by row, Parquet at the end.
 
-jsonl and CSV hold every row as soon as it is known, so an interrupted run can be taken up again;
-a Parquet file appears when it is complete.
+JSON lines and CSV contain every row as soon as it is known, so an interrupted run can be resumed.
+A Parquet file appears only when it is complete.
 """
 
 import csv
@@ -32,21 +32,22 @@ COLUMNS = (
     "error",
 )
 ROWS_PER_GROUP = 10_000
-_ESCAPE = "surrogateescape"  # as os.fsdecode does: a path may hold bytes that are no UTF-8
+_ESCAPE = "surrogateescape"  # as in os.fsdecode: paths may contain bytes that are not UTF-8
 
 Row = dict[str, Any]
 
 
-class Table(Protocol):
-    """Takes rows."""
+class ScoreTable(Protocol):
+    """Table that rows are appended to."""
 
-    def write(self, row: Row) -> None: ...
+    def write(self, row: Row) -> None:
+        """Append a row with the keys COLUMNS."""
 
 
 def row_of(scored: ScoredImage) -> Row:
-    """The columns of a row; ``classes`` are all that were asked for, best first.
+    """Return the columns of a row; ``classes`` has the ``top_k`` classes, best first.
 
-    An image that is ``unknown`` to its task keeps its best class and probability.
+    An ``unknown`` image keeps its best class and probability.
     """
     error = scored.error
     return {
@@ -65,57 +66,60 @@ def row_of(scored: ScoredImage) -> Row:
 
 
 @contextmanager
-def open_table(path: Path, *, resume: bool = False) -> Iterator[Table]:
-    """A table of the kind that the suffix names.
+def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
+    """Open a table for writing, in the format of its suffix (see ``check_output``).
 
-    Raises:
-        ConfigInvalid: another suffix, or Parquet is to be taken up again.
+    Args:
+        path: .parquet, .csv or .jsonl file; missing parent folders are created.
+        resume: append to an existing .csv or .jsonl table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".parquet":
         with _parquet(path) as table:
             yield table
         return
-    kind = _KINDS[path.suffix]
-    going_on = resume and path.exists() and path.stat().st_size > 0
-    # Line by line: what a row says is on disk before the next image is asked about.
-    mode = "a" if going_on else "w"
+    kind = _LINE_TABLES[path.suffix]
+    appending = resume and path.exists() and path.stat().st_size > 0
+    mode = "a" if appending else "w"
+    # Line buffered, so that a row is on disk before the next one is scored.
     with path.open(mode, encoding="utf-8", errors=_ESCAPE, newline="", buffering=1) as file:
-        yield kind(file, header=not going_on)
+        yield kind(file, header=not appending)
 
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise ConfigInvalid where ``path`` cannot be written, or would lose what it holds."""
-    if path.suffix not in (".parquet", *_KINDS):
+    """Raise ConfigInvalid if the table cannot be written, or would overwrite existing data."""
+    if path.suffix not in (".parquet", *_LINE_TABLES):
         raise ConfigInvalid(
-            f"{path} has no suffix that says which table to write; wanted .parquet, .csv or .jsonl."
+            f"{path} has no known table format; expected the suffix .parquet, .csv or .jsonl."
         )
     if resume and path.suffix == ".parquet":
         raise ConfigInvalid(
-            "A Parquet table is written when all is scored, so none can be taken up again. "
+            "A Parquet table cannot be resumed, because it is written when all images are scored. "
             "Use --resume with a .jsonl or .csv table."
         )
     if path.exists() and not resume and not overwrite:
-        raise ConfigInvalid(f"{path} exists. Add --overwrite to replace it, or --resume to go on.")
+        raise ConfigInvalid(
+            f"{path} exists. Add --overwrite to replace it, or --resume to append to it."
+        )
 
 
 def rows_done(path: Path) -> set[tuple[str, str]]:
-    """The (source, task) pairs that a jsonl or CSV table holds.
+    """Return the (source, task) pairs of a JSON lines or CSV table.
 
-    A last line that was cut short by the end of its run is removed from the file.
+    An incomplete last line, left by an interrupted run, is removed from the file.
 
     Raises:
-        ConfigInvalid: it is no table of ours; it stays as it is.
+        ConfigInvalid: not a table of this command; the file is left unchanged.
     """
     if not path.exists() or path.stat().st_size == 0:
         return set()
     with path.open("rb+") as file:
         try:
-            rows = _KINDS[path.suffix].rows(_whole_lines(file))
+            rows = _LINE_TABLES[path.suffix].rows(_whole_lines(file))
             done = {(row["source"], row["task"]) for row in rows}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ConfigInvalid(
-                f"{path} is not a table that this command wrote ({error!r}). Name another file."
+                f"{path} was not written by this command ({error!r}). Choose another file."
             ) from error
         _cut_last_line(file)
     return done
@@ -126,7 +130,7 @@ def _whole_lines(file: BinaryIO) -> Iterator[str]:
         if line.endswith(b"\n"):
             yield line.decode("utf-8", _ESCAPE)
         elif number == 0:
-            raise ValueError("it has no whole line")
+            raise ValueError("no complete line")
 
 
 def _cut_last_line(file: BinaryIO) -> None:
@@ -141,7 +145,7 @@ def _cut_last_line(file: BinaryIO) -> None:
         end = start
 
 
-class _Jsonl:
+class _JsonlTable:
     def __init__(self, file: IO[str], *, header: bool) -> None:
         self._file = file
 
@@ -153,7 +157,7 @@ class _Jsonl:
         return map(json.loads, lines)
 
 
-class _Csv:
+class _CsvTable:
     def __init__(self, file: IO[str], *, header: bool) -> None:
         self._writer = csv.DictWriter(file, COLUMNS)
         if header:
@@ -166,22 +170,25 @@ class _Csv:
     def rows(lines: Iterable[str]) -> Iterator[Row]:
         reader = csv.DictReader(lines, strict=True)
         if reader.fieldnames != list(COLUMNS):
-            raise ValueError(f"its columns are {reader.fieldnames}")
+            raise ValueError(f"unexpected columns {reader.fieldnames}")
         return iter(reader)
 
 
-_KINDS: dict[str, type[_Jsonl] | type[_Csv]] = {".jsonl": _Jsonl, ".csv": _Csv}
+_LINE_TABLES: dict[str, type[_JsonlTable] | type[_CsvTable]] = {
+    ".jsonl": _JsonlTable,
+    ".csv": _CsvTable,
+}
 
 
-class _Parquet:
-    """Writes a row group whenever enough rows are there."""
+class _ParquetTable:
+    """Writes one row group per ROWS_PER_GROUP rows."""
 
     def __init__(self, writer: "pq.ParquetWriter") -> None:
         self._writer = writer
         self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
-        # A path may hold bytes that are no UTF-8; Arrow's strings may not.
+        # A path may contain bytes that are not UTF-8; Arrow strings may not.
         source = row["source"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         self._rows.append({**row, "source": source})
         if len(self._rows) >= ROWS_PER_GROUP:
@@ -207,14 +214,14 @@ def _schema() -> "pa.Schema":
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Table]:
-    """The path holds the old table or the whole new one, never a part of it."""
+def _parquet(path: Path) -> Iterator[ScoreTable]:
+    """Write a Parquet table; the path has the old table or the complete new one at any time."""
     import pyarrow.parquet as pq
 
     with (
         atomic_file(path) as temporary,
         pq.ParquetWriter(temporary, _schema(), compression="zstd") as writer,
     ):
-        table = _Parquet(writer)
+        table = _ParquetTable(writer)
         yield table
         table.flush()

@@ -1,10 +1,11 @@
-"""``prompt-serve tasks``: list and change the tasks of a running service."""
+"""``prompt-serve tasks``: list, upload and edit the tasks of a running service."""
 
 import json
 from pathlib import Path
 
 import click
 
+from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import service_options
 from prompt_serve.files import atomic_file
 from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
@@ -12,7 +13,7 @@ from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
 
 @click.group()
 def tasks() -> None:
-    """List and change the tasks of a running service.
+    """List, upload and edit the tasks of a running service.
 
     \b
     prompt-serve tasks upload pets.safetensors
@@ -21,14 +22,18 @@ def tasks() -> None:
 
 
 @tasks.command("list")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a task.")
-@click.option("--search", default="", help="Only with this in the name, a class or the method.")
-@click.option("--tag", "tags", multiple=True, help="Only with this tag; give it again for more.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per task.")
+@click.option(
+    "--search",
+    default="",
+    help="Only tasks with this text in the name, a class name or the method.",
+)
+@click.option("--tag", "tags", multiple=True, help="Only tasks with this tag. Repeatable.")
 @service_options
 def list_tasks(
     as_json: bool, search: str, tags: tuple[str, ...], url: str, timeout_s: float
 ) -> None:
-    """List tasks in the order of their names.
+    """List tasks, sorted by name.
 
     \b
     prompt-serve tasks list --tag prod --search dog
@@ -47,7 +52,7 @@ def list_tasks(
 @click.argument("name")
 @service_options
 def show(name: str, url: str, timeout_s: float) -> None:
-    """Print all there is to know about a task, as JSON.
+    """Print the details of a task as JSON.
 
     \b
     prompt-serve tasks show pets
@@ -61,12 +66,14 @@ def show(name: str, url: str, timeout_s: float) -> None:
 @tasks.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
-    "--name", help="Name of the task.  [default: the prompt's own, or the file's without suffix]"
+    "--name", help="Name of the task.  [default: the prompt's name, or the file's without suffix]"
 )
-@click.option("--expected", metavar="VERSION", help="Only if this version is what is replaced.")
-@click.option("--new", is_flag=True, help="Only if there is no such task yet.")
+@click.option("--expected", metavar="VERSION", help="Fail if the task is not at this version.")
+@click.option("--new", is_flag=True, help="Fail if a task of that name exists.")
 @click.option(
-    "--each", is_flag=True, help="Of a folder: serve what can be served, and name the others."
+    "--each",
+    is_flag=True,
+    help="For a folder or zip: upload the files that can be served and report the others.",
 )
 @service_options
 def upload(
@@ -78,10 +85,10 @@ def upload(
     url: str,
     timeout_s: float,
 ) -> None:
-    """Serve a prompt file as a task; a task of that name is replaced.
+    """Upload a prompt file and serve it as a task. An existing task of that name is replaced.
 
-    FILE may be a folder of prompt files, or a zip of one: each is served under its file's name, all
-    of them or none (but see --each).
+    FILE may also be a folder or zip of prompt files. Tasks are then named after the files, and
+    nothing is uploaded if one of the files cannot be served (see --each).
 
     \b
     prompt-serve tasks upload pets.safetensors --name pets-v2
@@ -92,11 +99,11 @@ def upload(
     with Client(url, timeout_s=timeout_s) as client:
         if file.is_dir() or file.suffix == ".zip":
             if name is not None or expected is not None or new:
-                raise click.UsageError("--name, --expected and --new are for a single prompt file.")
-            _say_report(client.upload_many(file, atomic=not each))
+                raise click.UsageError("--name, --expected and --new need a single prompt file.")
+            _print_report(client.upload_many(file, atomic=not each))
             return
         task = client.upload(file, name, expected=expected, new=new)
-    _say_served(task)
+    _print_served(task)
 
 
 @tasks.command()
@@ -108,7 +115,7 @@ def upload(
     multiple=True,
     default=[DEFAULT_TEMPLATE],
     show_default=True,
-    help="Sentence with {} for the class name; give several and they are averaged.",
+    help="Sentence with {} for the class name. Repeatable: text features are averaged.",
 )
 @service_options
 def create(
@@ -118,7 +125,7 @@ def create(
     url: str,
     timeout_s: float,
 ) -> None:
-    """Serve a zero-shot task made of class names alone; nothing is learned.
+    """Create a zero-shot task from class names, without training.
 
     \b
     prompt-serve tasks create pets cat dog "guinea pig"
@@ -127,7 +134,7 @@ def create(
 
     with Client(url, timeout_s=timeout_s) as client:
         task = client.create_zero_shot(name, class_names, templates)
-    _say_served(task)
+    _print_served(task)
 
 
 @tasks.command()
@@ -159,7 +166,7 @@ def download(name: str, out: Path | None, url: str, timeout_s: float) -> None:
 @click.argument("name")
 @service_options
 def delete(name: str, url: str, timeout_s: float) -> None:
-    """Stop serving a task.
+    """Delete a task; rollback restores it.
 
     \b
     prompt-serve tasks delete pets
@@ -168,15 +175,15 @@ def delete(name: str, url: str, timeout_s: float) -> None:
 
     with Client(url, timeout_s=timeout_s) as client:
         client.delete(name)
-    click.echo(f"{name} is no longer served.")
+    click.echo(f"{name} is deleted.")
 
 
 @tasks.command()
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a change.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per change.")
 @service_options
 def history(name: str, as_json: bool, url: str, timeout_s: float) -> None:
-    """List the versions that a task was at, newest first: when, how, who.
+    """List the changes of a task, newest first.
 
     \b
     prompt-serve tasks history pets
@@ -197,11 +204,11 @@ def history(name: str, as_json: bool, url: str, timeout_s: float) -> None:
     "--to",
     "version",
     metavar="VERSION",
-    help="A version of its history, or 8 or more digits of one.  [default: the one before]",
+    help="Version from its history, or at least its first 8 digits.  [default: the previous one]",
 )
 @service_options
 def rollback(name: str, version: str | None, url: str, timeout_s: float) -> None:
-    """Serve an earlier version of a task again; bring a deleted task back.
+    """Serve an earlier version of a task again. Also restores a deleted task.
 
     \b
     prompt-serve tasks rollback pets --to 74c8bf69
@@ -209,7 +216,7 @@ def rollback(name: str, version: str | None, url: str, timeout_s: float) -> None
     from prompt_serve.client import Client
 
     with Client(url, timeout_s=timeout_s) as client:
-        _say_served(client.rollback(name, version))
+        _print_served(client.rollback(name, version))
 
 
 @tasks.command()
@@ -217,7 +224,10 @@ def rollback(name: str, version: str | None, url: str, timeout_s: float) -> None
 @click.argument("of")
 @service_options
 def alias(name: str, of: str, url: str, timeout_s: float) -> None:
-    """Make NAME another name of the version that task OF is at (or OF@VERSION).
+    """Serve a task under another name.
+
+    NAME points at the current version of task OF, or at OF@VERSION. Later changes of OF do not
+    change it.
 
     \b
     prompt-serve tasks alias pets-prod pets@74c8bf69
@@ -225,7 +235,7 @@ def alias(name: str, of: str, url: str, timeout_s: float) -> None:
     from prompt_serve.client import Client
 
     with Client(url, timeout_s=timeout_s) as client:
-        _say_served(client.alias(name, of))
+        _print_served(client.alias(name, of))
 
 
 @tasks.command()
@@ -233,7 +243,7 @@ def alias(name: str, of: str, url: str, timeout_s: float) -> None:
 @click.argument("tags", nargs=-1)
 @service_options
 def tag(name: str, tags: tuple[str, ...], url: str, timeout_s: float) -> None:
-    """Replace the tags of a task; without tags it has none any more.
+    """Replace the tags of a task. Without TAGS, all tags are removed.
 
     \b
     prompt-serve tasks tag pets prod eu
@@ -247,10 +257,10 @@ def tag(name: str, tags: tuple[str, ...], url: str, timeout_s: float) -> None:
 
 @tasks.command()
 @click.argument("name")
-@click.option("--off", is_flag=True, help="No longer.")
+@click.option("--off", is_flag=True, help="Unpin the task.")
 @service_options
 def pin(name: str, off: bool, url: str, timeout_s: float) -> None:
-    """Keep a task in the service's memory, however seldom it is asked.
+    """Keep a task in the service's memory, even if it is rarely used.
 
     \b
     prompt-serve tasks pin pets
@@ -259,17 +269,18 @@ def pin(name: str, off: bool, url: str, timeout_s: float) -> None:
 
     with Client(url, timeout_s=timeout_s) as client:
         client.set_pinned(name, not off)
-    click.echo(f"{name} {'may leave the memory' if off else 'stays in memory'}.")
+    click.echo(f"{name} is {'unpinned' if off else 'pinned'}.")
 
 
-def _say_served(task: TaskInfo) -> None:
-    click.echo(f"{task.name} is served: {task.n_classes:,} classes, version {task.version[:12]}.")
+def _print_served(task: TaskInfo) -> None:
+    classes = f"{task.n_classes:,} class{'' if task.n_classes == 1 else 'es'}"
+    click.echo(f"{task.name} is served: {classes}, version {task.version[:12]}.")
 
 
-def _say_report(report: BulkReport) -> None:
+def _print_report(report: BulkReport) -> None:
     for item in report.items:
         if item.error is not None:
             click.echo(f"{item.name} is not served: {item.error.detail}", err=True)
-    click.echo(f"{report.served:,} tasks are served.")
+    click.echo(f"{counted(report.served, 'task')} {'is' if report.served == 1 else 'are'} served.")
     if report.failed:
         raise SystemExit(1)

@@ -1,1 +1,1 @@
-"""The datasets of the papers in the folders people already have them in, and one's own."""
+"""The papers' datasets in their usual folder layouts, and user datasets."""

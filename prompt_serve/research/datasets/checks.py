@@ -1,7 +1,7 @@
-"""Whether a split is the published one: its counts, its labels' order, and which images it draws.
+"""Check that a split is the published one: its counts, the order of its labels, and its images.
 
-Where the split file is missing, CoOp's code draws a new one and calls it the same. Counts and names
-are then as published and the images are not, so a few positions of the list are looked at.
+If the split file is missing, CoOp's code draws a new split under the same name. Its counts and
+class names match the published split but its images do not, so a few list positions are checked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,13 +15,13 @@ from prompt_serve.training.data.dataset import ImageSet, Split, limited
 def published_faults(
     spec: DatasetSpec, images: Path, class_names: Sequence[str], parts: Mapping[str, ImageSet]
 ) -> list[str]:
-    """One line for each thing in which a dataset differs from the published one.
+    """Return one line per difference between a dataset and the published one.
 
     Args:
-        spec: what was published.
-        images: the folder that paths in the split start from.
+        spec: the published dataset.
+        images: folder that the paths in the split are relative to.
         class_names: in the order of the labels.
-        parts: the images of each part.
+        parts: images of each part.
     """
     return [
         *_count_faults(spec, class_names, parts),
@@ -32,7 +32,7 @@ def published_faults(
 
 
 def split_check(spec: DatasetSpec, images: Path) -> Callable[[Split], list[str]]:
-    """``published_faults`` as a check of ``reading.checked``."""
+    """Return ``published_faults`` as a check for ``loading.checked``."""
     return lambda split: published_faults(spec, images, split.class_names, split.parts)
 
 
@@ -43,15 +43,11 @@ def _count_faults(
     if spec.classes and len(class_names) != spec.classes:
         faults.append(f"it has {len(class_names):,} classes; published are {spec.classes:,}")
     for part, size in spec.sizes.items():
-        there = len(parts[part]) if part in parts else 0
-        if there != size:
-            faults.append(f"{part} has {there:,} images; published are {size:,}")
+        found = len(parts[part]) if part in parts else 0
+        if found != size:
+            faults.append(f"{part} has {found:,} images; published are {size:,}")
     if spec.sizes:
-        faults += [
-            f"it has a part {part}, which is not published"
-            for part in parts
-            if part not in spec.sizes
-        ]
+        faults += [f"it has an unexpected part {part}" for part in parts if part not in spec.sizes]
     return faults
 
 
@@ -63,14 +59,14 @@ def _order_faults(spec: DatasetSpec, class_names: Sequence[str]) -> list[str]:
         return []
     return [
         f"class {half} is {class_names[half]!r}; published is {spec.first_new!r}, the first of the "
-        f"new classes: names or labels were changed"
+        f"new classes: names or labels have changed"
     ]
 
 
 def _draw_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet]) -> list[str]:
     train = parts["train"].items if "train" in parts else ()
     if len(train) != spec.sizes.get("train"):
-        return []  # said already, and positions mean nothing then
+        return []  # already reported, and positions are meaningless
     wrong = [
         f"training image {at} is {_below(train[at].path, images).as_posix()}; published is "
         f"{file}: the split was drawn anew"
@@ -87,12 +83,12 @@ def _name_faults(spec: DatasetSpec, images: Path, parts: Mapping[str, ImageSet])
     for part in parts.values():
         for item in part.items:
             file = _below(item.path, images)
-            name, wanted = part.class_names[item.label], class_name_of(file, spec)
-            if wanted is not None and name != wanted:
-                faults.append(f"{file.as_posix()} is called {name!r}; published is {wanted!r}")
+            name, expected = part.class_names[item.label], class_name_of(file, spec)
+            if expected is not None and name != expected:
+                faults.append(f"{file.as_posix()} is called {name!r}; published is {expected!r}")
     return limited(faults, 3)
 
 
 def _below(path: Path, images: Path) -> Path:
-    """The path from the folder of images; as it is where it leads elsewhere."""
+    """Return the path relative to the folder of images; unchanged if it is outside of it."""
     return path.relative_to(images) if path.is_relative_to(images) else path

@@ -1,4 +1,4 @@
-"""What classes are called: after their folders or files, or as a list of names says."""
+"""Class names: from folders or files, or from a list of names."""
 
 from collections.abc import Iterable
 from pathlib import Path, PurePath
@@ -8,11 +8,11 @@ from prompt_serve.research.datasets.spec import DatasetSpec
 
 
 def class_name_of(file: PurePath, spec: DatasetSpec) -> str | None:
-    """The class of an image by its path, as CoOp cleans names; None where the path has none.
+    """Return the class name that CoOp derives from an image's path; None if there is none.
 
     Args:
-        file: relative to the folder of images.
-        spec: says where in the path the name is, and which names are replaced.
+        file: path relative to the folder of images.
+        spec: states which part of the path is the name, and which names are replaced.
     """
     match spec.names_from:
         case "folder":
@@ -28,14 +28,14 @@ def class_name_of(file: PurePath, spec: DatasetSpec) -> str | None:
 
 
 def read_synset_names(path: Path) -> dict[str, str]:
-    """Class names by synset (n01440764), in the order of the synsets, which is that of the labels.
+    """Read class names by synset (n01440764), sorted by synset, which is the order of the labels.
 
-    Two pairs of ImageNet's classes have one name in CLIP's list, missile and sunglasses. A prompt
-    tells classes apart by name, so the second of them ends in "_": the text tower, which reads
-    "_" as a space, sees the same sentence for both, as in the papers.
+    Two pairs of ImageNet's classes share a name in CLIP's list: missile and sunglasses. A prompt
+    distinguishes classes by name, so the second name of a pair ends in "_". The text tower reads
+    "_" as a space, so both get the same sentence, as in the papers.
 
     Raises:
-        DatasetInvalid: it is no list of synsets and names.
+        DatasetInvalid: the file is not a list of synsets and names.
     """
     names: dict[str, str] = {}
     faults: list[str] = []
@@ -45,9 +45,9 @@ def read_synset_names(path: Path) -> dict[str, str]:
         if name.strip():
             names[synset] = name.strip()
         elif line.strip():
-            faults.append(f"line {number} is {line!r}; wanted a synset and a name")
+            faults.append(f"line {number} is {line!r}; expected a synset and a name")
     if faults or not names:
-        raise DatasetInvalid(f"{path} is no list of class names:", faults or ["it is empty"])
+        raise DatasetInvalid(f"{path} is not a list of class names:", faults or ["it is empty"])
     ordered = dict(sorted(names.items()))
     return dict(zip(ordered, _distinct(ordered.values()), strict=True))
 

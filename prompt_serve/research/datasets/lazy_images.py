@@ -1,4 +1,4 @@
-"""Images that are listed when they are asked for: a folder may hold a million."""
+"""Image sets that are listed on first use: a folder may hold a million images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -7,7 +7,7 @@ from prompt_serve.training.data.dataset import ImageSet
 
 
 class ImagesByName(Mapping[str, ImageSet]):
-    """Test sets that are read when they are asked for, and then kept."""
+    """Test sets by name, read on first use and then cached."""
 
     def __init__(self, readers: Mapping[str, Callable[[], ImageSet]]) -> None:
         self._readers = {name: cache(reader) for name, reader in readers.items()}

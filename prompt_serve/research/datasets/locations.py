@@ -1,4 +1,4 @@
-"""Find a dataset below the datasets root, and say what is lacking and where to get it."""
+"""Find a dataset below the datasets root, or explain what is missing and where to get it."""
 
 import re
 from dataclasses import dataclass
@@ -6,47 +6,50 @@ from pathlib import Path
 
 from prompt_serve.research.datasets.spec import DatasetSpec
 
-CLASS_NAMES = "classnames.txt"  # synset and class name, one a line
+CLASS_NAMES = "classnames.txt"  # one synset and class name per line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a dataset lies."""
+class DatasetLocation:
+    """Folder of a dataset and of its images."""
 
     folder: Path
     images: Path
 
 
-def find(root: Path, spec: DatasetSpec) -> Place | str:
-    """Where a dataset lies below ``root``; else what is lacking, what to fetch and where to put it.
+def find_dataset(root: Path, spec: DatasetSpec) -> DatasetLocation | str:
+    """Return the location of a dataset below ``root``, or a text on what is missing.
 
-    Only folders are listed, no images, so this is quick for the largest dataset.
+    The text says what to download and where to put it. Only folders are listed, no images, so this
+    is fast even for the largest dataset.
     """
-    folders = folders_of(root, spec)
+    folders = candidate_folders(root, spec)
     if not folders:
         names = f"{spec.folders[0]}/"
         if spec.folders[1:]:
             names += f" (or {', '.join(f'{name}/' for name in spec.folders[1:])})"
-        return f"there is no folder {names} in {root}. {how_to_get(spec, root / spec.folders[0])}"
+        return (
+            f"there is no folder {names} in {root}. {download_hint(spec, root / spec.folders[0])}"
+        )
     # The folder with the fewest gaps; the first, which has CoOp's name, among equals.
     folder = min(folders, key=lambda folder: len(_gaps(folder, spec)))
     gaps = _gaps(folder, spec)
     images = _images(folder, spec)
     if gaps or images is None:
-        return f"{folder} has no {' and no '.join(gaps)}. {how_to_get(spec, folder)}"
-    return Place(folder=folder, images=images)
+        return f"{folder} has no {' and no '.join(gaps)}. {download_hint(spec, folder)}"
+    return DatasetLocation(folder=folder, images=images)
 
 
-def folders_of(root: Path, spec: DatasetSpec) -> list[Path]:
-    """Folders below ``root`` that are called like the dataset; CoOp's name for it comes first."""
+def candidate_folders(root: Path, spec: DatasetSpec) -> list[Path]:
+    """Return folders below ``root`` with a name of the dataset; CoOp's name comes first."""
     found = [folder for name in spec.folders for folder in _called(root, name)]
     return list(dict.fromkeys(found))
 
 
-def how_to_get(spec: DatasetSpec, folder: Path) -> str:
-    """What to fetch, from where, and where to put it."""
+def download_hint(spec: DatasetSpec, folder: Path) -> str:
+    """Describe what to download, from where, and where to put it."""
     images = folder / spec.images[0]
-    text = f"Fetch the images ({', '.join(spec.fetch)}) into {images}"
+    text = f"Download the images ({', '.join(spec.fetch)}) into {images}"
     if spec.holds:
         text += f", which holds {' and '.join(f'{name}/' for name in spec.holds)}"
     if spec.needs and spec.needs_page in spec.fetch:
@@ -56,8 +59,8 @@ def how_to_get(spec: DatasetSpec, folder: Path) -> str:
     return f"{text}."
 
 
-def plain(name: str) -> str:
-    """A name without case and punctuation, by which folders are compared."""
+def normalized_name(name: str) -> str:
+    """Strip case and punctuation from a name, for comparing folders."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
@@ -68,7 +71,7 @@ def _called(root: Path, name: str) -> list[Path]:
             folder
             for parent in found
             for folder in sorted(_folders(parent), key=lambda folder: folder.name != part)
-            if plain(folder.name) == plain(part)
+            if normalized_name(folder.name) == normalized_name(part)
         ]
     return found
 
@@ -85,7 +88,7 @@ def _images(folder: Path, spec: DatasetSpec) -> Path | None:
     for name in spec.images:
         images = folder / name
         held = all((images / part).is_dir() for part in spec.holds)
-        # The folder itself is one of images only if classes lie in it.
+        # The dataset folder itself qualifies only if it contains class folders.
         if images.is_dir() and held and (name != "." or _folders(images)):
             return images
     return None

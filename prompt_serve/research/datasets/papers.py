@@ -1,4 +1,4 @@
-"""The eleven datasets of the papers, and ImageNet's four test sets of other looks, as a suite."""
+"""The eleven datasets of the papers, and ImageNet's four domains, as a suite."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -7,7 +7,12 @@ from pathlib import Path
 from prompt_serve.errors import DatasetMissing
 from prompt_serve.research.datasets.class_names import read_synset_names
 from prompt_serve.research.datasets.lazy_images import ImagesByName
-from prompt_serve.research.datasets.locations import CLASS_NAMES, Place, find, folders_of
+from prompt_serve.research.datasets.locations import (
+    CLASS_NAMES,
+    DatasetLocation,
+    candidate_folders,
+    find_dataset,
+)
 from prompt_serve.research.datasets.readers import read_domain, read_split
 from prompt_serve.research.datasets.spec import (
     COOP,
@@ -29,62 +34,62 @@ def papers_suite(
     datasets: Mapping[str, DatasetSpec] | None = None,
     domains: Mapping[str, DatasetSpec] | None = None,
 ) -> Suite:
-    """The papers' datasets below ``root``, in the folders that CoOp's DATASETS.md names.
+    """Find the papers' datasets below ``root``, in the folders that CoOp's DATASETS.md names.
 
     Args:
-        root: whose folders are imagenet, caltech-101, oxford_pets and so on.
-        templates: whose hand-written sentences: "coop", "prograd", "kgcoop".
-        datasets: other ones than the published eleven, by name; one of them is "imagenet".
-        domains: other test sets of its classes.
+        root: folder with imagenet/, caltech-101/, oxford_pets/ and so on.
+        templates: set of hand-written sentences: "coop", "prograd", "kgcoop".
+        datasets: specs by name, one of them "imagenet"; None: the published eleven.
+        domains: specs of domains of ImageNet's classes; None: the published four.
 
     Raises:
-        ConfigInvalid: there is no such set of templates.
+        ConfigInvalid: the set of templates is unknown.
     """
     datasets = paper_datasets() if datasets is None else datasets
     domains = imagenet_domains() if domains is None else domains
-    places = {name: find(root, spec) for name, spec in {**datasets, **domains}.items()}
-    there = {name: place for name, place in places.items() if isinstance(place, Place)}
-    lacking = {name: text for name, text in places.items() if isinstance(text, str)}
+    found = {name: find_dataset(root, spec) for name, spec in {**datasets, **domains}.items()}
+    locations = {name: one for name, one in found.items() if isinstance(one, DatasetLocation)}
+    missing = {name: text for name, text in found.items() if isinstance(text, str)}
     test_sets = {
-        name: partial(domain_images, there[name], spec, root)
+        name: partial(domain_images, locations[name], spec, root)
         for name, spec in domains.items()
-        if name in there
+        if name in locations
     }
     return Suite(
         name="papers",
         datasets={
-            name: partial(_load, there[name], spec, template_of(name, templates), test_sets)
+            name: partial(_load, locations[name], spec, template_of(name, templates), test_sets)
             for name, spec in datasets.items()
-            if name in there
+            if name in locations
         },
         source=SOURCE,
-        missing={name: text for name, text in lacking.items() if name in datasets},
-        missing_domains={name: text for name, text in lacking.items() if name in domains},
+        missing={name: text for name, text in missing.items() if name in datasets},
+        missing_domains={name: text for name, text in missing.items() if name in domains},
     )
 
 
-def domain_images(place: Place, spec: DatasetSpec, root: Path) -> ImageSet:
-    """A test set of ImageNet's classes; their names are those of ImageNet where that is there.
+def domain_images(location: DatasetLocation, spec: DatasetSpec, root: Path) -> ImageSet:
+    """Read a domain of ImageNet's classes, with ImageNet's class names if it is on disk.
 
     Raises:
         DatasetMissing: there is no list of class names.
         DatasetInvalid: it is not the published test set.
     """
     imagenet = paper_datasets()[SOURCE]
-    # ImageNet's own list first: the names must be those that the prompt was learned with.
-    folders = [*folders_of(root, imagenet), place.folder]
+    # ImageNet's list first: the names must match those that the prompt was trained with.
+    folders = [*candidate_folders(root, imagenet), location.folder]
     path = next((f / CLASS_NAMES for f in folders if (f / CLASS_NAMES).is_file()), None)
     if path is None:
         raise DatasetMissing(
-            f"The class names of {spec.title} are not there: put {CLASS_NAMES} "
-            f"({imagenet.needs_page}) into {root / imagenet.folders[0]} or {place.folder}.",
+            f"The class names of {spec.title} are missing: put {CLASS_NAMES} "
+            f"({imagenet.needs_page}) into {root / imagenet.folders[0]} or {location.folder}.",
             name=spec.name,
         )
-    return read_domain(place, spec, read_synset_names(path))
+    return read_domain(location, spec, read_synset_names(path))
 
 
 def _load(
-    place: Place,
+    location: DatasetLocation,
     spec: DatasetSpec,
     template: str,
     domains: Mapping[str, Callable[[], ImageSet]],
@@ -92,7 +97,7 @@ def _load(
     return BenchDataset(
         name=spec.name,
         title=spec.title,
-        split=read_split(place, spec),
+        split=read_split(location, spec),
         template=template,
         domains=ImagesByName(domains if spec.name == SOURCE else {}),
         note=spec.note,

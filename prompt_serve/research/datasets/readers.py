@@ -8,7 +8,7 @@ from pathlib import Path
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.research.datasets.checks import published_faults, split_check
 from prompt_serve.research.datasets.class_names import read_synset_names
-from prompt_serve.research.datasets.locations import CLASS_NAMES, Place, how_to_get
+from prompt_serve.research.datasets.locations import CLASS_NAMES, DatasetLocation, download_hint
 from prompt_serve.research.datasets.spec import DatasetSpec
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, RawDataset, Split, limited
 from prompt_serve.training.data.folders import IMAGE_SUFFIXES
@@ -18,102 +18,104 @@ from prompt_serve.training.data.manifests import missing_files, read_split_file
 _SYNSET = re.compile(r"n\d{8}")
 
 
-def read_split(place: Place, spec: DatasetSpec) -> Split:
-    """All images of a dataset, checked against what was published.
+def read_split(location: DatasetLocation, spec: DatasetSpec) -> Split:
+    """Read all images of a dataset and check them against the published split.
 
     Raises:
-        DatasetInvalid: it is not the published dataset, or images are missing; all faults at once,
-            and what to fetch.
+        DatasetInvalid: it is not the published dataset, or images are missing; lists all faults and
+            what to download.
     """
-    way_out = [how_to_get(spec, place.folder)]
-    source = f"{spec.title} in {place.folder}"
+    way_out = [download_hint(spec, location.folder)]
+    source = f"{spec.title} in {location.folder}"
     try:
-        listing = _listing(place, spec)
-    except DatasetInvalid as error:  # a list that cannot be read at all, such as a saved web page
+        listing = _listing(location, spec)
+    except DatasetInvalid as error:  # an unreadable list, such as a saved web page
         raise DatasetInvalid(f"{source} cannot be read. {error.message}", way_out) from error
-    return checked(listing, source, checks=[split_check(spec, place.images)], way_out=way_out)
+    return checked(listing, source, checks=[split_check(spec, location.images)], way_out=way_out)
 
 
-def _listing(place: Place, spec: DatasetSpec) -> RawDataset:
+def _listing(location: DatasetLocation, spec: DatasetSpec) -> RawDataset:
     match spec.reader:
         case "split-file":
-            return read_split_file(place.folder / spec.needs[0], place.images)
+            return read_split_file(location.folder / spec.needs[0], location.images)
         case "variants":
-            return read_variants(place)
+            return read_variants(location)
         case "imagenet":
-            return read_imagenet(place)
+            return read_imagenet(location)
     raise ValueError(f"no split is read by {spec.reader!r}")
 
 
-def read_domain(place: Place, spec: DatasetSpec, names: Mapping[str, str]) -> ImageSet:
-    """A test set of ImageNet's classes, over those classes that it has.
+def read_domain(location: DatasetLocation, spec: DatasetSpec, names: Mapping[str, str]) -> ImageSet:
+    """Read a domain of ImageNet's classes, over the classes that it has.
 
     Args:
-        place: of the test set.
-        spec: its reader is "synsets" (a folder for each synset) or "numbers" (for each label).
+        location: folders of the domain.
+        spec: its reader is "synsets" (one folder per synset) or "numbers" (one per label).
         names: class names by synset, in the order of ImageNet's labels.
 
     Raises:
-        DatasetInvalid: it is not the published one; all faults at once, and what to fetch.
+        DatasetInvalid: it is not the published one; lists all faults and what to download.
     """
     synsets = list(names)
     folders = {
         synsets[int(name)] if spec.reader == "numbers" and _is_number(name, synsets) else name: path
-        for name, path in _class_folders(place.images).items()
+        for name, path in _class_folders(location.images).items()
     }
-    own = [synset for synset in synsets if synset in folders]
-    strangers = sorted(set(folders) - set(own))
+    known = [synset for synset in synsets if synset in folders]
+    unknown = sorted(set(folders) - set(known))
     images = ImageSet(
-        class_names=tuple(names[synset] for synset in own),
-        items=tuple(_labeled(own, folders)),
+        class_names=tuple(names[synset] for synset in known),
+        items=tuple(_labeled(known, folders)),
     )
-    faults = limited([f"{folders[name]}: {CLASS_NAMES} has no such class" for name in strangers], 5)
-    faults += published_faults(spec, place.images, images.class_names, {"test": images})
+    faults = limited([f"{folders[name]}: {CLASS_NAMES} has no such class" for name in unknown], 5)
+    faults += published_faults(spec, location.images, images.class_names, {"test": images})
     if faults:
         raise DatasetInvalid(
-            f"{spec.title} in {place.folder} is not as published:",
-            [*faults, how_to_get(spec, place.folder)],
-            source=str(place.folder),
+            f"{spec.title} in {location.folder} is not as published:",
+            [*faults, download_hint(spec, location.folder)],
+            source=str(location.folder),
         )
     return images
 
 
-def read_imagenet(place: Place) -> RawDataset:
-    """ImageNet's training and validation folders; the latter are the test images.
+def read_imagenet(location: DatasetLocation) -> RawDataset:
+    """Read ImageNet's training and validation folders; the latter are the test images.
 
-    Labels are those of the sorted synsets; images of a class are sorted by name.
+    Labels follow the sorted synsets; images of a class are sorted by name.
     """
-    names = read_synset_names(place.folder / CLASS_NAMES)
-    train = _class_folders(place.images / "train")
-    test = _class_folders(place.images / "val")
+    names = read_synset_names(location.folder / CLASS_NAMES)
+    train = _class_folders(location.images / "train")
+    test = _class_folders(location.images / "val")
     known = [synset for synset in train if synset in names]
     listing = RawDataset(class_names=tuple(names[synset] for synset in known))
     listing.faults += limited(
         [f"{train[name]}: {CLASS_NAMES} has no such class" for name in train if name not in names],
         5,
     )
-    unknown = [f"{place.images / 'val'} has no folder {name}" for name in known if name not in test]
-    listing.faults += limited(unknown, 5)
+    absent = [
+        f"{location.images / 'val'} has no folder {name}" for name in known if name not in test
+    ]
+    listing.faults += limited(absent, 5)
     if not test:
-        listing.faults.append("sort the images in val/ into a folder for each synset")
+        listing.faults.append("sort the images in val/ into one folder per synset")
     for part, folders in (("train", train), ("test", test)):
         listing.items[part] = _labeled(known, folders)
     return listing
 
 
-def read_variants(place: Place) -> RawDataset:
-    """FGVC-Aircraft's own lists: ``variants.txt`` orders the classes, a line is "IMAGE VARIANT"."""
-    names = tuple(_lines(place.folder / "variants.txt"))
+def read_variants(location: DatasetLocation) -> RawDataset:
+    """Read FGVC-Aircraft's lists; ``variants.txt`` orders the classes, lines: "IMAGE VARIANT"."""
+    names = tuple(_lines(location.folder / "variants.txt"))
     labels = {name: label for label, name in enumerate(names)}
     listing = RawDataset(class_names=names)
     for part in ("train", "val", "test"):
-        file = place.folder / f"images_variant_{part}.txt"
+        file = location.folder / f"images_variant_{part}.txt"
         items = listing.items.setdefault(part, [])
         faults = []
         for number, line in enumerate(_lines(file), start=1):
             image, _, name = line.partition(" ")
             if name in labels:
-                items.append(LabeledImage(place.images / f"{image}.jpg", labels[name]))
+                items.append(LabeledImage(location.images / f"{image}.jpg", labels[name]))
             else:
                 faults.append(f"{file.name}, line {number}: variants.txt has no {name!r}")
         listing.faults += limited(faults)
@@ -127,7 +129,7 @@ def _lines(path: Path) -> Iterable[str]:
 
 
 def _class_folders(root: Path) -> dict[str, Path]:
-    """Folders called like a synset or a number, sorted by name."""
+    """Return folders named after a synset or a number, sorted by name."""
     return {
         folder.name: folder
         for folder in sorted(root.iterdir())
@@ -136,7 +138,7 @@ def _class_folders(root: Path) -> dict[str, Path]:
 
 
 def _labeled(synsets: Sequence[str], folders: Mapping[str, Path]) -> list[LabeledImage]:
-    """The images of each folder that is there, labeled in the order of ``synsets``."""
+    """Return the images of each existing folder, labeled in the order of ``synsets``."""
     return [
         LabeledImage(path, label)
         for label, synset in enumerate(synsets)
@@ -150,13 +152,13 @@ def _is_number(name: str, synsets: list[str]) -> bool:
 
 
 def _images(folder: Path) -> list[Path]:
-    # scandir, because it knows what is a file without asking for each of a million images.
+    # scandir knows which entries are files without a stat call for each of a million images.
     with os.scandir(folder) as entries:
         names = sorted(
             entry.name
             for entry in entries
             if not entry.name.startswith(".")
-            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  # a Path each is slow
+            and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122  # Path objects are slow
             and entry.is_file()
         )
     return [folder / name for name in names]

@@ -1,4 +1,4 @@
-"""What is known of each public dataset: ``papers.toml`` as values."""
+"""Specifications of the public datasets, read from ``papers.toml``."""
 
 import tomllib
 from collections.abc import Mapping
@@ -9,14 +9,14 @@ from typing import Any
 
 from prompt_serve.errors import ConfigInvalid
 
-COOP = "coop"  # the set of templates that the others are differences to
+COOP = "coop"  # base set of templates; the other sets list their differences from it
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """Where a dataset lies below the datasets root, and what makes it the published one.
+    """Folder layout of a public dataset and the properties of its published split.
 
-    ``papers.toml`` says what each field means. Counts and lists that are empty are not checked.
+    ``papers.toml`` explains the fields. Empty counts and lists are not checked.
     """
 
     name: str
@@ -38,34 +38,34 @@ class DatasetSpec:
 
 
 def paper_datasets() -> Mapping[str, DatasetSpec]:
-    """The eleven datasets, by name, in the order of the papers' tables."""
+    """Return the eleven datasets by name, in the order of the papers' tables."""
     return _specs("datasets")
 
 
 def imagenet_domains() -> Mapping[str, DatasetSpec]:
-    """The four test sets for a prompt learned on ImageNet, by name."""
+    """Return the four domains of ImageNet by name."""
     return _specs("domains")
 
 
 def template_sets() -> tuple[str, ...]:
-    """Whose hand-written sentences are known."""
+    """Return the names of the sets of hand-written sentences."""
     return tuple(_document()["templates"])
 
 
 def template_of(dataset: str, templates: str = COOP) -> str:
-    """The hand-written sentence of a dataset, with ``{}`` for the class name.
+    """Return the hand-written sentence of a dataset, with ``{}`` for the class name.
 
     Args:
-        dataset: a name; the default sentence where it has none of its own.
-        templates: whose.
+        dataset: name; datasets without a sentence of their own get the default.
+        templates: name of the set of sentences.
 
     Raises:
-        ConfigInvalid: there is no such set of templates.
+        ConfigInvalid: the set of templates is unknown.
     """
     known = _document()["templates"]
     if templates not in known:
         raise ConfigInvalid(
-            f"There are no templates of {templates!r}; there are those of {', '.join(known)}."
+            f"Unknown set of templates {templates!r}; expected one of {', '.join(known)}."
         )
     sentences = {**known[COOP], **known[templates]}
     return str(sentences.get(dataset, sentences["default"]))
@@ -94,6 +94,6 @@ def _spec(name: str, table: Mapping[str, Any]) -> DatasetSpec:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in table.items()
     }
-    # The keys of a TOML table are strings; these are positions in a list.
+    # TOML keys are strings; these are positions in a list.
     values["published"] = {int(at): file for at, file in table.get("published", {}).items()}
     return DatasetSpec(name=name, **values)

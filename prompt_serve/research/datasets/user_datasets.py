@@ -1,4 +1,4 @@
-"""One's own datasets as a suite: folders, CSV or Parquet tables, split files."""
+"""User datasets as a suite: folders, CSV or Parquet tables, split files."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,26 +20,26 @@ def folder_suite(
     domains: Mapping[str, Path] | None = None,
     template: str = TEMPLATE,
 ) -> Suite:
-    """Datasets that ``read_dataset`` reads, each called after its file or folder.
+    """Build a suite of datasets in the formats of ``read_dataset``, named after file or folder.
 
     Args:
-        sources: folders with one folder a class in train/, [val/] and test/; or tables with the
+        sources: folders with one folder per class in train/, [val/] and test/; or tables with the
             columns path, label and split; or split files of CoOp.
-        source: name of the dataset that transfer and domain generalization learn on; the first
-            where None.
-        domains: test sets of other looks for it, by name: of the same kinds, with all or some of
-            its classes. Their test images count, all images where they have none.
-        template: hand-written sentence with {}, of the zero-shot row.
+        source: name of the training dataset of cross-dataset transfer and domain generalization;
+            None: the first.
+        domains: domains of the source by name, in the same formats, with all or some of its
+            classes. Their test images are used, or all images if they have no test part.
+        template: hand-written sentence with {}, for the zero-shot row.
 
     Raises:
-        ConfigInvalid: there is no dataset, or none called ``source``.
+        ConfigInvalid: there is no dataset, or none named ``source``.
     """
     paths = _named(sources)
     if not paths:
-        raise ConfigInvalid("There is no dataset: give one folder or file, or more.")
+        raise ConfigInvalid("There is no dataset: name at least one folder or file.")
     source = next(iter(paths)) if source is None else source
     if source not in paths:
-        raise ConfigInvalid(f"No dataset is called {source!r}; there are {', '.join(paths)}.")
+        raise ConfigInvalid(f"No dataset is named {source!r}; there are {', '.join(paths)}.")
     domains = domains or {}
     test_sets = {
         name: partial(_domain, path, paths[source])
@@ -47,22 +47,22 @@ def folder_suite(
         if path.exists()
     }
     return Suite(
-        name="own",
+        name="user",
         datasets={
             name: partial(_load, name, path, template, test_sets if name == source else {})
             for name, path in paths.items()
             if path.exists()
         },
         source=source,
-        missing={name: _nothing(path) for name, path in paths.items() if not path.exists()},
+        missing={name: _missing(path) for name, path in paths.items() if not path.exists()},
         missing_domains={
-            name: _nothing(path) for name, path in domains.items() if not path.exists()
+            name: _missing(path) for name, path in domains.items() if not path.exists()
         },
     )
 
 
 def _named(sources: Sequence[Path]) -> dict[str, Path]:
-    """Paths by the name of the file or folder; a name that occurs again gets a number."""
+    """Return paths by the name of the file or folder; repeated names get a number."""
     named: dict[str, Path] = {}
     for path in sources:
         stem = path.resolve().stem if path.is_file() else path.resolve().name
@@ -95,9 +95,9 @@ def _domain(path: Path, source: Path) -> ImageSet:
         if name not in known
     ]
     if faults:
-        raise DatasetInvalid(f"{path} is no test set for {source}:", faults, source=str(path))
+        raise DatasetInvalid(f"{path} is not a domain of {source}:", faults, source=str(path))
     return images
 
 
-def _nothing(path: Path) -> str:
+def _missing(path: Path) -> str:
     return f"there is no folder or file {path}. Put a folder with train/ and test/ there."

@@ -1,4 +1,4 @@
-"""Make IconBench: fetch the packages, select, draw, write the table and whose drawings they are."""
+"""Build IconBench: download packages, select drawings, render them, write manifest and licenses."""
 
 import json
 import logging
@@ -9,15 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid
-from prompt_serve.research.iconbench.drawing import RESVG
 from prompt_serve.research.iconbench.fetching import fetch, read_members
+from prompt_serve.research.iconbench.image_files import draw_files, forget_others
 from prompt_serve.research.iconbench.licenses import license_note
-from prompt_serve.research.iconbench.manifest import BuiltFrom, write_built
+from prompt_serve.research.iconbench.manifest import BuildRecord, write_built
 from prompt_serve.research.iconbench.packages import Package, Pins, default_registry, pinned
-from prompt_serve.research.iconbench.pictures import draw_files, forget_others
-from prompt_serve.research.iconbench.selection import Row, Selection, digest, read_emoji, select
+from prompt_serve.research.iconbench.selection import (
+    ManifestRow,
+    Selection,
+    digest,
+    read_emoji,
+    select,
+)
 from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
 from prompt_serve.research.iconbench.suite import default_folder
+from prompt_serve.research.iconbench.svg_rendering import RESVG
 from prompt_serve.research.iconbench.tasks import TASKS
 from prompt_serve.training.progress import SILENT, Progress
 
@@ -27,17 +33,17 @@ LICENSES = "LICENSES.md"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
-    """What a build came to."""
+class BuiltBenchmark:
+    """Result of a build."""
 
     folder: Path
     selection: Selection
-    made: BuiltFrom
-    # Whether the pixels are those of the published figures; None where another size was asked for.
+    made: BuildRecord
+    # True if the pixels are those of the published figures; None for another size.
     pixels_as_pinned: bool | None
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """Task -> classes, and images of each part and domain."""
+        """Return, by task, the number of classes and of images per part and domain."""
         return {task.name: _counts(task.name, self.selection.rows) for task in TASKS}
 
 
@@ -51,22 +57,22 @@ def build_iconbench(
     workers: int = 2,
     progress: Progress = SILENT,
     pins: Pins | None = None,
-) -> Built:
-    """Fetch what is missing, draw what is missing, and write the tables.
+) -> BuiltBenchmark:
+    """Download and render what is missing, and write the manifest.
 
     Args:
-        folder: that it is made in; iconbench in the user's cache where None.
-        downloads: where packages are kept; downloads in ``folder`` of the cache where None.
-        registry: of npm; $NPM_CONFIG_REGISTRY or npm's own where None.
-        offline: fetch nothing.
-        size: sides of the images in pixels; as pinned where None.
-        workers: processes that draw.
-        progress: shows how far it is.
-        pins: what to make; the benchmark of this version where None.
+        folder: output folder; None: iconbench in the user's cache.
+        downloads: folder of the packages; None: downloads in the default ``folder``.
+        registry: npm registry; None: $NPM_CONFIG_REGISTRY or npm's own.
+        offline: download nothing.
+        size: side length of the images in pixels; None: as pinned.
+        workers: number of processes that render.
+        progress: shows progress bars.
+        pins: benchmark to build; None: the one of this version.
 
     Raises:
-        DatasetMissing: a package could not be had as it was pinned.
-        DatasetInvalid: the packages come to another selection than was pinned.
+        DatasetMissing: a package is not available as it was pinned.
+        DatasetInvalid: the packages yield another selection than the pinned one.
     """
     pins = pins or pinned()
     folder, size = folder or default_folder(), size or pins.size
@@ -82,13 +88,13 @@ def build_iconbench(
     selection, infos = read_packages(archives)
     if (came := digest(selection)) != pins.selection:
         raise DatasetInvalid(
-            f"The packages come to the selection {came}, wanted {pins.selection}: this is another "
-            f"benchmark. Install prompt-serve again if its files may have changed."
+            f"The packages yield the selection {came}, expected {pins.selection}: this is another "
+            f"benchmark. Reinstall prompt-serve if its files may have changed."
         )
     pixels = _draw(selection, folder, size, workers, progress, archives)
     counts = Counter(drawing.style for drawing in selection.drawings)
     (folder / LICENSES).write_text(license_note(infos, counts, size), encoding="utf-8")
-    made = BuiltFrom(
+    made = BuildRecord(
         selection=came,
         pixels=pixels,
         size=size,
@@ -97,10 +103,10 @@ def build_iconbench(
     )
     write_built(folder, selection.rows, made)
     as_pinned = pixels == pins.pixels if size == pins.size else None
-    return Built(folder=folder, selection=selection, made=made, pixels_as_pinned=as_pinned)
+    return BuiltBenchmark(folder=folder, selection=selection, made=made, pixels_as_pinned=as_pinned)
 
 
-def _counts(task: str, rows: Iterable[Row]) -> dict[str, int]:
+def _counts(task: str, rows: Iterable[ManifestRow]) -> dict[str, int]:
     own = [row for row in rows if row.task == task]
     parts = Counter(row.part for row in own)
     styles = Counter(row.style for row in own)
@@ -114,7 +120,7 @@ def _counts(task: str, rows: Iterable[Row]) -> dict[str, int]:
 def read_packages(
     archives: Mapping[Package, Path],
 ) -> tuple[Selection, dict[str, tuple[Package, Mapping[str, Any]]]]:
-    """The selection, and of each style its package and what iconify says of it."""
+    """Return the selection and, by style, its package and iconify's metadata."""
     sets, infos = {}, {}
     for package, path in archives.items():
         if package.style:

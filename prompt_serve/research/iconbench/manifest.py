@@ -1,7 +1,7 @@
-"""The built benchmark on disk: one table of all images, and a note of what they were made from.
+"""The built benchmark on disk: a table of all images, and a record of their sources.
 
 ``manifest.csv`` has the columns task, part, style, class, path; ``built.json`` is written last, so
-that a folder without it is not finished.
+a folder without it is incomplete.
 """
 
 import csv
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid, DatasetMissing
 from prompt_serve.files import atomic_file
-from prompt_serve.research.iconbench.selection import Row
+from prompt_serve.research.iconbench.selection import ManifestRow
 
 MANIFEST = "manifest.csv"
 BUILT = "built.json"
@@ -20,18 +20,18 @@ COLUMNS = ("task", "part", "style", "class", "path")
 
 
 @dataclass(frozen=True, kw_only=True)
-class BuiltFrom:
-    """What a folder was made from."""
+class BuildRecord:
+    """Sources of a built folder."""
 
     selection: str  # sha256 of rows and SVG
-    pixels: str  # sha256 of what was drawn
+    pixels: str  # sha256 of the rendered images
     size: int
     resvg: str
     packages: list[str]
 
 
-def write_built(folder: Path, rows: Iterable[Row], made: BuiltFrom) -> None:
-    """Write the table, then the note."""
+def write_built(folder: Path, rows: Iterable[ManifestRow], made: BuildRecord) -> None:
+    """Write the manifest, then the record."""
     (folder / BUILT).unlink(missing_ok=True)
     with (
         atomic_file(folder / MANIFEST) as temporary,
@@ -44,23 +44,23 @@ def write_built(folder: Path, rows: Iterable[Row], made: BuiltFrom) -> None:
         temporary.write_text(json.dumps(asdict(made), indent=1) + "\n", encoding="utf-8")
 
 
-def read_built(folder: Path) -> BuiltFrom:
-    """The note.
+def read_built(folder: Path) -> BuildRecord:
+    """Read the record.
 
     Raises:
-        DatasetMissing: the folder is not there or not finished.
-        DatasetInvalid: the note is none of ours.
+        DatasetMissing: the folder is missing or incomplete.
+        DatasetInvalid: the record is invalid.
     """
     try:
         text = (folder / BUILT).read_text(encoding="utf-8")
     except OSError as error:
         raise DatasetMissing(
-            f"IconBench is not in {folder}. Fetch and draw it with prompt-serve data iconbench "
+            f"IconBench is not in {folder}. Build it with prompt-serve data iconbench "
             f"(needs the npm registry once, and a few minutes).",
             name="iconbench",
         ) from error
     try:
-        return BuiltFrom(**json.loads(text))
+        return BuildRecord(**json.loads(text))
     except (ValueError, TypeError) as error:
         raise DatasetInvalid(f"{folder / BUILT} is damaged: {error}. {AGAIN}") from error
 
@@ -68,11 +68,11 @@ def read_built(folder: Path) -> BuiltFrom:
 AGAIN = "Run prompt-serve data iconbench again."
 
 
-def read_rows(folder: Path) -> tuple[Row, ...]:
-    """The table, in its order.
+def read_rows(folder: Path) -> tuple[ManifestRow, ...]:
+    """Read the rows of the manifest in order.
 
     Raises:
-        DatasetInvalid: it is not there, or none of ours.
+        DatasetInvalid: the manifest is missing or invalid.
     """
     path = folder / MANIFEST
     try:
@@ -81,7 +81,7 @@ def read_rows(folder: Path) -> tuple[Row, ...]:
         if tuple(lines[0]) != COLUMNS:
             raise ValueError(f"its columns are {', '.join(lines[0])}")
         return tuple(
-            Row(task=task, part=part, style=style, class_name=name, path=image)
+            ManifestRow(task=task, part=part, style=style, class_name=name, path=image)
             for task, part, style, name, image in lines[1:]
         )
     except (OSError, ValueError, IndexError) as error:

@@ -1,4 +1,4 @@
-"""The npm packages that IconBench is made of, each pinned by version and checksum."""
+"""The npm packages that IconBench is built from, pinned by version and checksum."""
 
 import base64
 import hashlib
@@ -17,13 +17,13 @@ class Package:
 
     name: str  # "@iconify-json/noto"
     version: str
-    integrity: str  # "sha512-" and base64, as npm has it
-    size_bytes: int  # of the archive
-    style: str = ""  # whose drawings it holds; empty for the Unicode data
+    integrity: str  # "sha512-" and base64, as npm writes it
+    size_bytes: int  # size of the archive
+    style: str = ""  # style of its drawings; empty for the Unicode data
 
     @property
     def file_name(self) -> str:
-        """As ``npm pack`` calls it: ``iconify-json-noto-1.2.9.tgz``."""
+        """File name that ``npm pack`` gives it: ``iconify-json-noto-1.2.9.tgz``."""
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
     def url(self, registry: str) -> str:
@@ -36,11 +36,11 @@ class Package:
 
 @dataclass(frozen=True, kw_only=True)
 class Pins:
-    """All that a build has to agree with."""
+    """Packages and checksums that a build is verified against."""
 
     packages: tuple[Package, ...]
     selection: str  # sha256, see ``selection.digest``
-    # sha256 of the pixels at ``size`` as drawn by ``resvg``; other versions may draw otherwise.
+    # sha256 of the pixels at ``size`` as rendered by ``resvg``; other versions may differ.
     pixels: str
     size: int
     resvg: str
@@ -48,7 +48,7 @@ class Pins:
 
 @cache
 def pinned() -> Pins:
-    """What this version of prompt-serve is pinned to."""
+    """Return the pins of this version of prompt-serve."""
     text = (resources.files(__package__) / "packages.toml").read_text(encoding="utf-8")
     document = tomllib.loads(text)
     return Pins(
@@ -57,11 +57,11 @@ def pinned() -> Pins:
 
 
 def integrity_of(data: bytes) -> str:
-    """sha512 as npm writes it."""
+    """Return the sha512 in npm's notation."""
     return f"sha512-{base64.b64encode(hashlib.sha512(data).digest()).decode()}"
 
 
 def default_registry() -> str:
-    """``$NPM_CONFIG_REGISTRY`` in either spelling, else npm's own."""
+    """Return ``$NPM_CONFIG_REGISTRY`` (upper or lower case), or npm's own registry."""
     found = (os.environ.get(name) for name in ("NPM_CONFIG_REGISTRY", "npm_config_registry"))
     return next((value for value in found if value), REGISTRY)

@@ -1,8 +1,9 @@
-"""A tiny IconBench that ships with the package, for tests and to try protocols in a minute.
+"""A tiny IconBench that ships with the package, for tests and for trying protocols in a minute.
 
-Cut from the emoji sample (``prompt_serve/assets/emoji``: 64 x 64, a team's own labels; licenses in
-its ``LICENSES.md``). Learned on three styles; twemoji, which the embedded backbone knows, is held
-out as a domain, and emojione, which it never saw, is the test part and a domain too.
+A subset of the emoji sample (``prompt_serve/assets/emoji``: 64 x 64 pixels, labels made for it;
+licenses in its ``LICENSES.md``). Three styles are for training. twemoji, which the embedded
+backbone was pretrained on, is a domain; emojione, which it has not seen, is the test part and also
+a domain.
 """
 
 import csv
@@ -12,14 +13,14 @@ from importlib import resources
 from pathlib import Path
 
 from prompt_serve.research.datasets.suite import BenchDataset, Suite
-from prompt_serve.research.iconbench.selection import Row
+from prompt_serve.research.iconbench.selection import ManifestRow
 from prompt_serve.research.iconbench.styles import KNOWN, KNOWN_STYLE, TEST, TRAIN
 from prompt_serve.research.iconbench.suite import domain, image_set
 from prompt_serve.research.iconbench.tasks import TEMPLATE
 from prompt_serve.training.data.dataset import Split
 
 TEST_STYLE = "emojione"
-# In this order, which is no alphabet: base and new classes are its halves.
+# Deliberately not alphabetical: base and new classes are the halves of this order.
 OUTDOORS = ("wildlife", "transport", "nature", "architecture", "weather")
 INDOORS = ("people", "groceries", "office supplies", "emotion", "music", "gesture", "sports")
 SAMPLE_TASKS = {
@@ -30,12 +31,15 @@ SAMPLE_TASKS = {
 
 
 def sample_folder() -> Path:
-    """The emoji sample, as installed."""
+    """Return the folder of the installed emoji sample."""
     return Path(str(resources.files("prompt_serve") / "assets" / "emoji"))
 
 
 def sample_suite() -> Suite:
-    """Three small tasks; 27 training images a class, none to validate on (held out of them)."""
+    """Return three small tasks with 27 training images per class.
+
+    Validation images are held out of the training images.
+    """
     return Suite(
         name="icon-sample",
         datasets={name: partial(_dataset, name) for name in SAMPLE_TASKS},
@@ -58,12 +62,12 @@ def _dataset(name: str) -> BenchDataset:
     )
 
 
-def _rows(task: str, classes: Sequence[str]) -> list[Row]:
+def _rows(task: str, classes: Sequence[str]) -> list[ManifestRow]:
     with (sample_folder() / "manifest.csv").open(newline="", encoding="utf-8") as file:
         found = [line for line in csv.DictReader(file) if line["label"] in classes]
     found.sort(key=lambda line: classes.index(line["label"]))
     return [
-        Row(
+        ManifestRow(
             task=task,
             part=KNOWN if line["style"] == KNOWN_STYLE else line["split"],
             style=line["style"],

@@ -1,4 +1,4 @@
-"""Which drawing of which style is which class of which task: a pure function of the packages."""
+"""Assign drawings to tasks, parts and classes: a pure function of the packages."""
 
 import hashlib
 import json
@@ -17,14 +17,15 @@ from prompt_serve.research.iconbench.styles import (
 )
 from prompt_serve.research.iconbench.tasks import TASKS, IconTask
 
-# An emoji is a class of its own where all these have it: enough to learn, validate and test on.
+# An emoji can be a class of its own only if all these styles have it, for training, validation and
+# test images.
 NAMED_IN = (VAL_STYLE, KNOWN_STYLE, "emojione", "emojione-v1")
 NAMED_IN_TRAIN_STYLES = 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One emoji as Unicode sorts it in."""
+    """One emoji with its Unicode group and sub-group."""
 
     key: str  # "hot-dog"
     group: str  # "food-drink"
@@ -37,16 +38,16 @@ class Drawing:
 
     style: str
     key: str
-    svg: str  # of ``icons.whole_svg``
+    svg: str  # document from ``icons.whole_svg``
 
     @property
     def path(self) -> str:
-        """Below the benchmark's folder."""
+        """Path relative to the benchmark's folder."""
         return f"drawings/{self.style}/{self.key}.png"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ManifestRow:
     """One image of one task: a line of the manifest."""
 
     task: str
@@ -58,14 +59,14 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """The whole benchmark, undrawn."""
+    """The whole benchmark before rendering."""
 
-    rows: tuple[Row, ...]
-    drawings: tuple[Drawing, ...]  # that the rows name, each once
+    rows: tuple[ManifestRow, ...]
+    drawings: tuple[Drawing, ...]  # all drawings of the rows, without duplicates
 
 
 def read_emoji(groups: Mapping[str, Any], data: Sequence[Mapping[str, Any]]) -> tuple[Emoji, ...]:
-    """Every emoji in Unicode's order; skin tones, and names that two share, are left out.
+    """Return all emoji in Unicode's order, without skin tones and ambiguous names.
 
     Args:
         groups: emojibase's ``meta/groups.json``.
@@ -90,18 +91,18 @@ def select(
     sets: Mapping[str, Mapping[str, Any]],
     tasks: Sequence[IconTask] = TASKS,
 ) -> Selection:
-    """Sort the drawings into tasks, parts and classes.
+    """Assign the drawings to tasks, parts and classes.
 
     Args:
         emoji: in Unicode's order.
         sets: style -> iconify's ``icons.json``.
-        tasks: in the order of tables.
+        tasks: in the order of the tables.
     """
-    there = {style: _keys(sets[style]) for style in STYLES}
-    rows: list[Row] = []
+    keys_of = {style: _keys(sets[style]) for style in STYLES}
+    rows: list[ManifestRow] = []
     for task in tasks:
-        classes = _named(task, emoji, there) if task.named else _classes(task, emoji)
-        rows += _rows(task, classes, there)
+        classes = _named(task, emoji, keys_of) if task.named else _classes(task, emoji)
+        rows += _rows(task, classes, keys_of)
     paths = dict.fromkeys((row.style, _key(row)) for row in rows)
     return Selection(
         rows=tuple(rows),
@@ -110,7 +111,7 @@ def select(
 
 
 def digest(selection: Selection) -> str:
-    """sha256, in hexadecimal, over every row and the SVG of every drawing."""
+    """Return the sha256, in hexadecimal, over every row and the SVG of every drawing."""
     hashed = hashlib.sha256()
     for row in selection.rows:
         line = [row.task, row.part, row.style, row.class_name, row.path]
@@ -126,7 +127,7 @@ def _keys(document: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _classes(task: IconTask, emoji: Sequence[Emoji]) -> dict[str, list[str]]:
-    """Class name -> keys, both in Unicode's order."""
+    """Map class names to keys, both in Unicode's order."""
     class_of = {group: name for name, groups in task.classes.items() for group in groups}
     classes: dict[str, list[str]] = {}
     for one in emoji:
@@ -137,23 +138,23 @@ def _classes(task: IconTask, emoji: Sequence[Emoji]) -> dict[str, list[str]]:
 
 
 def _named(
-    task: IconTask, emoji: Sequence[Emoji], there: Mapping[str, frozenset[str]]
+    task: IconTask, emoji: Sequence[Emoji], keys_of: Mapping[str, frozenset[str]]
 ) -> dict[str, list[str]]:
     return {
         one.key.replace("-", " "): [one.key]
         for one in emoji
         if one.subgroup in task.named
-        and all(one.key in there[style] for style in NAMED_IN)
-        and sum(one.key in there[style] for style in TRAIN_STYLES) >= NAMED_IN_TRAIN_STYLES
+        and all(one.key in keys_of[style] for style in NAMED_IN)
+        and sum(one.key in keys_of[style] for style in TRAIN_STYLES) >= NAMED_IN_TRAIN_STYLES
     }
 
 
 def _rows(
-    task: IconTask, classes: Mapping[str, Sequence[str]], there: Mapping[str, frozenset[str]]
-) -> list[Row]:
-    """Class by class, so that any part of them has the classes in Unicode's order."""
+    task: IconTask, classes: Mapping[str, Sequence[str]], keys_of: Mapping[str, frozenset[str]]
+) -> list[ManifestRow]:
+    """Return rows class by class, so that any part of them has the classes in Unicode's order."""
     return [
-        Row(
+        ManifestRow(
             task=task.name,
             part=part_of(style),
             style=style,
@@ -163,11 +164,11 @@ def _rows(
         for name, keys in classes.items()
         for style in STYLES
         for key in keys
-        if key in there[style]
+        if key in keys_of[style]
     ]
 
 
-def _key(row: Row) -> str:
+def _key(row: ManifestRow) -> str:
     return row.path.rpartition("/")[2].removesuffix(".png")
 
 

@@ -1,7 +1,7 @@
-"""Which emoji sets are drawn from, and what each is for.
+"""Styles of IconBench and their parts: train, val, known, test.
 
-A set has one style. The embedded backbone has seen eight of them and never the last three, so a
-style is to IconBench what a kind of picture (photograph, sketch) is to ImageNet's variants.
+Each emoji set has one style. The embedded backbone was pretrained on the first eight and has not
+seen the last three, so styles serve as domains, like photographs and sketches for ImageNet.
 """
 
 TRAIN_STYLES = (
@@ -13,12 +13,12 @@ TRAIN_STYLES = (
     "streamline-emojis",
 )
 VAL_STYLE = "noto-v1"
-# Held out of learning here, though the embedded backbone was made with it.
+# Not used for training prompts, but the embedded backbone was pretrained on it.
 KNOWN_STYLE = "twemoji"
-# The test part. Nothing is ever learned or selected on them, nor was the embedded backbone.
+# The test part. Neither prompts nor the embedded backbone are trained or selected on it.
 UNSEEN_STYLES = ("emojione", "emojione-v1", "fxemoji")
 STYLES = (*TRAIN_STYLES, VAL_STYLE, KNOWN_STYLE, *UNSEEN_STYLES)
-# Test sets of their own, each over the classes it has drawings of.
+# Domains, each over the classes it has drawings of.
 DOMAIN_STYLES = (KNOWN_STYLE, *UNSEEN_STYLES)
 
 # The names of the parts in a manifest.
@@ -26,7 +26,7 @@ TRAIN, VAL, KNOWN, TEST = "train", "val", "known", "test"
 
 
 def part_of(style: str) -> str:
-    """The one part that a style belongs to: no style is ever in two."""
+    """Return the part that a style belongs to; every style belongs to exactly one."""
     if style in TRAIN_STYLES:
         return TRAIN
     return {VAL_STYLE: VAL, KNOWN_STYLE: KNOWN}.get(style, TEST)

@@ -1,4 +1,4 @@
-"""IconBench as protocols take it."""
+"""IconBench as a suite for protocols."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -8,43 +8,43 @@ from prompt_serve.errors import DatasetInvalid
 from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.iconbench.manifest import AGAIN, read_built, read_rows
 from prompt_serve.research.iconbench.packages import pinned
-from prompt_serve.research.iconbench.selection import Row
+from prompt_serve.research.iconbench.selection import ManifestRow
 from prompt_serve.research.iconbench.styles import DOMAIN_STYLES, TEST, TRAIN, VAL
 from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, IconTask
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split, limited
 
-NAMED_NOTE = "Each class has five or six training images, one a style: more shots take all."
+NAMED_NOTE = "Each class has five or six training images, one per style; more shots use all."
 
 
 def default_folder() -> Path:
-    """``$PROMPT_SERVE_CACHE/iconbench``, else ``prompt-serve/iconbench`` in the user's cache."""
+    """Return ``$PROMPT_SERVE_CACHE/iconbench``, or ``prompt-serve/iconbench`` in the user cache."""
     return cache_folder("iconbench")
 
 
 def icon_suite(folder: Path | None = None, *, selection: str | None = None) -> Suite:
-    """The eleven tasks, from the folder that ``prompt-serve data iconbench`` made.
+    """Return the eleven tasks from the folder that ``prompt-serve data iconbench`` has built.
 
-    Training images are of six styles and validation images of a seventh; test images are of three
-    that the embedded backbone never saw, which are also domains one by one; so is a held-out style
-    that it knows.
+    Six styles are for training and a seventh for validation. The test part has three styles that
+    the embedded backbone has not seen; each of them is also a domain, and so is one held-out style
+    that the backbone was pretrained on.
 
     Args:
-        folder: the one in the user's cache where None.
-        selection: checksum of the benchmark; that of this version where None.
+        folder: built folder; None: the one in the user's cache.
+        selection: checksum of the benchmark; None: that of this version.
 
     Raises:
-        DatasetMissing: it was not built.
+        DatasetMissing: the folder has not been built.
         DatasetInvalid: another version built it, or it is damaged.
     """
     folder = folder or default_folder()
-    made, wanted = read_built(folder), selection or pinned().selection
-    if made.selection != wanted:
+    made, expected = read_built(folder), selection or pinned().selection
+    if made.selection != expected:
         raise DatasetInvalid(
-            f"{folder} holds another IconBench (selection {made.selection[:12]}, wanted "
-            f"{wanted[:12]}): its figures are not to be compared. {AGAIN}"
+            f"{folder} holds another IconBench (selection {made.selection[:12]}, expected "
+            f"{expected[:12]}), whose figures cannot be compared. {AGAIN}"
         )
-    rows: dict[str, list[Row]] = {task.name: [] for task in TASKS}
+    rows: dict[str, list[ManifestRow]] = {task.name: [] for task in TASKS}
     for row in read_rows(folder):
         rows[row.task].append(row)
     return Suite(
@@ -56,10 +56,10 @@ def icon_suite(folder: Path | None = None, *, selection: str | None = None) -> S
     )
 
 
-def _dataset(task: IconTask, rows: Sequence[Row], folder: Path) -> BenchDataset:
+def _dataset(task: IconTask, rows: Sequence[ManifestRow], folder: Path) -> BenchDataset:
     if faults := [row.path for row in rows if not (folder / row.path).is_file()]:
         raise DatasetInvalid(
-            f"Images of IconBench's {task.name!r} are gone from {folder}. {AGAIN}", limited(faults)
+            f"Images of IconBench's {task.name!r} are missing in {folder}. {AGAIN}", limited(faults)
         )
     names = tuple(dict.fromkeys(row.class_name for row in rows if row.part == TRAIN))
     parts = {
@@ -76,15 +76,15 @@ def _dataset(task: IconTask, rows: Sequence[Row], folder: Path) -> BenchDataset:
     )
 
 
-def domain(rows: Iterable[Row], style: str, names: Sequence[str], folder: Path) -> ImageSet:
-    """One style's images over the classes that it draws, in the order of ``names``."""
+def domain(rows: Iterable[ManifestRow], style: str, names: Sequence[str], folder: Path) -> ImageSet:
+    """Return one style's images over the classes that it draws, in the order of ``names``."""
     chosen = [row for row in rows if row.style == style]
     drawn = {row.class_name for row in chosen}
     return image_set(chosen, tuple(name for name in names if name in drawn), folder)
 
 
-def image_set(rows: Iterable[Row], names: Sequence[str], folder: Path) -> ImageSet:
-    """The images of some rows, in their order."""
+def image_set(rows: Iterable[ManifestRow], names: Sequence[str], folder: Path) -> ImageSet:
+    """Return the images of some rows, in their order."""
     labels = {name: label for label, name in enumerate(names)}
     items = (LabeledImage(folder / row.path, labels[row.class_name]) for row in rows)
     return ImageSet(class_names=tuple(names), items=tuple(items))

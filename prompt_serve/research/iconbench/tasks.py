@@ -1,25 +1,25 @@
-"""The eleven tasks: which Unicode sub-groups of emoji make up each class.
+"""The eleven tasks, with the Unicode sub-groups of emoji that make up each class.
 
-A class here is a kind of thing ("sea animal"), which no backbone was taught by name, as it was
-with each emoji's own. Where sub-groups hold one or two emoji, or say less what is drawn than how
-(a face with glasses), they are left out. Classes are ordered as Unicode orders their emoji.
+A class is a kind of thing ("sea animal"). The embedded backbones were trained on the names of
+single emoji, not on these class names. Sub-groups with only one or two emoji, or that describe a
+detail rather than a thing (a face with glasses), are left out. Classes follow Unicode's order.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TEMPLATE = "a photo of a {}."  # the embedded backbone's; its words matter little to it
+TEMPLATE = "a photo of a {}."  # the embedded backbones are trained with it
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconTask:
-    """What is told apart."""
+    """A classification task and its classes."""
 
     name: str  # as on the command line: "animals"
     title: str  # as in tables: "Animals"
-    # Class name -> sub-groups, or -> groups, as emojibase spells them.
+    # Class name -> sub-groups or groups, as emojibase spells them.
     classes: Mapping[str, tuple[str, ...]]
-    # Each emoji of these sub-groups is a class by its own name; ``classes`` is empty then.
+    # Each emoji of these sub-groups is a class of its own; ``classes`` is empty then.
     named: tuple[str, ...] = ()
 
 
@@ -128,7 +128,7 @@ _SIGNS = {
     "letters": ("alphanum",),
     "geometric shape": ("geometric",),
 }
-# In Unicode's order of the groups; no two of them have a class name in common.
+# In Unicode's order of the groups; no class name occurs twice.
 _KINDS = {
     **_SMILEYS,
     **_PEOPLE,
@@ -140,7 +140,7 @@ _KINDS = {
     **_SIGNS,
 }
 
-# In the order of tables. The first, of all kinds, is to the others what ImageNet is in the papers.
+# In the order of the tables. The first, with all kinds, plays the role of ImageNet in the papers.
 TASKS = (
     IconTask(name="kinds", title="Kinds", classes=_KINDS),
     IconTask(name="groups", title="Groups", classes=_GROUPS),

@@ -1,11 +1,16 @@
-"""Our tables beside the papers': every figure, theirs where there is one, and the difference."""
+"""Comparison tables: our figures, the papers' where they exist, and the difference."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prompt_serve.research.datasets.suite import Suite
-from prompt_serve.research.protocols.comparison_lines import OVER, PAPERS, Line, Lines
+from prompt_serve.research.protocols.comparison_lines import (
+    OVER,
+    PAPERS,
+    ComparisonLine,
+    LineBuilder,
+)
 from prompt_serve.research.protocols.fairness import fairness_notes
 from prompt_serve.research.protocols.paper_tables import BACKBONE, DATASETS, DOMAINS
 from prompt_serve.research.protocols.results import Result
@@ -20,25 +25,25 @@ from prompt_serve.research.protocols.summary import (
     summarize,
 )
 
-_OPENAI = "vit-b-16"  # in the id of the backbone that the papers' figures are of
+_OPENAI = "vit-b-16"  # part of the id of the backbone the papers measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A table of one protocol, suite and backbone."""
+    """Table of one protocol, suite and backbone."""
 
     protocol: str
     suite: str
     backbone: str
-    learned_on: str  # in transfer the source; otherwise ""
+    learned_on: str  # source dataset of a transfer; otherwise ""
     columns: tuple[str, ...]
-    lines: tuple[Line, ...] = field(repr=False)  # by place, the average last
-    missing: Mapping[str, str]  # place that is not on disk -> what to fetch
-    notes: tuple[str, ...]  # sentences
+    lines: tuple[ComparisonLine, ...] = field(repr=False)  # by place, the average last
+    missing: Mapping[str, str]  # dataset or test set that is not on disk -> download instructions
+    notes: tuple[str, ...]  # full sentences
 
     @property
     def with_papers(self) -> frozenset[str]:
-        """Columns in which there is a figure of a paper."""
+        """Columns with at least one figure from a paper."""
         return frozenset(
             name
             for line in self.lines
@@ -48,15 +53,15 @@ class Comparison:
 
     @property
     def several_shots(self) -> bool:
-        """Whether the lines have to say of how many shots they are."""
+        """Return True if the lines differ in their number of shots."""
         return len({line.shots for line in self.lines}) > 1
 
     def only(self, *places: str) -> "Comparison":
-        """The table at some places alone, such as AVERAGE."""
+        """Return the table restricted to some places, such as AVERAGE."""
         return replace(self, lines=tuple(line for line in self.lines if line.place in places))
 
     def to_dict(self) -> dict[str, Any]:
-        """In types of JSON."""
+        """Return the table in JSON types."""
         return {
             "protocol": self.protocol,
             "suite": self.suite,
@@ -72,22 +77,24 @@ class Comparison:
 def compare_with_papers(
     results: Iterable[Result], suite: Suite | None = None, datasets: Sequence[str] = ()
 ) -> tuple[Comparison, ...]:
-    """A table for each protocol, suite, backbone and, in transfer, source.
+    """Build one table per protocol, suite, backbone and, for transfer, source.
 
-    The papers' figures stand only beside results of the suite "papers". An average over some of the
-    datasets stands beside the mean of the papers' figures for the same ones, never beside their
-    average over all.
+    The papers' figures are shown only for results of the suite "papers". An average over a subset
+    of the datasets is compared with the mean of the papers' figures for the same subset, never with
+    their average over all datasets.
 
     Args:
-        results: of one run or several.
-        suite: that was run; what it misses is listed.
-        datasets: that were asked for; of the others nothing is said to be missing.
+        results: from one or several runs.
+        suite: the suite that was run; its missing datasets are listed.
+        datasets: requested datasets; only these are listed as missing.
     """
     groups: dict[tuple[tuple[str, str, str], str], list[Result]] = {}
     for one in latest(results):
         source = one.dataset if one.protocol in TRANSFER else ""
         groups.setdefault((comparison_of(one), source), []).append(one)
-    return tuple(_comparison(own, source, suite, datasets) for (_, source), own in groups.items())
+    return tuple(
+        _comparison(group, source, suite, datasets) for (_, source), group in groups.items()
+    )
 
 
 def _comparison(
@@ -96,10 +103,10 @@ def _comparison(
     protocol, suite_name, backbone = comparison_of(results[0])
     missing = _missing(protocol, suite, datasets) if suite and suite.name == suite_name else {}
     missing.pop(source, None)
-    wanted = _wanted(protocol, suite_name, source)
-    (summary,) = summarize(results, wanted)
+    expected = _expected(protocol, suite_name, source)
+    (summary,) = summarize(results, expected)
     configs = {(one.label, one.shots): one.config for one in results}
-    table = Lines(summary, configs, source, len(wanted))
+    table = LineBuilder(summary, configs, source, len(expected))
     lines = tuple(table(missing))
     return Comparison(
         protocol=protocol,
@@ -119,8 +126,8 @@ def _missing(protocol: str, suite: Suite, datasets: Sequence[str]) -> dict[str, 
     return {name: why for name, why in suite.missing.items() if not datasets or name in datasets}
 
 
-def _wanted(protocol: str, suite: str, source: str) -> tuple[str, ...]:
-    """What an average has to cover to be whole; none: what any row has."""
+def _expected(protocol: str, suite: str, source: str) -> tuple[str, ...]:
+    """Datasets or domains that a complete average covers; empty: those that any row has."""
     if suite != PAPERS:
         return ()
     if protocol == DOMAIN_GENERALIZATION:
@@ -128,16 +135,18 @@ def _wanted(protocol: str, suite: str, source: str) -> tuple[str, ...]:
     return tuple(name for name in DATASETS if name != source)
 
 
-def _notes(results: Sequence[Result], summary: Summary, lines: Sequence[Line]) -> Iterator[str]:
+def _notes(
+    results: Sequence[Result], summary: Summary, lines: Sequence[ComparisonLine]
+) -> Iterator[str]:
     if any(line.place == AVERAGE and line.note.startswith(OVER) and line.source for line in lines):
         yield (
-            "Beside an average over some of the datasets stands the mean of the paper's figures "
-            "for the same ones, not the average that it prints."
+            "An average over a subset of the datasets is compared with the mean of the paper's "
+            "figures for the same subset, not with the average that the paper prints."
         )
     if summary.suite == PAPERS:
         if _OPENAI not in summary.backbone.lower():
             yield (
-                f"The papers' figures are of OpenAI's {BACKBONE}; these are of "
+                f"The papers measured OpenAI's {BACKBONE}; these figures were measured on "
                 f"{summary.backbone or 'another backbone'}."
             )
         yield from _departures(results)
@@ -145,16 +154,16 @@ def _notes(results: Sequence[Result], summary: Summary, lines: Sequence[Line]) -
 
 
 def _departures(results: Sequence[Result]) -> Iterator[str]:
-    """Where a row was not learned as its paper says, as far as it does say."""
+    """Yield the settings of each row that differ from those its paper states."""
     found: dict[str, dict[str, None]] = {}
     for one in results:
         paper = paper_settings(one.protocol, one.method, one.dataset, one.shots)
         for name, value in paper.settings.items():
             ours = one.config.get(name, value)
-            if ours is None and name == "learning_rate":  # the method's own
+            if ours is None and name == "learning_rate":  # the method's default
                 ours = one.learning_rate
             if name not in paper.open and ours is not None and ours != value:
                 difference = f"{name} {ours} instead of {value}"
                 found.setdefault(one.label, {})[difference] = None
     for label, differences in found.items():
-        yield f"{label} was not learned with the paper's settings: {', '.join(differences)}."
+        yield f"{label} was not trained with the paper's settings: {', '.join(differences)}."

@@ -1,4 +1,4 @@
-"""The rows of a table: our figure at each place, and the papers' where they learned the same."""
+"""Rows of a comparison table: our figure at each place, and the papers' for the same method."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,26 +20,26 @@ from prompt_serve.research.protocols.summary import (
     NEW,
     SOURCE,
     TEST,
-    Figure,
+    MeanOverSeeds,
     Summary,
     TableRow,
 )
 
-PAPERS = "papers"  # the only suite whose figures the papers report
+PAPERS = "papers"  # the only suite that the papers report figures for
 ACCURACY = "accuracy"
-OVER = "over"  # how notes on averages begin
+OVER = "over"  # first word of notes on averages
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One figure beside the papers'."""
+class ComparedFigure:
+    """One figure of ours beside the papers'."""
 
-    ours: Figure | None  # shares; None: not measured
-    theirs: float | None = None  # percent, as printed; None: there is none
+    ours: MeanOverSeeds | None  # fractions; None: not measured
+    theirs: float | None = None  # percent, as printed; None: not reported
 
     @property
     def difference(self) -> float | None:
-        """Ours less theirs, in percentage points."""
+        """Ours minus theirs, in percentage points."""
         if self.ours is None or self.theirs is None:
             return None
         return 100 * self.ours.mean - self.theirs
@@ -56,15 +56,15 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
-    """One row of a table at one place: a dataset, in transfer a test set, or the average."""
+class ComparisonLine:
+    """One row of a table at one place: a dataset, a test set of a transfer, or the average."""
 
     place: str
     label: str
-    shots: int | None  # None: the columns are counts of shots
-    cells: Mapping[str, Cell]  # by column
-    source: str = ""  # of the papers' figures
-    note: str = ""  # what who compares should know, in a few words
+    shots: int | None  # None: the columns are numbers of shots
+    cells: Mapping[str, ComparedFigure]  # by column
+    source: str = ""  # paper and table of the papers' figures
+    note: str = ""  # short caveat for the comparison
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -77,8 +77,8 @@ class Line:
         }
 
 
-class Lines:
-    """What one table says, row by row."""
+class LineBuilder:
+    """Builds the lines of one table."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Lines:
         whole: int,
     ) -> None:
         self._summary, self._configs, self._source = summary, configs, source
-        self._whole = whole  # datasets that the papers average over
+        self._whole = whole  # number of datasets that the papers average over
         self._protocol = summary.protocol
 
     @property
@@ -97,45 +97,47 @@ class Lines:
             return tuple(map(_shots_column, self._summary.shots))
         return (BASE, NEW, HARMONIC) if self._protocol == BASE_TO_NEW else (ACCURACY,)
 
-    def __call__(self, missing: Mapping[str, str]) -> Iterator[Line]:
-        """By place in the order of the suite; rows in the order they were asked for.
+    def __call__(self, missing: Mapping[str, str]) -> Iterator[ComparisonLine]:
+        """Yield lines by place in the order of the suite, rows in the order they were requested.
 
-        Of a place that is missing, only rows for which the papers have a figure.
+        A place that is missing on disk has only the rows for which the papers report a figure.
         """
-        there = self._places()
-        places = [name for name in there if name != AVERAGE]
-        places += [name for name in missing if name not in there]
+        measured = self._places()
+        places = [name for name in measured if name != AVERAGE]
+        places += [name for name in missing if name not in measured]
         if self._summary.suite == PAPERS:
             order = (SOURCE, *DATASETS, *DOMAINS)
             places.sort(key=lambda name: order.index(name) if name in order else len(order))
-        if sum(name not in (SOURCE, AVERAGE) for name in there) > 1:
+        if sum(name not in (SOURCE, AVERAGE) for name in measured) > 1:
             places.append(AVERAGE)
         for place in places:
             yield from self._absent(place) if place in missing else self._at(place)
 
-    def _absent(self, place: str) -> Iterator[Line]:
+    def _absent(self, place: str) -> Iterator[ComparisonLine]:
         known = [
             line
             for line in self._at(place, "not on disk")
             if any(cell.theirs is not None for cell in line.cells.values())
         ]
-        yield from known or [Line(place=place, label="", shots=None, cells={}, note="not on disk")]
+        yield from known or [
+            ComparisonLine(place=place, label="", shots=None, cells={}, note="not on disk")
+        ]
 
-    def _at(self, place: str, why: str = "not measured") -> Iterator[Line]:
+    def _at(self, place: str, why: str = "not measured") -> Iterator[ComparisonLine]:
         for label in self._summary.labels:
             lines = [
                 self._line(place, label, shots, why)
                 for shots in self._summary.shots
                 if (label, shots) in self._configs
             ]
-            yield from [_beside(lines)] if self._protocol == FEW_SHOT else lines
+            yield from [_merged(lines)] if self._protocol == FEW_SHOT else lines
 
     def _places(self) -> tuple[str, ...]:
         if self._source:
             return self._summary.test_sets
         return (*self._summary.datasets, AVERAGE)
 
-    def _line(self, place: str, label: str, shots: int, why: str) -> Line:
+    def _line(self, place: str, label: str, shots: int, why: str) -> ComparisonLine:
         row = self._summary.row(self._source or place, label, shots)
         ours = self._ours(row, place)
         paper = self._theirs(place, label, shots, row)
@@ -146,19 +148,19 @@ class Lines:
             "paper: ablation" if paper and paper.ablation else "",
             "paper: from memory" if paper and paper.from_memory else "",
         ]
-        return Line(
+        return ComparisonLine(
             place=place,
             label=label,
             shots=shots,
             cells={
-                name: Cell(ours=ours.get(name), theirs=figures.get(name))
+                name: ComparedFigure(ours=ours.get(name), theirs=figures.get(name))
                 for name in ((TEST,) if self._protocol == FEW_SHOT else self.columns)
             },
             source=paper.source if paper else "",
             note=", ".join(filter(None, notes)),
         )
 
-    def _ours(self, row: TableRow | None, place: str) -> Mapping[str, Figure]:
+    def _ours(self, row: TableRow | None, place: str) -> Mapping[str, MeanOverSeeds]:
         if row is None:
             return {}
         if not self._source:
@@ -166,7 +168,7 @@ class Lines:
         return {ACCURACY: row.figures[place]} if place in row.figures else {}
 
     def _theirs(self, place: str, label: str, shots: int, row: TableRow | None) -> PaperRow | None:
-        """The papers' figures under our columns."""
+        """Return the papers' figures under our column names."""
         if self._summary.suite != PAPERS:
             return None
         if place == AVERAGE and row is not None and len(row.over) < self._whole:
@@ -187,8 +189,8 @@ def _shots_column(shots: int) -> str:
     return f"{shots} shot{'s' if shots != 1 else ''}"
 
 
-def _beside(lines: Sequence[Line]) -> Line:
-    """Lines of one row that differ in shots alone as one, a column for each."""
+def _merged(lines: Sequence[ComparisonLine]) -> ComparisonLine:
+    """Merge lines of one row that differ only in shots into one, with a column per count."""
     return replace(
         lines[0],
         shots=None,

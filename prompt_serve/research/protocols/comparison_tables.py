@@ -1,23 +1,23 @@
-"""A comparison as text for a terminal and as Markdown."""
+"""Render a comparison as text for a terminal or as Markdown."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
 
 from prompt_serve.research.protocols.comparison import Comparison
-from prompt_serve.research.protocols.comparison_lines import Cell, Line
+from prompt_serve.research.protocols.comparison_lines import ComparedFigure, ComparisonLine
 from prompt_serve.research.protocols.summary import TRANSFER
 
 NOTHING = "-"
-WIDTH = 100  # of a terminal, for sentences
+WIDTH = 100  # characters per line of wrapped sentences
 
 
 def as_text(comparison: Comparison) -> str:
-    """Aligned columns, then what is missing and what keeps the figures from being compared."""
+    """Render aligned columns, then missing datasets and caveats."""
     return "\n".join(_text_lines(comparison)) + "\n"
 
 
 def as_markdown(comparison: Comparison) -> str:
-    """The same as a table of Markdown with lists."""
+    """Render a Markdown table, then missing datasets and caveats as lists."""
     head, *rows = _cells(comparison, repeat=True)
     left = _left(comparison, len(head))
     rule = [":--" if index in left else "--:" for index in range(len(head))]
@@ -33,7 +33,7 @@ def _has_notes(comparison: Comparison) -> bool:
 
 
 def _left(comparison: Comparison, columns: int) -> set[int]:
-    """Columns of words: place, row and, at the end, notes."""
+    """Indexes of left-aligned columns: place, row and, at the end, notes."""
     return {0, 1, columns - 1} if _has_notes(comparison) else {0, 1}
 
 
@@ -54,21 +54,21 @@ def _text_lines(comparison: Comparison) -> Iterator[str]:
 def _title(comparison: Comparison) -> str:
     learned = f", learned on {comparison.learned_on}" if comparison.learned_on else ""
     spread = any(cell.ours and cell.ours.seeds > 1 for cell in _all_cells(comparison))
-    what = "accuracy in percent" + (", mean ± standard deviation over seeds" if spread else "")
-    beside = "; the paper's, and ours less theirs" if comparison.with_papers else ""
+    unit = "accuracy in percent" + (", mean ± standard deviation over seeds" if spread else "")
+    beside = "; the paper's figure, and ours minus theirs" if comparison.with_papers else ""
     return (
         f"{comparison.protocol} on {comparison.suite}{learned}, {comparison.backbone}: "
-        f"{what}{beside}"
+        f"{unit}{beside}"
     )
 
 
-def _all_cells(comparison: Comparison) -> Iterator[Cell]:
+def _all_cells(comparison: Comparison) -> Iterator[ComparedFigure]:
     for line in comparison.lines:
         yield from line.cells.values()
 
 
 def _cells(comparison: Comparison, *, repeat: bool) -> list[list[str]]:
-    """Head and rows; without ``repeat`` a place is named in the first of its rows alone."""
+    """Return header and rows; without ``repeat`` only the first row of a place names it."""
     notes = _has_notes(comparison)
     head = ["tested on" if comparison.protocol in TRANSFER else "dataset", "row"]
     head += ["shots"] if comparison.several_shots else []
@@ -84,11 +84,11 @@ def _cells(comparison: Comparison, *, repeat: bool) -> list[list[str]]:
     return table
 
 
-def _row(line: Line, comparison: Comparison) -> list[str]:
+def _row(line: ComparisonLine, comparison: Comparison) -> list[str]:
     row = [line.label]
     row += [str(line.shots)] if comparison.several_shots else []
     for column in comparison.columns:
-        cell = line.cells.get(column, Cell(ours=None))
+        cell = line.cells.get(column, ComparedFigure(ours=None))
         row.append(cell.ours.percent() if cell.ours else NOTHING)
         if column in comparison.with_papers:
             row.append(NOTHING if cell.theirs is None else f"{cell.theirs:.2f}")
@@ -97,7 +97,7 @@ def _row(line: Line, comparison: Comparison) -> list[str]:
 
 
 def _signed(points: float) -> str:
-    return f"{round(points, 2) + 0.0:+.2f}"  # the sum makes 0 of what rounds to -0
+    return f"{round(points, 2) + 0.0:+.2f}"  # adding 0.0 turns -0 into 0
 
 
 def _aligned(table: Sequence[Sequence[str]], left: set[int]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""Learn every row on a dataset for every seed, test it, and keep what came out.
+"""Train every row on a dataset with every seed, test the prompts, and store the results.
 
-The one place where protocols learn. Test images are handed to a prompt that is finished, and
-nothing that learns or chooses is given any: the split that ``train_prompts`` sees has no test part.
+All protocols train here. Test images only ever reach finished prompts: the split that
+``train_prompts`` receives has no test part, so nothing can be learned or selected on it.
 """
 
 import json
@@ -18,10 +18,11 @@ from prompt_serve.prompts.prompt_file import Prompt, write_prompt_file
 from prompt_serve.research.datasets.suite import BenchDataset
 from prompt_serve.research.protocols.results import (
     FILE_NAME,
-    Answers,
     Result,
+    StoredPredictions,
     append_results,
     environment,
+    predictions_file,
     read_results,
 )
 from prompt_serve.research.protocols.rows import Row
@@ -40,26 +41,26 @@ from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.train import train_prompts
 
-ANSWERS_KEPT = 5  # most probable classes of an image
+TOP_CLASSES = 5  # most probable classes stored per image
 
 Schedule = Callable[[str, Row, str, int], Mapping[str, Any]]  # protocol, row, dataset, shots
 
 
 def equal_schedule(protocol: str, row: Row, dataset: str, shots: int) -> Mapping[str, Any]:
-    """The same settings for every row: what is asked for, or TrainConfig's defaults."""
+    """Return no settings: every row uses the requested ones, or TrainConfig's defaults."""
     return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What all protocols are run with."""
+    """Backbone, rows, seeds and settings of a protocol run."""
 
     backbone: Backbone
     rows: tuple[Row, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
     settings: Mapping[str, Any] = field(default_factory=dict)  # for all rows, such as epochs
-    schedule: Schedule = equal_schedule  # settings that ``settings`` and the rows win over
-    out: Path | None = None  # run folder; lines that are there are not learned again
+    schedule: Schedule = equal_schedule  # overridden by ``settings`` and by the rows
+    out: Path | None = None  # run folder; results found there are not trained again
     cache: FeatureCache | None = None
     workers: int = 4
     progress: Progress = SILENT
@@ -68,54 +69,54 @@ class Experiment:
     def config(
         self, protocol: str, row: Row, dataset: str, *, shots: int, seed: int
     ) -> TrainConfig:
-        """How a row is learned."""
+        """Return the training configuration of a row."""
         scheduled = self.schedule(protocol, row, dataset, shots)
         config = row.config({"calibrate": True}, scheduled, self.settings)
-        return config.replace(shots=shots, seed=seed).resolved()
+        return config.replace(shots=shots, seed=seed)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TestImages:
-    """A test set under the name that results give it."""
+class TestSet:
+    """Test images under the name used in results."""
 
     __test__ = False  # pytest would take it for a test
 
     name: str
     images: ImageSet
-    template: str  # hand-written, for the zero-shot row
+    template: str  # hand-written sentence for the zero-shot row
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """Under which protocol the answers on some test sets are kept."""
+class ProtocolTests:
+    """Test sets of one protocol."""
 
     protocol: str
-    tests: tuple[TestImages, ...]
+    test_sets: tuple[TestSet, ...]
 
 
 def learn_and_test(
     experiment: Experiment,
     suite: str,
     dataset: BenchDataset,
-    reports: Sequence[Report],
+    protocol_tests: Sequence[ProtocolTests],
     *,
     shots: int,
     labels: Sequence[int] | None = None,
     draw: Sampler = few_shot,
 ) -> list[Result]:
-    """Learn each row with each seed on ``dataset`` once, and report it under each of ``reports``.
+    """Train each row with each seed on ``dataset`` once and test it for each protocol.
 
     Args:
-        experiment: rows, seeds and the rest.
-        suite: kept in the results.
-        dataset: whose train and validation images are drawn from.
-        reports: test sets by protocol.
-        shots: images a class.
-        labels: of the classes to learn, whose split ``draw`` returns; None: all.
-        draw: draws the images.
+        experiment: rows, seeds and settings.
+        suite: name stored in the results.
+        dataset: source of the training and validation images.
+        protocol_tests: test sets by protocol.
+        shots: training images per class.
+        labels: labels of the classes to learn; None: all.
+        draw: samples the images.
 
     Returns:
-        Those that were there already included, in the order of rows and seeds.
+        Results in the order of rows and seeds, including those that were stored already.
 
     Raises:
         ConfigInvalid: the run folder holds results of another configuration.
@@ -123,28 +124,30 @@ def learn_and_test(
     images = replace(dataset.split, test=None)
     split = images if labels is None else split_of_labels(images, labels)
     drawn = _drawn_once(images, labels, draw)
-    session = _Session(experiment, suite, dataset, reports, shots, drawn)
-    for jobs in session.batches():
+    session = _Session(experiment, suite, dataset, protocol_tests, shots, drawn)
+    for planned_runs in session.batches():
         learned = train_prompts(
             experiment.backbone,
             split,
-            [job.config for job in jobs],
-            names=[dataset.name] * len(jobs),
+            [planned.config for planned in planned_runs],
+            names=[dataset.name] * len(planned_runs),
             cache=experiment.cache,
             workers=experiment.workers,
             progress=experiment.progress,
             sampler=lambda split, /, *, shots, seed: drawn(shots, seed),
         )
-        session.keep(jobs, learned)
+        session.store(planned_runs, learned)
     return session.results()
 
 
-Drawn = Callable[[int, int], Split]  # of shots and seed
+Drawn = Callable[[int, int], Split]  # shots, seed -> sampled images
 
 
 def _drawn_once(whole: Split, labels: Sequence[int] | None, draw: Sampler) -> Drawn:
-    """Draw over all classes first, then keep some: base images are those of the all-class draw, as
-    CoOp's code has it. Rows share a draw, which takes seconds on ImageNet."""
+    """Sample over all classes first, then select the labels, as CoOp's code does.
+
+    Rows share a sample, which takes seconds on ImageNet.
+    """
 
     @cache
     def drawn(shots: int, seed: int) -> Split:
@@ -155,76 +158,78 @@ def _drawn_once(whole: Split, labels: Sequence[int] | None, draw: Sampler) -> Dr
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _PlannedRun:
+    """Row and configuration that still have to be trained."""
+
     row: Row
     config: TrainConfig
 
 
 class _Session:
-    """What is still to learn on one dataset, and what came of it."""
+    """Runs that are still to train on one dataset, and their results."""
 
     def __init__(
         self,
         experiment: Experiment,
         suite: str,
         dataset: BenchDataset,
-        reports: Sequence[Report],
+        protocol_tests: Sequence[ProtocolTests],
         shots: int,
         drawn: Drawn,
     ) -> None:
         self._drawn = drawn
         self._experiment, self._suite, self._dataset = experiment, suite, dataset
-        self._reports, self._shots = reports, shots
-        self._done = {result.run_id: result for result in _there(experiment.out)}
+        self._protocol_tests, self._shots = protocol_tests, shots
+        self._done = {result.run_id: result for result in _stored_results(experiment.out)}
         self._prepared: dict[tuple[str, bool], ImageData] = {}
         self._ids: list[str] = []
-        self._jobs: list[_Job] = []
+        self._planned: list[_PlannedRun] = []
         for row in experiment.rows:
             for seed in experiment.seeds:
                 self._add(row, seed)
 
     def _add(self, row: Row, seed: int) -> None:
         config = self._experiment.config(
-            self._reports[0].protocol, row, self._dataset.name, shots=self._shots, seed=seed
+            self._protocol_tests[0].protocol, row, self._dataset.name, shots=self._shots, seed=seed
         )
         if METHODS[row.method].learner is None:
             config = config.replace(template=self._dataset.template)
-        wanted = [self._blank(report, row, config) for report in self._reports]
-        self._ids += [result.run_id for result in wanted]
-        for result in wanted:
+        requested = [self._blank(tests.protocol, row, config) for tests in self._protocol_tests]
+        self._ids += [result.run_id for result in requested]
+        for result in requested:
             self._check(result)
-        if any(result.run_id not in self._done for result in wanted):
-            self._jobs.append(_Job(row=row, config=config))
+        if any(result.run_id not in self._done for result in requested):
+            self._planned.append(_PlannedRun(row=row, config=config))
 
-    def _check(self, wanted: Result) -> None:
-        kept = self._done.get(wanted.run_id)
-        if kept is None:
+    def _check(self, requested: Result) -> None:
+        stored = self._done.get(requested.run_id)
+        if stored is None:
             return
         differ = [
-            f"{name} was {kept.config.get(name)!r}, now {value!r}"
-            for name, value in json.loads(json.dumps(wanted.config)).items()
-            if kept.config.get(name) != value
+            f"{name} was {stored.config.get(name)!r}, now {value!r}"
+            for name, value in json.loads(json.dumps(requested.config)).items()
+            if stored.config.get(name) != value
         ]
-        if kept.backbone["fingerprint"] != wanted.backbone["fingerprint"]:
-            differ.append(f"backbone was {kept.backbone['id']}, now {wanted.backbone['id']}")
+        if stored.backbone["fingerprint"] != requested.backbone["fingerprint"]:
+            differ.append(f"backbone was {stored.backbone['id']}, now {requested.backbone['id']}")
         if differ:
             raise ConfigInvalid(
-                f"{self._experiment.out} holds {wanted.run_id} learned otherwise; name another "
-                f"folder with --out:",
+                f"{self._experiment.out} holds {requested.run_id} with other settings; name "
+                f"another folder with --out:",
                 differ,
             )
 
-    def batches(self) -> Iterator[list[_Job]]:
-        """Jobs to learn together; where the image tower runs at every step, one at a time."""
-        together = [job for job in self._jobs if not self._as_pixels(job.config)]
+    def batches(self) -> Iterator[list[_PlannedRun]]:
+        """Yield runs to train together; runs that need the image tower at every step go alone."""
+        together = [planned for planned in self._planned if not self._as_pixels(planned.config)]
         if together:
             yield together
-        yield from ([job] for job in self._jobs if self._as_pixels(job.config))
+        yield from ([planned] for planned in self._planned if self._as_pixels(planned.config))
 
-    def keep(self, jobs: Sequence[_Job], learned: Sequence[TrainingResult]) -> None:
-        """Test prompts that are finished, and write them down."""
-        for job, result in zip(jobs, learned, strict=True):
-            lines = [self._tested(report, job, result) for report in self._reports]
+    def store(self, planned_runs: Sequence[_PlannedRun], learned: Sequence[TrainingResult]) -> None:
+        """Test finished prompts and append their results."""
+        for planned, result in zip(planned_runs, learned, strict=True):
+            lines = [self._tested(tests, planned, result) for tests in self._protocol_tests]
             self._done |= {line.run_id: line for line in lines}
             if self._experiment.out:
                 append_results(self._experiment.out, lines)
@@ -234,14 +239,18 @@ class _Session:
     def results(self) -> list[Result]:
         return [self._done[run_id] for run_id in self._ids]
 
-    def _tested(self, report: Report, job: _Job, learned: TrainingResult) -> Result:
-        blank = self._blank(report, job.row, job.config)
+    def _tested(
+        self, tests: ProtocolTests, planned: _PlannedRun, learned: TrainingResult
+    ) -> Result:
+        blank = self._blank(tests.protocol, planned.row, planned.config)
         measured: dict[str, Evaluation] = {}
-        answers: dict[str, Answers] = {}
-        for test in report.tests:
-            measured[test.name], answers[test.name] = self._answered(test, job, learned.prompt)
+        predictions: dict[str, StoredPredictions] = {}
+        for test in tests.test_sets:
+            found = self._predict(test, planned, learned.prompt)
+            measured[test.name], predictions[test.name] = found
         if self._experiment.out:
-            self._keep_files(self._experiment.out / "runs" / blank.run_id, job, learned, answers)
+            folder = self._experiment.out / "runs" / blank.run_id
+            self._store_files(folder, planned, learned, predictions)
         last = learned.history[-1] if learned.history else None
         rate = learned.prompt.training["learning_rate"]
         return replace(
@@ -258,17 +267,19 @@ class _Session:
             idk=last.idk if last else (),
         )
 
-    def _answered(self, test: TestImages, job: _Job, prompt: Prompt) -> tuple[Evaluation, Answers]:
+    def _predict(
+        self, test: TestSet, planned: _PlannedRun, prompt: Prompt
+    ) -> tuple[Evaluation, StoredPredictions]:
         backbone, names = self._experiment.backbone, test.images.class_names
-        if METHODS[job.row.method].learner is None:
+        if METHODS[planned.row.method].learner is None:
             prompt = replace(prompt, templates=(test.template,))
         if names != prompt.class_names or not prompt.encodings:
             prompt = with_classes(prompt, names, backbone)
-        data = self._data(test, as_pixels=self._as_pixels(job.config))
+        data = self._data(test, as_pixels=self._as_pixels(planned.config))
         logits = prompt_logits(prompt, backbone, data)
         probabilities = calibrated(logits, prompt.temperature)
-        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :ANSWERS_KEPT]
-        return evaluate(logits, data.labels, prompt), Answers(
+        best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_CLASSES]
+        return evaluate(logits, data.labels, prompt), StoredPredictions(
             paths=tuple(str(item.path) for item in test.images.items),
             labels=data.labels,
             probabilities=np.take_along_axis(probabilities, best, axis=1),
@@ -276,7 +287,7 @@ class _Session:
             class_names=names,
         )
 
-    def _data(self, test: TestImages, *, as_pixels: bool) -> ImageData:
+    def _data(self, test: TestSet, *, as_pixels: bool) -> ImageData:
         key = (test.name, as_pixels)
         if key not in self._prepared:
             experiment = self._experiment
@@ -291,12 +302,16 @@ class _Session:
                 )
         return self._prepared[key]
 
-    def _keep_files(
-        self, folder: Path, job: _Job, learned: TrainingResult, answers: Mapping[str, Answers]
+    def _store_files(
+        self,
+        folder: Path,
+        planned: _PlannedRun,
+        learned: TrainingResult,
+        predictions: Mapping[str, StoredPredictions],
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_prompt_file(learned.prompt, folder / "prompt.safetensors")
-        drawn = self._drawn(job.config.shots, job.config.seed)
+        drawn = self._drawn(planned.config.shots, planned.config.seed)
         paths = {
             part: [str(item.path) for item in images.items] for part, images in drawn.parts.items()
         }
@@ -305,14 +320,14 @@ class _Session:
         (folder / "history.jsonl").write_text(
             "".join(f"{line}\n" for line in lines), encoding="utf-8"
         )
-        for name, found in answers.items():
-            found.save(folder / f"answers-{name}.npz")
+        for name, found in predictions.items():
+            found.save(folder / predictions_file(name))
 
-    def _blank(self, report: Report, row: Row, config: TrainConfig) -> Result:
-        """The line of a run that has not been learned."""
+    def _blank(self, protocol: str, row: Row, config: TrainConfig) -> Result:
+        """Return the result line of a run that has not been trained."""
         ref = self._experiment.backbone.ref
         return Result(
-            protocol=report.protocol,
+            protocol=protocol,
             suite=self._suite,
             dataset=self._dataset.name,
             method=row.method,
@@ -334,8 +349,8 @@ class _Session:
         )
 
     def _as_pixels(self, config: TrainConfig) -> bool:
-        return METHODS[config.method].prompts_images(config)
+        return METHODS[config.method].prompts_images(config.settings)
 
 
-def _there(out: Path | None) -> Sequence[Result]:
+def _stored_results(out: Path | None) -> Sequence[Result]:
     return read_results(out) if out and (out / FILE_NAME).exists() else ()

@@ -1,4 +1,4 @@
-"""What keeps rows of one table from being held against each other."""
+"""Differences between runs that make the rows of one table hard to compare."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -6,21 +6,21 @@ from typing import Any
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import comparison_of, latest
 
-# What may differ between the runs of one row: each draws with its own seed.
+# Settings that may differ between the runs of one row.
 FREE = ("seed",)
-# Of rows without learning, the sentence is the dataset's own.
+# Zero-shot rows also use the sentence of each dataset.
 WORDS = ("template", "templates")
 ZERO_SHOT = "zero-shot"
-# What a table of methods has to hold equal between its rows.
+# Settings that should be equal across the rows of a table.
 EQUAL = ("epochs", "batch_size", "views", "template", "precision", "momentum", "weight_decay")
 
 
 def fairness_notes(results: Iterable[Result]) -> tuple[str, ...]:
-    """Sentences on what should be equal and is not; none where all is.
+    """Return one sentence per difference that should not be there; empty if there is none.
 
-    Looked at are: the settings of one row over datasets and seeds; what a table holds equal between
-    rows (epochs, batches, views, ...); how learning rates were found; the count of images; which
-    datasets and seeds each row has; backbone and versions.
+    Compared are: the settings of one row across datasets and seeds; the settings that should be
+    equal across rows (epochs, batch size, views, ...); how learning rates were chosen; numbers of
+    images; datasets and seeds of each row; backbone and versions.
     """
     groups: dict[tuple[tuple[str, str, str], int], list[Result]] = {}
     for one in latest(results):
@@ -50,7 +50,7 @@ def _notes(results: Sequence[Result]) -> Iterator[str]:
     yield from _images(results)
     yield from _absent(by_label)
     prints = {one.label: one.backbone.get("fingerprint") for one in results}
-    yield from _differing("the backbone is not the same", prints)
+    yield from _differing("backbones differ", prints)
     versions = {f"{one.label}, {one.dataset}, {one.seed}": dict(one.environment) for one in results}
     yield from _versions(versions)
 
@@ -60,14 +60,14 @@ def _rate(value: object) -> str:
 
 
 def _within(by_label: Mapping[str, Sequence[Result]], learned: int) -> Iterator[str]:
-    """Settings that change between the datasets or seeds of a row; said once for rows alike."""
+    """Yield settings that vary between the datasets or seeds of a row, once for similar rows."""
     found: dict[str, list[str]] = {}
-    for label, own in by_label.items():
-        for told in _changing(own):
-            found.setdefault(told, []).append(label)
-    for told, labels in found.items():
+    for label, group in by_label.items():
+        for difference in _changing(group):
+            found.setdefault(difference, []).append(label)
+    for difference, labels in found.items():
         rows = "all rows" if 1 < learned <= len(labels) else "; ".join(labels)
-        yield f"runs of {rows} differ in {told}"
+        yield f"runs of {rows} differ in {difference}"
 
 
 def _changing(results: Sequence[Result]) -> Iterator[str]:
@@ -81,16 +81,14 @@ def _changing(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _run(one: Result, results: Sequence[Result]) -> str:
-    """The dataset, and the seed where it is what differs."""
-    alike = [other.config for other in results if other.dataset == one.dataset]
-    same = all(
-        {**config, "seed": 0} == {**one.config, "seed": 0} for config in alike
-    )  # then the seed tells nothing
+    """Name a run by its dataset, and by its seed if its settings depend on the seed."""
+    configs = [other.config for other in results if other.dataset == one.dataset]
+    same = all({**config, "seed": 0} == {**one.config, "seed": 0} for config in configs)
     return one.dataset if same else f"{one.dataset}, seed {one.seed}"
 
 
 def _images(results: Sequence[Result]) -> Iterator[str]:
-    """Test sets of one name that are not of one size: then they are not the same images."""
+    """Yield test sets of one name that differ in size, so they cannot be the same images."""
     by_set: dict[tuple[str, str], dict[str, object]] = {}
     for one in results:
         for name, count in one.images.items():
@@ -102,7 +100,7 @@ def _images(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _absent(by_label: Mapping[str, Sequence[Result]]) -> Iterator[str]:
-    """Runs that some rows have and others have not; what learns nothing needs no seeds."""
+    """Yield runs that only some rows have; zero-shot rows need no seeds."""
     datasets = {one.dataset for own in by_label.values() for one in own}
     for label, own in by_label.items():
         absent = [name for name in datasets if name not in {one.dataset for one in own}]
@@ -124,13 +122,13 @@ def _versions(environments: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _differing(what: str, values: Mapping[str, object]) -> Iterator[str]:
-    """One sentence that says who has which value, where they are not one."""
+    """Yield one sentence that lists the values and their owners if the values differ."""
     owners: dict[str, list[str]] = {}
     for owner, value in values.items():
         owners.setdefault(str(value), []).append(owner)
     if len(owners) > 1:
-        told = "; ".join(f"{value} ({_some(names)})" for value, names in owners.items())
-        yield f"{what}: {told}"
+        listed = "; ".join(f"{value} ({_some(names)})" for value, names in owners.items())
+        yield f"{what}: {listed}"
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -1,4 +1,4 @@
-"""Whether one row of a table beats another: the same dataset and seed, one beside the other."""
+"""Paired comparison of two methods across datasets and seeds."""
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,36 +22,36 @@ from prompt_serve.research.protocols.summary import (
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-# Shares that came from whole images differ by more, or only by how a computer rounds.
+# Accuracies are fractions of whole images; smaller differences are rounding errors.
 SAME = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paired:
-    """How much more right answers ``label`` gives than ``other``, and how sure that is."""
+class PairedComparison:
+    """Difference in accuracy between ``label`` and ``other``, with its uncertainty."""
 
     label: str
     other: str
     test_set: str
-    difference: float  # of accuracies (shares), mean over datasets of the mean over seeds
+    difference: float  # of accuracies (fractions), mean over datasets of the mean over seeds
     low: float  # 95 % interval, bootstrap over datasets and, within them, seeds
     high: float
-    pairs: int  # of (dataset, seed)
-    wins: int  # of them
+    pairs: int  # (dataset, seed) pairs
+    wins: int
     ties: int
     losses: int
-    datasets: Mapping[str, float]  # mean difference of each
+    datasets: Mapping[str, float]  # dataset -> mean difference
     dataset_p: float  # two-sided Wilcoxon over the datasets' mean differences
-    # The same over all pairs: smaller than honest, as the seeds of one dataset share its images.
+    # The same over all pairs; too small, because the seeds of one dataset share its test images.
     pair_p: float
 
     @property
-    def sure(self) -> bool:
-        """Whether the interval leaves zero out."""
+    def excludes_zero(self) -> bool:
+        """Return True if the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
     def text(self) -> str:
-        """One line for people, in percentage points."""
+        """Return a one-line summary in percentage points."""
         return (
             f"{self.label} - {self.other}, {self.test_set}: {100 * self.difference:+.2f} points "
             f"[{100 * self.low:+.2f}, {100 * self.high:+.2f}], {self.wins} wins, {self.ties} ties, "
@@ -67,31 +67,31 @@ def compare_rows(
     *,
     test_set: str,
     shots: int | None = None,
-) -> Paired:
-    """Take every dataset and seed that both rows have, and look at the differences.
+) -> PairedComparison:
+    """Compare two rows on every dataset and seed that both have.
 
     Args:
         results: of one protocol, suite and backbone.
-        label: of the row that is asked about.
-        other: of the row it is held against.
+        label: row to evaluate.
+        other: row to compare it with.
         test_set: a key of the accuracies; HARMONIC for H; AVERAGE for all targets of a transfer,
             each of which then counts as a dataset.
-        shots: images a class; None takes all counts there are, as pairs of their own.
+        shots: training images per class; None takes all counts, as separate pairs.
 
     Raises:
         ConfigInvalid: the results mix comparisons, or no dataset and seed has both rows.
     """
-    kept = [one for one in latest(results) if shots in (None, one.shots)]
-    kinds = sorted({comparison_of(one) for one in kept if one.label in (label, other)})
+    selected = [one for one in latest(results) if shots in (None, one.shots)]
+    kinds = sorted({comparison_of(one) for one in selected if one.label in (label, other)})
     if len(kinds) > 1:
         raise ConfigInvalid(
-            f"Rows can be held against each other within one protocol, suite and backbone; these "
-            f"results have {', '.join(' / '.join(kind) for kind in kinds)}. Give those of one."
+            f"Rows can only be compared within one protocol, suite and backbone; these results "
+            f"have {', '.join(' / '.join(kind) for kind in kinds)}. Give the results of one."
         )
-    ours, theirs = (_values(kept, name, test_set) for name in (label, other))
+    ours, theirs = (_values(selected, name, test_set) for name in (label, other))
     differences = _differences(ours, theirs)
     if not differences:
-        labels = ", ".join(map(repr, dict.fromkeys(one.label for one in kept))) or "none"
+        labels = ", ".join(map(repr, dict.fromkeys(one.label for one in selected))) or "none"
         raise ConfigInvalid(
             f"No dataset and seed has {test_set!r} for both {label!r} and {other!r}; "
             f"the results have the rows {labels}."
@@ -124,7 +124,7 @@ def _of_test_set(result: Result, test_set: str) -> dict[str, float]:
 def _differences(
     ours: Mapping[_Key, float], theirs: Mapping[_Key, float]
 ) -> dict[str, list[float]]:
-    """By dataset, one for each seed (and count of shots)."""
+    """Return the differences by dataset, one per seed and number of shots."""
     found: dict[str, list[float]] = {}
     for key, value in ours.items():
         if key in theirs:
@@ -136,11 +136,11 @@ def _differences(
 
 def _paired(
     label: str, other: str, test_set: str, differences: Mapping[str, Sequence[float]]
-) -> Paired:
+) -> PairedComparison:
     pairs = [value for own in differences.values() for value in own]
     means = {name: statistics.fmean(own) for name, own in differences.items()}
     low, high = _interval(list(differences.values()))
-    return Paired(
+    return PairedComparison(
         label=label,
         other=other,
         test_set=test_set,
@@ -158,12 +158,11 @@ def _paired(
 
 
 def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Percentile bootstrap in two stages: datasets, then seeds within each drawn dataset."""
+    """Return a two-stage percentile bootstrap interval: datasets, then seeds within each."""
     rng = np.random.default_rng(0)
     count = len(differences)
-    # (count, RESAMPLES): a mean over redrawn seeds, for every dataset, as often as it may be drawn.
-    drawn = rng.integers(count, size=(RESAMPLES, count))
-    means = np.empty((RESAMPLES, count))
+    drawn = rng.integers(count, size=(RESAMPLES, count))  # (RESAMPLES, count) dataset indexes
+    means = np.empty((RESAMPLES, count))  # mean over resampled seeds of each drawn dataset
     for index, own in enumerate(differences):
         chosen = drawn == index
         seeds = rng.integers(len(own), size=(int(chosen.sum()), len(own)))
@@ -174,10 +173,10 @@ def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
 
 
 def _p_value(differences: Sequence[float]) -> float:
-    """Two-sided Wilcoxon signed-rank test that they lie around zero; ties with zero are left out.
+    """Return the p-value of a two-sided Wilcoxon signed-rank test, ties with zero left out.
 
-    1 where nothing differs. With few pairs it cannot be small: three give 0.25 at best.
+    1 if nothing differs. It cannot be small for few pairs: three give 0.25 at best.
     """
-    # Equal differences have to get equal ranks, however their last bits came out.
-    kept = [round(value, 9) for value in differences if abs(value) >= SAME]
-    return float(wilcoxon(kept).pvalue) if kept else 1.0
+    # Rounded so that equal differences get equal ranks.
+    nonzero = [round(value, 9) for value in differences if abs(value) >= SAME]
+    return float(wilcoxon(nonzero).pvalue) if nonzero else 1.0

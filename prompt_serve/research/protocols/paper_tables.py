@@ -1,4 +1,4 @@
-"""The papers' tables as data (``paper_tables.toml``), and which of our rows each of theirs is."""
+"""The papers' tables as data (``paper_tables.toml``), matched with our rows."""
 
 import math
 import tomllib
@@ -20,10 +20,10 @@ from prompt_serve.research.protocols.summary import (
 )
 from prompt_serve.training.config import make_config
 
-BACKBONE = "ViT-B/16"  # OpenAI's, of every table that does not say otherwise
+BACKBONE = "ViT-B/16"  # OpenAI's; default of all tables
 DATASETS = tuple(paper_datasets())
 DOMAINS = tuple(imagenet_domains())
-# What makes a row another row. All else (epochs, learning rates, dropout) is how it was learned.
+# Settings that identify a row. Others (epochs, learning rates, dropout) may differ within it.
 IDENTITY = (
     "method",
     "rank",
@@ -39,7 +39,7 @@ IDENTITY = (
     "prune_score",
     "noise_std",
 )
-# Of these the papers set the depth by protocol (MaPLe: 9 blocks, 3 in transfer).
+# The papers set the depth of these methods by protocol (MaPLe: 9 blocks, 3 in transfer).
 DEEP = ("vpt", "ivlp", "maple", "dip-maple", "qmaple", "promptsrc")
 # Tables round to 0.01; a harmonic mean of two rounded numbers is off by up to as much again.
 ROUNDING = 0.0101
@@ -47,29 +47,29 @@ ROUNDING = 0.0101
 
 @dataclass(frozen=True, kw_only=True)
 class PaperRow:
-    """Figures of one method on one dataset, or of their average, in one table."""
+    """Figures of one method on one dataset, or averaged over datasets, in one table."""
 
     label: str  # as in the paper: "DIP+CoOp"
     protocol: str  # as in results, or "cost"
-    dataset: str  # that was learned on, or AVERAGE
+    dataset: str  # training dataset, or AVERAGE
     shots: int
-    figures: Mapping[str, float]  # by test set, in ``unit``; what is missing in the text is absent
+    figures: Mapping[str, float]  # by test set, in ``unit``; figures missing in the text are absent
     paper: str  # "DIP (arXiv 2312.10813)"
     where: str  # "Table 9"
     backbone: str = BACKBONE
     unit: str = "percent"
-    ablation: bool = False  # learned with other settings than the paper's main table
+    ablation: bool = False  # trained with other settings than the paper's main table
     from_memory: bool = False  # not read in the paper
-    settings: Mapping[str, Any] | None = None  # of our method; None: we have none
-    size: str = ""  # learned numbers and bytes, as printed
+    settings: Mapping[str, Any] | None = None  # of our method; None: not implemented here
+    size: str = ""  # trained numbers and bytes, as printed
 
     @property
     def source(self) -> str:
-        """Where the figures are from, for people."""
+        """Paper and table of the figures, as text."""
         return f"{self.paper}, {self.where}{' (from memory)' if self.from_memory else ''}"
 
     def at(self, test_set: str, name: str) -> "PaperRow | None":
-        """Of one test set alone, under another name; None where there is no such figure."""
+        """Return the row with only one test set, renamed; None if it has no such figure."""
         found = self.figures.get(test_set)
         return None if found is None else replace(self, figures={name: found})
 
@@ -83,7 +83,7 @@ class _Tables:
 def paper_rows(
     protocol: str | None = None, *, dataset: str | None = None, ablations: bool = True
 ) -> tuple[PaperRow, ...]:
-    """Rows of all tables, in the order of the file; of a protocol or dataset where given."""
+    """Return the rows of all tables in file order, optionally of one protocol or dataset."""
     return tuple(
         row
         for row in _tables().rows
@@ -101,30 +101,32 @@ def paper_row_for(
     shots: int = 16,
     ablations: bool = False,
 ) -> PaperRow | None:
-    """The row of the papers that learned what ``config`` learns; rows read before remembered ones.
+    """Return the papers' row for the method of ``config``; None if there is none.
+
+    Figures read in a paper are preferred to figures from memory.
 
     Args:
-        config: settings as a line of results keeps them (``TrainConfig.to_dict``).
+        config: settings as stored in a result (``TrainConfig.to_dict``).
         protocol: as in results.
-        dataset: that was learned on, or AVERAGE.
-        shots: images a class.
-        ablations: also look at rows of ablations, where no other is found.
+        dataset: training dataset, or AVERAGE.
+        shots: training images per class.
+        ablations: fall back to rows of ablations.
     """
-    wanted = identity(config)
+    expected = identity(config)
     found = [
         row
         for row in paper_rows(protocol, dataset=dataset, ablations=ablations)
         if row.settings is not None
         and row.shots == shots
         and row.backbone == BACKBONE
-        and identity(row.settings) == wanted
+        and identity(row.settings) == expected
     ]
     found.sort(key=lambda row: (row.ablation, row.from_memory))  # stable
     return found[0] if found else None
 
 
 def mean_of(rows: Sequence[PaperRow | None]) -> PaperRow | None:
-    """The mean of panels, H from the mean base and new; None where one of them is."""
+    """Return the mean of several rows, with H of the mean base and new; None if one is None."""
     known = [row for row in rows if row is not None]
     if not known or len(known) < len(rows):
         return None
@@ -142,21 +144,20 @@ def mean_of(rows: Sequence[PaperRow | None]) -> PaperRow | None:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that make it another row of a table, defaults filled in."""
-    resolved = make_config(
-        {name: value for name, value in config.items() if name in IDENTITY}
-    ).resolved()
-    values = {name: getattr(resolved, name) for name in IDENTITY}
-    deep = resolved.method in DEEP
-    return {**values, "depth": None if deep else resolved.depth or 1}
+    given = {name: value for name, value in config.items() if name in IDENTITY}
+    saved = make_config(given).to_dict()
+    values = {name: saved[name] for name in IDENTITY if name in saved}
+    deep = values["method"] in DEEP
+    return {**values, "depth": None if deep else saved.get("depth") or 1}
 
 
 def known_methods() -> Mapping[str, Mapping[str, Any]]:
-    """The papers' name of each method that we have -> its settings here."""
+    """Return the papers' method names with their settings here."""
     return _tables().methods
 
 
 def check_tables(rows: Sequence[PaperRow]) -> Iterator[str]:
-    """What does not add up in the papers: averages over all datasets or targets, and H."""
+    """Yield averages and harmonic means in the papers that do not match their parts."""
     for row in rows:
         figures = row.figures
         if {BASE, NEW, HARMONIC} <= figures.keys():
@@ -178,7 +179,7 @@ def _averages_off(rows: Sequence[PaperRow]) -> Iterator[str]:
             if (row.label, row.protocol, row.shots) == key and row.dataset != AVERAGE
         }
         if set(panels) != set(DATASETS):
-            continue  # H of an average is no mean either, and checked above
+            continue  # H of an average is not a mean of H; it is checked above
         for name in (name for name in average.figures if name != HARMONIC):
             mean = math.fsum(panel[name] for panel in panels.values()) / len(panels)
             yield from _off(average, f"the average of {name!r}", average.figures[name], mean)

@@ -1,5 +1,5 @@
-"""The four protocols of the papers. Each learns every row of an experiment on every seed and
-returns one ``Result`` a line; nothing in their arguments could choose by test images.
+"""The four protocols of the papers. Each trains every row of an experiment with every seed and
+returns one ``Result`` per run; no argument allows selection on test images.
 
 CoOp (arXiv 2109.01134), section 4; CoCoOp (arXiv 2203.05557), sections 4.1 to 4.3.
 """
@@ -10,8 +10,8 @@ from prompt_serve.errors import ConfigInvalid, DatasetInvalid
 from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.experiment import (
     Experiment,
-    Report,
-    TestImages,
+    ProtocolTests,
+    TestSet,
     learn_and_test,
 )
 from prompt_serve.research.protocols.results import Result
@@ -36,16 +36,16 @@ FEW_SHOTS = (1, 2, 4, 8, 16)
 def base_to_new(
     suite: Suite, experiment: Experiment, *, datasets: Sequence[str] = (), shots: int = SHOTS
 ) -> list[Result]:
-    """Learn on the first half of the classes; test on theirs ("base") and, with the same context
-    and other names, on the rest ("new"), each over its own classes (CoCoOp, section 4.1).
+    """Learn the first half of the classes; test on them ("base") and, with the same context and
+    the other class names, on the rest ("new"), each over its own classes (CoCoOp, section 4.1).
 
-    Shots are drawn over all classes and then cut to the base classes, as CoOp's code does.
+    Shots are drawn over all classes and then restricted to the base classes, as CoOp's code does.
 
     Args:
-        suite: of datasets.
-        experiment: rows, seeds and the rest.
-        datasets: some of the suite's; all that are there where empty.
-        shots: training images a class.
+        suite: datasets to run on.
+        experiment: rows, seeds and settings.
+        datasets: names of some of the suite's datasets; empty: all available ones.
+        shots: training images per class.
     """
     results = []
     for name in suite.chosen(datasets):
@@ -53,14 +53,14 @@ def base_to_new(
         test = _test_part(dataset)
         base, new = half_labels(len(dataset.split.class_names))
         tests = (
-            TestImages(name=BASE, images=of_labels(test, base), template=dataset.template),
-            TestImages(name=NEW, images=of_labels(test, new), template=dataset.template),
+            TestSet(name=BASE, images=of_labels(test, base), template=dataset.template),
+            TestSet(name=NEW, images=of_labels(test, new), template=dataset.template),
         )
         results += learn_and_test(
             experiment,
             suite.name,
             dataset,
-            [Report(protocol=BASE_TO_NEW, tests=tests)],
+            [ProtocolTests(protocol=BASE_TO_NEW, test_sets=tests)],
             shots=shots,
             labels=base,
         )
@@ -77,21 +77,21 @@ def few_shot_learning(
     """Learn all classes from k images each, for each k; test on all ("test") (CoOp, section 4.1).
 
     Args:
-        suite: of datasets.
-        experiment: rows, seeds and the rest.
-        datasets: some of the suite's; all that are there where empty.
-        shots: every k.
+        suite: datasets to run on.
+        experiment: rows, seeds and settings.
+        datasets: names of some of the suite's datasets; empty: all available ones.
+        shots: values of k.
     """
     results = []
     for name in suite.chosen(datasets):
         dataset = suite.load(name)
-        test = TestImages(name=TEST, images=_test_part(dataset), template=dataset.template)
+        test = TestSet(name=TEST, images=_test_part(dataset), template=dataset.template)
         for k in shots:
             results += learn_and_test(
                 experiment,
                 suite.name,
                 dataset,
-                [Report(protocol=FEW_SHOT, tests=(test,))],
+                [ProtocolTests(protocol=FEW_SHOT, test_sets=(test,))],
                 shots=k,
             )
     return results
@@ -105,8 +105,8 @@ def cross_dataset(
     datasets: Sequence[str] = (),
     shots: int = SHOTS,
 ) -> list[Result]:
-    """Learn all classes of the source; test on it and on all classes of every other dataset with
-    the same context (CoCoOp, section 4.2). See ``transfer``."""
+    """Learn all classes of the source; test on it and, with the same context, on all classes of
+    every other dataset (CoCoOp, section 4.2). See ``transfer``."""
     return transfer(
         suite, experiment, [CROSS_DATASET], source=source, datasets=datasets, shots=shots
     )
@@ -115,8 +115,10 @@ def cross_dataset(
 def domain_generalization(
     suite: Suite, experiment: Experiment, *, source: str | None = None, shots: int = SHOTS
 ) -> list[Result]:
-    """Learn all classes of the source; test on it and on its domains (CoCoOp, section 4.3). See
-    ``transfer``."""
+    """Learn all classes of the source; test on it and on its domains (CoCoOp, section 4.3).
+
+    See ``transfer``.
+    """
     return transfer(suite, experiment, [DOMAIN_GENERALIZATION], source=source, shots=shots)
 
 
@@ -129,62 +131,62 @@ def transfer(
     datasets: Sequence[str] = (),
     shots: int = SHOTS,
 ) -> list[Result]:
-    """Both protocols that learn on one dataset and test elsewhere, of one and the same prompt.
+    """Learn on one dataset and test the same prompt on other datasets, on domains, or both.
 
     Args:
-        suite: of datasets.
-        experiment: rows, seeds and the rest.
-        protocols: which of the two to report.
-        source: the dataset to learn on; the suite's where None.
-        datasets: targets; all others that are there where empty.
-        shots: training images a class.
+        suite: datasets to run on.
+        experiment: rows, seeds and settings.
+        protocols: CROSS_DATASET, DOMAIN_GENERALIZATION or both.
+        source: training dataset; None: the suite's source.
+        datasets: names of the targets; empty: all other available datasets.
+        shots: training images per class.
 
     Raises:
         ConfigInvalid: there is no target, or the source has no domain.
-        DatasetMissing: the source is not there.
+        DatasetMissing: the source is not on disk.
     """
     dataset = suite.load(source or suite.source)
-    reports = []
+    protocol_tests = []
     if CROSS_DATASET in protocols:
-        reports.append(_across_datasets(suite, dataset, datasets))
+        protocol_tests.append(_across_datasets(suite, dataset, datasets))
     if DOMAIN_GENERALIZATION in protocols:
-        reports.append(_across_domains(dataset))
-    return learn_and_test(experiment, suite.name, dataset, reports, shots=shots)
+        protocol_tests.append(_across_domains(dataset))
+    return learn_and_test(experiment, suite.name, dataset, protocol_tests, shots=shots)
 
 
-def _across_datasets(suite: Suite, source: BenchDataset, datasets: Sequence[str]) -> Report:
+def _across_datasets(suite: Suite, source: BenchDataset, datasets: Sequence[str]) -> ProtocolTests:
     targets = [name for name in suite.chosen(datasets) if name != source.name]
     if not targets:
         raise ConfigInvalid(
-            f"There is no dataset beside the source {source.name!r} to transfer to. Name more."
+            f"There is no dataset beside the source {source.name!r} to transfer to. Add a dataset."
         )
     tests = [_as_test(SOURCE, _test_part(source), source.template)]
     for name in targets:
         target = suite.load(name)
         tests.append(_as_test(name, _test_part(target), target.template))
-    return Report(protocol=CROSS_DATASET, tests=tuple(tests))
+    return ProtocolTests(protocol=CROSS_DATASET, test_sets=tuple(tests))
 
 
-def _across_domains(source: BenchDataset) -> Report:
+def _across_domains(source: BenchDataset) -> ProtocolTests:
     if not source.domains:
         raise ConfigInvalid(
-            f"Dataset {source.name!r} has no domains: no test images of another look. Name another "
-            f"source, or give domains with --domain NAME=FOLDER."
+            f"Dataset {source.name!r} has no domains. Name another source with --source, or add "
+            f"domains with --domain NAME=FOLDER."
         )
     tests = [_as_test(SOURCE, _test_part(source), source.template)]
     tests += [_as_test(name, images, source.template) for name, images in source.domains.items()]
-    return Report(protocol=DOMAIN_GENERALIZATION, tests=tuple(tests))
+    return ProtocolTests(protocol=DOMAIN_GENERALIZATION, test_sets=tuple(tests))
 
 
-def _as_test(name: str, images: ImageSet, template: str) -> TestImages:
-    return TestImages(name=name, images=images, template=template)
+def _as_test(name: str, images: ImageSet, template: str) -> TestSet:
+    return TestSet(name=name, images=images, template=template)
 
 
 def _test_part(dataset: BenchDataset) -> ImageSet:
     if dataset.split.test is None:
         raise DatasetInvalid(
-            f"Dataset {dataset.name!r} has no test images, and accuracy on images that were "
-            f"learned from says nothing. Add a folder test/, or a column split to its table.",
+            f"Dataset {dataset.name!r} has no test images, and accuracy on training images is "
+            f"meaningless. Add a folder test/, or a column split to its table.",
             source=dataset.name,
         )
     return dataset.split.test

@@ -1,9 +1,9 @@
-"""One line of a results file: everything that one learned prompt gave, with full precision.
+"""Results file: one line per learned prompt, with full precision.
 
 A run folder holds ``results.jsonl`` and, for each line, a folder ``runs/<run_id>`` with the prompt
-file (``prompt.safetensors``), the images that were drawn (``images.json``: paths of "train" and
-"val"), the log (``history.jsonl``, an ``EpochRecord`` a line) and, for each test set, what was
-answered (``answers-<test set>.npz``, see ``Answers``).
+file (``prompt.safetensors``), the sampled images (``images.json``: paths of "train" and "val"), the
+log (``history.jsonl``, one ``EpochRecord`` per line) and the predictions on each test set
+(``predictions-<test set>.npz``, see ``StoredPredictions``).
 """
 
 import json
@@ -29,35 +29,35 @@ PACKAGES = ("torch", "open_clip_torch", "numpy", "pillow")
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One dataset, one row of the table, one seed."""
+    """Result of one dataset, one row of the table and one seed."""
 
     protocol: str  # "base-to-new", "few-shot", "cross-dataset", "domain-generalization"
-    suite: str  # "papers", "icon", "own"
-    dataset: str  # that was learned on
+    suite: str  # "papers", "icon", "user"
+    dataset: str  # training dataset
     method: str  # a name in METHODS
     label: str  # of the row in tables; two rows of one method differ in it
     seed: int
     shots: int
     # By test set: base-to-new "base", "new"; few-shot "test"; cross-dataset "source" and the name
-    # of each target; domain-generalization "source" and the name of each domain. Shares, 0 to 1.
+    # of each target; domain-generalization "source" and the name of each domain. Fractions, 0 to 1.
     accuracy: Mapping[str, float]
     calibration_error: Mapping[str, float]  # the same keys
     images: Mapping[str, int]  # the same keys, and "train", "val"
     classes: Mapping[str, int]  # the same keys as accuracy
-    validation_accuracy: float | None  # on which alone anything may be chosen
-    trained_numbers: int  # that SGD changed
-    payload_bytes: int  # of learned numbers in the prompt file
+    validation_accuracy: float | None  # the only accuracy that may be used for selection
+    trained_numbers: int  # parameters updated by SGD
+    payload_bytes: int  # learned numbers in the prompt file
     learning_rate: float | None
-    seconds: float  # of learning; where several runs learn in one, the share of this one
+    seconds: float  # training time; for batched runs, this run's share
     idk: tuple[float, ...] = ()  # ID_k after the last epoch
-    config: Mapping[str, Any] = field(default_factory=dict)  # TrainConfig, whole
+    config: Mapping[str, Any] = field(default_factory=dict)  # all fields of TrainConfig
     backbone: Mapping[str, Any] = field(default_factory=dict)  # id, fingerprint
     environment: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     @property
     def run_id(self) -> str:
-        """Folder name of what was kept, unique within a results file."""
+        """Name of the run's folder, unique within a results file."""
         words = (self.protocol, self.dataset, self.label, f"{self.shots}-shots", f"{self.seed}")
         return "-".join(re.sub(r"[^a-z0-9.]+", "_", word.lower()).strip("_") for word in words)
 
@@ -66,13 +66,13 @@ class Result:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
-    """What a prompt answered on one test set."""
+class StoredPredictions:
+    """Predictions of one prompt on one test set."""
 
     paths: tuple[str, ...]  # N image files
     labels: IntArray  # (N,)
-    probabilities: FloatArray  # (N, K) of the K most probable classes, calibrated, descending
-    predicted: IntArray  # (N, K) those classes
+    probabilities: FloatArray  # (N, K), of the K most probable classes, calibrated, descending
+    predicted: IntArray  # (N, K), labels of those classes
     class_names: tuple[str, ...]  # C
 
     def save(self, path: Path) -> None:
@@ -86,8 +86,8 @@ class Answers:
         )
 
     @classmethod
-    def load(cls, path: Path) -> "Answers":
-        # Opened here on purpose: of a damaged file, numpy would leave its own handle open.
+    def load(cls, path: Path) -> "StoredPredictions":
+        # Opened here because numpy leaves its own handle open if the file is damaged.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return cls(
                 paths=tuple(stored["paths"].tolist()),
@@ -98,18 +98,23 @@ class Answers:
             )
 
 
+def predictions_file(test_set: str) -> str:
+    """Return the file name of the predictions on a test set."""
+    return f"predictions-{test_set}.npz"
+
+
 def read_results(path: Path) -> tuple[Result, ...]:
-    """The lines of a results file, or of the one in a run folder.
+    """Read a results file, or the one in a run folder.
 
     Raises:
-        ResultsInvalid: there is no such file, or a line is none of ours; the error names it.
+        ResultsInvalid: the file is missing or a line is invalid; the error names it.
     """
     file = path / FILE_NAME if path.is_dir() else path
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ResultsInvalid(
-            f"{file} cannot be read: {error.strerror}. Wanted a run folder with {FILE_NAME}, as "
+            f"{file} cannot be read: {error.strerror}. Expected a run folder with {FILE_NAME}, as "
             f"prompt-serve protocol and prompt-serve reproduce write it, or such a file."
         ) from error
     return tuple(_result(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line)
@@ -124,11 +129,11 @@ def _result(line: str, where: str) -> Result:
             )
         return Result(**{**values, "idk": tuple(values["idk"])})
     except (ValueError, KeyError, TypeError) as error:
-        raise ResultsInvalid(f"{where} is no result of a protocol: {error!r}.") from error
+        raise ResultsInvalid(f"{where} is not a protocol result: {error!r}.") from error
 
 
 def append_results(folder: Path, results: Iterable[Result]) -> None:
-    """Add lines to the results file of a run folder, in one write."""
+    """Append lines to the results file of a run folder in one write."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(f"{result.to_json()}\n" for result in results)
     with (folder / FILE_NAME).open("a", encoding="utf-8") as file:
@@ -137,7 +142,7 @@ def append_results(folder: Path, results: Iterable[Result]) -> None:
 
 @cache
 def environment() -> Mapping[str, Any]:
-    """Versions and machine, as kept in every line."""
+    """Return versions and machine, as stored in every line."""
     return {
         "prompt_serve": __version__,
         "python": platform.python_version(),

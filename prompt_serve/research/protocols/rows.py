@@ -1,4 +1,4 @@
-"""Rows of a table: a method with settings, and how people write them down."""
+"""Rows of a table: methods with settings, and their notation on the command line."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,14 @@ from importlib import resources
 from typing import Any
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.config import TrainConfig, make_config, settings
+from prompt_serve.training.config import SHARED, TrainConfig, make_config, setting_owners
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.settings import settings_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table, learned anew for each dataset and seed."""
+    """One row of a table, trained anew for each dataset and seed."""
 
     label: str
     settings: Mapping[str, Any] = field(default_factory=dict)  # of TrainConfig, method included
@@ -24,28 +25,30 @@ class Row:
         return str(self.settings["method"])
 
     def config(self, *others: Mapping[str, Any]) -> TrainConfig:
-        """Its configuration; ``others`` are settings for all rows, later ones win, the row's own
-        win over all. Settings that mean nothing to its method are left out of ``others``.
+        """Return the training configuration.
+
+        Args:
+            others: settings for all rows; later ones override earlier ones, the row's own override
+                all. Settings that its method does not have are ignored.
 
         Raises:
-            ConfigInvalid: some are unknown or out of range.
+            ConfigInvalid: settings are unknown or out of range.
         """
-        own, known = METHODS[self.method].settings, settings()
+        known = {*SHARED, *settings_of(METHODS[self.method].settings)}
         common = {
             name: value
             for other in others
             for name, value in other.items()
-            if name not in known or not known[name].own or name in own
+            if name in known or not setting_owners(name)
         }
         return make_config({**common, **self.settings})
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
-    """``coop,dip:rank=4,qcoop:bits=1:quantization=ptq``: methods with settings, or a named set
-    of rows ("text", "image").
+    """Parse ``coop,dip:rank=4,qcoop:bits=1:quantization=ptq``, or the name of a set of rows.
 
     Raises:
-        ConfigInvalid: a method or setting is unknown; the error lists all.
+        ConfigInvalid: a method or setting is unknown; the error lists all faults.
     """
     rows: list[Row] = []
     faults: list[str] = []
@@ -58,11 +61,11 @@ def parse_rows(text: str) -> tuple[Row, ...]:
         except ConfigInvalid as error:
             faults += error.faults or [error.message]
     labels = [row.label for row in rows]
-    faults += [f"{label!r} is asked for twice" for label in sorted(set(labels)) if
+    faults += [f"{label!r} is requested twice" for label in sorted(set(labels)) if
                labels.count(label) > 1]  # fmt: skip
     if faults or not rows:
         raise ConfigInvalid(
-            f"{text!r} is no list of methods as in coop,dip:rank=4 (or one of the sets "
+            f"{text!r} is not a list of methods such as coop,dip:rank=4 (or one of the sets "
             f"{', '.join(row_sets())}):",
             faults,
         )
@@ -72,7 +75,7 @@ def parse_rows(text: str) -> tuple[Row, ...]:
 def _row(word: str) -> Row:
     method, *pairs = word.split(":")
     if method not in METHODS:
-        raise ConfigInvalid("", [f"no method {method!r}; there are {', '.join(METHODS)}"])
+        raise ConfigInvalid("", [f"unknown method {method!r}; expected {', '.join(METHODS)}"])
     values = parse_settings(pairs)
     row = Row(label=" ".join([method, *pairs]), settings={"method": method, **values})
     row.config()
@@ -80,7 +83,7 @@ def _row(word: str) -> Row:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``["epochs=50", "learning_rate=auto"]`` as settings, with the types TOML would give them.
+    """Parse settings such as ``["epochs=50", "learning_rate=auto"]``, with TOML's types.
 
     Raises:
         ConfigInvalid: one is not NAME=VALUE.
@@ -99,7 +102,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 @cache
 def row_sets() -> Mapping[str, tuple[Row, ...]]:
-    """The sets of rows that come with the package (``rows.toml``), by name."""
+    """Return the sets of rows that ship with the package (``rows.toml``), by name."""
     text = resources.files(__package__).joinpath("rows.toml").read_text(encoding="utf-8")
     return {
         name: tuple(Row(label=label, settings=values) for label, values in rows.items())

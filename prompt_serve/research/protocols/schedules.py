@@ -1,4 +1,4 @@
-"""What the papers learn with (``schedules.toml``), as settings of ``TrainConfig``."""
+"""Training settings of the papers (``schedules.toml``) as settings of ``TrainConfig``."""
 
 import tomllib
 from collections.abc import Mapping
@@ -17,45 +17,45 @@ from prompt_serve.research.protocols.summary import (
 )
 from prompt_serve.training.methods import METHODS
 
-# Of methods that have no entry.
+# For methods without an entry.
 _AS_COOP = {"like": "coop", "open": "all", "source": "CoOp's settings"}
-# One prompt is learned for both.
+# Both protocols test the same prompt.
 _LEARNED_AS = {DOMAIN_GENERALIZATION: CROSS_DATASET}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PaperSettings:
-    """How a paper learns."""
+    """Training settings of one paper."""
 
     settings: Mapping[str, Any]  # of TrainConfig
-    open: tuple[str, ...]  # names that the paper does not state; some have no value here either
-    source: str  # where it says so, and what stands for what it leaves open
+    open: tuple[str, ...]  # settings that the paper does not state
+    source: str  # section of the paper, and the origin of values it does not state
 
     @property
     def stated(self) -> bool:
-        """Whether the paper states all of it."""
+        """Return True if the paper states all settings."""
         return not self.open
 
 
 def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 16) -> PaperSettings:
-    """What the papers learn ``method`` with.
+    """Return the papers' training settings for ``method``.
 
     Args:
         protocol: as in results.
         method: a name in METHODS.
-        dataset: that is learned on; of the suite "papers" a few have their own epochs.
-        shots: images a class.
+        dataset: training dataset; a few of the suite "papers" have their own epochs.
+        shots: training images per class.
 
     Raises:
-        ConfigInvalid: there is no such protocol or method.
+        ConfigInvalid: the protocol or method is unknown.
     """
     tables = _schedules()
     name = _LEARNED_AS.get(protocol, protocol)
     if name not in tables:
         known = ", ".join((BASE_TO_NEW, FEW_SHOT, CROSS_DATASET, DOMAIN_GENERALIZATION))
-        raise ConfigInvalid(f"There is no protocol {protocol!r}; there are {known}.")
+        raise ConfigInvalid(f"Unknown protocol {protocol!r}; expected {known}.")
     if method not in METHODS:
-        raise ConfigInvalid(f"There is no method {method!r}; there are {', '.join(METHODS)}.")
+        raise ConfigInvalid(f"Unknown method {method!r}; expected {', '.join(METHODS)}.")
     if METHODS[method].learner is None:
         return PaperSettings(settings={}, open=(), source="nothing is learned")
     entry = tables[name].get(method, _AS_COOP)
@@ -69,7 +69,7 @@ def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 1
 
 
 def paper_schedule(protocol: str, row: Row, dataset: str, shots: int) -> Mapping[str, Any]:
-    """The settings of ``paper_settings`` as ``Experiment.schedule`` asks for them."""
+    """Return the settings of ``paper_settings``; an ``Experiment.schedule``."""
     return paper_settings(protocol, row.method, dataset, shots).settings
 
 

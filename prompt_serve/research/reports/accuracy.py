@@ -1,4 +1,4 @@
-"""Accuracy tables as the papers print them, and accuracy by number of shots."""
+"""Accuracy tables in the papers' format, and accuracy by number of shots."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,28 +13,28 @@ from prompt_serve.research.protocols.summary import (
     SOURCE,
     TEST,
     TRANSFER,
-    Figure,
+    MeanOverSeeds,
     Summary,
     TableRow,
 )
-from prompt_serve.research.reports.drawing import draw, name_of, styles
+from prompt_serve.research.reports.charts import draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Drawing
+    from matplotlib.figure import Figure
 
-ZERO_SHOT = "zero-shot"  # the method that everything is held against
+ZERO_SHOT = "zero-shot"  # reference method
 NOTHING = Cell(text="–", missing=True)
 NOTE = (
-    "Percent of test images that were classified rightly (top-1): mean ± standard deviation over "
-    "seeds; below it, the difference to the zero-shot row in points. The best learned mean of each "
-    "column is marked. – was not measured."
+    "Top-1 accuracy in percent of test images: mean ± standard deviation over seeds; below it, the "
+    "difference from the zero-shot row in points. The best learned mean of each column is marked. "
+    "– means not measured."
 )
 
 
-def accuracy(summaries: Sequence[Summary]) -> Section:
-    """One or several tables for each protocol, suite, backbone and number of shots."""
+def accuracy_section(summaries: Sequence[Summary]) -> Section:
+    """Build the tables of each protocol, suite, backbone and number of shots."""
     blocks: list[Block] = []
     for number, summary in enumerate(summaries):
         for shots in summary.shots:
@@ -51,14 +51,14 @@ def accuracy(summaries: Sequence[Summary]) -> Section:
 
 
 def headline(summary: Summary) -> str:
-    """The figure that sums a row up."""
+    """Return the key of the figure that summarizes a row."""
     if summary.protocol == BASE_TO_NEW:
         return HARMONIC
     return AVERAGE if summary.protocol in TRANSFER else TEST
 
 
 def headline_rows(summary: Summary, shots: int) -> list[TableRow]:
-    """Of each label, the row that stands for it: its average over datasets, or over targets."""
+    """Return one row per label: its average over datasets, or over the targets of a transfer."""
     if summary.protocol in TRANSFER:
         rows = [row for row in summary.rows if row.dataset in summary.datasets]
     else:
@@ -67,7 +67,7 @@ def headline_rows(summary: Summary, shots: int) -> list[TableRow]:
 
 
 def headline_name(summary: Summary) -> str:
-    """The same in words, as on an axis."""
+    """Describe the headline figure in words, as on an axis."""
     over = f"{len(summary.datasets)} datasets" if len(summary.datasets) > 1 else "one dataset"
     return {
         HARMONIC: f"H of the average base and new accuracy over {over}",
@@ -92,20 +92,20 @@ def _tables(summary: Summary, shots: int) -> list[Block]:
     return tables
 
 
-def _averages(summary: Summary, shots: int, labels: Sequence[str], caption: str) -> Table:
-    """Base, new and H of each row, with what it takes."""
+def _averages(summary: Summary, shots: int, labels: Sequence[str], caption: str) -> ReportTable:
+    """Build the table of base, new and H of each row, with its size and training time."""
     rows = {label: summary.row(AVERAGE, label, shots) for label in labels}
     columns = [[_figure(rows[label], test) for label in labels] for test in (BASE, NEW, HARMONIC)]
     cells = [_column(column, list(rows.values())) for column in columns]
-    return Table(
+    return ReportTable(
         caption=caption,
-        heads=["", "base", "new", "H", "bytes", "learned numbers", "seconds", "datasets"],
+        headers=["", "base", "new", "H", "bytes", "learned numbers", "seconds", "datasets"],
         rows=[
             [label, *(column[index] for column in cells), *_costs(rows[label], summary)]
             for index, label in enumerate(labels)
         ],
-        note="H is the harmonic mean of the two averages, not the average of the H of datasets. "
-        "Bytes are those of the learned numbers in the prompt file, seconds those of learning one "
+        note="H is the harmonic mean of the two averages, not the average of the datasets' H. "
+        "Bytes count the learned numbers in the prompt file, seconds the training time of one "
         "prompt; all are means over datasets and seeds.",
     )
 
@@ -124,7 +124,7 @@ def _costs(row: TableRow | None, summary: Summary) -> list[Cell]:
 
 def _by_dataset(
     summary: Summary, shots: int, labels: Sequence[str], test: str, caption: str
-) -> Table:
+) -> ReportTable:
     datasets = [*([AVERAGE] if len(summary.datasets) > 1 else []), *summary.datasets]
     columns = []
     for dataset in datasets:
@@ -135,7 +135,7 @@ def _by_dataset(
 
 def _transfer(
     summary: Summary, shots: int, labels: Sequence[str], dataset: str, title: str
-) -> Table:
+) -> ReportTable:
     targets = [name for name in summary.test_sets if name not in (SOURCE, AVERAGE)]
     names = [SOURCE, AVERAGE, *targets]
     rows = [summary.row(dataset, label, shots) for label in labels]
@@ -143,30 +143,30 @@ def _transfer(
         _column([_figure(row, name) for row in rows], rows, of_average=name == AVERAGE)
         for name in names
     ]
-    heads = [f"{dataset} (source)", "average of targets", *targets]
-    return _table(f"{title}: learned on {dataset}", heads, labels, columns)
+    headers = [f"{dataset} (source)", "average of targets", *targets]
+    return _table(f"{title}: learned on {dataset}", headers, labels, columns)
 
 
 def _table(
-    caption: str, heads: Sequence[str], labels: Sequence[str], columns: Sequence[Sequence[Cell]]
-) -> Table:
+    caption: str, headers: Sequence[str], labels: Sequence[str], columns: Sequence[Sequence[Cell]]
+) -> ReportTable:
     rows: list[list[Cell | str]] = []
     for index, label in enumerate(labels):
         rows.append([label, *(column[index] for column in columns)])
-    return Table(caption=caption, heads=["", *heads], rows=rows)
+    return ReportTable(caption=caption, headers=["", *headers], rows=rows)
 
 
-def _figure(row: TableRow | None, test: str) -> Figure | None:
+def _figure(row: TableRow | None, test: str) -> MeanOverSeeds | None:
     return None if row is None else row.figures.get(test)
 
 
 def _column(
-    figures: Sequence[Figure | None],
+    figures: Sequence[MeanOverSeeds | None],
     rows: Sequence[TableRow | None],
     *,
     of_average: bool = True,
 ) -> list[Cell]:
-    """The cells of a column. An average that leaves something out is shown and never the best."""
+    """Return the cells of a column; a partial average is shown but never marked as best."""
     known = [
         (figure, row, of_average and row.partial)
         for figure, row in zip(figures, rows, strict=True)
@@ -187,7 +187,12 @@ def _column(
 
 
 def _cell(
-    figure: Figure, row: TableRow, reference: float | None, best: float | None, *, partial: bool
+    figure: MeanOverSeeds,
+    row: TableRow,
+    reference: float | None,
+    best: float | None,
+    *,
+    partial: bool,
 ) -> Cell:
     learned = row.method != ZERO_SHOT
     detail = ""
@@ -205,13 +210,13 @@ def _cell(
 
 
 def points(difference: float) -> str:
-    """A difference of shares in percentage points, with its sign."""
+    """Format a difference of fractions in percentage points, with its sign."""
     text = f"{100 * difference:+.1f}"
     return "0.0" if float(text) == 0 else text.replace("-", "\N{MINUS SIGN}")
 
 
 def _by_shots(summary: Summary, number: int) -> Chart:
-    looks = styles(summary.labels)
+    row_styles = styles(summary.labels)
     lines = {
         label: [
             (row.shots, row.figures[TEST])
@@ -221,21 +226,21 @@ def _by_shots(summary: Summary, number: int) -> Chart:
         for label in summary.labels
     }
 
-    def paint(figure: "Drawing") -> None:
+    def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         for label, points in lines.items():
-            look = looks[label]
+            style = row_styles[label]
             axes.errorbar(
                 [shots for shots, _ in points],
                 [100 * found.mean for _, found in points],
                 yerr=[100 * found.spread for _, found in points],
-                color=look.color, linestyle=look.dash, marker=look.mark, markersize=4,
+                color=style.color, linestyle=style.dash, marker=style.mark, markersize=4,
                 capsize=2, elinewidth=0.8, label=name_of(label),
             )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_xticks(summary.shots, [str(shots) for shots in summary.shots])
         axes.minorticks_off()
-        axes.set_xlabel("training images a class")
+        axes.set_xlabel("training images per class")
         axes.set_ylabel("accuracy (%)")
         figure.legend(loc="outside right upper")
 
@@ -243,13 +248,13 @@ def _by_shots(summary: Summary, number: int) -> Chart:
     return Chart(
         title=title,
         svg=draw(paint, name=f"shots{number}", width=7.5, height=3.6),
-        alt=f"{headline_name(summary)} against training images a class, a line for each row",
-        caption="Average over datasets; bars are standard deviations over seeds. Rows that lack "
-        "datasets are left out.",
+        alt=f"{headline_name(summary)} against training images per class, one line per row",
+        caption="Average over datasets; bars are standard deviations over seeds. Rows without "
+        "results for all datasets are left out.",
         tables=[
-            Table(
+            ReportTable(
                 caption=title,
-                heads=["", *(f"{shots} shots" for shots in summary.shots)],
+                headers=["", *(f"{shots} shots" for shots in summary.shots)],
                 rows=[
                     [label, *(_point(dict(points).get(shots)) for shots in summary.shots)]
                     for label, points in lines.items()
@@ -259,5 +264,5 @@ def _by_shots(summary: Summary, number: int) -> Chart:
     )
 
 
-def _point(figure: Figure | None) -> Cell:
+def _point(figure: MeanOverSeeds | None) -> Cell:
     return Cell(text=percent(figure.mean), value=figure.mean) if figure else NOTHING

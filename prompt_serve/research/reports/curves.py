@@ -1,4 +1,4 @@
-"""Learning curves: loss and validation accuracy by epoch."""
+"""Learning curves: training loss and validation accuracy by epoch."""
 
 import math
 import statistics
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prompt_serve.research.reports.drawing import (
+from prompt_serve.research.reports.charts import (
     PALE,
     Style,
     draw,
@@ -16,7 +16,7 @@ from prompt_serve.research.reports.drawing import (
     whole_steps,
 )
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.loop import EpochRecord
 
@@ -24,24 +24,24 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-POINTS = 40  # of a line; more cannot be told apart at this size
-FEW_POINTS = 12  # of a line whose points are shown, as where not every epoch was validated
-TOGETHER = 7  # lines of one panel that can be told apart
-ROUNDS = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the run that stand in the table
+POINTS = 40  # maximum per line; more cannot be told apart at this size
+FEW_POINTS = 12  # lines with at most this many points show markers
+TOGETHER = 7  # maximum number of lines per panel
+CHECKPOINTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # fractions of the run shown in the table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
     """Mean over runs at each epoch, and the standard deviation over seeds."""
 
-    epochs: tuple[int, ...]  # from 1: after so many
+    epochs: tuple[int, ...]  # completed epochs, from 1
     mean: tuple[float, ...]
-    spread: tuple[float, ...]  # 0 where there is one seed
+    spread: tuple[float, ...]  # 0 for a single seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measure:
-    """What is followed."""
+class CurveMetric:
+    """Metric drawn as a curve."""
 
     key: str
     name: str
@@ -50,38 +50,43 @@ class Measure:
 
 
 MEASURES = (
-    Measure(
+    CurveMetric(
         key="accuracy", name="validation accuracy", axis="%",
         of=lambda record: None if record.val_accuracy is None else 100 * record.val_accuracy,
     ),
-    Measure(key="loss", name="training loss", axis="loss", of=lambda record: record.loss),
+    CurveMetric(key="loss", name="training loss", axis="loss", of=lambda record: record.loss),
 )  # fmt: skip
 
 
-def curves(runs: Sequence[StoredRun]) -> Section:
-    """Two charts over all datasets and two by dataset, for each table; of few-shot runs, those
-    with the most shots."""
+def curves_section(runs: Sequence[StoredRun]) -> Section:
+    """Build two charts over all datasets and two by dataset, for each table.
+
+    Few-shot runs are restricted to the largest number of shots.
+    """
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         shots = max(run.result.shots for run in group)
         own = [run for run in group if run.result.shots == shots and run.history]
         title = f"{title_of(*key)}, {shots} shots"
-        looks = styles(run.result.label for run in group)
+        row_styles = styles(run.result.label for run in group)
         for measure in MEASURES:
-            blocks += _charts(own, measure, looks, title, f"curves{number}-{measure.key}")
+            blocks += _charts(own, measure, row_styles, title, f"curves{number}-{measure.key}")
     return Section(
         anchor="curves",
         title="Learning curves",
         blocks=blocks,
         missing=""
         if blocks
-        else "Left out: it wants the logs, runs/<run>/history.jsonl beside results.jsonl.",
+        else "Left out: this section needs the logs, runs/<run>/history.jsonl beside "
+        "results.jsonl.",
     )
 
 
 def mean_curve(runs: Sequence[StoredRun], of: Callable[[EpochRecord], float | None]) -> Curve:
-    """Mean over datasets and seeds at the epochs that all runs have; the spread is that of the
-    seeds' means over datasets."""
+    """Average over datasets and seeds at the epochs that all runs have.
+
+    The spread is the standard deviation of the seeds' means over datasets.
+    """
     values = [
         {record.epoch + 1: found for record in run.history if (found := of(record)) is not None}
         for run in runs
@@ -103,8 +108,8 @@ def mean_curve(runs: Sequence[StoredRun], of: Callable[[EpochRecord], float | No
 
 def _charts(
     runs: Sequence[StoredRun],
-    measure: Measure,
-    looks: Mapping[str, Style],
+    measure: CurveMetric,
+    row_styles: Mapping[str, Style],
     title: str,
     name: str,
 ) -> list[Block]:
@@ -124,13 +129,13 @@ def _charts(
         Chart(
             title=f"{measure.name.capitalize()} by epoch: {title}",
             svg=draw(
-                lambda figure: _by_row(figure, by_label, looks, measure),
+                lambda figure: _by_row(figure, by_label, row_styles, measure),
                 name=name,
                 height=_height(len(by_label)),
             ),
-            alt=f"{measure.name} by epoch, a panel for each row, the other rows in gray",
-            caption=f"A panel a row: {over}, with one standard deviation over the seeds; "
-            "behind it, pale, the other rows.",
+            alt=f"{measure.name} by epoch, one panel per row, the other rows in gray",
+            caption=f"One panel per row: {over}, with one standard deviation over the seeds; "
+            "the other rows in pale gray behind it.",
             tables=[_table(by_label, measure, title)],
         )
     ]
@@ -148,11 +153,11 @@ def _charts(
             Chart(
                 title=f"{measure.name.capitalize()} by epoch and dataset: {title}",
                 svg=draw(
-                    lambda figure: _by_dataset(figure, apart, looks, measure),
+                    lambda figure: _by_dataset(figure, apart, row_styles, measure),
                     name=f"{name}-datasets",
                     height=_height(len(datasets)) + 0.3,
                 ),
-                alt=f"{measure.name} by epoch, a panel for each dataset, a line for each row",
+                alt=f"{measure.name} by epoch, one panel per dataset, one line per row",
                 caption="Mean over the seeds."
                 + (
                     ""
@@ -169,13 +174,13 @@ def _charts(
     return charts
 
 
-def _of_dataset(runs: Sequence[StoredRun], dataset: str, label: str, measure: Measure) -> Curve:
+def _of_dataset(runs: Sequence[StoredRun], dataset: str, label: str, measure: CurveMetric) -> Curve:
     own = [run for run in runs if (run.result.dataset, run.result.label) == (dataset, label)]
     return mean_curve(own, measure.of)
 
 
 def _most_accurate(runs: Sequence[StoredRun], labels: list[str]) -> list[str]:
-    """Rows that one panel can hold, by validation accuracy, in their own order."""
+    """Return the best rows by validation accuracy that fit one panel, in their original order."""
 
     def validated(label: str) -> float:
         found = [r.validation_accuracy or 0.0 for r in (x.result for x in runs) if r.label == label]
@@ -190,11 +195,14 @@ def _height(count: int) -> float:
 
 
 def _by_row(
-    figure: "Figure", curves: Mapping[str, Curve], looks: Mapping[str, Style], measure: Measure
+    figure: "Figure",
+    curves: Mapping[str, Curve],
+    row_styles: Mapping[str, Style],
+    measure: CurveMetric,
 ) -> None:
     columns = min(4, max(2, len(curves)))
     axes = panels(figure, len(curves), columns, sharex=True, sharey=True)
-    # Drawn once as one shape: many pale lines in each of many panels would fill the page.
+    # All other rows are one path: many pale lines in each of many panels would bloat the page.
     for one, (label, curve) in zip(axes, curves.items(), strict=True):
         x: list[float] = []
         y: list[float] = []
@@ -205,7 +213,7 @@ def _by_row(
                 y += [*points.mean, math.nan]
         one.plot(x, y, color=PALE, linewidth=0.8)
         whole_steps(one)
-        _line(one, curve, looks[label], label, band=True)
+        _line(one, curve, row_styles[label], label, band=True)
         one.set_title(name_of(label, 30))
     _name_axes(figure, measure)
 
@@ -213,15 +221,15 @@ def _by_row(
 def _by_dataset(
     figure: "Figure",
     curves: Mapping[str, Mapping[str, Curve]],
-    looks: Mapping[str, Style],
-    measure: Measure,
+    row_styles: Mapping[str, Style],
+    measure: CurveMetric,
 ) -> None:
     columns = min(4, max(2, len(curves)))
     axes = panels(figure, len(curves), columns, sharex=True)
     for one, (dataset, own) in zip(axes, curves.items(), strict=True):
         whole_steps(one)
         for label, curve in own.items():
-            _line(one, curve, looks[label], label, band=False)
+            _line(one, curve, row_styles[label], label, band=False)
         one.set_title(name_of(dataset, 30))
     named = {t.get_label(): t for one in axes for t in one.get_lines()}
     figure.legend(
@@ -230,50 +238,50 @@ def _by_dataset(
     _name_axes(figure, measure)
 
 
-def _name_axes(figure: "Figure", measure: Measure) -> None:
+def _name_axes(figure: "Figure", measure: CurveMetric) -> None:
     figure.supxlabel("epoch", fontsize=8)
     figure.supylabel(f"{measure.name} ({measure.axis})" if measure.axis == "%" else measure.name,
                      fontsize=8)  # fmt: skip
 
 
-def _line(axes: "Axes", curve: Curve, look: Style, label: str, *, band: bool) -> None:
+def _line(axes: "Axes", curve: Curve, style: Style, label: str, *, band: bool) -> None:
     points = thinned(curve)
     axes.plot(
-        points.epochs, points.mean, color=look.color, linestyle=look.dash, label=name_of(label),
+        points.epochs, points.mean, color=style.color, linestyle=style.dash, label=name_of(label),
         marker="o" if len(points.epochs) <= FEW_POINTS else None, markersize=3,
     )  # fmt: skip
     if band and any(points.spread):
         pairs = list(zip(points.mean, points.spread, strict=True))
         axes.fill_between(
             points.epochs, [mean - spread for mean, spread in pairs],
-            [mean + spread for mean, spread in pairs], color=look.color, alpha=0.2, linewidth=0,
+            [mean + spread for mean, spread in pairs], color=style.color, alpha=0.2, linewidth=0,
         )  # fmt: skip
 
 
 def thinned(curve: Curve) -> Curve:
-    """At most ``POINTS`` points, the first and the last among them."""
+    """Reduce a curve to at most ``POINTS`` points, keeping the first and the last."""
     count = len(curve.epochs)
     if count <= POINTS:
         return curve
-    kept = sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
+    chosen = sorted({round(i * (count - 1) / (POINTS - 1)) for i in range(POINTS)})
     return Curve(
-        epochs=tuple(curve.epochs[i] for i in kept),
-        mean=tuple(curve.mean[i] for i in kept),
-        spread=tuple(curve.spread[i] for i in kept),
+        epochs=tuple(curve.epochs[i] for i in chosen),
+        mean=tuple(curve.mean[i] for i in chosen),
+        spread=tuple(curve.spread[i] for i in chosen),
     )
 
 
-def _table(curves: Mapping[str, Curve], measure: Measure, title: str) -> Table:
-    """Each curve at its start, its quarters and its end."""
+def _table(curves: Mapping[str, Curve], measure: CurveMetric, title: str) -> ReportTable:
+    """Build the table of each curve at its start, its quarters and its end."""
     rows: list[list[Cell | str]] = []
     for label, curve in curves.items():
-        at = [round(share * (len(curve.epochs) - 1)) for share in ROUNDS]
+        at = [round(fraction * (len(curve.epochs) - 1)) for fraction in CHECKPOINTS]
         rows.append([label, *(_at(curve, index, measure) for index in at)])
-    heads = ["", "first", "a quarter", "half", "three quarters", "last"]
-    return Table(caption=f"{measure.name.capitalize()}: {title}", heads=heads, rows=rows)
+    headers = ["", "first", "a quarter", "half", "three quarters", "last"]
+    return ReportTable(caption=f"{measure.name.capitalize()}: {title}", headers=headers, rows=rows)
 
 
-def _at(curve: Curve, index: int, measure: Measure) -> Cell:
+def _at(curve: Curve, index: int, measure: CurveMetric) -> Cell:
     value = curve.mean[index]
     text = percent(value / 100) if measure.axis == "%" else f"{value:.3f}"
     return Cell(text=text, value=value, detail=f"epoch {curve.epochs[index]}")

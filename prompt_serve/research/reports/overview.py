@@ -1,4 +1,4 @@
-"""What was run, and what has to be known before one row is held beside another."""
+"""Overview of the runs, and caveats for comparing their rows."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from prompt_serve.research.protocols.summary import (
     TRANSFER,
     Summary,
 )
-from prompt_serve.research.reports.page import Block, Section, Table, Text, percent
+from prompt_serve.research.reports.page import Block, ReportTable, Section, Text, percent
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 PROTOCOLS = {
@@ -28,12 +28,12 @@ ENOUGH_SEEDS = 3
 
 
 def title_of(protocol: str, suite: str, backbone: str) -> str:
-    """Of a table, for people."""
+    """Return the title of a table."""
     return f"{PROTOCOLS.get(protocol, protocol)}, suite {suite}, backbone {backbone}"
 
 
-def overview(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> Section:
-    """What was run."""
+def overview_section(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> Section:
+    """Build the section on runs, backbones, versions and caveats."""
     groups = by_comparison(runs)
     rows = []
     for (protocol, suite, backbone), own in groups.items():
@@ -50,9 +50,9 @@ def overview(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> Section
                 f"{len(results):,}",
             ]
         )
-    what = Table(
+    what = ReportTable(
         caption="Runs",
-        heads=["protocol", "suite", "backbone", "datasets", "rows", "shots", "seeds", "prompts"],
+        headers=["protocol", "suite", "backbone", "datasets", "rows", "shots", "seeds", "prompts"],
         rows=rows,
         words=True,
     )
@@ -61,23 +61,22 @@ def overview(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> Section
         _backbones(runs),
         _environments(runs),
         Text(
-            title="Before rows are compared",
-            lines=notes(runs, summaries)
-            or ["Nothing was found that sets one row apart from another."],
+            title="Before comparing rows",
+            lines=notes(runs, summaries) or ["No difference other than the methods was found."],
         ),
     ]
     return Section(anchor="runs", title="What was run", blocks=blocks)
 
 
 def notes(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> list[str]:
-    """What sets rows apart beside their methods, and how far the figures can be trusted."""
+    """Return differences between rows other than their methods, and limits of the figures."""
     found = []
     groups = by_comparison(runs)
     several = len({backbone for _, _, backbone in groups}) > 1
     if several:
         found.append(
-            "There are several backbones. Their rows stand in tables of their own; figures of one "
-            "say nothing about figures of another."
+            "There are several backbones. Their rows are in separate tables; figures on one "
+            "backbone cannot be compared with figures on another."
         )
     for (protocol, _, backbone), own in groups.items():
         where = f"{PROTOCOLS.get(protocol, protocol)} on {backbone}"
@@ -92,12 +91,12 @@ def notes(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> list[str]:
 
 
 def _precision(results: Sequence[Result]) -> Iterable[str]:
-    """What chance alone may do."""
+    """Yield notes on the size of random differences."""
     seeds = {r.seed for r in results}
     if len(seeds) < ENOUGH_SEEDS:
         yield (
             f"{'one seed' if len(seeds) == 1 else f'{len(seeds)} seeds'}; the papers average over "
-            f"{ENOUGH_SEEDS}, and differences of a point or two are within what a seed changes."
+            f"{ENOUGH_SEEDS}, and a seed alone can change accuracy by a point or two."
         )
     few = {
         (r.dataset, test): r.images[test]
@@ -108,50 +107,50 @@ def _precision(results: Sequence[Result]) -> Iterable[str]:
     if few:
         (dataset, test), least = min(few.items(), key=lambda item: item[1])
         yield (
-            f"{len(few)} test sets have fewer than {FEW_IMAGES} images; of the smallest, {dataset} "
-            f"({test}) with {least}, one image is {percent(1 / least)} points."
+            f"{len(few)} test sets have fewer than {FEW_IMAGES} images; in the smallest, {dataset} "
+            f"({test}) with {least}, one image is worth {percent(1 / least)} points."
         )
     if any("eurosat" in r.dataset.lower() for r in results):
         yield "EuroSAT varies by some four points between seeds, in the papers' own code too."
 
 
 def _gaps(summary: Summary) -> Iterable[str]:
-    """Targets of transfer that some rows have and others have not."""
+    """Yield targets of a transfer that only some rows have."""
     for row in summary.rows:
         if summary.protocol in TRANSFER and row.partial:
             yield (
                 f"{row.label} has no results for the targets {_joined(row.missing)}; its average "
-                f"is over the others and cannot be held beside that of a whole row."
+                f"over the others cannot be compared with that of a complete row."
             )
 
 
-def _backbones(runs: Sequence[StoredRun]) -> Table:
+def _backbones(runs: Sequence[StoredRun]) -> ReportTable:
     found = {
         (str(r.backbone.get("id", "")), str(r.backbone.get("fingerprint", "")))
         for r in (run.result for run in runs)
     }
-    return Table(
+    return ReportTable(
         caption="Backbones",
-        heads=["name", "fingerprint (sha256 over the weights)"],
+        headers=["name", "fingerprint (sha256 over the weights)"],
         rows=[[name or "not stated", mark or "not stated"] for name, mark in sorted(found)],
         words=True,
     )
 
 
-def _environments(runs: Sequence[StoredRun]) -> Table:
-    """Each kind of machine and versions once, with how many prompts it learned."""
+def _environments(runs: Sequence[StoredRun]) -> ReportTable:
+    """Build the table of distinct environments, with the number of prompts of each."""
     counts: dict[str, int] = {}
     for run in runs:
         key = json.dumps(dict(run.result.environment), sort_keys=True)
         counts[key] = counts.get(key, 0) + 1
     environments: list[dict[str, Any]] = [json.loads(key) for key in counts]
     names = list(dict.fromkeys(name for one in environments for name in one))
-    return Table(
+    return ReportTable(
         caption="Versions and machine",
-        heads=["", *(f"{count:,} prompts" for count in counts.values())],
+        headers=["", *(f"{count:,} prompts" for count in counts.values())],
         rows=[[name, *(str(one.get(name, "–")) for one in environments)] for name in names],
         words=True,
-        note="" if names else "The lines do not say what they were made with.",
+        note="" if names else "The results do not record their environment.",
     )
 
 

@@ -1,7 +1,7 @@
-"""The page: what sections are made of, and the one HTML file they become.
+"""Building blocks of the page, and their rendering to one HTML file.
 
-Names of classes, files and rows come from strangers, so everything is escaped; only the charts,
-drawn and cleaned by ``drawing``, go in as they are.
+Names of classes, files and rows are untrusted, so everything is escaped; only the SVG that
+``charts`` draws is inserted as it is.
 """
 
 import re
@@ -12,7 +12,7 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-# A control character, or half of a surrogate pair: no HTML or XML may hold one.
+# Control characters and lone surrogates are not allowed in HTML or XML.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -21,39 +21,39 @@ class Cell:
     """One cell of a table."""
 
     text: str
-    value: float | None = None  # with full precision, for programs that read the page
-    detail: str = ""  # a second, smaller line
+    value: float | None = None  # full precision, for programs that read the page
+    detail: str = ""  # second, smaller line
     best: bool = False
     missing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table; the first cell of each row is its head."""
+class ReportTable:
+    """A table; the first cell of each row is its header."""
 
     caption: str
-    heads: Sequence[str]
+    headers: Sequence[str]
     rows: Sequence[Sequence[Cell | str]]
     note: str = ""
-    words: bool = False  # cells are words to be read, not numbers to be compared
+    words: bool = False  # cells hold words rather than numbers
     kind: str = "table"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chart:
-    """A drawing, what it shows in words, and its numbers."""
+    """A drawing with its description and the numbers behind it."""
 
     title: str
     svg: Markup
-    alt: str  # for who cannot see it
+    alt: str  # text alternative
     caption: str = ""
-    tables: Sequence[Table] = ()
+    tables: Sequence[ReportTable] = ()
     kind: str = "chart"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A paragraph, or a list where there are several."""
+    """A paragraph, or a list if there are several lines."""
 
     lines: Sequence[str]
     title: str = ""
@@ -62,16 +62,16 @@ class Text:
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A small image, or why there is none."""
+    """A small image, or the reason why it is missing."""
 
-    source: Markup | None  # a data URI
+    source: Markup | None  # data URI
     fault: str = ""
     lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Images beside each other."""
+    """Pairs of images side by side."""
 
     title: str
     caption: str
@@ -79,23 +79,23 @@ class Pairs:
     kind: str = "pairs"
 
 
-Block = Table | Chart | Text | Pairs
+Block = ReportTable | Chart | Text | Pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its blocks."""
 
     anchor: str
     title: str
     blocks: Sequence[Block] = ()
-    missing: str = ""  # what the section would want, where there is nothing to show
+    missing: str = ""  # files the section needs, if there is nothing to show
     intro: str = ""
-    after: str = field(default="")  # the figure of a paper that it is made after
+    after: str = field(default="")  # figure of a paper that the section follows
 
 
 def render_page(title: str, summary: str, sections: Sequence[Section]) -> str:
-    """The HTML of a page; the same sections give the same text."""
+    """Render a page as HTML; the same sections give the same text."""
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(_file),
         autoescape=True,
@@ -111,18 +111,18 @@ def render_page(title: str, summary: str, sections: Sequence[Section]) -> str:
 
 
 def printable(text: str) -> str:
-    """With a replacement character for each that no page may hold."""
+    """Replace characters that are not allowed in HTML."""
     return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def shortened(text: str, length: int) -> str:
-    """At most ``length`` characters, the end of a longer text cut off."""
+    """Truncate a text to at most ``length`` characters."""
     text = printable(text)
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """A share as in tables, without the sign; "–" for one that is not there."""
+    """Format a fraction as a percentage without the sign; "–" for None."""
     return "–" if share is None else f"{100 * share:.{digits}f}"
 
 

@@ -1,5 +1,4 @@
-"""What was answered: confusion matrix, reliability diagram, and the images behind the surest wrong
-answers."""
+"""Predictions: confusion matrix, reliability diagram, and the most confident mistakes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,32 +6,40 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_serve.research.protocols.results import Answers
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import BLUES, INK, draw, name_of, panels, styles
+from prompt_serve.calibration import BINS
+from prompt_serve.research.protocols.results import StoredPredictions
+from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, Text, percent
+from prompt_serve.research.reports.page import (
+    Block,
+    Cell,
+    Chart,
+    ReportTable,
+    Section,
+    Text,
+    percent,
+)
+from prompt_serve.research.reports.report_options import ReportOptions, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.research.reports.thumbnails import Thumbnails, confused_pairs
-from prompt_serve.training.calibration import BINS
 from prompt_serve.types import IntArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TEST_SETS = 2  # of a run; transfer has ten
-MATRIX_CLASSES = 100  # more are cells of less than a pixel
+TEST_SETS = 2  # shown per run; a transfer has ten
+MATRIX_CLASSES = 100  # more classes would give cells of less than a pixel
 NUMBERED_CLASSES, NAMED_CLASSES = 20, 60
-LISTED = 200  # classes in a table
+LISTED = 200  # maximum number of classes in a table
 CONFUSIONS = 15
 REDS = ("#fdf3ec", "#b04a00")
 ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bin:
-    """Answers of about the same confidence."""
+class ConfidenceBin:
+    """Predictions with similar confidence."""
 
     images: int
     confidence: float  # mean
@@ -40,55 +47,58 @@ class Bin:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """One run's answers on one test set."""
+class ShownRun:
+    """Predictions of one run on one test set."""
 
     run: StoredRun
     test_set: str
-    answers: Answers
-    zero_shot: Answers | None  # of the same dataset and test set
+    predictions: StoredPredictions
+    zero_shot: StoredPredictions | None  # of the same dataset and test set
     title: str
     name: str  # for ids
 
 
-def answered(runs: Sequence[StoredRun], choice: Choice, thumbnails: Thumbnails) -> Section:
-    """For each table, the chosen row on the chosen datasets."""
+def predictions_section(
+    runs: Sequence[StoredRun], options: ReportOptions, thumbnails: Thumbnails
+) -> Section:
+    """Build the section: for each table, the chosen row on the chosen datasets."""
     blocks: list[Block] = []
-    for shown in _shown(runs, choice):
-        blocks.append(_heading(shown, choice))
-        if len(shown.answers.class_names) <= MATRIX_CLASSES:
+    for shown in _shown(runs, options):
+        blocks.append(_heading(shown, options))
+        if len(shown.predictions.class_names) <= MATRIX_CLASSES:
             blocks.append(_confusion(shown))
         else:
             blocks.append(_classes_tables(shown)[0])
         blocks.append(_reliability(shown))
-        blocks.append(confused_pairs(shown.answers, shown.title, thumbnails))
+        blocks.append(confused_pairs(shown.predictions, shown.title, thumbnails))
     return Section(
-        anchor="answers",
-        title="Answers: confusion, reliability, confused images",
-        intro="Of one row: the one asked for with --row, or the best by validation accuracy, mean "
-        "over its datasets and seeds. Of the datasets asked for with --dataset, or the first.",
+        anchor="predictions",
+        title="Predictions: confusion, reliability, confused images",
+        intro="For one row (--row; by default the one with the best mean validation accuracy over "
+        "its datasets and seeds) on the datasets named with --dataset (by default the first).",
         blocks=blocks,
         missing=""
         if blocks
-        else "Left out: it wants the answers of the row (runs/<run>/answers-<test set>.npz).",
+        else "Left out: this section needs the predictions of the row "
+        "(runs/<run>/predictions-<test set>.npz).",
     )
 
 
-def confusion_matrix(answers: Answers) -> IntArray:
-    """(C, C) images: of the class of the row, answered with the class of the column."""
-    classes = len(answers.class_names)
+def confusion_matrix(predictions: StoredPredictions) -> IntArray:
+    """Count test images by true class (row) and predicted class (column): (C, C)."""
+    classes = len(predictions.class_names)
     counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (answers.labels, answers.predicted[:, 0]), 1)
+    np.add.at(counts, (predictions.labels, predictions.predicted[:, 0]), 1)
     return counts
 
 
-def reliability(answers: Answers) -> tuple[Bin | None, ...]:
-    """Equal bins of confidence, those of the expected calibration error; None of an empty one."""
-    confidence = answers.probabilities[:, 0].astype(np.float64)
-    right = answers.predicted[:, 0] == answers.labels
+def reliability(predictions: StoredPredictions) -> tuple[ConfidenceBin | None, ...]:
+    """Sort predictions into equal bins of confidence; None marks an empty bin."""
+    confidence = predictions.probabilities[:, 0].astype(np.float64)
+    right = predictions.predicted[:, 0] == predictions.labels
     numbers = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     return tuple(
-        Bin(
+        ConfidenceBin(
             images=int(chosen.sum()),
             confidence=float(confidence[chosen].mean()),
             accuracy=float(right[chosen].mean()),
@@ -99,81 +109,83 @@ def reliability(answers: Answers) -> tuple[Bin | None, ...]:
     )
 
 
-def calibration_error(bins: Sequence[Bin | None]) -> float:
-    """Mean distance of confidence from accuracy (Guo et al. 2017, equation 3)."""
+def calibration_error(bins: Sequence[ConfidenceBin | None]) -> float:
+    """Return the expected calibration error (Guo et al. 2017, equation 3)."""
     filled = [one for one in bins if one]
     images = sum(one.images for one in filled)
     return sum(abs(one.accuracy - one.confidence) * one.images for one in filled) / max(1, images)
 
 
-def confusions(answers: Answers) -> list[tuple[int, int, int]]:
-    """(class, answered class, images), the most frequent first."""
-    counts = confusion_matrix(answers)
+def confusions(predictions: StoredPredictions) -> list[tuple[int, int, int]]:
+    """Return (class, predicted class, images) of all mistakes, the most frequent first."""
+    counts = confusion_matrix(predictions)
     np.fill_diagonal(counts, 0)
     pairs = [(int(i), int(j), int(counts[i, j])) for i, j in np.argwhere(counts)]
     return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
 
 
-def _shown(runs: Sequence[StoredRun], choice: Choice) -> Iterator[Shown]:
+def _shown(runs: Sequence[StoredRun], options: ReportOptions) -> Iterator[ShownRun]:
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         own = most_shots(group)
-        rows = choice.rows(own)
-        kept = [run for run in own if run.result.label in rows and run.answered]
-        for place, dataset in enumerate(choice.chosen_datasets(kept)):
+        rows = options.rows(own)
+        kept = [run for run in own if run.result.label in rows and run.predicted_test_sets]
+        for place, dataset in enumerate(options.chosen_datasets(kept)):
             of_dataset = [run for run in kept if run.result.dataset == dataset]
             if not of_dataset:
                 continue
             run = min(of_dataset, key=lambda run: run.result.seed)
-            for test_set in run.answered[:TEST_SETS]:
-                yield Shown(
+            for test_set in run.predicted_test_sets[:TEST_SETS]:
+                yield ShownRun(
                     run=run,
                     test_set=test_set,
-                    answers=run.answers(test_set),
+                    predictions=run.predictions(test_set),
                     zero_shot=_zero_shot(own, run, test_set),
                     title=f"{run.result.label}, {title_of(*key)}, {dataset} ({test_set})",
-                    name=f"answers{number}-{place}-{run.answered.index(test_set)}",
+                    name=f"answers{number}-{place}-{run.predicted_test_sets.index(test_set)}",
                 )
 
 
-def _zero_shot(runs: Sequence[StoredRun], run: StoredRun, test_set: str) -> Answers | None:
+def _zero_shot(
+    runs: Sequence[StoredRun], run: StoredRun, test_set: str
+) -> StoredPredictions | None:
     other = [
         one for one in runs
         if one.result.method == ZERO_SHOT and one.result.dataset == run.result.dataset
-        and one is not run and test_set in one.answered
+        and one is not run and test_set in one.predicted_test_sets
     ]  # fmt: skip
     same = [one for one in other if one.result.seed == run.result.seed]
-    return (same or other)[0].answers(test_set) if other else None
+    return (same or other)[0].predictions(test_set) if other else None
 
 
-def _heading(shown: Shown, choice: Choice) -> Text:
+def _heading(shown: ShownRun, options: ReportOptions) -> Text:
     result = shown.run.result
     validated = (
-        "was not validated"
+        "no validation accuracy"
         if result.validation_accuracy is None
-        else f"is right on {percent(result.validation_accuracy)} % of its validation images"
+        else f"validation accuracy {percent(result.validation_accuracy)} %"
     )
-    answers = shown.answers
-    right = float((answers.predicted[:, 0] == answers.labels).mean())
-    why = "as asked for" if choice.row else "the best row by validation accuracy"
+    predictions = shown.predictions
+    right = float((predictions.predicted[:, 0] == predictions.labels).mean())
+    why = "as requested" if options.row else "the best row by validation accuracy"
     return Text(
         title=shown.title,
         lines=[
-            f"Seed {result.seed}, {result.shots} shots, {why}: it {validated} and on "
-            f"{percent(right)} % of {len(answers.labels):,} test images of "
-            f"{len(answers.class_names):,} classes."
+            f"Seed {result.seed}, {result.shots} shots, {why}: {validated}, test accuracy "
+            f"{percent(right)} % on {len(predictions.labels):,} images of "
+            f"{len(predictions.class_names):,} classes."
         ],
     )
 
 
-def _confusion(shown: Shown) -> Chart:
-    answers = shown.answers
-    counts = confusion_matrix(answers)
+def _confusion(shown: ShownRun) -> Chart:
+    predictions = shown.predictions
+    counts = confusion_matrix(predictions)
     classes = len(counts)
     side = min(8.6, 3.0 + 0.2 * classes)
     return Chart(
         title="Confusion matrix",
         svg=draw(
-            lambda figure: _matrix(figure.subplots(), counts, answers.class_names),
+            lambda figure: _matrix(figure.subplots(), counts, predictions.class_names),
             name=f"{shown.name}-confusion",
             width=min(9.6, side + 1.0),
             height=side,
@@ -181,14 +193,14 @@ def _confusion(shown: Shown) -> Chart:
         alt=f"confusion matrix of {classes} classes; most often confused: "
         + (
             "; ".join(
-                f"{answers.class_names[i]} answered as {answers.class_names[j]}, {n} images"
-                for i, j, n in confusions(answers)[:3]
+                f"{predictions.class_names[i]} as {predictions.class_names[j]}, {n} images"
+                for i, j, n in confusions(predictions)[:3]
             )
             or "nothing"
         ),
-        caption="A row holds the images of a class, as shares; a column what was answered. Right "
-        "answers are blue, wrong ones red, the darker the more of the class."
-        + (" Numbers are images." if classes <= NUMBERED_CLASSES else ""),
+        caption="Rows are true classes, columns predicted classes. Correct predictions are blue, "
+        "mistakes red; the darker, the larger the share of the class."
+        + (" Numbers are counts of images." if classes <= NUMBERED_CLASSES else ""),
         tables=_classes_tables(shown),
     )
 
@@ -211,7 +223,7 @@ def _matrix(axes: "Axes", counts: IntArray, names: Sequence[str]) -> None:
             axes.text(j, i, f"{counts[i, j]}", ha="center", va="center", fontsize=7, color=ink)
     axes.add_collection(PatchCollection(cells, facecolors=shades, edgecolors="none"))
     axes.set(xlim=(-0.5, classes - 0.5), ylim=(classes - 0.5, -0.5), aspect="equal")
-    axes.set(xlabel="answered", ylabel="class of the image")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.grid(visible=False)
     if classes <= NAMED_CLASSES:
         size = 7 if classes <= 30 else 5
@@ -222,23 +234,23 @@ def _matrix(axes: "Axes", counts: IntArray, names: Sequence[str]) -> None:
         axes.spines[spine].set_visible(True)
 
 
-def _classes_tables(shown: Shown) -> list[Table]:
-    answers = shown.answers
-    names, counts = answers.class_names, confusion_matrix(answers)
+def _classes_tables(shown: ShownRun) -> list[ReportTable]:
+    predictions = shown.predictions
+    names, counts = predictions.class_names, confusion_matrix(predictions)
     totals = counts.sum(axis=1)
-    frequent = confusions(answers)[:CONFUSIONS]
+    frequent = confusions(predictions)[:CONFUSIONS]
     first: dict[int, str] = {}
-    for i, j, n in confusions(answers):
+    for i, j, n in confusions(predictions):
         first.setdefault(i, f"{names[j]} ({n})")
     return [
-        Table(
+        ReportTable(
             caption=f"Most frequent confusions: {shown.title}",
-            heads=["class", "answered", "images", "of the class"],
+            headers=["class", "predicted", "images", "images of the class"],
             rows=[[names[i], names[j], f"{n:,}", f"{totals[i]:,}"] for i, j, n in frequent],
         ),
-        Table(
+        ReportTable(
             caption=f"By class: {shown.title}",
-            heads=["class", "images", "right (%)", "most often taken for"],
+            headers=["class", "images", "correct (%)", "most often mistaken for"],
             rows=[
                 [
                     names[i],
@@ -253,36 +265,35 @@ def _classes_tables(shown: Shown) -> list[Table]:
     ]
 
 
-def _reliability(shown: Shown) -> Chart:
+def _reliability(shown: ShownRun) -> Chart:
     label = shown.run.result.label
-    found = {label: reliability(shown.answers)}
+    found = {label: reliability(shown.predictions)}
     if shown.zero_shot is not None:
         found["zero-shot"] = reliability(shown.zero_shot)
-    looks = styles([label, "zero-shot"])
+    row_styles = styles([label, "zero-shot"])
 
     def paint(figure: "Figure") -> None:
         for axes, (row, bins) in zip(panels(figure, len(found), len(found), sharey=True),
                                      found.items(), strict=True):  # fmt: skip
-            _bars(axes, bins, looks[row].color)
+            _bars(axes, bins, row_styles[row].color)
             error = percent(calibration_error(bins))
             axes.set_title(f"{name_of(row, 40)}: ECE {error} %")
-        figure.supylabel("share that was right (%)", fontsize=8)
+        figure.supylabel("accuracy (%)", fontsize=8)
 
-    said = ", ".join(f"{row} {percent(calibration_error(bins))} %" for row, bins in found.items())
+    errors = ", ".join(f"{row} {percent(calibration_error(bins))} %" for row, bins in found.items())
     return Chart(
         title="Reliability diagram",
         svg=draw(paint, name=f"{shown.name}-reliability", width=4.1 * len(found) + 0.4, height=3.4),
-        alt=f"share of right answers against confidence; expected calibration error: {said}",
-        caption=f"{BINS} equal bins of confidence, the probability of the answered class. On the "
-        "dotted diagonal the confidence says how often an answer is right; a bar below it is too "
-        "sure of itself. Pale bars hold fewer than 10 images; the thin line is the share of images "
-        "in each bin. ECE is the expected calibration error, from the probabilities as they were "
-        "kept (float16).",
+        alt=f"accuracy against confidence; expected calibration error: {errors}",
+        caption=f"{BINS} equal bins of confidence, the probability of the predicted class. On the "
+        "dotted diagonal, confidence equals accuracy; a bar below it is overconfident. Pale bars "
+        "hold fewer than 10 images; the thin line is the share of images in each bin. ECE is the "
+        "expected calibration error, computed from the stored probabilities (float16).",
         tables=[_bins_table(row, bins, shown.title) for row, bins in found.items()],
     )
 
 
-def _bars(axes: "Axes", bins: Sequence[Bin | None], color: str) -> None:
+def _bars(axes: "Axes", bins: Sequence[ConfidenceBin | None], color: str) -> None:
     images = sum(one.images for one in bins if one)
     for number, one in enumerate(bins):
         if one:
@@ -294,10 +305,10 @@ def _bars(axes: "Axes", bins: Sequence[Bin | None], color: str) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 100), xlabel="confidence")
 
 
-def _bins_table(row: str, bins: Sequence[Bin | None], title: str) -> Table:
-    return Table(
+def _bins_table(row: str, bins: Sequence[ConfidenceBin | None], title: str) -> ReportTable:
+    return ReportTable(
         caption=f"Bins of confidence: {row} ({title})",
-        heads=["confidence", "images", "mean confidence (%)", "right (%)"],
+        headers=["confidence", "images", "mean confidence (%)", "accuracy (%)"],
         rows=[
             [
                 f"{number / BINS:.3f} to {(number + 1) / BINS:.3f}",

@@ -1,27 +1,27 @@
-"""From run folders to one HTML file that needs nothing else: no network, no scripts, no images
-beside it."""
+"""Report on run folders as one self-contained HTML file: no network, no scripts, no other files."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from prompt_serve.research.protocols.summary import summarize
-from prompt_serve.research.reports.accuracy import accuracy
-from prompt_serve.research.reports.choice import Choice
-from prompt_serve.research.reports.curves import curves
-from prompt_serve.research.reports.density import density
-from prompt_serve.research.reports.lengths import lengths
-from prompt_serve.research.reports.overview import PROTOCOLS, overview
+from prompt_serve.research.reports.accuracy import accuracy_section
+from prompt_serve.research.reports.context_lengths import context_lengths_section
+from prompt_serve.research.reports.curves import curves_section
+from prompt_serve.research.reports.density import density_section
+from prompt_serve.research.reports.key_results import summary_section
+from prompt_serve.research.reports.overview import PROTOCOLS, overview_section
 from prompt_serve.research.reports.page import render_page
-from prompt_serve.research.reports.predictions import answered
-from prompt_serve.research.reports.sizes import sizes
+from prompt_serve.research.reports.payload import payload_section
+from prompt_serve.research.reports.predictions import predictions_section
+from prompt_serve.research.reports.report_options import ReportOptions
 from prompt_serve.research.reports.stored_runs import (
     StoredRun,
     by_comparison,
-    learned_once,
     read_runs,
+    without_repeated_prompts,
 )
 from prompt_serve.research.reports.thumbnails import Thumbnails
-from prompt_serve.research.reports.weights import weights
+from prompt_serve.research.reports.weights import weights_section
 
 TITLE = "prompt-serve: report"
 
@@ -34,45 +34,46 @@ def write_report(
     datasets: Sequence[str] = (),
     title: str = TITLE,
 ) -> int:
-    """Write a report of some run folders or results files; returns its size in bytes.
+    """Write a report on run folders or results files and return its size in bytes.
 
     Equal sources give an equal file.
 
     Args:
         sources: run folders, or ``results.jsonl`` files.
-        out: HTML file; what was there is replaced.
-        row: label whose answers are shown; None: the best by validation accuracy.
-        datasets: of figures that show one dataset; none: the first.
-        title: of the page.
+        out: HTML file; an existing one is replaced.
+        row: label whose predictions are shown; None: the best by validation accuracy.
+        datasets: datasets for figures that show one dataset; empty: the first.
+        title: title of the page.
 
     Raises:
-        ResultsInvalid: a source is missing, or a file is none of ours.
-        ConfigInvalid: there is no such row or dataset.
+        ResultsInvalid: a source is missing, or a file is invalid.
+        ConfigInvalid: the row or a dataset is unknown.
     """
     runs = read_runs(sources)
-    choice = Choice(row=row, datasets=tuple(datasets))
-    choice.check(runs)
-    html = report_html(runs, choice, title=title)
-    # Half of a surrogate pair has no bytes; the page replaces them in all text of its own.
+    options = ReportOptions(row=row, datasets=tuple(datasets))
+    options.check(runs)
+    html = report_html(runs, options, title=title)
+    # Lone surrogates cannot be encoded; the page has replaced them in its text.
     data = html.encode("utf-8", "replace")
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_bytes(data)
     return len(data)
 
 
-def report_html(runs: Sequence[StoredRun], choice: Choice, *, title: str = TITLE) -> str:
-    """The page of some runs."""
+def report_html(runs: Sequence[StoredRun], options: ReportOptions, *, title: str = TITLE) -> str:
+    """Render the page."""
     summaries = summarize(run.result for run in runs)
-    learned = learned_once(runs)
+    learned = without_repeated_prompts(runs)
     sections = [
-        overview(runs, summaries),
-        accuracy(summaries),
-        sizes(summaries),
-        curves(learned),
-        density(runs),
-        weights(learned, choice),
-        lengths(learned, choice),
-        answered(runs, choice, Thumbnails()),
+        summary_section(runs, summaries),
+        overview_section(runs, summaries),
+        accuracy_section(summaries),
+        payload_section(summaries),
+        curves_section(learned),
+        density_section(runs),
+        weights_section(learned, options),
+        context_lengths_section(learned, options),
+        predictions_section(runs, options, Thumbnails()),
     ]
     return render_page(title, _summary(runs), sections)
 
@@ -82,7 +83,7 @@ def _summary(runs: Sequence[StoredRun]) -> str:
     datasets = {run.result.dataset for run in runs}
     rows = {run.result.label for run in runs}
     return (
-        f"{len(runs):,} learned prompts: {', '.join(protocols)}; {_count(len(datasets), 'dataset')}"
+        f"{len(runs):,} prompts: {', '.join(protocols)}; {_count(len(datasets), 'dataset')}"
         f", {_count(len(rows), 'row')}."
     )
 

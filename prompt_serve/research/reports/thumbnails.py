@@ -1,4 +1,4 @@
-"""Images that were confidently taken for another class, small, beside one of that class."""
+"""Thumbnails of the most confident mistakes, each beside an image of the predicted class."""
 
 import base64
 import io
@@ -10,24 +10,24 @@ from PIL import Image
 
 from prompt_serve.errors import ImageInvalid, ImageTooLarge
 from prompt_serve.preprocess import decode_image
-from prompt_serve.research.protocols.results import Answers
+from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.reports.page import Pairs, Picture, percent
 
-PAIRS = 6  # of a test set
-MOST = 96  # thumbnails of a page, some 4 KB each
+PAIRS = 6  # per test set
+MOST = 96  # thumbnails per page, about 4 KB each
 SIDE = 128  # pixels
 QUALITY = 82
 MAX_FILE_BYTES = 64 * 2**20
 
 
 class Thumbnails:
-    """Makes at most ``MOST`` small images, each once."""
+    """Creates at most ``MOST`` small images, each once."""
 
     def __init__(self) -> None:
         self._done: dict[str, Picture] = {}
 
     def __call__(self, path: str) -> Picture:
-        """The image at ``path``, or why it cannot be shown."""
+        """Return the image at ``path``, or the reason why it cannot be shown."""
         if path not in self._done:
             if sum(one.source is not None for one in self._done.values()) >= MOST:
                 return Picture(source=None, fault=f"left out: {MOST} images are on this page")
@@ -35,70 +35,72 @@ class Thumbnails:
         return self._done[path]
 
 
-def confused_pairs(answers: Answers, title: str, thumbnails: Thumbnails) -> Pairs:
-    """The surest wrong answers, one for each pair of classes, each beside an image of the class
-    that was answered."""
-    names = answers.class_names
+def confused_pairs(predictions: StoredPredictions, title: str, thumbnails: Thumbnails) -> Pairs:
+    """Show the most confident mistakes, each beside an image of the predicted class."""
+    names = predictions.class_names
     pairs = []
-    for image in surest_mistakes(answers):
-        own, said = int(answers.labels[image]), int(answers.predicted[image, 0])
-        sure = percent(float(answers.probabilities[image, 0]))
+    for image in most_confident_mistakes(predictions):
+        own, predicted = int(predictions.labels[image]), int(predictions.predicted[image, 0])
+        confidence = percent(float(predictions.probabilities[image, 0]))
         left = _described(
-            thumbnails(answers.paths[image]),
+            thumbnails(predictions.paths[image]),
             f"{names[own]}",
-            f"answered {names[said]}, {sure}\N{NO-BREAK SPACE}%",
-            Path(answers.paths[image]).name,
+            f"predicted {names[predicted]}, {confidence}\N{NO-BREAK SPACE}%",
+            Path(predictions.paths[image]).name,
         )
-        other = typical(answers, said)
+        other = typical(predictions, predicted)
         right = (
             Picture(
-                source=None, fault="no test image of this class", lines=[f"of {names[said]}"]
+                source=None, fault="no test image of this class", lines=[f"of {names[predicted]}"]
             )
             if other is None
             else _described(
-                thumbnails(answers.paths[other]), f"{names[said]}", _answer(answers, other),
-                Path(answers.paths[other]).name,
+                thumbnails(predictions.paths[other]), f"{names[predicted]}",
+                _prediction(predictions, other),
+                Path(predictions.paths[other]).name,
             )
         )  # fmt: skip
         pairs.append((left, right))
     caption = (
-        "To the left an image that was surely taken for another class; to the right one of the "
-        "class that was answered, the one most surely recognized."
+        "Left: a misclassified image. Right: the most confidently recognized image of the "
+        "predicted class."
         if pairs
-        else "Every image was answered rightly."
+        else "Every image was classified correctly."
     )
     return Pairs(title="Most confused images", caption=caption, pairs=pairs)
 
 
-def surest_mistakes(answers: Answers) -> list[int]:
-    """Numbers of the wrongly answered images, the surest of each pair of classes, surest first."""
-    wrong = np.flatnonzero(answers.predicted[:, 0] != answers.labels)
-    order = wrong[np.argsort(-answers.probabilities[wrong, 0], kind="stable")]
+def most_confident_mistakes(predictions: StoredPredictions) -> list[int]:
+    """Return indexes of misclassified images, most confident first, one per pair of classes."""
+    wrong = np.flatnonzero(predictions.predicted[:, 0] != predictions.labels)
+    order = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")]
     chosen: dict[tuple[int, int], int] = {}
     for image in order.tolist():
-        pair = int(answers.labels[image]), int(answers.predicted[image, 0])
+        pair = int(predictions.labels[image]), int(predictions.predicted[image, 0])
         chosen.setdefault(pair, image)
     return list(chosen.values())[:PAIRS]
 
 
-def typical(answers: Answers, label: int) -> int | None:
-    """The image of a class that was most surely recognized; any of it where none was; None where
-    there is none."""
-    of_class = np.flatnonzero(answers.labels == label)
+def typical(predictions: StoredPredictions, label: int) -> int | None:
+    """Return the most confidently recognized image of a class.
+
+    The first image of the class if none was recognized; None if the class has no image.
+    """
+    of_class = np.flatnonzero(predictions.labels == label)
     if not len(of_class):
         return None
-    right = of_class[answers.predicted[of_class, 0] == label]
+    right = of_class[predictions.predicted[of_class, 0] == label]
     if not len(right):
         return int(of_class[0])
-    return int(right[np.argmax(answers.probabilities[right, 0])])
+    return int(right[np.argmax(predictions.probabilities[right, 0])])
 
 
-def _answer(answers: Answers, image: int) -> str:
-    said = int(answers.predicted[image, 0])
-    sure = percent(float(answers.probabilities[image, 0]))
-    if said == int(answers.labels[image]):
-        return f"rightly answered, {sure}\N{NO-BREAK SPACE}%"
-    return f"answered {answers.class_names[said]}, {sure}\N{NO-BREAK SPACE}%"
+def _prediction(predictions: StoredPredictions, image: int) -> str:
+    predicted = int(predictions.predicted[image, 0])
+    confidence = percent(float(predictions.probabilities[image, 0]))
+    if predicted == int(predictions.labels[image]):
+        return f"correct, {confidence}\N{NO-BREAK SPACE}%"
+    return f"predicted {predictions.class_names[predicted]}, {confidence}\N{NO-BREAK SPACE}%"
 
 
 def _described(picture: Picture, *lines: str) -> Picture:

@@ -1,4 +1,4 @@
-"""Learned numbers as histograms, and how codebooks follow them (Quantized Prompt, Figs. 3, 6)."""
+"""Histograms of learned numbers, and their codebooks (Quantized Prompt, Figs. 3, 6)."""
 
 import math
 import statistics
@@ -13,8 +13,7 @@ from prompt_serve.prompts.folding import fold_text
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.prompts.sequences import template_ids
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import (
+from prompt_serve.research.reports.charts import (
     GRAY,
     PALE,
     Style,
@@ -25,7 +24,8 @@ from prompt_serve.research.reports.drawing import (
     whole_steps,
 )
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Chart, Section, Table
+from prompt_serve.research.reports.page import Block, Chart, ReportTable, Section
+from prompt_serve.research.reports.report_options import ReportOptions, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.clip.backbone import EMBEDDED, EMBEDDED_VIT, load_backbone
 from prompt_serve.types import FloatArray
@@ -35,37 +35,37 @@ if TYPE_CHECKING:
 
 PANELS = 8
 BINS = 48
-OUTSIDE = 0.004  # share of all numbers that the axis leaves out: a few of 100 times the size
-FEW_VALUES = 32  # so many different numbers are drawn as lines, not counted in bins
-PLAIN, CODED = "coop", "qcoop"  # what the paper compares
+OUTSIDE = 0.004  # fraction of all numbers outside the axis; a few are 100 times larger
+FEW_VALUES = 32  # up to this many distinct values are drawn as lines instead of bins
+PLAIN, CODED = "coop", "qcoop"  # the methods that the paper compares
 DIVERGENCE, RECLUSTERINGS = "code_divergence", "reclusterings"
 
 
-def weights(runs: Sequence[StoredRun], choice: Choice) -> Section:
-    """Histograms of the numbers and trends of the codebooks, for each table."""
+def weights_section(runs: Sequence[StoredRun], options: ReportOptions) -> Section:
+    """Build histograms of the numbers and trends of the codebooks, for each table."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
-        looks = styles(run.result.label for run in group)
+        row_styles = styles(run.result.label for run in group)
         own = most_shots(group)
-        blocks += _histograms(own, choice, looks, title_of(*key), number)
-        blocks += _trends(own, choice, looks, title_of(*key), number)
+        blocks += _histograms(own, options, row_styles, title_of(*key), number)
+        blocks += _trends(own, options, row_styles, title_of(*key), number)
     return Section(
         anchor="weights",
-        title="Learned numbers and their codebooks",
+        title="Learned numbers and codebooks",
         after="Quantized Prompt Figures 3 and 6",
         blocks=blocks,
         missing=""
         if blocks
-        else "Left out: it wants prompt files (runs/<run>/prompt.safetensors) with vectors of the "
-        "text tower, or logs of rows that are learned through a codebook.",
+        else "Left out: this section needs prompt files (runs/<run>/prompt.safetensors) with text "
+        "vectors, or logs of rows with a codebook.",
     )
 
 
 def text_numbers(prompt: Prompt) -> FloatArray | None:
-    """All numbers of the text tower's first learned vectors, as they are used.
+    """Return all numbers of the learned vectors at the text tower's input, folded.
 
-    None where there are none, or where they build on the template's words and the backbone that
-    knows them is not part of this package.
+    None if there are none, or if they are stored relative to the template's words and the backbone
+    does not ship with this package.
     """
     words = start_numbers(prompt)
     on_words = any(isinstance(layer, LowRank) and layer.base == "template"
@@ -78,8 +78,10 @@ def text_numbers(prompt: Prompt) -> FloatArray | None:
 
 
 def start_numbers(prompt: Prompt) -> FloatArray | None:
-    """(M', D) token embeddings of the template that learning started from; None where the backbone
-    is not part of this package: nothing is fetched for a report."""
+    """Return the token embeddings (M', D) of the template that training started from.
+
+    None if the backbone does not ship with this package; a report downloads nothing.
+    """
     template = prompt.training.get("template")
     if prompt.backbone.id not in (EMBEDDED, EMBEDDED_VIT) or not isinstance(template, str):
         return None
@@ -95,12 +97,16 @@ def _words(name: str, template: str) -> tuple[FloatArray, str]:
 
 
 def _histograms(
-    runs: Sequence[StoredRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
+    runs: Sequence[StoredRun],
+    options: ReportOptions,
+    row_styles: Mapping[str, Style],
+    title: str,
+    number: int,
 ) -> list[Block]:
     found: dict[str, FloatArray] = {}
     coded: dict[str, bool] = {}
     start: FloatArray | None = None
-    dataset, shown = _of_one_dataset(runs, choice)
+    dataset, shown = _of_one_dataset(runs, options)
     for run in shown:
         if run.result.label in found or (prompt := run.prompt) is None:
             continue
@@ -125,11 +131,11 @@ def _histograms(
         ):
             values, counts = np.unique(numbers, return_counts=True)
             if len(values) <= FEW_VALUES:
-                axes.vlines(values, 0, 100 * counts / len(numbers), color=looks[label].color,
+                axes.vlines(values, 0, 100 * counts / len(numbers), color=row_styles[label].color,
                             linewidth=2.5)  # fmt: skip
             else:
                 shares = 100 * np.histogram(numbers, edges)[0] / len(numbers)
-                axes.stairs(shares, edges, fill=True, color=looks[label].color, alpha=0.75)
+                axes.stairs(shares, edges, fill=True, color=row_styles[label].color, alpha=0.75)
             if start is not None:
                 shares = 100 * np.histogram(start, edges)[0] / len(start)
                 axes.stairs(shares, edges, color=GRAY, linewidth=0.9)
@@ -142,30 +148,29 @@ def _histograms(
 
     seed = next(iter(shown)).result.seed
     against = (
-        "The gray line is where learning starts, the template's words."
+        "The gray line shows the starting point, the template's words."
         if start is not None
-        else "Where learning starts is not shown: the backbone is not part of prompt-serve."
+        else "The starting point is not shown: the backbone does not ship with prompt-serve."
     )
     return [
         Chart(
             title=f"Learned numbers: {title}, {dataset}, seed {seed}",
             svg=draw(paint, name=f"weights{number}", height=0.5 + 1.6 * -(-len(found) // 4)),
-            alt="histograms of the learned numbers of the text tower's first vectors, a panel for "
-            "each row",
-            caption=f"Vectors of the text tower's input as they are used, a panel a row; a row "
-            f"with a codebook has as many values as the codebook. {against} The outermost "
-            f"{100 * OUTSIDE:g} % of all numbers lie outside.",
+            alt="histograms of the learned numbers at the text tower's input, one panel per row",
+            caption=f"Learned vectors at the text tower's input, one panel per row; a row with a "
+            f"codebook has as many distinct values as the codebook. {against} The outermost "
+            f"{100 * OUTSIDE:g} % of all numbers are outside the axis.",
             tables=[_moments(found, coded, start, title)],
         )
     ]
 
 
 def _first(found: Mapping[str, FloatArray], runs: Sequence[StoredRun]) -> dict[str, FloatArray]:
-    """At most ``PANELS``: those the paper compares first, then the others in their order."""
+    """Return at most ``PANELS`` rows: first those the paper compares, then the others in order."""
     methods = {run.result.label: run.result.method for run in runs}
     ranked = sorted(found, key=lambda label: methods[label] not in (PLAIN, CODED))
-    kept = set(ranked[:PANELS])
-    return {label: numbers for label, numbers in found.items() if label in kept}
+    chosen = set(ranked[:PANELS])
+    return {label: numbers for label, numbers in found.items() if label in chosen}
 
 
 def _moments(
@@ -173,11 +178,11 @@ def _moments(
     coded: Mapping[str, bool],
     start: FloatArray | None,
     title: str,
-) -> Table:
+) -> ReportTable:
     every = {**({} if start is None else {"start (the template's words)": start}), **found}
-    return Table(
+    return ReportTable(
         caption=f"Learned numbers: {title}",
-        heads=["", "numbers", "values", "mean", "std", "least", "largest", "codebook"],
+        headers=["", "numbers", "values", "mean", "std", "least", "largest", "codebook"],
         rows=[
             [
                 label,
@@ -192,11 +197,15 @@ def _moments(
 
 
 def _trends(
-    runs: Sequence[StoredRun], choice: Choice, looks: Mapping[str, Style], title: str, number: int
+    runs: Sequence[StoredRun],
+    options: ReportOptions,
+    row_styles: Mapping[str, Style],
+    title: str,
+    number: int,
 ) -> list[Block]:
-    """KL divergence by epoch; a mark where codebooks were made anew."""
+    """Build the chart of KL divergence by epoch, with a marker where codebooks were rebuilt."""
     watched = [r for r in runs if any(DIVERGENCE in record.facts for record in r.history)]
-    dataset, shown = _of_one_dataset(watched, choice, one_seed=False)
+    dataset, shown = _of_one_dataset(watched, options, one_seed=False)
     labels = list(dict.fromkeys(run.result.label for run in shown))[:PANELS]
     if not labels:
         return []
@@ -208,7 +217,7 @@ def _trends(
         ):
             for run in shown:
                 if run.result.label == label:
-                    _trend(axes, run, looks[label])
+                    _trend(axes, run, row_styles[label])
             whole_steps(axes)
             axes.set_title(name_of(label, 30))
         figure.supxlabel("epoch", fontsize=8)
@@ -216,37 +225,37 @@ def _trends(
 
     return [
         Chart(
-            title=f"Codebooks and what they stand for: {title}, {dataset}",
+            title=f"Divergence from the codebooks: {title}, {dataset}",
             svg=draw(paint, name=f"trends{number}", height=0.5 + 1.6 * -(-len(labels) // 4)),
-            alt="KL divergence of the histogram of codes by epoch, a panel for each row, a line "
-            "for each seed, a mark where the codebook was made anew",
-            caption="KL divergence of the codes' histogram now from that when the codebook was "
-            "made, at the last look before the end of each epoch; the largest where there are "
-            "several codebooks. A line a seed; a mark where a codebook was made anew in that "
-            "epoch; dashed, the divergence that asks for it.",
+            alt="KL divergence of the code histogram by epoch, one panel per row, one line per "
+            "seed, a marker where the codebook was rebuilt",
+            caption="KL divergence of the current code histogram from the one at the time the "
+            "codebook was built, at the last check of each epoch; the largest value if there are "
+            "several codebooks. One line per seed; a marker where a codebook was rebuilt in that "
+            "epoch; the dashed line is the divergence that triggers a rebuild.",
             tables=[_trend_table(watched, title)],
         )
     ]
 
 
-def _trend(axes, run: StoredRun, look: Style) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
+def _trend(axes, run: StoredRun, style: Style) -> None:  # type: ignore[no-untyped-def]  # matplotlib's axes
     records = [record for record in run.history if DIVERGENCE in record.facts]
     epochs = [record.epoch + 1 for record in records]
     values = [float(record.facts[DIVERGENCE]) for record in records]
-    axes.plot(epochs, values, color=look.color, linewidth=0.9, alpha=0.85)
+    axes.plot(epochs, values, color=style.color, linewidth=0.9, alpha=0.85)
     before, marks = 0, []
     for record, value in zip(records, values, strict=True):
         if int(record.facts.get(RECLUSTERINGS, 0)) > before:
             marks.append((record.epoch + 1, value))
         before = int(record.facts.get(RECLUSTERINGS, 0))
-    axes.plot([x for x, _ in marks], [y for _, y in marks], look.mark, color=look.color,
+    axes.plot([x for x, _ in marks], [y for _, y in marks], style.mark, color=style.color,
               markersize=3.5, markeredgewidth=0)  # fmt: skip
     threshold = run.result.config.get("recluster_above")
     if isinstance(threshold, int | float) and math.isfinite(threshold):
         axes.axhline(threshold, color=PALE, linestyle="--", linewidth=1, zorder=1)
 
 
-def _trend_table(runs: Sequence[StoredRun], title: str) -> Table:
+def _trend_table(runs: Sequence[StoredRun], title: str) -> ReportTable:
     groups: dict[str, list[StoredRun]] = {}
     for run in runs:
         groups.setdefault(run.result.label, []).append(run)
@@ -267,18 +276,18 @@ def _trend_table(runs: Sequence[StoredRun], title: str) -> Table:
                 f"{statistics.fmean(ends):.4f}",
             ]
         )
-    return Table(
+    return ReportTable(
         caption=f"Codebooks, all datasets and seeds: {title}",
-        heads=["", "runs", "made anew (mean)", "(most)", "largest KL (mean)", "last KL (mean)"],
+        headers=["", "runs", "rebuilt (mean)", "(most)", "largest KL (mean)", "last KL (mean)"],
         rows=rows,
     )
 
 
 def _of_one_dataset(
-    runs: Sequence[StoredRun], choice: Choice, *, one_seed: bool = True
+    runs: Sequence[StoredRun], options: ReportOptions, *, one_seed: bool = True
 ) -> tuple[str, list[StoredRun]]:
-    """Runs of the first dataset that is asked for, or there; of its first seed alone."""
-    datasets = choice.chosen_datasets(runs)
+    """Return runs of the first requested or available dataset, by default of its first seed."""
+    datasets = options.chosen_datasets(runs)
     own = [run for run in runs if run.result.dataset in datasets[:1]]
     if one_seed and own:
         seed = min(run.result.seed for run in own)

@@ -173,12 +173,6 @@ class Batcher:
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
-    @property
-    def waiting(self) -> tuple[int, int]:
-        """Number and bytes of the images that are admitted and not yet answered."""
-        with self._changed:
-            return len(self._admitted), self._admitted_bytes
-
     def submit(self, images: Sequence[ImageData], deadline: float) -> Future[list[Outcome]]:
         """Queue the images of one request.
 

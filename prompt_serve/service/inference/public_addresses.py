@@ -1,4 +1,4 @@
-"""Tell public network addresses, which the service may fetch from, from all others.
+"""Distinguish public network addresses, which the service may fetch from, from all others.
 
 A URL in a request must not reach what only this machine can reach, such as the cloud's metadata
 service, a database beside it, or the service's own port.

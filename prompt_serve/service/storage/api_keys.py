@@ -24,7 +24,6 @@ from prompt_serve.service.storage import audit
 from prompt_serve.service.storage.database import Database, metadata
 
 Role = Literal["infer", "admin"]
-ROLES: tuple[Role, ...] = ("infer", "admin")
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 PREFIX = "ps"

@@ -1,16 +1,16 @@
-"""What a method of prompt learning is, and what the training loop asks of it.
+"""What a method of prompt learning is, and what the training loop calls it for.
 
-How contexts are learned (a ``PromptLearner``), how they are stored (``prompts.encodings``) and
-how they are folded for use (``prompts.folding``) are three things. A learner knows the first
-and hands over the second; nothing but ``folding`` does the third. While learning, a learner makes
-contexts of its own (``contexts``): with dropout, noise or a straight-through codebook. Whatever is
-measured, in validation as at the end, is folded from ``encodings``.
+Learning contexts (``PromptLearner``), storing them (``prompts.encodings``) and folding them for use
+(``prompts.folding``) are three things. A learner does the first and hands over the second; only
+``folding`` does the third. In training, a learner makes its contexts itself (``contexts``): with
+dropout, noise or a straight-through codebook. Everything that is measured, in validation and at the
+end, is folded from ``encodings``.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,20 +19,25 @@ from torch.nn import functional as F
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
 from prompt_serve.prompts.encodings import ImageEncoding, TextEncoding
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.training.settings import MethodSettings
 from prompt_serve.types import HalfArray
 
 NO_VECTORS: PromptVectors[Tensor] = PromptVectors()
+Settings = TypeVar("Settings", bound=MethodSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerInputs:
-    """What a learner starts from."""
+    """Everything a learner starts from beside the settings of its method."""
 
-    config: TrainConfig  # resolved
+    method: str  # its name, for error messages
     words: Tensor  # (M', D) float32, token embeddings of the template's words before the class name
     n_classes: int  # C
     generator: torch.Generator  # on the CPU; the only source of the learner's random numbers
+    template: str = DEFAULT_TEMPLATE
+    given_n_ctx: int | None = None  # the setting ``n_ctx``
+    init_std: float = 0.02
     text_layers: int = 1
     embed_dim: int = 1  # E
     image_width: int | None = None  # D of the image tower; None: it cannot be prompted
@@ -45,42 +50,42 @@ class LearnerInputs:
     @property
     def n_ctx(self) -> int:
         """M."""
-        return self.config.n_ctx or self.words.shape[0]
+        return self.given_n_ctx or self.words.shape[0]
 
     @property
     def width(self) -> int:
         """D of the text tower."""
         return self.words.shape[1]
 
+    def first_words(self) -> Tensor:
+        """Return the template's first M words, (M, D).
+
+        Raises:
+            ConfigInvalid: the template has fewer words than there are vectors.
+        """
+        if self.n_ctx > self.words.shape[0]:
+            raise ConfigInvalid(
+                f"n_ctx is {self.n_ctx}, but the template {self.template!r} has "
+                f"{self.words.shape[0]} tokens before the class name to start from. "
+                f"Leave n_ctx out, or start without the words (init = 'random', or for low rank "
+                f"frozen_init = false)."
+            )
+        return self.words[: self.n_ctx]
+
     def normal(self, *shape: int, std: float | None = None) -> Tensor:
-        """N(0, std^2) numbers; None: the setting ``init_std``."""
-        spread = self.config.init_std if std is None else std
+        """Draw from N(0, std^2); None stands for the setting ``init_std``."""
+        spread = self.init_std if std is None else std
         return torch.randn(*shape, generator=self.generator) * spread
 
-    def depth(self, layers: int, default: int = 1) -> int:
-        """J: blocks with vectors of their own, in a tower (or two) of ``layers`` blocks.
-
-        Where the user gave none: ``default``, or as many as there are.
-
-        Raises:
-            ConfigInvalid: more blocks were asked for than there are.
-        """
-        wanted = self.config.depth or min(default, layers)
-        if wanted <= layers:
-            return wanted
-        raise ConfigInvalid(
-            f"depth is {wanted}, but the tower has {layers} blocks. Give {layers} or less."
-        )
-
     def prompted_image_width(self) -> int:
-        """D of the image tower.
+        """Return D of the image tower.
 
         Raises:
-            BackboneUnsupported: it has none that can be prompted.
+            BackboneUnsupported: the image tower cannot be prompted.
         """
         if self.image_width is None:
             raise BackboneUnsupported(
-                f"Method {self.config.method!r} prompts the image tower, which must be a vision "
+                f"Method {self.method!r} prompts the image tower, which must be a vision "
                 f"transformer (ViT), such as that of 'embedded-vit' or ViT-B-16; this backbone "
                 f"has another one. Use such a backbone, or a text method: 'dip' or 'coop'."
             )
@@ -97,7 +102,7 @@ class Contexts:
 
 @dataclass(frozen=True, kw_only=True)
 class Encodings:
-    """What the prompt file stores."""
+    """The learned values as the prompt file stores them."""
 
     text: TextEncoding | None = None
     image: ImageEncoding | None = None
@@ -105,7 +110,7 @@ class Encodings:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What a loss may look at."""
+    """The results of a forward pass that a loss can use."""
 
     logits: Tensor  # (B, C)
     labels: Tensor  # (B,)
@@ -118,12 +123,14 @@ class StepOutput:
         return F.cross_entropy(self.logits, self.labels)
 
     def divergence_from(self, frozen: Tensor) -> Tensor:
-        """The terms (B, C) of ``KL(p_frozen || p)`` for frozen class features (C, E); their sum
-        over C is the divergence of an image."""
-        scores = self.logit_scale * self.image_features @ frozen.T
+        """Return the terms (B, C) of ``KL(p_frozen || p)`` for frozen class features (C, E).
+
+        Their sum over C is the divergence of an image.
+        """
+        frozen_logits = self.logit_scale * self.image_features @ frozen.T  # (B, C)
         return F.kl_div(
             F.log_softmax(self.logits, dim=-1),
-            F.log_softmax(scores, dim=-1).detach(),
+            F.log_softmax(frozen_logits, dim=-1).detach(),
             reduction="none",
             log_target=True,
         )
@@ -131,78 +138,81 @@ class StepOutput:
 
 @dataclass(frozen=True, kw_only=True)
 class StepInfo:
-    """Where a run stands."""
+    """Position of a step in its run."""
 
     step: int  # steps done before this one
-    steps: int  # of the whole run
+    steps: int  # in the whole run
     epoch: int  # from 0
     epochs: int
 
 
 class PromptLearner(nn.Module, ABC):
-    """Trainable numbers, always float32, that make contexts.
+    """Trainable values, always float32, from which contexts are made.
 
     All state beside the parameters lives in buffers and in ``LearnerInputs.generator``, so that a
-    run can be resumed exactly.
+    run can be resumed bit-exactly.
     """
 
     @abstractmethod
     def contexts(self) -> Contexts:
-        """The contexts of this training step, with gradients; may be random."""
+        """Return the contexts of this training step, with gradients; they may be random."""
 
     @abstractmethod
     def encodings(self) -> Encodings:
-        """What the prompt file stores of the numbers as they stand."""
+        """Return the current values as the prompt file stores them."""
 
     def contexts_of_images(self, image_features: Tensor) -> Tensor | None:
-        """(B, M, D) contexts that depend on the images (B, E); None: all images share one."""
+        """Return contexts (B, M, D) that depend on the images (B, E).
+
+        None, as here: all images share the contexts of the step.
+        """
         return None
 
     def loss(self, step: StepOutput) -> Tensor:
-        """What is minimized."""
+        """Return the value to minimize."""
         return step.cross_entropy
 
     def backward(self, step: StepOutput) -> Tensor:
-        """Put the gradients of one step into ``grad``; returns the loss, detached."""
+        """Put the gradients of one step into ``grad``; return the loss, detached."""
         loss = self.loss(step)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.detach()
 
-    def before_update(self, moment: StepInfo) -> None:
-        """Called when the gradients are there and the numbers are still the old ones."""
+    def before_update(self, step_info: StepInfo) -> None:
+        """Hook: the gradients are computed, the values not yet updated."""
 
-    def after_update(self, moment: StepInfo) -> None:
-        """Called after each update of the numbers."""
+    def after_update(self, step_info: StepInfo) -> None:
+        """Hook: the values have been updated."""
 
-    def after_epoch(self, moment: StepInfo) -> None:
-        """Called after the last update of each epoch, before it is validated."""
+    def after_epoch(self, step_info: StepInfo) -> None:
+        """Hook: the last update of an epoch is done, validation comes next."""
 
     def log_metrics(self) -> Mapping[str, Any]:
-        """What else to log of an epoch, such as re-clusterings or tokens left; JSON types."""
+        """Return further values to log for an epoch, such as tokens left; JSON types."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
+class Method(Generic[Settings]):
     """A method as the registry lists it."""
 
     name: str
     summary: str  # one line for users
+    settings: type[Settings]
     # None: nothing is learned, the templates are used as they are.
-    learner: Callable[[LearnerInputs], PromptLearner] | None
-    paper: str = ""  # where it is from, with the equation
+    learner: Callable[[LearnerInputs, Settings], PromptLearner] | None
+    paper: str = ""  # source, with the equation
     learning_rate: float = 0.0  # where the user gives none
     learning_rates: tuple[float, ...] = ()  # tried by ``--learning-rate auto``
-    # Settings beside the common ones that mean something to it, and its values for those that
-    # the user left at None.
-    settings: frozenset[str] = frozenset()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    # Whether the image tower has to run at every step, and cannot be cached.
-    prompts_images: Callable[[TrainConfig], bool] = lambda config: False
+    n_ctx: int | None = None  # vectors M where the user gives none; None: the template's tokens
+    # True: the image tower runs at every step, and its features cannot be cached.
+    prompts_images: Callable[[Settings], bool] = lambda settings: False
 
 
 def to_float16(tensor: Tensor) -> HalfArray:
-    """Numbers as the prompt file stores them. Too large a number becomes infinite, which the
-    encodings refuse."""
+    """Round to float16, as the prompt file stores numbers.
+
+    Too large a number becomes infinite, which the encodings refuse.
+    """
     rounded: HalfArray = tensor.detach().cpu().to(torch.float16).numpy()
     return rounded

@@ -5,9 +5,12 @@ With several templates, the class features of each are averaged and scaled to un
 """
 
 from prompt_serve.training.methods.base import Method
+from prompt_serve.training.settings import MethodSettings
 
 METHOD = Method(
     name="zero-shot",
     summary="Templates as they are; nothing is learned.",
+    paper="CLIP, arXiv 2103.00020, section 3.1",
+    settings=MethodSettings,
     learner=None,
 )

@@ -1,92 +1,135 @@
 """Codebooks for learned numbers (Quantized Prompt, ECCV 2024, sections 4.2 and 4.3).
 
-A tensor W is normalized, ``(W - mean) / std`` over all its numbers; each number becomes the nearest
-of ``2**b`` centers; what comes out is scaled back. The file stores the centers scaled back already
-and rounded to float16, so mean and standard deviation need no room, and the same rounded numbers
-are used while learning: what is trained on is what is stored, bit for bit.
+A tensor W is normalized, ``(W - mean) / std`` over all its numbers; each number is replaced by the
+nearest of ``2**b`` centers and scaled back. The file stores the centers already scaled back and
+rounded to float16, so mean and standard deviation take no room, and training uses the same rounded
+numbers: what is trained on is what is stored, bit for bit.
 
 Gradients go straight through: W itself stays float32 and is what the optimizer updates, as if the
 codebook were not there. The paper prints the derivative as x; it must be 1. Centers, mean and
 standard deviation get no gradient.
 
 The centers are made by k-means from the initial W and kept while they fit ("constrained adaptive
-clustering", section 4.3): every ``recluster_interval`` steps the numbers of then and now go through
-the same centers, and only where the histograms of their indices differ by a KL divergence of more
-than ``recluster_above`` are the centers made anew.
+clustering", section 4.3): every ``recluster_interval`` steps, W as it was when they were made
+(W_old) and W as it is now go through the same centers. If the histograms of their indices differ by
+a KL divergence of more than ``recluster_above``, new centers are made.
 
-Not in the paper, which leaves these open:
+The paper leaves open, and this file decides:
 
-* W of then is normalized by its own mean and standard deviation, so that a mere change of scale,
-  which leaves every index as it is, asks for nothing.
+* W_old is normalized by its own mean and standard deviation, so that a mere change of scale, which
+  leaves every index as it is, makes no new codebook.
 * Half a count is added to every bin, so that an empty one does not make the divergence infinite.
 * The condition on the error, which only its conclusion names, compares mean squared errors of
   the normalized numbers.
-* Threshold and interval; see ``TrainConfig``.
+* Threshold and interval: the defaults of ``CodebookSettings``.
 """
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prompt_serve.prompts.quantized_tensor import QuantizedTensor
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor
 from prompt_serve.training.quantization.kmeans import cluster_centers
+from prompt_serve.training.settings import MethodSettings, choice, number, switch, whole
 from prompt_serve.types import HalfArray
 
-if TYPE_CHECKING:
-    from prompt_serve.training.methods.base import StepInfo
+Quantization = Literal["qat", "ptq"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodebookSettings(MethodSettings):
+    """Settings of methods whose values can be stored in codebooks."""
+
+    bits: int | None = choice(
+        None, BITS, "Bits per learned number: 1, 2, 4 or 8.", unset="float16 numbers, no codebook"
+    )
+    quantization: Quantization = choice(
+        "qat", get_args(Quantization),
+        "Quantize in training (qat), or what was learned without a codebook (ptq).",
+    )  # fmt: skip
+    recluster_above: float = number(
+        0.01, 0.0, 100.0, "KL divergence of the code histogram above which a new codebook is made."
+    )
+    recluster_interval: int = whole(
+        50, 1, 1_000_000, "Training steps between two checks of that divergence."
+    )
+    recluster_on_error: bool = switch(
+        False, "Make a new codebook only if the quantization error has grown, too."
+    )
+
+    def new_codebook(self, initial: Tensor) -> "AdaptiveCodebook | None":
+        """Return a codebook to train with; None where values are trained as they are."""
+        if self.bits is None or self.quantization == "ptq":
+            return None
+        return AdaptiveCodebook(
+            initial,
+            self.bits,
+            recluster_above=self.recluster_above,
+            recluster_interval=self.recluster_interval,
+            recluster_on_error=self.recluster_on_error,
+        )
 
 
 class AdaptiveCodebook(nn.Module):
-    """A codebook that a trainable tensor is seen through while it is learned.
+    """A codebook between a trainable tensor and the model.
 
-    All its state is in buffers, so that a run can be resumed exactly.
+    All its state is in buffers, so that a run can be resumed bit-exactly.
 
     Args:
-        initial: the tensor as it starts; any shape.
-        config: bits, and when to make the codebook anew.
+        initial: the tensor before training; any shape.
+        bits: b.
+        recluster_above: KL divergence above which a new codebook is made.
+        recluster_interval: steps between two checks.
+        recluster_on_error: the quantization error must have grown, too.
     """
 
     centers: Tensor  # (2**b,) sorted, of normalized numbers
     anchor: Tensor  # the tensor for which they were made (W_old)
-    divergence: Tensor  # KL at the last look
+    divergence: Tensor  # KL at the last check
     reclusterings: Tensor
 
-    def __init__(self, initial: Tensor, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        initial: Tensor,
+        bits: int,
+        *,
+        recluster_above: float,
+        recluster_interval: int,
+        recluster_on_error: bool,
+    ) -> None:
         super().__init__()
-        if config.bits is None:
-            raise TypeError("A codebook wants a number of bits.")
-        self.centers = nn.Buffer(fitted_centers(initial, config.bits))
+        self.centers = nn.Buffer(fitted_centers(initial, bits))
         self.anchor = nn.Buffer(initial.detach().clone())
         self.divergence = nn.Buffer(torch.zeros(()))
         self.reclusterings = nn.Buffer(torch.zeros((), dtype=torch.int64))
-        self._bits = config.bits
-        self._interval = config.recluster_interval
-        self._threshold = config.recluster_above
-        self._on_error = config.recluster_on_error
+        self._bits = bits
+        self._interval = recluster_interval
+        self._threshold = recluster_above
+        self._on_error = recluster_on_error
 
     def forward(self, values: Tensor) -> Tensor:
-        """The stored form of ``values``, with the gradient passed straight through."""
+        """Return the stored form of ``values``; the gradient passes straight through."""
         indices, codebook = _encode(values.detach(), self.centers)
         # The paper's W + (W_q - W) rounds; this is W_q to the last bit, with the same gradient.
         return codebook.float()[indices] + (values - values.detach())
 
     def coded(self, values: Tensor) -> QuantizedTensor:
-        """What the prompt file stores of ``values``."""
+        """Return ``values`` as the prompt file stores them."""
         return _coded(values.detach(), self.centers)
 
     @torch.no_grad()
-    def after_update(self, values: Tensor, moment: "StepInfo", kept: Tensor | None = None) -> None:
-        """Make the codebook anew where the numbers have moved away from it.
+    def after_update(self, values: Tensor, step: int, kept: Tensor | None = None) -> None:
+        """Make a new codebook if the values have moved away from this one.
 
         Args:
             values: in the shape of ``initial``.
-            moment: of the step that was done.
+            step: number of the step that was done, from 0.
             kept: mask of the numbers that still count, where others were pruned.
         """
-        if (moment.step + 1) % self._interval:
+        if (step + 1) % self._interval:
             return
         kept = torch.ones_like(values, dtype=torch.bool) if kept is None else kept
         current, old = normalized(values[kept]), normalized(self.anchor[kept])
@@ -108,13 +151,13 @@ class AdaptiveCodebook(nn.Module):
 
 
 def quantized(values: HalfArray, bits: int) -> QuantizedTensor:
-    """Numbers that were learned without a codebook, in one (PTQ)."""
+    """Put numbers that were learned without a codebook into one (PTQ)."""
     tensor = torch.from_numpy(values.astype(np.float32))
     return _coded(tensor, fitted_centers(tensor, bits))
 
 
 def saves_bytes(size: int, bits: int) -> bool:
-    """Whether indices and codebook of ``size`` numbers take fewer bytes than float16 numbers.
+    """Return True if indices and codebook of ``size`` numbers take fewer bytes than float16.
 
     They do not for the four numbers of DIP's first factor at two bits or more.
     """
@@ -123,23 +166,23 @@ def saves_bytes(size: int, bits: int) -> bool:
 
 
 def normalized(values: Tensor) -> Tensor:
-    """With mean 0 and standard deviation 1; numbers that are all alike become zeros."""
+    """Scale to mean 0 and standard deviation 1; numbers that are all alike become zeros."""
     mean, std = _mean_and_std(values)
     return (values - mean) / std
 
 
 def nearest(numbers: Tensor, centers: Tensor) -> Tensor:
-    """Index of the nearest of sorted centers for each number; of two, the lower."""
+    """Return the index of the nearest of sorted centers for each number; of two, the lower."""
     return torch.bucketize(numbers, (centers[1:] + centers[:-1]) / 2)
 
 
 def fitted_centers(values: Tensor, bits: int, start: Tensor | None = None) -> Tensor:
-    """Centers (2**bits,) of the normalized numbers, on the device of ``values``.
+    """Return centers (2**bits,) of the normalized numbers, on the device of ``values``.
 
     Args:
         values: any shape.
-        bits: of an index.
-        start: centers to improve on; None starts at quantiles.
+        bits: per index.
+        start: centers to improve; None starts at quantiles.
     """
     if not values.numel():
         return torch.zeros(2**bits, device=values.device)
@@ -150,7 +193,7 @@ def fitted_centers(values: Tensor, bits: int, start: Tensor | None = None) -> Te
 
 
 def histogram_divergence(current: Tensor, old: Tensor) -> float:
-    """KL(p_current || p_old) of two histograms (K,) of counts, in nats; never infinite."""
+    """Return KL(p_current || p_old) of two histograms (K,) of counts, in nats; always finite."""
     p, q = (
         (counts.double() + 0.5) / (counts.sum() + 0.5 * len(counts)) for counts in (current, old)
     )
@@ -158,7 +201,7 @@ def histogram_divergence(current: Tensor, old: Tensor) -> float:
 
 
 def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Over all numbers; the standard deviation of the population, 1 in place of 0."""
+    """Return mean and population standard deviation of all numbers, 1 in place of 0."""
     if not values.numel():
         return values.new_zeros(()), values.new_ones(())
     std = values.std(correction=0)
@@ -166,7 +209,7 @@ def _mean_and_std(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _encode(values: Tensor, centers: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices in the shape of ``values``, and the float16 numbers (2**b,) that they stand for."""
+    """Return indices in the shape of ``values``, and the float16 numbers (2**b,) they stand for."""
     mean, std = _mean_and_std(values)
     return nearest((values - mean) / std, centers), (centers * std + mean).to(torch.float16)
 

@@ -1,4 +1,4 @@
-"""One-dimensional k-means, deterministic: the codebooks of ``codebook`` are made with it.
+"""Deterministic one-dimensional k-means, for codebooks.
 
 In one dimension a cluster is a run of the sorted values, so a step of Lloyd's algorithm is a binary
 search for the borders and a difference of prefix sums for the means. It starts at quantiles and
@@ -16,12 +16,12 @@ Numbers = NDArray[np.float64]
 
 
 def cluster_centers(values: Numbers, count: int, start: Numbers | None = None) -> Numbers:
-    """Centers of ``count`` clusters, sorted.
+    """Return the centers of ``count`` clusters, sorted.
 
     Args:
-        values: (N,), N >= 1; where one is not finite, neither is the answer.
-        count: of clusters; a cluster that gets no value keeps the center it had, so there may be
-            more of them than distinct values.
+        values: (N,), N >= 1; if one is not finite, no center is.
+        count: number of clusters; a cluster that gets no value keeps its center, so there may be
+            more clusters than distinct values.
         start: (count,) sorted; None starts at the quantiles (i + 1/2) / count.
 
     Returns:
@@ -46,7 +46,7 @@ def cluster_centers(values: Numbers, count: int, start: Numbers | None = None) -
 
 
 def _points(values: Numbers) -> tuple[Numbers, Numbers]:
-    """Sorted points and how many values each stands for."""
+    """Return sorted points, and the number of values that each stands for."""
     low, high = float(values.min()), float(values.max())
     if len(values) <= MAX_POINTS or low == high:
         return np.sort(values), np.ones(len(values))
@@ -58,13 +58,13 @@ def _points(values: Numbers) -> tuple[Numbers, Numbers]:
 
 
 def _quantiles(points: Numbers, cumulated: Numbers, count: int) -> Numbers:
-    wanted = (np.arange(count) + 0.5) / count * cumulated[-1]
-    chosen: Numbers = points[np.searchsorted(cumulated, wanted)]
+    ranks = (np.arange(count) + 0.5) / count * cumulated[-1]
+    chosen: Numbers = points[np.searchsorted(cumulated, ranks)]
     return chosen
 
 
 def _borders(points: Numbers, centers: Numbers) -> NDArray[np.int64]:
-    """Where each cluster begins among the sorted points, and the end of the last: (count + 1,)."""
+    """Return the start of each cluster among the sorted points, and the end: (count + 1,)."""
     middles = (centers[1:] + centers[:-1]) / 2
     inner = np.searchsorted(points, middles, side="right")
     return np.concatenate([[0], inner, [len(points)]]).astype(np.int64)

@@ -13,7 +13,7 @@ from prompt_serve.prompts.encodings import Conditional, Dense
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file, write_prompt_file
 from prompt_serve.training.class_sets import with_classes
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import Evaluation, class_features_of
 from prompt_serve.training.train import train_prompt
@@ -31,7 +31,7 @@ def learned(
     photos: Path, tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Evaluation]:
     """A prompt file, and its accuracy on the test images as training measured it."""
-    config = TrainConfig(
+    config = make_config(
         method="coop", shots=3, epochs=3, views=0, learning_rate=0.5, unknown_share=0.3
     )
     result = train_prompt(tiny_backbone, read_dataset(photos), config, name="colors")
@@ -91,7 +91,7 @@ def test_a_missing_part_says_which_there_are(
     assert "has no part 'val'; name one it has with --part: train, test" in result.output
 
 
-def test_a_learned_context_is_asked_for_other_classes(
+def test_a_learned_context_takes_other_classes(
     run: Run, photos: Path, learned: tuple[Path, Evaluation], tiny_backbone: Backbone,
     tiny_folder: Path,
 ) -> None:  # fmt: skip
@@ -112,7 +112,7 @@ def test_a_learned_context_is_asked_for_other_classes(
     assert both.exit_code == 2
 
 
-def test_contexts_of_single_classes_say_nothing_of_others(
+def test_class_specific_contexts_take_no_other_classes(
     learned: tuple[Path, Evaluation], tiny_backbone: Backbone
 ) -> None:
     prompt = read_prompt_file(learned[0])

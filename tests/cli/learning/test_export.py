@@ -1,3 +1,5 @@
+"""``prompt-serve export``."""
+
 from pathlib import Path
 
 from click.testing import CliRunner
@@ -6,7 +8,7 @@ from prompt_serve.bundle import open_bundle
 from prompt_serve.cli.main import main
 
 
-def test_export_prints_what_it_proved_and_where_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+def test_export_prints_its_checks_and_its_folder(tiny_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
 
     result = CliRunner().invoke(main, ["export", str(tiny_folder), "-o", str(out)])
@@ -17,7 +19,7 @@ def test_export_prints_what_it_proved_and_where_it_is(tiny_folder: Path, tmp_pat
     assert lines[:2] == ["exporting the image encoder (fp32)", "exporting the text encoder"]
     assert any(line.startswith("parity: text_names") for line in lines)
     assert any(line.startswith("image_encoder.onnx") for line in lines)
-    assert lines[-1].startswith(f"tiny (fp32) is in {out}")
+    assert lines[-1].startswith(f"Exported tiny (fp32) to {out} in ")
 
 
 def test_an_unknown_backbone_is_one_clear_message(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""``prompt-serve inspect``: every kind of prompt file, for people and for programs."""
+"""``prompt-serve inspect``: every kind of prompt file, as text and as JSON."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ CONDITIONAL = Conditional(
 )
 
 KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = {
-    "nothing": (None, None, ["learned          nothing"]),
+    "none": (None, None, ["learned          none"]),
     "low rank": (
         low_rank(words=True),
         None,
@@ -65,15 +65,15 @@ KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = 
         None,
         [
             "text branch      deep low_rank, 9 blocks, base template",
-            "  text.0-8.p_a   4 x 1 float16, 8 bytes each, 9 of them",
-            "  text.0-8.p_b   1 x 8 float16, 16 bytes each, 9 of them",
+            "  text.0-8.p_a   4 x 1 float16, 8 bytes each, 9 tensors",
+            "  text.0-8.p_b   1 x 8 float16, 16 bytes each, 9 tensors",
         ],
     ),
     "ragged": (
         RAGGED,
         None,
         [
-            "text branch      ragged, rows of each block 2 0 1",
+            "text branch      ragged, rows per block 2 0 1",
             "  text.lengths   3 uint8, 3 bytes",
             "  text.rows      3 x 8 float16, 48 bytes",
         ],
@@ -101,7 +101,7 @@ KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = 
         None,
         [
             "text branch      deep codebook, 3 blocks",
-            "  text.0,2.context 4 x 8 float16, 64 bytes each, 2 of them",
+            "  text.0,2.context 4 x 8 float16, 64 bytes each, 2 tensors",
             "  text.1.context 4 x 8 1-bit codes, 8 bytes",
         ],
     ),
@@ -142,12 +142,14 @@ def written(folder: Path, kind: str, **fields: float) -> tuple[Prompt, Path]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_encoding_is_told_in_a_few_lines(kind: str, run: Run, tmp_path: Path) -> None:
+def test_every_encoding_is_described_in_a_few_lines(kind: str, run: Run, tmp_path: Path) -> None:
     _, path = written(tmp_path, kind)
 
     lines = run("inspect", path).output.splitlines()
 
-    first = next(i for i, line in enumerate(lines) if "branch" in line or "nothing" in line)
+    first = next(
+        i for i, line in enumerate(lines) if "branch" in line or line.startswith("learned ")
+    )
     last = next(i for i, line in enumerate(lines) if line.startswith("learned numbers"))
     assert lines[first:last] == KINDS[kind][2]
 
@@ -156,24 +158,24 @@ def test_every_encoding_is_told_in_a_few_lines(kind: str, run: Run, tmp_path: Pa
 def test_json_holds_every_tensor_and_setting(kind: str, run: Run, tmp_path: Path) -> None:
     prompt, path = written(tmp_path, kind, temperature=1.5, unknown_below=0.25)
 
-    told = json.loads(run("inspect", path, "--json").output)
+    shown = json.loads(run("inspect", path, "--json").output)
 
-    assert told["tensors"].keys() == prompt.tensors.keys()
+    assert shown["tensors"].keys() == prompt.tensors.keys()
     for name, tensor in prompt.tensors.items():
-        assert told["tensors"][name]["shape"] == list(tensor.shape)
-        assert told["tensors"][name]["bytes"] == tensor.nbytes
-    assert told["encodings"].keys() == prompt.encodings.keys()
+        assert shown["tensors"][name]["shape"] == list(tensor.shape)
+        assert shown["tensors"][name]["bytes"] == tensor.nbytes
+    assert shown["encodings"].keys() == prompt.encodings.keys()
     for branch, encoding in prompt.encodings.items():
-        assert told["encodings"][branch]["options"] == encoding.options()
-    assert (told["temperature"], told["unknown_below"]) == (1.5, 0.25)
-    assert told["payload_bytes"] == prompt.payload_bytes
-    assert told["learned_numbers"] == prompt.learned_numbers
+        assert shown["encodings"][branch]["options"] == encoding.options()
+    assert (shown["temperature"], shown["unknown_below"]) == (1.5, 0.25)
+    assert shown["payload_bytes"] == prompt.payload_bytes
+    assert shown["learned_numbers"] == prompt.learned_numbers
 
 
-def test_calibration_is_told(run: Run, tmp_path: Path) -> None:
+def test_calibration_is_shown(run: Run, tmp_path: Path) -> None:
     _, path = written(tmp_path, "low rank", temperature=1.234567, unknown_below=0.5)
 
-    told = run("inspect", path).output
+    shown = run("inspect", path).output
 
-    assert "temperature      1.235\n" in told
-    assert "unknown below    0.5\n" in told
+    assert "temperature      1.235\n" in shown
+    assert "unknown below    0.5\n" in shown

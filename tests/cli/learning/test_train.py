@@ -1,11 +1,12 @@
 """``prompt-serve train`` and ``inspect`` as a user runs them."""
 
-import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -15,8 +16,9 @@ from prompt_serve.cli.learning.train import train
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
 from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.prompts.quantized_tensor import dequantize
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.settings import settings_of
 from tests.drawings import draw_dataset
 from tests.golden import path_of
 
@@ -113,18 +115,113 @@ def test_faults_are_raised_for_the_command_line_to_show(
     assert not out.exists()
 
 
-def test_every_setting_is_an_option_and_the_help_states_its_default() -> None:
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    options = {option.name: option for option in train.params}
-    assert names <= {*options, "template"}
-    defaults = TrainConfig()
-    for name in names & options.keys() - {"method", "templates"}:
-        value: Any = getattr(defaults, name)
-        help_ = getattr(options[name], "help", "")
-        if isinstance(value, int | float | str) and not isinstance(value, bool):
-            shown = help_.partition("[default: ")[2].rstrip("]")
-            assert str(value) == shown or float(shown) == value, name
-    assert all(getattr(o, "help", "") for o in train.params if o.name != "dataset")
+def help_of(*arguments: str) -> str:
+    """The help, with every option in one line."""
+    result = CliRunner().invoke(train, [*arguments, "--help"], catch_exceptions=False)
+    assert result.exit_code == 0
+    return re.sub(r"\n {3,}", " ", result.stdout)
+
+
+def options_in(text: str) -> set[str]:
+    """The long options of a help text that has each in one line."""
+    lines = [line.split("  ")[1] for line in text.splitlines() if line.startswith("  -")]
+    return {flag for line in lines for flag in re.findall(r"(?<![\w-])--[a-z-]+", line)}
+
+
+def flag_of(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_of_a_method_lists_its_own_settings_and_no_others(name: str) -> None:
+    method, text = METHODS[name], help_of("--method", name)
+    shared, own = settings_of(TrainConfig), settings_of(method.settings)
+    common = [option for option in train.params if isinstance(option, click.Option)]
+    assert all(option.help for option in common)
+    expected = {"--help", *(flag for o in common for flag in (*o.opts, *o.secondary_opts))} - {"-o"}
+    for setting, described in {**shared, **own}.items():
+        expected |= {flag_of(setting)}
+        expected |= {flag_of(f"no_{setting}")} if False in described.choices else set()
+    assert options_in(text) == expected
+    groups = ["Data:", "Learning:", "Output:", "Backbone:", "Other options:"]
+    if own:
+        groups.insert(4, f"Settings of {name} ({method.paper}):")
+    places = [text.index(f"\n{title}\n") for title in groups]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_help_states_each_default(name: str) -> None:
+    text, method = help_of("--method", name), METHODS[name]
+    defaults = make_config(method=name).to_dict()
+    for setting in (*settings_of(TrainConfig), *settings_of(method.settings)):
+        line = next(one for one in text.splitlines() if one.startswith(f"  {flag_of(setting)} "))
+        found = re.search(r"\[default: ([^]]+)\]$", line)
+        assert found, line
+        value, shown = defaults[setting], found[1]
+        if isinstance(value, bool):
+            assert shown == ("yes" if value else "no")
+        elif value is not None:
+            assert shown == str(value)
+        elif setting == "learning_rate" and method.learner:
+            assert float(shown) == method.learning_rate
+
+
+def test_the_help_follows_the_settings_file(tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('method = "adapt"\n')
+    assert "--tokens-per-block" in help_of("--config", str(path))
+    assert "--rank" not in help_of("--config", str(path))
+    assert "--rank" in help_of("--config", str(path), "--method=dip")
+    assert "--rank" in help_of()  # the default method's
+    assert "--max-bytes" in help_of("--method", "auto")
+    assert "--max-bytes" not in help_of("--method", "dip")
+
+
+def test_without_torch_the_help_lists_the_common_options() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from prompt_serve.cli.main import main\n"
+        "main(['train', *sys.argv[1:]])"
+    )
+
+    def shown(*arguments: str) -> str:
+        command = [sys.executable, "-c", code, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        return " ".join((done.stdout + done.stderr).split())
+
+    text = shown("--method", "coop", "--help")
+    assert "--shots" in text
+    assert "--class-specific" not in text
+    assert "settings of method coop are listed once torch is installed" in text
+    assert "Training and export need torch: pip install" in shown("photos", "--out", "x")
+
+
+def test_options_of_other_methods_are_refused(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, settings = tmp_path / "x.safetensors", tmp_path / "c.toml"
+
+    def refused(*options: str) -> str:
+        result = invoke(photos, tiny_folder, out, *options)
+        assert result.exit_code == 2
+        return result.stderr
+
+    for flag, method, owners in (
+        ("--rank=2", "coop", "dip, dip-maple"),
+        ("--no-frozen-init", "coop", "dip, dip-maple"),
+        ("--max-bytes=80", "dip", "auto"),
+    ):
+        name = flag.partition("=")[0]
+        expected = f"{name} is not an option of method '{method}'; it belongs to: {owners}."
+        assert expected in refused("--method", method, flag)
+    assert "No such option" in refused("--magic", "80")
+    with pytest.raises(ConfigInvalid, match="method is 'magic'; expected one of 'zero-shot'"):
+        invoke(photos, tiny_folder, out, "--method", "magic")
+    settings.write_text('method = "coop"\nrank = 2\n')
+    with pytest.raises(ConfigInvalid, match="rank is not a setting of method 'coop'"):
+        invoke(photos, tiny_folder, out, "--config", str(settings))
+    assert not out.exists()
 
 
 def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
@@ -136,7 +233,7 @@ def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
         assert re.search(rf"^{name} +{re.escape(method.summary)}$", listed, re.MULTILINE)
         own = shown(name)
         assert set(re.findall(r"^  --([a-z-]+)", own, re.MULTILINE)) == {
-            setting.replace("_", "-") for setting in method.settings
+            setting.replace("_", "-") for setting in settings_of(method.settings)
         }
         assert f"Learning rate: {method.learning_rate:g};" in own or not method.learner
     assert "is none of zero-shot, coop" in shown("magic")
@@ -151,12 +248,11 @@ def test_settings_of_methods_are_read_as_what_they_are(
     training = read_prompt_file(out).training
     assert (training["depth"], training["noise_std"], training["precision"]) == (2, 0.01, "bf16")
     assert read_prompt_file(out).temperature == 1.0
-    assert "is not a number or 'auto'" in invoke(photos, tiny_folder, out, "--tokens", "x").stderr
-    with pytest.raises(ConfigInvalid, match="rank is no setting of method 'coop', but of dip"):
-        invoke(photos, tiny_folder, out, "--method", "coop", "--rank", "2")
+    adapt = ["--method", "adapt", "--tokens", "x"]
+    assert "is not a whole number or 'auto'" in invoke(photos, tiny_folder, out, *adapt).stderr
 
 
-def test_a_run_that_was_stopped_goes_on_from_its_checkpoint(
+def test_an_interrupted_run_resumes_from_its_checkpoint(
     photos: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     whole, out = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
@@ -205,9 +301,12 @@ def test_auto_chooses_under_a_budget_and_writes_the_frontier(
     settings = tmp_path / "c.toml"
     settings.write_text('method = "auto"\n')
     refused = invoke(photos, tiny_folder, out, "--config", str(settings), "--seeds", "1,2")
-    assert "--seeds goes neither with --method auto" in refused.stderr
+    assert "--seeds works neither with --method auto" in refused.stderr
+    single = invoke(photos, tiny_folder, out, "--method", "auto", "--rank", "2")
+    assert "--rank is not an option of method 'auto'; it belongs to: dip" in single.stderr
+    settings.write_text('method = "auto"\nrank = 2\n')
     with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
-        invoke(photos, tiny_folder, out, "--method", "auto", "--rank", "2")
+        invoke(photos, tiny_folder, out, "--config", str(settings))
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])

@@ -22,8 +22,8 @@ def test_the_list_says_what_is_there_and_what_to_fetch(tmp_path: Path) -> None:
     result = run("list", "--datasets-root", tmp_path)
     assert result.exit_code == 0
     lines = result.output.splitlines()
-    assert lines[0] == f"1 of 15 datasets are there, below {tmp_path}."
-    there = [line for line in lines if "  there  " in line]
+    assert lines[0] == f"1 of 15 datasets found below {tmp_path}."
+    there = [line for line in lines if "  found  " in line]
     assert len(there) == 1
     assert there[0].split()[0] == "dtd"
     assert there[0].endswith(str(tree.folder))
@@ -45,7 +45,7 @@ def test_the_list_is_a_document_for_programs(
     assert rows["dtd"]["missing"] == ""
     assert not rows["imagenet-r"]["there"]
     assert rows["imagenet-r"]["kind"] == "domain"
-    assert "Fetch the images" in rows["imagenet-r"]["missing"]
+    assert "Download the images" in rows["imagenet-r"]["missing"]
     assert rows["sun397"]["images"] == {"train": 15_880, "val": 3_970, "test": 19_850}
 
 
@@ -59,7 +59,7 @@ def test_a_dataset_that_is_not_as_published_is_refused(tmp_path: Path) -> None:
     missing = run("check", "eurosat", "--datasets-root", tmp_path)
     assert isinstance(missing.exception, DatasetMissing)
     assert missing.exception.facts["name"] == "eurosat"
-    assert "none of imagenet, caltech101" in run("check", "mnist").output
+    assert "not one of imagenet, caltech101" in run("check", "mnist").output
 
 
 def test_a_dataset_as_published_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

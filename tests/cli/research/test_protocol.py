@@ -86,9 +86,9 @@ def test_what_is_missing_is_said_before_anything_is_loaded(run: Run, tmp_path: P
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--methods", "cop"), "no method 'cop'"),
+        (("--methods", "cop"), "unknown method 'cop'"),
         (("--shots", "1,2"), "takes one number of --shots"),
-        (("--shots", "0"), "not a list of numbers from 1 on"),
+        (("--shots", "0"), "not a list of positive numbers"),
         (("--set", "epochs"), "not NAME=VALUE"),
         (("--set", "epochs=0"), "epochs is 0"),
         (("--datasets", "pets"), "has no dataset 'pets'"),

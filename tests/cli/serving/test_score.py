@@ -19,14 +19,14 @@ from tests.client.fake_service import FakeService, numbered_image, problem
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """12 images in nested folders, two of them bad, beside files that are none."""
+    """12 images in nested folders, two of them invalid, and files that are not images."""
     folder = tmp_path / "photos"
     for i in range(12):
         path = folder / f"day-{i // 6}" / f"{i:02}.{'PNG' if i % 2 else 'png'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"bad" if i in (3, 8) else numbered_image(i))
-    for stranger in ("notes.txt", ".hidden.png", "day-0/._00.png"):
-        (folder / stranger).write_bytes(b"no image")
+    for other in ("notes.txt", ".hidden.png", "day-0/._00.png"):
+        (folder / other).write_bytes(b"no image")
     return folder
 
 
@@ -101,7 +101,7 @@ def test_several_tasks_files_and_lists(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
-def test_a_run_that_broke_off_is_taken_up_where_it_ended(
+def test_an_interrupted_run_is_resumed_where_it_ended(
     suffix: str, service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / f"scores{suffix}"
@@ -109,15 +109,15 @@ def test_a_run_that_broke_off_is_taken_up_where_it_ended(
     run(*arguments)
     whole = out.read_bytes()
     lines = whole.splitlines(keepends=True)
-    out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # the end of a killed run
+    out.write_bytes(b"".join(lines[:7]) + lines[7][:10])  # as left by a killed run
 
     service.behavior.images_per_request.clear()
     result = run(*arguments, "--resume")
 
     assert result.exit_code == 0
-    held = 7 if suffix == ".jsonl" else 6
-    assert f"{held} of 12 images are in {out} already." in result.stdout
-    assert sum(service.behavior.images_per_request) == 12 - held
+    done = 7 if suffix == ".jsonl" else 6
+    assert f"Skipped {done} of 12 images that {out} already contains." in result.stdout
+    assert sum(service.behavior.images_per_request) == 12 - done
     assert out.read_bytes() == whole
     assert "0 images, 0 rows" in run(*arguments, "--resume").stdout
 
@@ -145,7 +145,7 @@ def test_a_task_that_is_added_on_resume_adds_its_rows_only(
     assert len(pairs) == len(set(pairs)) == 24
 
 
-def test_a_table_is_not_lost_by_accident(
+def test_a_table_is_not_overwritten_by_accident(
     service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "scores.csv"
@@ -153,7 +153,7 @@ def test_a_table_is_not_lost_by_accident(
     arguments = ("score", photos, "--task", "pets", "-o", out)
 
     assert "Add --overwrite" in run(*arguments).stderr
-    assert "not a table that this command wrote" in run(*arguments, "--resume").stderr
+    assert "was not written by this command" in run(*arguments, "--resume").stderr
     assert "No task" in run("score", photos, "--task", "pest", "-o", out, "--overwrite").stderr
     assert out.read_text() == "precious"
 
@@ -161,7 +161,7 @@ def test_a_table_is_not_lost_by_accident(
     assert len(read_table(out)) == 12
 
 
-def test_a_parquet_table_is_whole_or_not_there(
+def test_a_parquet_table_is_complete_or_absent(
     service: FakeService, run: Run, photos: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "scores.parquet"
@@ -177,12 +177,12 @@ def test_a_parquet_table_is_whole_or_not_there(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-o", "scores.xlsx"), "wanted .parquet, .csv or .jsonl"),
-        (("-o", "scores.parquet", "--resume"), "none can be taken up again"),
-        (("-o", "scores.csv", "/nowhere"), "no such files or folders:\n  - /nowhere"),
+        (("-o", "scores.xlsx"), "expected the suffix .parquet, .csv or .jsonl"),
+        (("-o", "scores.parquet", "--resume"), "cannot be resumed"),
+        (("-o", "scores.csv", "/nowhere"), "No such file or folder:\n  - /nowhere"),
     ],
 )
-def test_what_cannot_be_is_told_before_anything_is_asked(
+def test_invalid_arguments_are_reported_before_any_request(
     arguments: tuple[str, ...], message: str, service: FakeService, run: Run, photos: Path
 ) -> None:
     result = run("score", photos, "--task", "pets", *arguments)
@@ -192,7 +192,7 @@ def test_what_cannot_be_is_told_before_anything_is_asked(
     assert service.behavior.paths == []
 
 
-def test_a_folder_without_images_says_what_was_looked_for(run: Run, tmp_path: Path) -> None:
+def test_a_folder_without_images_names_the_suffixes_searched_for(run: Run, tmp_path: Path) -> None:
     result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
 
     assert result.exit_code == 1
@@ -205,21 +205,19 @@ def test_nothing_but_errors_is_a_failure(service: FakeService, run: Run, tmp_pat
     result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
 
     assert result.exit_code == 1
-    assert "no image could be scored" in result.stderr
+    assert "No image could be scored" in result.stderr
     assert len(read_table(tmp_path / "scores.csv")) == 1
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Ctrl-C is sent otherwise there")
-def test_ctrl_c_keeps_the_rows_there_are(
-    service: FakeService, photos: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_keeps_the_finished_rows(service: FakeService, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
     command = [sys.executable, "-m", "prompt_serve", "score", str(photos), "--task", "pets"]
     process = subprocess.Popen(
         [*command, "--out", str(out), "--chunk-size", "1", "--concurrency", "1"],
         stderr=subprocess.PIPE,
         text=True,
-        # Tests that a script runs in the background have Ctrl-C switched off, and hand that on.
+        # A background job ignores SIGINT, and its child processes inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     # The first three images are answered, then the service hangs.

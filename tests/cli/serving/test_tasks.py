@@ -27,7 +27,7 @@ def test_tasks_come_and_go(service: FakeService, run: Run, tmp_path: Path) -> No
     assert target.read_bytes() == data
     assert [file.name for file in target.parent.iterdir()] == ["b.safetensors"]
 
-    assert run("tasks", "delete", "birds").output == "birds is no longer served.\n"
+    assert run("tasks", "delete", "birds").output == "birds is deleted.\n"
     result = run("tasks", "delete", "birds")
     assert (result.exit_code, result.stderr) == (1, "Error: No task.\n")
 
@@ -46,7 +46,7 @@ def test_no_service_is_one_line(run: Run, service: FakeService) -> None:
     result = run("tasks", "list")
 
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"Error: Nothing answers at {service.url}")
+    assert result.stderr.startswith(f"Error: Cannot reach {service.url} ")
     assert result.stderr.count("\n") == 1
 
 

@@ -17,8 +17,8 @@ def test_the_table_is_that_of_the_specs(name: str) -> None:
     row = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"| `{name}` |"))
     _, _, folders, holds, classes, sizes, _ = (cell.strip() for cell in row.split("|"))
     assert folders == ", ".join(f"`{folder}`" for folder in spec.folders)
-    for wanted in (*spec.images[:1], *spec.holds, *spec.needs[:1]):
-        assert wanted in holds
+    for expected in (*spec.images[:1], *spec.holds, *spec.needs[:1]):
+        assert expected in holds
     assert classes == f"{spec.classes:,}"
     assert sizes == " / ".join(
         f"{spec.sizes[part]:,}" if part in spec.sizes else "-" for part in ("train", "val", "test")

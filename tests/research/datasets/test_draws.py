@@ -84,7 +84,7 @@ def test_food101_and_sun397_are_drawn_as_others_drew_them() -> None:
 @pytest.mark.parametrize("shots", [1, 2, 4, 8, 16])
 def test_eurosats_lists_are_one_stream_over_ranges(shots: int, seed: int) -> None:
     rng = random.Random(seed)
-    wanted = [
+    expected = [
         [
             at
             for start, end in pairwise(accumulate(sizes, initial=0))
@@ -92,7 +92,7 @@ def test_eurosats_lists_are_one_stream_over_ranges(shots: int, seed: int) -> Non
         ]
         for sizes, k in ((EUROSAT_TRAIN, shots), (EUROSAT_VAL, min(shots, 4)))
     ]
-    assert drawn(EUROSAT_TRAIN, EUROSAT_VAL, shots, seed) == wanted
+    assert drawn(EUROSAT_TRAIN, EUROSAT_VAL, shots, seed) == expected
 
 
 def test_classes_are_drawn_in_the_order_in_which_they_appear() -> None:
@@ -107,12 +107,12 @@ def test_classes_are_drawn_in_the_order_in_which_they_appear() -> None:
         at += sizes[label]
     train = ImageSet(class_names=("a", "b", "c"), items=tuple(items))
     rng = random.Random(1)
-    wanted = [n for numbers in ranges for n in rng.sample(numbers, 4)]
+    expected = [n for numbers in ranges for n in rng.sample(numbers, 4)]
     sorted_rng = random.Random(1)
     by_label = [n for label in (1, 2, 0) for n in sorted_rng.sample(ranges[label], 4)]
     chosen = few_shot(Split(train=train, val=train), shots=4, seed=1)
-    assert positions(chosen.train) == wanted
-    assert sorted(wanted) != sorted(by_label)
+    assert positions(chosen.train) == expected
+    assert sorted(expected) != sorted(by_label)
 
 
 def test_the_sizes_here_are_the_published_ones() -> None:

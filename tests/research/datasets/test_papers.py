@@ -44,7 +44,7 @@ def listed(images: ImageSet | None, folder: Path) -> list[tuple[str, str]]:
 
 
 def refused(tree: Tree) -> str:
-    with pytest.raises(DatasetInvalid, match="Fetch the images") as caught:
+    with pytest.raises(DatasetInvalid, match="Download the images") as caught:
         loaded(tree)
     return str(caught.value)
 
@@ -57,8 +57,8 @@ def test_a_split_file_is_read_in_its_published_layout(tmp_path: Path, name: str)
     images = tree.folder / tree.spec.images[0]
     document = tree.document()
     for part in ("train", "val", "test"):
-        wanted = [(file, class_name) for file, _, class_name in document[part]]
-        assert listed(dataset.split.parts[part], images) == wanted
+        expected = [(file, class_name) for file, _, class_name in document[part]]
+        assert listed(dataset.split.parts[part], images) == expected
     # The order of first appearance, by which shots are drawn, is that of the file.
     assert list(dataset.split.train.by_label()) == [2, 0, 3, 1]
     assert dataset.title == paper_datasets()[name].title
@@ -109,14 +109,16 @@ def test_what_is_missing_is_listed_with_what_to_fetch(tmp_path: Path) -> None:
         "DATASETS.md#flowers102)",
     ):
         assert text in flowers
-    with pytest.raises(DatasetMissing, match="'dtd' is not there: there is no folder dtd/"):
+    with pytest.raises(DatasetMissing, match="'dtd' is missing: there is no folder dtd/"):
         suite.load("dtd")
 
 
 def test_a_missing_split_file_is_not_made_anew(tmp_path: Path) -> None:
     tree = split_tree(tmp_path, "dtd")
     (tree.folder / "split_zhou_DescribableTextures.json").unlink()
-    with pytest.raises(DatasetMissing, match=r"has no split_zhou_DescribableTextures.json\. Fetch"):
+    with pytest.raises(
+        DatasetMissing, match=r"has no split_zhou_DescribableTextures.json\. Download"
+    ):
         loaded(tree)
     assert not list(tree.folder.glob("*.json"))
 
@@ -127,7 +129,9 @@ def test_a_folder_without_images_is_missing(tmp_path: Path) -> None:
         folder.mkdir()
         (folder / paper_datasets()[name].needs[0]).write_text("{}")
     missing = papers_suite(tmp_path).missing
-    assert "eurosat has no folder of images (2750 or EuroSAT_RGB or .). Fetch" in missing["eurosat"]
+    assert (
+        "eurosat has no folder of images (2750 or EuroSAT_RGB or .). Download" in missing["eurosat"]
+    )
     assert "no folder of images (.) with cars_train/ and cars_test/" in missing["stanford_cars"]
 
 
@@ -246,9 +250,9 @@ def test_imagenet_needs_a_name_for_each_class(tmp_path: Path) -> None:
     assert f"val has no folder {SYNSETS[0]}" in text
     (tree.folder / "images" / "val").rename(tmp_path / "sorted")
     touch(tree.folder / "images" / "val" / "ILSVRC2012_val_00000001.JPEG")
-    assert "sort the images in val/ into a folder for each synset" in refused(tree)
+    assert "sort the images in val/ into one folder per synset" in refused(tree)
     (tree.folder / "classnames.txt").write_text("n01440764\n")
-    with pytest.raises(DatasetInvalid, match="line 1 is 'n01440764'; wanted a synset and a name"):
+    with pytest.raises(DatasetInvalid, match="line 1 is 'n01440764'; expected a synset and a name"):
         loaded(tree)
 
 
@@ -328,5 +332,7 @@ def test_templates_come_in_sets(tmp_path: Path) -> None:
         "prograd": "a type of pet, a photo of a {}.",
         "kgcoop": "a photo of a {}, a type of pet.",
     }
-    with pytest.raises(ConfigInvalid, match="no templates of 'clip'; there are those of coop"):
+    with pytest.raises(
+        ConfigInvalid, match="Unknown set of templates 'clip'; expected one of coop"
+    ):
         papers_suite(tmp_path, templates="clip", datasets=tree.specs, domains={})

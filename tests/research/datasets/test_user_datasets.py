@@ -19,7 +19,7 @@ def test_every_kind_of_source_is_a_dataset_called_after_its_file(tmp_path: Path)
     ]
     suite = folder_suite(sources)
     assert list(suite.datasets) == ["colors", "table.v2", "split_zhou_Colors"]
-    assert (suite.name, suite.source) == ("own", "colors")
+    assert (suite.name, suite.source) == ("user", "colors")
     for name in suite.datasets:
         dataset = suite.load(name)
         assert (dataset.name, dataset.title) == (name, name)
@@ -71,7 +71,7 @@ def test_a_domain_of_other_classes_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_suite_needs_a_dataset_and_a_source_of_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigInvalid, match="There is no dataset: give one"):
+    with pytest.raises(ConfigInvalid, match="There is no dataset: name at least one"):
         folder_suite([])
-    with pytest.raises(ConfigInvalid, match="No dataset is called 'cats'; there are dogs"):
+    with pytest.raises(ConfigInvalid, match="No dataset is named 'cats'; there are dogs"):
         folder_suite([tmp_path / "dogs"], source="cats")

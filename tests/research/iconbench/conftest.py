@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.research.iconbench.build import Built, build_iconbench
+from prompt_serve.research.iconbench.build import BuiltBenchmark, build_iconbench
 from prompt_serve.research.iconbench.packages import Package, Pins
 from tests.research.iconbench.small import (
     Registry,
@@ -41,7 +41,7 @@ def downloads(packages: dict[Package, bytes], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture
-def built(tmp_path: Path, downloads: Path, pins: Pins) -> Built:
+def built(tmp_path: Path, downloads: Path, pins: Pins) -> BuiltBenchmark:
     return build_iconbench(
         tmp_path / "icon", downloads=downloads, offline=True, workers=1, pins=pins
     )

@@ -10,10 +10,10 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prompt_serve.research.iconbench.drawing import RESVG
 from prompt_serve.research.iconbench.packages import Package, Pins, integrity_of
 from prompt_serve.research.iconbench.selection import Selection, digest, read_emoji, select
 from prompt_serve.research.iconbench.styles import STYLES
+from prompt_serve.research.iconbench.svg_rendering import RESVG
 
 SIZE = 16
 GROUPS = {
@@ -127,12 +127,12 @@ def other_integrity(package: Package) -> Package:
 
 
 class Registry(ThreadingHTTPServer):
-    """Serves archives; ``answers`` are statuses to give first, whatever is asked."""
+    """Serves archives; ``statuses`` are returned first, whatever is requested."""
 
     def __init__(self, packages: Mapping[Package, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = {package.url(""): data for package, data in packages.items()}
-        self.answers: list[int] = []
+        self.statuses: list[int] = []
         self.asked: list[str] = []
 
     @property
@@ -146,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         data = self.server.files.get(self.path.removeprefix("/elsewhere"))
-        status = self.server.answers.pop(0) if self.server.answers else 200
+        status = self.server.statuses.pop(0) if self.server.statuses else 200
         if status == CUT_OFF:
             self.send_response(200)
             self.send_header("Content-Length", "1000")
@@ -164,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
 
-CUT_OFF = 0  # in ``answers``: the connection ends in the middle
+CUT_OFF = 0  # in ``statuses``: the connection ends in the middle
 
 
 @contextmanager

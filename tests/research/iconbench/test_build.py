@@ -13,7 +13,7 @@ from PIL import Image
 
 from prompt_serve.errors import DatasetInvalid, DatasetMissing
 from prompt_serve.research.iconbench import build as build_module
-from prompt_serve.research.iconbench.build import Built, build_iconbench
+from prompt_serve.research.iconbench.build import BuiltBenchmark, build_iconbench
 from prompt_serve.research.iconbench.fetching import fetch
 from prompt_serve.research.iconbench.packages import Pins, default_registry, pinned
 from prompt_serve.research.iconbench.selection import digest
@@ -37,10 +37,10 @@ def pixels_of(path: Path) -> NDArray[np.uint8]:
 class Again:
     """Build once more, in the same folder."""
 
-    def __init__(self, built: Built, downloads: Path, pins: Pins) -> None:
+    def __init__(self, built: BuiltBenchmark, downloads: Path, pins: Pins) -> None:
         self.folder, self.downloads, self.pins = built.folder, downloads, pins
 
-    def __call__(self, *, size: int | None = None, pins: Pins | None = None) -> Built:
+    def __call__(self, *, size: int | None = None, pins: Pins | None = None) -> BuiltBenchmark:
         return build_iconbench(
             self.folder,
             downloads=self.downloads,
@@ -52,11 +52,11 @@ class Again:
 
 
 @pytest.fixture
-def again(built: Built, downloads: Path, pins: Pins) -> Again:
+def again(built: BuiltBenchmark, downloads: Path, pins: Pins) -> Again:
     return Again(built, downloads, pins)
 
 
-def test_drawings_are_on_white_in_the_size_asked_for(built: Built) -> None:
+def test_drawings_are_on_white_in_the_size_asked_for(built: BuiltBenchmark) -> None:
     path = built.folder / "drawings" / "openmoji" / "cat.png"
     pixels = pixels_of(path)
 
@@ -67,7 +67,7 @@ def test_drawings_are_on_white_in_the_size_asked_for(built: Built) -> None:
 
 
 def test_two_processes_draw_the_same_and_the_pins_would_know(
-    built: Built, tmp_path: Path, downloads: Path, pins: Pins
+    built: BuiltBenchmark, tmp_path: Path, downloads: Path, pins: Pins
 ) -> None:
     other = build_iconbench(
         tmp_path / "other",
@@ -82,7 +82,9 @@ def test_two_processes_draw_the_same_and_the_pins_would_know(
     assert built.pixels_as_pinned is False  # the small pins know no pixels
 
 
-def test_a_second_run_draws_only_what_is_gone_or_damaged(built: Built, again: Again) -> None:
+def test_a_second_run_draws_only_what_is_gone_or_damaged(
+    built: BuiltBenchmark, again: Again
+) -> None:
     drawn = built.folder / "drawings" / "noto"
     (drawn / "cat.png").unlink()
     (drawn / "frog.png").write_bytes((drawn / "frog.png").read_bytes()[:60])
@@ -95,7 +97,7 @@ def test_a_second_run_draws_only_what_is_gone_or_damaged(built: Built, again: Ag
     assert pixels_of(drawn / "frog.png").shape == (SIZE, SIZE, 3)
 
 
-def test_another_size_or_another_version_is_drawn_anew(built: Built, again: Again) -> None:
+def test_another_size_or_another_version_is_drawn_anew(built: BuiltBenchmark, again: Again) -> None:
     larger = again(size=24)
     assert larger.pixels_as_pinned is None
     assert pixels_of(built.folder / "drawings" / "noto" / "cat.png").shape == (24, 24, 3)
@@ -109,23 +111,23 @@ def test_another_size_or_another_version_is_drawn_anew(built: Built, again: Agai
 
 
 def test_packages_that_come_to_another_selection_are_refused(again: Again, pins: Pins) -> None:
-    with pytest.raises(DatasetInvalid, match="wanted 0000: this is another benchmark"):
+    with pytest.raises(DatasetInvalid, match="expected 0000: this is another benchmark"):
         again(pins=replace(pins, selection="0000"))
 
 
-def test_a_build_that_was_broken_off_is_not_finished(built: Built) -> None:
+def test_a_build_that_was_broken_off_is_not_finished(built: BuiltBenchmark) -> None:
     (built.folder / "built.json").unlink()
 
     with pytest.raises(DatasetMissing, match="prompt-serve data iconbench"):
         icon_suite(built.folder)
 
 
-def test_a_folder_of_another_version_is_not_mistaken_for_this_one(built: Built) -> None:
+def test_a_folder_of_another_version_is_not_mistaken_for_this_one(built: BuiltBenchmark) -> None:
     with pytest.raises(DatasetInvalid, match="holds another IconBench"):
         icon_suite(built.folder)
 
 
-def test_the_suite_has_styles_as_parts_and_domains(built: Built) -> None:
+def test_the_suite_has_styles_as_parts_and_domains(built: BuiltBenchmark) -> None:
     suite = icon_suite(built.folder, selection=built.made.selection)
     animals = suite.load("animals")
 
@@ -143,7 +145,7 @@ def test_the_suite_has_styles_as_parts_and_domains(built: Built) -> None:
     assert all(item.path.is_file() for item in animals.domains["twemoji"].items)
 
 
-def test_a_domain_has_only_the_classes_that_its_style_draws(built: Built) -> None:
+def test_a_domain_has_only_the_classes_that_its_style_draws(built: BuiltBenchmark) -> None:
     kinds = icon_suite(built.folder, selection=built.made.selection).load("kinds")
     fxemoji = kinds.domains["fxemoji"]
 
@@ -153,7 +155,7 @@ def test_a_domain_has_only_the_classes_that_its_style_draws(built: Built) -> Non
     assert ("crocodile", "reptile or amphibian") in named
 
 
-def test_images_that_are_gone_are_said(built: Built) -> None:
+def test_images_that_are_gone_are_said(built: BuiltBenchmark) -> None:
     suite = icon_suite(built.folder, selection=built.made.selection)
     shutil.rmtree(built.folder / "drawings" / "twemoji")
 
@@ -161,14 +163,14 @@ def test_images_that_are_gone_are_said(built: Built) -> None:
         suite.load("animals")
 
 
-def test_a_damaged_table_is_said(built: Built) -> None:
+def test_a_damaged_table_is_said(built: BuiltBenchmark) -> None:
     (built.folder / "manifest.csv").write_text("task,path\n")
 
     with pytest.raises(DatasetInvalid, match="its columns are task, path"):
         icon_suite(built.folder, selection=built.made.selection)
 
 
-def test_the_licenses_are_beside_the_drawings(built: Built) -> None:
+def test_the_licenses_are_beside_the_drawings(built: BuiltBenchmark) -> None:
     note = (built.folder / "LICENSES.md").read_text()
 
     assert "| `twemoji` | Twemoji | Somebody | MIT | https://example.org/twemoji |" in note
@@ -189,7 +191,7 @@ def test_the_command_ends_with_a_table(
     assert lines[0].split()[:5] == ["task", "classes", "train", "val", "test"]
     assert lines[3].split() == ["animals", "3", "29", "4", "14", "5", "4", "5", "5"]
     assert str(tmp_path / "iconbench") in answer.stdout
-    assert "other pixels" in answer.stderr
+    assert "the pixels differ" in answer.stderr
     document = json.loads(run(*options, "--offline", "--json").stdout)
     assert document["tasks"][2] == {
         "name": "animals", "classes": 3, "train": 29, "val": 4, "test": 14,

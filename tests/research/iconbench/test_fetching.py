@@ -41,7 +41,7 @@ def test_an_archive_with_another_checksum_is_refused_and_nothing_is_kept(
     with pytest.raises(DatasetMissing, match=r"noto@1\.0\.0 as it was pinned") as caught:
         fetch([noto], tmp_path, registry=registry.url)
 
-    # What was wanted, and what came.
+    # What was expected, and what came.
     assert noto.integrity in str(caught.value)
     assert next(iter(packages)).integrity in str(caught.value)
     assert kept(tmp_path) == []
@@ -64,8 +64,8 @@ def test_a_broken_run_goes_on_where_it_was(
     tmp_path: Path, registry: Registry, packages: Packages
 ) -> None:
     some = list(packages)[:4]
-    registry.answers = [200, 200, 404]
-    with pytest.raises(DatasetMissing, match="the answer was 404"):
+    registry.statuses = [200, 200, 404]
+    with pytest.raises(DatasetMissing, match="the response was 404"):
         fetch(some, tmp_path, registry=registry.url)
     assert kept(tmp_path) == sorted(package.file_name for package in some[:2])
     registry.asked.clear()
@@ -80,7 +80,7 @@ def test_what_may_pass_is_tried_again(
     answer: int, tmp_path: Path, registry: Registry, packages: Packages
 ) -> None:
     waited: list[float] = []
-    registry.answers = [answer, answer]
+    registry.statuses = [answer, answer]
     noto = next(iter(packages))
 
     fetch([noto], tmp_path, registry=registry.url, sleep=waited.append)
@@ -92,16 +92,16 @@ def test_what_may_pass_is_tried_again(
 def test_a_registry_that_stays_down_is_given_up(
     tmp_path: Path, registry: Registry, packages: Packages
 ) -> None:
-    registry.answers = [500] * ATTEMPTS
+    registry.statuses = [500] * ATTEMPTS
 
-    with pytest.raises(DatasetMissing, match=r"the answer was 500.*npm pack @iconify-json/noto"):
+    with pytest.raises(DatasetMissing, match=r"the response was 500.*npm pack @iconify-json/noto"):
         fetch(list(packages)[:1], tmp_path, registry=registry.url, sleep=no_wait)
 
     assert len(registry.asked) == ATTEMPTS
 
 
 def test_redirects_are_followed(tmp_path: Path, registry: Registry, packages: Packages) -> None:
-    registry.answers = [302]
+    registry.statuses = [302]
 
     fetch(list(packages)[:1], tmp_path, registry=registry.url)
 
@@ -109,7 +109,7 @@ def test_redirects_are_followed(tmp_path: Path, registry: Registry, packages: Pa
 
 
 def test_no_registry_at_all_is_said(tmp_path: Path, packages: Packages) -> None:
-    with pytest.raises(DatasetMissing, match="could not be fetched from ftp://nowhere/"):
+    with pytest.raises(DatasetMissing, match="could not be downloaded from ftp://nowhere/"):
         fetch(list(packages)[:1], tmp_path, registry="ftp://nowhere", sleep=no_wait)
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from prompt_serve.research.iconbench.icons import sized, slug, whole_svg
 from prompt_serve.research.iconbench.selection import (
-    Row,
+    ManifestRow,
     Selection,
     digest,
     read_emoji,
@@ -14,11 +14,11 @@ from prompt_serve.research.iconbench.styles import STYLES, TRAIN_STYLES, UNSEEN_
 from tests.research.iconbench.small import GROUPS, emoji_data, icon_set, small_selection
 
 
-def rows_of(selection: Selection, task: str, **wanted: str) -> list[Row]:
+def rows_of(selection: Selection, task: str, **expected: str) -> list[ManifestRow]:
     return [
         row
         for row in selection.rows
-        if row.task == task and all(getattr(row, name) == v for name, v in wanted.items())
+        if row.task == task and all(getattr(row, name) == v for name, v in expected.items())
     ]
 
 

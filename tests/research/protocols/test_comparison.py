@@ -8,7 +8,7 @@ import pytest
 
 from prompt_serve.research.datasets.suite import Suite
 from prompt_serve.research.protocols.comparison import Comparison, compare_with_papers
-from prompt_serve.research.protocols.comparison_lines import Line
+from prompt_serve.research.protocols.comparison_lines import ComparisonLine
 from prompt_serve.research.protocols.comparison_tables import as_markdown, as_text
 from prompt_serve.research.protocols.paper_tables import DATASETS
 from prompt_serve.research.protocols.results import Result
@@ -19,14 +19,14 @@ from prompt_serve.research.protocols.summary import (
     FEW_SHOT,
     HARMONIC,
 )
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from tests.research.protocols.made_up import base_new, made_up
 
 OPENAI = "ViT-B-16/openai"
 
 
 def settings(method: str, **more: Any) -> dict[str, Any]:
-    config = TrainConfig(method=method, **more).resolved()
+    config = make_config(method=method, **more)
     return json.loads(json.dumps(config.to_dict()))  # type: ignore[no-any-return]
 
 
@@ -40,7 +40,7 @@ def only(results: list[Result], suite: Suite | None = None, *datasets: str) -> C
     return comparison
 
 
-def line_of(comparison: Comparison, place: str, label: str) -> Line:
+def line_of(comparison: Comparison, place: str, label: str) -> ComparisonLine:
     (line,) = [one for one in comparison.lines if (one.place, one.label) == (place, label)]
     return line
 
@@ -86,7 +86,7 @@ def test_an_average_over_some_stands_beside_the_mean_of_the_papers_for_the_same(
     assert line.cells["base"].theirs == pytest.approx(base)
     assert line.cells[HARMONIC].theirs == pytest.approx(2 * base * new / (base + new))
     assert line.note == "over 2 of 11"
-    assert "not the average that it prints" in comparison.notes[0]
+    assert "not with the average that the paper prints" in comparison.notes[0]
 
 
 def test_no_average_of_a_paper_where_it_lacks_one_of_the_panels() -> None:
@@ -122,7 +122,7 @@ def test_what_nobody_asked_for_is_not_missing() -> None:
     assert only(results, suite({"dtd": "fetch it"}), "oxford_pets").missing == {}
 
 
-@pytest.mark.parametrize("name", ["icon", "own"])
+@pytest.mark.parametrize("name", ["icon", "user"])
 def test_other_suites_have_nothing_to_compare_with(name: str) -> None:
     results = [
         base_new(dataset, "DIP", 1, 0.8, 0.7, suite=name, method="dip", config=settings("dip"))
@@ -211,8 +211,8 @@ def test_another_backbone_and_other_epochs_are_said() -> None:
     )
     notes = " ".join(only([result]).notes)
 
-    assert "figures are of OpenAI's ViT-B/16; these are of RN50." in notes
-    assert "CoOp was not learned with the paper's settings: epochs 50 instead of 200" in notes
+    assert "The papers measured OpenAI's ViT-B/16; these figures were measured on RN50." in notes
+    assert "CoOp was not trained with the paper's settings: epochs 50 instead of 200" in notes
 
 
 ROWS = [

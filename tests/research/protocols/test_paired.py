@@ -54,7 +54,12 @@ def test_equal_rows_differ_by_nothing() -> None:
     paired = compare_rows(rows(), "DIP", "DIP", test_set="new")
 
     assert (paired.difference, paired.low, paired.high) == (0.0, 0.0, 0.0)
-    assert (paired.ties, paired.dataset_p, paired.pair_p, paired.sure) == (6, 1.0, 1.0, False)
+    assert (paired.ties, paired.dataset_p, paired.pair_p, paired.excludes_zero) == (
+        6,
+        1.0,
+        1.0,
+        False,
+    )
 
 
 def test_the_interval_of_one_difference_everywhere_is_that_difference() -> None:
@@ -67,7 +72,7 @@ def test_the_interval_of_one_difference_everywhere_is_that_difference() -> None:
     paired = compare_rows(results, "DIP", "CoOp", test_set="new")
 
     assert (paired.low, paired.high) == pytest.approx((0.03, 0.03), abs=1e-12)
-    assert paired.sure
+    assert paired.excludes_zero
     # Eleven of one sign: 2 of 2^11 ways.
     assert paired.dataset_p == pytest.approx(2 / 2**11)
     assert paired.pair_p < paired.dataset_p

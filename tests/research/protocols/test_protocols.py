@@ -20,7 +20,12 @@ from prompt_serve.research.protocols.protocols import (
     few_shot_learning,
     transfer,
 )
-from prompt_serve.research.protocols.results import FILE_NAME, Answers, Result, read_results
+from prompt_serve.research.protocols.results import (
+    FILE_NAME,
+    Result,
+    StoredPredictions,
+    read_results,
+)
 from prompt_serve.research.protocols.rows import parse_rows
 from prompt_serve.training.class_sets import of_labels, with_classes
 from prompt_serve.training.clip.backbone import Backbone
@@ -42,7 +47,7 @@ def make_suite(colors: Path, **domains: Path) -> Suite:
         return BenchDataset(name=name, title=name, split=whole, template=template, domains=images)
 
     return Suite(
-        name="own",
+        name="user",
         datasets={
             "colors": partial(load, "colors", "a photo of a {}.", domains),
             "paints": partial(load, "paints", "{} paint.", {}),
@@ -183,19 +188,21 @@ def test_zero_shot_takes_the_sentence_of_each_target(
     images = image_features(_test(colors), tiny_backbone)
     for name, template in (("source", "a photo of a {}."), ("paints", "{} paint.")):
         by_hand = evaluate_prompt(replace(prompt, templates=(template,)), tiny_backbone, images)
-        stored = Answers.load(tmp_path / "runs" / result.run_id / f"answers-{name}.npz")
+        stored = StoredPredictions.load(
+            tmp_path / "runs" / result.run_id / f"predictions-{name}.npz"
+        )
         assert result.accuracy[name] == by_hand.accuracy
         assert (stored.predicted[:, 0] == stored.labels).mean() == pytest.approx(by_hand.accuracy)
 
 
-def test_the_kept_answers_are_the_most_probable_classes_in_order(
+def test_the_stored_predictions_are_the_most_probable_classes_in_order(
     tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
     run = replace(experiment(tiny_backbone, tmp_path), seeds=(1,))
 
     (result,) = few_shot_learning(make_suite(colors), run, datasets=["colors"], shots=[2])
 
-    stored = Answers.load(tmp_path / "runs" / result.run_id / "answers-test.npz")
+    stored = StoredPredictions.load(tmp_path / "runs" / result.run_id / "predictions-test.npz")
     assert stored.class_names == ("blue", "green", "red", "yellow")
     assert (np.diff(stored.probabilities, axis=1) <= 0).all()
     assert stored.probabilities.sum(axis=1) == pytest.approx(np.ones(40), abs=2e-3)  # float16
@@ -208,22 +215,22 @@ def test_the_kept_answers_are_the_most_probable_classes_in_order(
 def test_what_is_in_the_run_folder_is_not_learned_again(
     tiny_backbone: Backbone, colors: Path, tmp_path: Path
 ) -> None:
-    told: list[Result] = []
+    notified: list[Result] = []
     suite = make_suite(colors)
-    run = replace(experiment(tiny_backbone, tmp_path), on_result=told.append)
+    run = replace(experiment(tiny_backbone, tmp_path), on_result=notified.append)
     first = base_to_new(suite, run, datasets=["colors"], shots=2)
     file = tmp_path / FILE_NAME
     lines = file.read_text().splitlines()
 
     again = base_to_new(suite, run, datasets=["colors"], shots=2)
-    assert (len(told), file.read_text().splitlines()) == (2, lines)
+    assert (len(notified), file.read_text().splitlines()) == (2, lines)
     assert [one.run_id for one in again] == [one.run_id for one in first]
 
     file.write_text(f"{lines[0]}\n")  # as if it had been stopped after the first
-    gone_on = base_to_new(suite, run, datasets=["colors"], shots=2)
-    assert len(told) == 3
-    assert gone_on[1].accuracy == first[1].accuracy
-    assert read_results(tmp_path) == tuple(gone_on)
+    resumed = base_to_new(suite, run, datasets=["colors"], shots=2)
+    assert len(notified) == 3
+    assert resumed[1].accuracy == first[1].accuracy
+    assert read_results(tmp_path) == tuple(resumed)
 
 
 def test_a_run_folder_of_other_settings_is_refused(

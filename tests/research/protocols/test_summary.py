@@ -11,7 +11,7 @@ from prompt_serve.research.protocols.summary import (
     DOMAIN_GENERALIZATION,
     FEW_SHOT,
     HARMONIC,
-    Figure,
+    MeanOverSeeds,
     Summary,
     TableRow,
     harmonic_mean,
@@ -23,8 +23,8 @@ from tests.research.protocols.made_up import base_new, made_up
 EXACT = 1e-12
 
 
-def only(results: list[Result], wanted: tuple[str, ...] = ()) -> Summary:
-    (summary,) = summarize(results, wanted)
+def only(results: list[Result], expected: tuple[str, ...] = ()) -> Summary:
+    (summary,) = summarize(results, expected)
     return summary
 
 
@@ -54,7 +54,7 @@ def test_mean_and_spread_over_seeds() -> None:
 def test_one_seed_has_no_spread() -> None:
     figure = row_of(only(TWO_DATASETS[:1]), "pets", "DIP").figures["new"]
 
-    assert figure == Figure(mean=0.80, spread=0.0, seeds=1)
+    assert figure == MeanOverSeeds(mean=0.80, spread=0.0, seeds=1)
     assert figure.percent() == "80.00"
 
 
@@ -109,7 +109,7 @@ def test_an_average_that_lacks_a_dataset_says_so() -> None:
     assert part.figures["new"].mean == pytest.approx(0.6, abs=EXACT)
 
 
-def test_an_average_must_cover_what_is_wanted() -> None:
+def test_an_average_must_cover_what_is_expected() -> None:
     average = row_of(only(TWO_DATASETS, ("pets", "cars", "food101")), AVERAGE, "DIP")
 
     assert (average.over, average.missing) == (("pets", "cars"), ("food101",))
@@ -131,7 +131,7 @@ def test_few_shot_rows_are_apart_by_shots() -> None:
     assert summary.shots == (1, 4)
     assert row_of(summary, "pets", "CoOp", 1).figures["test"].mean == pytest.approx(0.45)
     assert row_of(summary, AVERAGE, "CoOp", 4).figures["test"].mean == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="1, 4 shots; say which"):
+    with pytest.raises(ValueError, match="1, 4 shots; name one"):
         summary.row("pets", "CoOp")
 
 

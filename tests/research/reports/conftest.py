@@ -48,7 +48,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, tiny_backbone: Backbone
     """Base to new, everything kept."""
     images, out = tmp_path_factory.mktemp("images"), tmp_path_factory.mktemp("runs") / "run"
     first, second = (drawn_dataset(images / name, name, i) for i, name in enumerate(("ink", "oil")))
-    suite = Suite(name="own", datasets={"ink": lambda: first, "oil": lambda: second}, source="ink")
+    suite = Suite(name="user", datasets={"ink": lambda: first, "oil": lambda: second}, source="ink")
     experiment = Experiment(
         backbone=tiny_backbone,
         rows=tuple(Row(label=label, settings=settings) for label, settings in ROWS.items()),

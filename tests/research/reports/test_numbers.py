@@ -10,34 +10,39 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from prompt_serve.calibration import expected_calibration_error
 from prompt_serve.prompts.prompt_file import read_prompt_file
-from prompt_serve.research.protocols.results import Answers
+from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.protocols.summary import summarize
-from prompt_serve.research.reports.accuracy import accuracy, points
+from prompt_serve.research.reports.accuracy import accuracy_section, points
+from prompt_serve.research.reports.context_lengths import mean_lengths
 from prompt_serve.research.reports.curves import POINTS, Curve, mean_curve, thinned
-from prompt_serve.research.reports.density import POOLED, WITHIN, Dot, correlations, spearman
-from prompt_serve.research.reports.lengths import mean_lengths
+from prompt_serve.research.reports.density import POOLED, WITHIN, RunPoint, correlations, spearman
 from prompt_serve.research.reports.overview import notes
-from prompt_serve.research.reports.page import Cell, Table
+from prompt_serve.research.reports.page import Cell, ReportTable
+from prompt_serve.research.reports.payload import frontier
 from prompt_serve.research.reports.predictions import (
     calibration_error,
     confusion_matrix,
     confusions,
     reliability,
 )
-from prompt_serve.research.reports.sizes import frontier
-from prompt_serve.research.reports.stored_runs import StoredRun, best_row, learned_once, read_runs
-from prompt_serve.research.reports.thumbnails import surest_mistakes, typical
+from prompt_serve.research.reports.stored_runs import (
+    StoredRun,
+    best_row,
+    read_runs,
+    without_repeated_prompts,
+)
+from prompt_serve.research.reports.thumbnails import most_confident_mistakes, typical
 from prompt_serve.research.reports.weights import start_numbers, text_numbers
-from prompt_serve.training.calibration import expected_calibration_error
 from prompt_serve.training.clip.backbone import load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.results import draft_prompt
 from tests.research.reports.conftest import COOP, ROWS, SEEDS
 from tests.research.reports.parsed import Page
 
 Lines = list[dict[str, Any]]
-WHERE = "base to new, suite own, backbone tiny, 4 shots"
+WHERE = "base to new, suite user, backbone tiny, 4 shots"
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +129,9 @@ def test_a_row_without_a_target_is_held_back_in_the_average_alone(lines: Lines) 
         if line["dataset"] == "ink":
             transfer.append({**line, "protocol": "cross-dataset", "accuracy": shares})
     summaries = summarize(run.result for run in read_runs_of(transfer))
-    (table,) = accuracy(summaries).blocks
-    assert isinstance(table, Table)
-    assert list(table.heads) == ["", "ink (source)", "average of targets", "near", "far"]
+    (table,) = accuracy_section(summaries).blocks
+    assert isinstance(table, ReportTable)
+    assert list(table.headers) == ["", "ink (source)", "average of targets", "near", "far"]
     rows = {str(row[0]): [cell for cell in row[1:] if isinstance(cell, Cell)] for row in table.rows}
     source, average, near, far = rows[COOP]
     assert (source.text, source.best, source.detail) == ("90.0 ± 0.0", True, "+40.0")
@@ -182,8 +187,8 @@ def test_long_curves_keep_their_ends() -> None:
     assert (curve.epochs[0], curve.epochs[-1], curve.mean[-1]) == (1, 200, 200.0)
 
 
-def dot(dataset: str, density: float, accuracy: float) -> Dot:
-    return Dot(dataset=dataset, label="x", seed=1, density=density, accuracy=accuracy)
+def dot(dataset: str, density: float, accuracy: float) -> RunPoint:
+    return RunPoint(dataset=dataset, label="x", seed=1, density=density, accuracy=accuracy)
 
 
 def test_rho_is_scipys_and_right_by_hand() -> None:
@@ -211,7 +216,7 @@ def test_differences_between_datasets_count_in_the_pooled_rho_alone() -> None:
 
 def test_the_tables_rho_is_that_of_the_lines(parsed: Page, lines: Lines) -> None:
     table = parsed.table(
-        "Spearman's ρ of ID_k and accuracy on new classes: base to new, suite own, backbone tiny"
+        "Spearman's ρ of ID_k and accuracy on new classes: base to new, suite user, backbone tiny"
     )
     learned = [line for line in lines if line["idk"]]
     x, y = [li["idk"][0] for li in learned], [li["accuracy"]["new"] for li in learned]
@@ -221,10 +226,10 @@ def test_the_tables_rho_is_that_of_the_lines(parsed: Page, lines: Lines) -> None
 
 
 @pytest.fixture
-def answers() -> Answers:
+def predictions() -> StoredPredictions:
     """Six images of three classes."""
     predicted = np.array([[0, 1], [1, 0], [1, 2], [1, 0], [0, 2], [0, 1]])
-    return Answers(
+    return StoredPredictions(
         paths=tuple(f"{n}.png" for n in range(6)),
         labels=np.array([0, 0, 1, 1, 2, 0]),
         probabilities=np.array(
@@ -236,19 +241,19 @@ def answers() -> Answers:
     )
 
 
-def test_calibration_error_by_hand(answers: Answers) -> None:
+def test_calibration_error_by_hand(predictions: StoredPredictions) -> None:
     # Bins of 1/15: 0.4 and 0.41 share one (one right), 0.62 and 0.65 one (one right), 0.9 and 0.95
     # stand alone (right).
-    filled = [one for one in reliability(answers) if one]
+    filled = [one for one in reliability(predictions) if one]
     assert [one.images for one in filled] == [2, 2, 1, 1]
     assert [one.accuracy for one in filled] == [0.5, 0.5, 1.0, 1.0]
     by_hand = (2 * (0.5 - 0.405) + 2 * (0.635 - 0.5) + 0.1 + 0.05) / 6
-    assert calibration_error(reliability(answers)) == pytest.approx(by_hand, abs=1e-6)
+    assert calibration_error(reliability(predictions)) == pytest.approx(by_hand, abs=1e-6)
 
 
 def test_calibration_error_is_that_of_the_line(runs: tuple[StoredRun, ...]) -> None:
     run = next(run for run in runs if run.result.label == COOP)
-    found = calibration_error(reliability(run.answers("base")))
+    found = calibration_error(reliability(run.predictions("base")))
     # The kept probabilities are float16: one may fall into the next bin.
     assert found == pytest.approx(run.result.calibration_error["base"], abs=2e-3)
     rng = np.random.default_rng(0)
@@ -256,7 +261,7 @@ def test_calibration_error_is_that_of_the_line(runs: tuple[StoredRun, ...]) -> N
     whole = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     labels = rng.integers(0, 7, 400)
     order = np.argsort(-whole, axis=1)[:, :2]
-    kept = Answers(
+    kept = StoredPredictions(
         paths=("",) * 400,
         labels=labels,
         probabilities=np.take_along_axis(whole, order, axis=1).astype(np.float32),
@@ -267,15 +272,17 @@ def test_calibration_error_is_that_of_the_line(runs: tuple[StoredRun, ...]) -> N
     assert calibration_error(reliability(kept)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_confusions_count_images_by_class_and_answer(answers: Answers) -> None:
-    assert confusion_matrix(answers).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
-    assert confusions(answers) == [(0, 1, 1), (2, 0, 1)]
+def test_confusions_count_images_by_class_and_answer(predictions: StoredPredictions) -> None:
+    assert confusion_matrix(predictions).tolist() == [[2, 1, 0], [0, 2, 0], [1, 0, 0]]
+    assert confusions(predictions) == [(0, 1, 1), (2, 0, 1)]
 
 
-def test_the_surest_mistakes_stand_beside_what_was_surely_recognized(answers: Answers) -> None:
-    assert surest_mistakes(answers) == [1, 4]
-    assert typical(answers, 1) == 3  # 0.95 before 0.65
-    assert typical(answers, 2) == 4  # never recognized: any of it
+def test_the_surest_mistakes_stand_beside_what_was_surely_recognized(
+    predictions: StoredPredictions,
+) -> None:
+    assert most_confident_mistakes(predictions) == [1, 4]
+    assert typical(predictions, 1) == 3  # 0.95 before 0.65
+    assert typical(predictions, 2) == 4  # never recognized: any of it
 
 
 def test_the_best_row_is_chosen_by_validation_alone(runs: tuple[StoredRun, ...]) -> None:
@@ -318,7 +325,7 @@ def test_numbers_of_a_codebook_are_those_of_its_file(runs: tuple[StoredRun, ...]
 
 def test_learning_starts_from_the_words_of_the_packages_backbone() -> None:
     backbone = load_backbone("embedded")
-    config = TrainConfig(method="zero-shot", template="a photo of a {}.")
+    config = make_config(method="zero-shot", template="a photo of a {}.")
     prompt = draft_prompt(backbone, ("cat", "dog"), config, None, "pets")
     words = start_numbers(prompt)
     assert words is not None
@@ -334,6 +341,6 @@ def test_a_prompt_that_two_protocols_test_is_drawn_once(lines: Lines) -> None:
         for line in lines
         for protocol in ("cross-dataset", "domain-generalization")
     ]
-    kept = learned_once(read_runs_of(transfer))
+    kept = without_repeated_prompts(read_runs_of(transfer))
     assert {run.result.protocol for run in kept} == {"cross-dataset"}
     assert len(kept) == len(lines)

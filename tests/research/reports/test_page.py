@@ -16,7 +16,17 @@ from tests.cli.conftest import run as run  # the fixture
 from tests.research.reports.conftest import COOP, HOSTILE
 from tests.research.reports.parsed import Page
 
-SECTIONS = ["runs", "accuracy", "bytes", "curves", "density", "weights", "lengths", "answers"]
+SECTIONS = [
+    "summary",
+    "runs",
+    "accuracy",
+    "bytes",
+    "curves",
+    "density",
+    "weights",
+    "lengths",
+    "predictions",
+]
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +108,8 @@ def test_lines_alone_give_tables_and_say_what_the_figures_want(
     page = Page(out.read_text(encoding="utf-8"))
     assert page.all("h1")[0].text == page.all("title")[0].text == "Ink & <oil>"
     absent = [p.text for p in page.all("p") if p.attributes.get("class") == "absent"]
-    assert len(absent) == 4  # curves, weights, lengths, answers
-    assert all(text.startswith("Left out: it wants ") for text in absent)
+    assert len(absent) == 4  # curves, weights, lengths, predictions
+    assert all(text.startswith("Left out: this section needs ") for text in absent)
     assert [s.attributes["id"] for s in page.all("section")] == SECTIONS
     # Bytes and density stand in the lines themselves.
     assert len(page.all("svg")) == 2
@@ -123,11 +133,13 @@ def test_an_unknown_row_or_dataset_is_refused_by_name(
     run_folder: Path, tmp_path: Path, run: Run
 ) -> None:
     out = tmp_path / "report.html"
-    with pytest.raises(ConfigInvalid, match="no row 'Coop'; there are 'zero-shot', 'CoOp "):
+    with pytest.raises(
+        ConfigInvalid, match="Unknown row 'Coop'; expected one of 'zero-shot', 'CoOp "
+    ):
         write_report([run_folder], out, row="Coop")
     result = run("report", run_folder, "--out", out, "--dataset", "inc")
     assert result.exit_code == 1
-    assert "There is no dataset 'inc'; there are 'ink', 'oil'." in result.output
+    assert "Unknown dataset 'inc'; expected some of 'ink', 'oil'." in result.output
     assert not out.exists()
 
 
@@ -135,14 +147,14 @@ def test_missing_and_damaged_files_are_named(run_folder: Path, tmp_path: Path) -
     with pytest.raises(ResultsInvalid, match="cannot be read: No such file"):
         read_runs([tmp_path])
     (tmp_path / "results.jsonl").write_text("")
-    with pytest.raises(ResultsInvalid, match="no line of results"):
+    with pytest.raises(ResultsInvalid, match="no results"):
         read_runs([tmp_path])
     copy = tmp_path / "copy"
     shutil.copytree(run_folder, copy)
     runs = read_runs([copy])
     (runs[2].folder / "history.jsonl").write_text("{}\n")
-    with pytest.raises(ResultsInvalid, match=r"history\.jsonl is no log of epochs"):
+    with pytest.raises(ResultsInvalid, match=r"history\.jsonl is not a log of epochs"):
         _ = runs[2].history
-    (runs[2].folder / "answers-base.npz").write_bytes(b"PK\x03\x04nothing")
-    with pytest.raises(ResultsInvalid, match=r"answers-base\.npz holds no answers"):
-        runs[2].answers("base")
+    (runs[2].folder / "predictions-base.npz").write_bytes(b"PK\x03\x04nothing")
+    with pytest.raises(ResultsInvalid, match=r"predictions-base\.npz holds no predictions"):
+        runs[2].predictions("base")

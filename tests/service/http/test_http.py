@@ -358,7 +358,7 @@ def test_probes_and_info_describe_the_service(http: httpx.Client, bundle: Bundle
 
 
 def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
-    """Some bytes changed, and mostly a piece cut off or put in."""
+    """Change some bytes, and remove or insert a piece."""
     spoiled = bytearray(data)
     for place in rng.integers(0, len(data), rng.integers(1, 20)):
         spoiled[place] = int(rng.integers(256))

@@ -1,4 +1,4 @@
-"""Every form of input, many tasks, deadlines, a client that hangs up: over HTTP."""
+"""Over HTTP: all forms of input, many tasks, deadlines, clients that disconnect."""
 
 import asyncio
 import base64
@@ -173,16 +173,16 @@ def test_tasks_are_named_by_name_version_tag_or_all(http: httpx.Client) -> None:
     pin = f"in-1@{version[:12]}"
     image = picture(5)
 
-    def asked(*names: str, tags: list[str] | None = None) -> list[str]:
+    def answered(*names: str, tags: list[str] | None = None) -> list[str]:
         body = {"images": in_json(image), "tasks": names, "tags": tags or []}
         (found,) = predictions(http.post("/v1/classify", json=body))
         return [prediction.task for prediction in found]
 
-    assert asked(tags=["in-tests"]) == ["in-0", "in-2"]
-    assert asked("in-2", "in-1", tags=["in-tests", "first"]) == ["in-2", "in-1", "in-0"]
-    assert asked(pin, "in-1") == [pin, "in-1"]
-    assert set(asked("*")) >= {"in-0", "in-1", "in-2"}
-    assert asked("in-1", "*")[0] == "in-1"
+    assert answered(tags=["in-tests"]) == ["in-0", "in-2"]
+    assert answered("in-2", "in-1", tags=["in-tests", "first"]) == ["in-2", "in-1", "in-0"]
+    assert answered(pin, "in-1") == [pin, "in-1"]
+    assert set(answered("*")) >= {"in-0", "in-1", "in-2"}
+    assert answered("in-1", "*")[0] == "in-1"
     in_query = post(http, "/v1/classify?tag=in-tests&top_k=1", image, "image/png")
     in_form = http.post(
         "/v1/classify", files=[("image", ("a", image))], data={"tag": "in-tests", "top_k": "1"}
@@ -197,21 +197,21 @@ def test_all_tasks_are_those_of_the_backbone_that_runs(
 ) -> None:
     prompt = learned_prompt(tiny_backbone, PETS)
     other = prompt.backbone.model_copy(update={"fingerprint": "0" * 64, "id": "other"})
-    stranger = replace(prompt, backbone=other)
+    foreign = replace(prompt, backbone=other)
     new = NewTask(
-        name="in-other", data=to_bytes(stranger), prompt=stranger, features=None, tags=("in-mixed",)
+        name="in-other", data=to_bytes(foreign), prompt=foreign, features=None, tags=("in-mixed",)
     )
     with closing(Database(f"sqlite:///{served.home / 'registry.db'}")) as database:
         Registry(database).put(new)
     http.put("/v1/tasks/in-0/tags", json={"tags": ["in-mixed"]})
     image = in_json(picture(5))
 
-    def asked(**selection: list[str]) -> httpx.Response:
+    def ask(**selection: list[str]) -> httpx.Response:
         return http.post("/v1/classify", json={"images": image, **selection})
 
-    everything = [found.task for found in predictions(asked(tasks=["*"]))[0]]
-    tagged = [found.task for found in predictions(asked(tags=["in-mixed"]))[0]]
-    named = asked(tasks=["in-other"])
+    everything = [found.task for found in predictions(ask(tasks=["*"]))[0]]
+    tagged = [found.task for found in predictions(ask(tags=["in-mixed"]))[0]]
+    named = ask(tasks=["in-other"])
     http.delete("/v1/tasks/in-other").raise_for_status()
 
     assert "in-other" not in everything
@@ -220,7 +220,7 @@ def test_all_tasks_are_those_of_the_backbone_that_runs(
     problem(named, 422, "backbone-mismatch")
 
 
-def test_requests_that_make_no_sense_are_refused_in_every_form(http: httpx.Client) -> None:
+def test_invalid_requests_are_refused_in_every_form(http: httpx.Client) -> None:
     image = in_json(picture())
     width = http.get("/v1/info").json()["backbone"]["embed_dim"]
     cases: dict[str, list[Any]] = {
@@ -312,7 +312,7 @@ def test_a_deadline_is_kept_and_what_is_too_late_is_not_run(http: httpx.Client) 
     until(lambda: metric(http, "queue_images") == 0)
 
 
-def test_a_client_that_hangs_up_takes_its_images_out_of_the_queue(
+def test_a_client_that_disconnects_takes_its_images_out_of_the_queue(
     served: Served, http: httpx.Client
 ) -> None:
     before = metric(http, "images_total", result="abandoned")
@@ -380,7 +380,7 @@ def test_three_hundred_bad_files_hurt_no_good_one(http: httpx.Client) -> None:
 
 
 def interleavings(served: Served, backbone: Backbone, rounds: int) -> None:
-    """32 images x 32 tasks at once while tasks are uploaded; each answer as if it were alone."""
+    """Ask 32 images x 32 tasks at once during uploads; each answer must be as if alone."""
     rng = np.random.default_rng(0)
     images = [picture(100 + n) for n in range(32)]
     files = [to_bytes(learned_prompt(backbone, PETS[: 2 + n % 3], seed=n)) for n in range(33)]
@@ -422,7 +422,7 @@ async def _interleave(
             assert found == pytest.approx(expected, abs=LOGIT_ROUNDING)
 
         async def upload(number: int) -> None:
-            # A new version of another task, and the same version of one that is being asked.
+            # A new version of another task, and the same version of one in use.
             for name, file in (("mix-other", 32 - number % 2), (f"mix-{number % 32}", number % 32)):
                 answer = await http.put(f"/v1/tasks/{name}", content=files[file])
                 assert answer.status_code in (200, 201)
@@ -497,7 +497,7 @@ def test_openapi_shows_every_form_with_an_example(http: httpx.Client) -> None:
 
 
 def slow_body(size: tuple[int, int] = (1200, 800)) -> tuple[bytes, str]:
-    """A request of 64 images that take a while to decode, as it is sent."""
+    """Return body and content type of a request with 64 images that are slow to decode."""
     file = io.BytesIO()
     Image.new("RGB", size, (9, 99, 199)).save(file, "PNG", compress_level=1)
     files = [("image", (f"{n}.png", file.getvalue(), "image/png")) for n in range(64)]

@@ -1,4 +1,4 @@
-"""Every status of the service is documented in docs/serving.md and provoked over HTTP."""
+"""Every status of the service is documented in docs/reference.md and provoked over HTTP."""
 
 import json
 import re
@@ -21,7 +21,7 @@ from tests.service.process import ROOT
 from tests.service.prompts import bomb, learned_prompt, picture, unprobed, unservable
 from tests.service.secured_service import SecuredService
 
-DOCUMENT = ROOT / "docs" / "serving.md"
+DOCUMENT = ROOT / "docs" / "reference.md"
 METHODS = ("get", "post", "put", "delete")
 PNG = {"content-type": "image/png"}
 
@@ -42,13 +42,13 @@ SEEN_ELSEWHERE = {
     "overloaded": "tasks/test_swaps.py",
     "request-error": "test_problems.py",
     "service-error": "inference/test_batcher.py",
-    "version-ambiguous": "tasks/test_store.py",
+    "version-ambiguous": "tasks/test_resolver.py",
 }
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table of codes."""
+    """Row of the table of codes."""
 
     status: int
     code: str
@@ -57,9 +57,9 @@ class Row:
 
 
 def _table(heading: str) -> list[list[str]]:
-    """The cells of the first table below a heading."""
-    section = DOCUMENT.read_text().split(f"\n### {heading}\n", 1)[1].split("\n#", 1)[0]
-    rows = [line for line in section.splitlines() if line.startswith("|")]
+    """Return the cells of the first table below a heading."""
+    section = DOCUMENT.read_text().split(f"\n## {heading}\n", 1)[1].split("\n#", 1)[0]
+    rows = section[section.index("\n|") + 1 :].split("\n\n", 1)[0].splitlines()
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows[2:]]
 
 
@@ -215,6 +215,14 @@ def test_every_setting_is_documented() -> None:
     assert names == {PREFIX + name.upper() for name in Settings.model_fields}
 
 
-def test_the_json_examples_of_the_document_are_json() -> None:
-    for block in re.findall(r"```json\n(.*?)```", DOCUMENT.read_text(), re.DOTALL):
+def test_the_json_examples_of_the_documents_are_json() -> None:
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    blocks = [
+        block
+        for page in pages
+        for block in re.findall(r"```json\n(.*?)```", page.read_text(), re.DOTALL)
+    ]
+
+    assert blocks
+    for block in blocks:
         json.loads(block)

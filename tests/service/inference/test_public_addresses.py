@@ -1,4 +1,4 @@
-"""One address of every kind that must not be reached, and some that may."""
+"""Addresses of every kind that must not be reached, and some that may."""
 
 import pytest
 

@@ -109,16 +109,16 @@ LOOPBACK = frozenset({"127.0.0.1", "images.test", "other.test"})
 
 def names(**addresses: Sequence[str]) -> tuple[Resolve, list[str]]:
     """Return a resolver with fixed addresses: each of a name's addresses once, then the last."""
-    asked: list[str] = []
+    resolved: list[str] = []
 
     async def resolve(host: str, port: int) -> list[str]:
-        asked.append(host)
+        resolved.append(host)
         known = addresses.get(host.replace(".", "_"))
         if known is None:
             return await system_resolver(host, port)
-        return [known[min(asked.count(host), len(known)) - 1]]
+        return [known[min(resolved.count(host), len(known)) - 1]]
 
-    return resolve, asked
+    return resolve, resolved
 
 
 def fetch(url: str, policy: UrlPolicy | None = None, resolve: Resolve = system_resolver) -> bytes:
@@ -163,16 +163,16 @@ def test_a_host_with_one_private_address_among_public_ones_is_refused(server: Se
 
 
 def test_the_address_that_was_checked_is_the_one_connected_to(server: Server) -> None:
-    resolve, asked = names(images_test=["127.0.0.1", "203.0.113.9"])
+    resolve, resolved = names(images_test=["127.0.0.1", "203.0.113.9"])
 
     assert fetch(server.url("/image", "images.test"), resolve=resolve) == IMAGE
-    assert asked == ["images.test"]  # once: there is no second answer to trust
+    assert resolved == ["images.test"]  # once: there is no second answer to trust
     assert server.requests[-1] == ("/image", f"images.test:{server.port}")
 
 
 def test_a_name_that_turns_private_between_redirects_is_caught(server: Server) -> None:
     # Public at first as far as the policy goes, then this machine: the redirect is checked anew.
-    resolve, asked = names(images_test=["127.0.0.1"], rebound_test=["127.0.0.1"])
+    resolve, resolved = names(images_test=["127.0.0.1"], rebound_test=["127.0.0.1"])
     policy = UrlPolicy(private_hosts=frozenset({"images.test"}))
     before = len(server.requests)
 
@@ -183,7 +183,7 @@ def test_a_name_that_turns_private_between_redirects_is_caught(server: Server) -
             resolve,
         )
 
-    assert asked == ["images.test", "rebound.test"]
+    assert resolved == ["images.test", "rebound.test"]
     assert len(server.requests) == before + 1
 
 
@@ -210,12 +210,12 @@ def test_redirects_are_checked_and_bounded(server: Server) -> None:
      "http://images.test:99999999/", "javascript:alert(1)", "//images.test/a"],
 )  # fmt: skip
 def test_anything_but_a_plain_url_is_refused_before_resolving(url: str) -> None:
-    resolve, asked = names()
+    resolve, resolved = names()
 
     with pytest.raises(UrlRefused):
         fetch(url, UrlPolicy(), resolve)
 
-    assert asked == []
+    assert resolved == []
 
 
 def test_only_the_parse_hosts_the_allow_list_are_fetched_from(server: Server) -> None:

@@ -1,4 +1,4 @@
-"""Who may ask what, against a started service that asks for keys."""
+"""Authentication and roles, against a started service with keys."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ from prompt_serve.service.middleware.auth import PUBLIC_PATHS, is_loopback, requ
 from tests.service.process import ROOT, environment, refused_start, service
 from tests.service.secured_service import SecuredService, open_keys
 
-# Whatever is not in this list needs the role admin: a new route has to be put here on purpose.
+# Routes that are not in this list need the role admin: a new route must be added on purpose.
 FOR_INFER = {
     "GET /",
     "GET /docs.json",
@@ -57,7 +57,7 @@ GONE_WITHIN_S = 1.0
 
 @pytest.fixture(scope="module")
 def routes() -> set[tuple[str, str]]:
-    """Method and template of every route. By a process of its own: BentoML's imports warn."""
+    """Method and template of every route, listed by a subprocess: BentoML's imports warn."""
     command = [sys.executable, "-m", "tests.service.list_routes"]
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=True
@@ -162,18 +162,18 @@ def test_a_revoked_or_expired_key_stops_within_a_second(secured: SecuredService)
 
 
 def _refused_after(http: httpx.Client, end: float) -> str:
-    """Ask until the key is refused, and see that nothing asked after ``end`` was answered."""
+    """Send requests until the key is refused; none sent after ``end`` may be answered."""
     while True:
-        asked_at = time.monotonic()
+        sent_at = time.monotonic()
         answer = http.get("/v1/info")
         if answer.status_code == 401:
             return str(answer.json()["detail"])
         assert answer.status_code == 200
-        assert asked_at < end
+        assert sent_at < end
 
 
 def _until(found: Callable[[], list[Any]]) -> list[Any]:
-    """What ``found`` returns once it is something."""
+    """Call ``found`` until it returns something."""
     give_up = time.monotonic() + 60
     while not (something := found()):
         assert time.monotonic() < give_up
@@ -181,7 +181,7 @@ def _until(found: Callable[[], list[Any]]) -> list[Any]:
     return something
 
 
-def test_browsers_of_the_allowed_origin_alone_may_ask(secured: SecuredService) -> None:
+def test_only_browsers_of_the_allowed_origin_may_ask(secured: SecuredService) -> None:
     preflight = {
         "access-control-request-method": "PUT",
         "access-control-request-headers": "x-api-key",
@@ -210,14 +210,14 @@ def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
 ) -> None:
     basic = "Basic " + base64.b64encode(f"key:{secured.admin}".encode()).decode()
     with secured.client(None, accept="text/html") as http:
-        asked = http.get("/v1/ui")
+        without_key = http.get("/v1/ui")
         opened = http.get("/v1/ui", headers={"authorization": basic})
         foreign = http.delete("/v1/tasks/x", headers={"authorization": basic})
         own = http.delete(
             "/v1/tasks/x", headers={"authorization": basic, "sec-fetch-site": "same-origin"}
         )
 
-    assert asked.headers["www-authenticate"].startswith("Basic ")
+    assert without_key.headers["www-authenticate"].startswith("Basic ")
     assert (opened.status_code, foreign.status_code, own.status_code) == (200, 401, 404)
 
 
@@ -251,7 +251,7 @@ def test_without_any_key_only_this_machine_is_answered(tiny_bundle: Path, tmp_pa
         with open_keys(tmp_path) as keys:
             keys.revoke("first")
         time.sleep(0.6)  # longer than anything is remembered
-        assert http.get("/v1/info").status_code == 401  # no way back to everybody
+        assert http.get("/v1/info").status_code == 401  # never open again
 
 
 @pytest.mark.serve

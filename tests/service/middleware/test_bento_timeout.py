@@ -1,4 +1,4 @@
-"""BentoML's timeout keeps a timer of every request, and waits for ever on those who have gone."""
+"""BentoML's timeout keeps a timer per request, and waits forever for disconnected clients."""
 
 import asyncio
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 
 
 async def says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
-    """As an app does whose client has gone."""
+    """App whose client has disconnected."""
 
 
 async def ask(app: Starlette, scope: Mapping[str, Any], *messages: dict[str, Any]) -> None:

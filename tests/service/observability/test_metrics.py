@@ -1,4 +1,4 @@
-"""Metrics of several workers as one, each in a process of its own as in the service."""
+"""Metrics of several workers as one, each in its own process as in the service."""
 
 import json
 import os

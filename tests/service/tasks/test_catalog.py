@@ -4,10 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from prompt_serve.errors import (
-    BackboneMismatch,
-    RequestInvalid,
-)
+from prompt_serve.errors import BackboneMismatch, RequestInvalid
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.training.clip.backbone import Backbone

@@ -4,11 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from prompt_serve.errors import (
-    TaskNotFound,
-    VersionInUse,
-    VersionNotFound,
-)
+from prompt_serve.errors import TaskNotFound, VersionInUse, VersionNotFound
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.prompts import learned_prompt

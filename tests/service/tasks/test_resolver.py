@@ -8,12 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import (
-    RequestInvalid,
-    TaskNotFound,
-    VersionAmbiguous,
-    VersionNotFound,
-)
+from prompt_serve.errors import RequestInvalid, TaskNotFound, VersionAmbiguous, VersionNotFound
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import Registry
@@ -48,10 +43,7 @@ def test_a_restart_encodes_nothing(
 
 
 def test_features_that_are_missing_are_computed_once_and_kept(
-    tasks: Tasks,
-    open_tasks: Callable[..., Tasks],
-    sqlite: Database,
-    tiny_backbone: Backbone,
+    tasks: Tasks, open_tasks: Callable[..., Tasks], sqlite: Database, tiny_backbone: Backbone
 ) -> None:
     prompt = learned_prompt(tiny_backbone, ["cat", "dog"])
     tasks.store.upload("pets", to_bytes(prompt))

@@ -11,12 +11,7 @@ import numpy as np
 import pytest
 
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import (
-    BackboneMismatch,
-    PromptFileInvalid,
-    TaskNameInvalid,
-    VersionChanged,
-)
+from prompt_serve.errors import BackboneMismatch, PromptFileInvalid, TaskNameInvalid, VersionChanged
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes, version_of
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.schemas import ZeroShotTask

@@ -75,45 +75,45 @@ def test_uploads_and_deletes_under_load(
     new = known.add(learned_prompt(tiny_backbone, ["oak", "elm"], seed=2, dense=True))
     httpx.put(f"{served.url}/v1/tasks/swapped", content=old).raise_for_status()
 
-    wanted = {
+    expected = {
         f"swapped {version_of(old)}",
         f"swapped {version_of(new)}",
         f"fleeting {version_of(old)}",
         "fleeting 404",
     }
-    seen = asyncio.run(_swap_under_load(served.url, known, old, new, image, wanted))
+    seen = asyncio.run(_swap_under_load(served.url, known, old, new, image, expected))
 
     print(dict(seen))
-    assert seen.keys() == wanted
+    assert seen.keys() == expected
     assert httpx.delete(f"{served.url}/v1/tasks/swapped").status_code == 204
 
 
 async def _swap_under_load(
-    url: str, known: Known, old: bytes, new: bytes, image: bytes, wanted: set[str]
+    url: str, known: Known, old: bytes, new: bytes, image: bytes, expected: set[str]
 ) -> Counter[str]:
     """Until every kind of answer was seen, on a slow machine too."""
     seen: Counter[str] = Counter()
     started = time.monotonic()
 
-    def going_on() -> bool:
+    def keep_running() -> bool:
         elapsed = time.monotonic() - started
-        return elapsed < MIN_SECONDS or (elapsed < MAX_SECONDS and not wanted <= seen.keys())
+        return elapsed < MIN_SECONDS or (elapsed < MAX_SECONDS and not expected <= seen.keys())
 
     limits = httpx.Limits(max_connections=CLIENTS + 4, max_keepalive_connections=CLIENTS + 4)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as http:
         await asyncio.gather(
-            _upload(http, old, new, going_on),
-            *(_ask(http, known, n, image, going_on, seen) for n in range(CLIENTS)),
+            _upload(http, old, new, keep_running),
+            *(_ask(http, known, n, image, keep_running, seen) for n in range(CLIENTS)),
         )
     return seen
 
 
 async def _upload(
-    http: httpx.AsyncClient, old: bytes, new: bytes, going_on: Callable[[], bool]
+    http: httpx.AsyncClient, old: bytes, new: bytes, keep_running: Callable[[], bool]
 ) -> None:
     """Swap one name again and again, and make another come and go; each 2xx holds at once."""
     for data in itertools.cycle((new, old)):
-        if not going_on():
+        if not keep_running():
             break
         assert (await http.put("/v1/tasks/swapped", content=data)).status_code == 200
         assert (await http.get("/v1/tasks/swapped/file")).content == data
@@ -128,11 +128,11 @@ async def _ask(
     known: Known,
     n: int,
     image: bytes,
-    going_on: Callable[[], bool],
+    keep_running: Callable[[], bool],
     seen: Counter[str],
 ) -> None:
     task = "fleeting" if n % 4 == 0 else "swapped"
-    while going_on():
+    while keep_running():
         response = await http.post(
             f"/v1/classify?task={task}&top_k=9",
             content=image,

@@ -166,4 +166,4 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
     assert said[5].split()[:2] == ["cli-0", first]
     assert said[5].endswith("eu prod (pinned)")
     assert [line.split()[1] for line in said[7:10]] == ["rollback", "alias", "put"]
-    assert "tasks are there." in said[11]
+    assert "tasks imported." in said[11]

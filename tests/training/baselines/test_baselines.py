@@ -21,15 +21,16 @@ from prompt_serve.training.baselines.kgcoop import KgCoop, mean_distance
 from prompt_serve.training.baselines.prograd import ProGrad, without_opposition
 from prompt_serve.training.baselines.promptsrc import PromptSrc, epoch_weights
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.evaluate import prompt_logits
 from prompt_serve.training.loop import Fitted, Run, fit
-from prompt_serve.training.methods.base import LearnerInputs, PromptLearner, StepInfo, StepOutput
+from prompt_serve.training.methods.base import PromptLearner, StepInfo, StepOutput
 from tests.backbones import EMBED_DIM
+from tests.training.learners import learner_of
 
 NAMES = ("cat", "a_very_long_name of-a-dog", "horse", "zebra crossing")
-RIVALS = ("kgcoop", "prograd", "promptsrc", "cocoop")
+BASELINES = ("kgcoop", "prograd", "promptsrc", "cocoop")
 
 
 def made_up_features(rng: np.random.Generator, n: int, k: int = 1) -> FeatureSet:
@@ -41,7 +42,7 @@ def made_up_features(rng: np.random.Generator, n: int, k: int = 1) -> FeatureSet
 
 
 def make_run(backbone: Backbone, method: str, **settings: Any) -> Run:
-    return Run(backbone, NAMES, TrainConfig(method=method, **settings), learning_rate=0.1)
+    return Run(backbone, NAMES, make_config(method=method, **settings), learning_rate=0.1)
 
 
 def step_of(run: Run, images: FeatureSet) -> StepOutput:
@@ -91,7 +92,7 @@ def test_kgcoop_pulls_nowhere_at_the_template(
 ) -> None:
     run = make_run(tiny_backbone, "kgcoop")
     assert isinstance(run.learner, KgCoop)
-    assert run.config.guidance == 8.0
+    assert run.config.own()["guidance"] == 8.0
     step = step_of(run, made_up_features(rng, 8))
     # The same sentences by the same tower; only the order of sums may differ.
     distance = mean_distance(step.class_features, run.learner.frozen).detach()
@@ -137,8 +138,8 @@ def test_the_projection_is_that_of_one_whole_vector() -> None:
     whole = without_opposition(own, general, 1.0)
     assert whole[0].tolist() == [2.0, 0.0]
     assert whole[1].tolist() == [[-2.0]]
-    to_float16 = without_opposition(own, general, 0.5)
-    assert to_float16[0].tolist() == [1.5, 0.0]
+    half = without_opposition(own, general, 0.5)
+    assert half[0].tolist() == [1.5, 0.0]
     agreeing = without_opposition(own, [-g for g in general], 1.0)
     assert all(torch.equal(a, b) for a, b in zip(agreeing, own, strict=True))
     nothing = without_opposition(own, [torch.zeros(2), torch.zeros(1, 1)], 1.0)
@@ -173,15 +174,8 @@ def test_the_weights_of_the_epochs_are_a_gaussian_that_sums_to_one() -> None:
 
 
 def test_promptsrc_ends_with_the_average_of_its_epochs() -> None:
-    config = TrainConfig(method="promptsrc", average_mean=0.5, average_std=0.25).resolved()
-    start = LearnerInputs(
-        config=config,
-        words=torch.zeros(2, 3),
-        n_classes=2,
-        generator=torch.Generator().manual_seed(1),
-        text_layers=2,
-    )
-    learner = PromptSrc(start)
+    settings = {"method": "promptsrc", "average_mean": 0.5, "average_std": 0.25}
+    learner = learner_of(settings, torch.zeros(2, 3), n_classes=2, text_layers=2)
     for epoch, value in enumerate((1.0, 2.0, 10.0, 5.0)):
         with torch.no_grad():
             for parameter in learner.parameters():
@@ -204,7 +198,7 @@ def bytes_of(fitted: Fitted) -> bytes:
     return b"".join(t.tobytes() if isinstance(t, np.ndarray) else bytes(t.indices) for t in tensors)
 
 
-@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("method", BASELINES)
 def test_a_stopped_run_goes_on_to_the_same_bytes(
     tiny_backbone: Backbone, rng: np.random.Generator, tmp_path: Path, method: str
 ) -> None:
@@ -217,7 +211,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
     train = made_up_features(rng, 16, 2)
     own = {"average_mean": 0.6, "average_std": 0.3} if method == "promptsrc" else {}
-    config = TrainConfig(method=method, epochs=5, batch_size=8, **own)  # type: ignore[arg-type]
+    config = make_config(method=method, epochs=5, batch_size=8, **own)
     whole = fit(tiny_backbone, NAMES, train, None, config, learning_rate=0.5)
     path = tmp_path / "run.ckpt"
     with pytest.raises(StoppedError):
@@ -230,11 +224,11 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(
 
 
 @pytest.mark.parametrize("bits", [None, 4])
-@pytest.mark.parametrize("method", RIVALS)
+@pytest.mark.parametrize("method", BASELINES)
 def test_each_learns(
     tiny_backbone: Backbone, rng: np.random.Generator, method: str, bits: int | None
 ) -> None:
-    config = TrainConfig(method=method, epochs=16, batch_size=16, bits=bits)
+    config = make_config(method=method, epochs=16, batch_size=16, bits=bits)
     fitted = fit(
         tiny_backbone, NAMES, made_up_features(rng, 16, 2), None, config, learning_rate=0.5
     )
@@ -255,15 +249,8 @@ def cocoop_prompt(backbone: Backbone, encoding: Any) -> Prompt:
 
 
 def test_cocoop_has_the_papers_numbers() -> None:
-    learner = Cocoop(
-        LearnerInputs(
-            config=TrainConfig(method="cocoop"),
-            words=torch.zeros(4, 512),
-            n_classes=3,
-            generator=torch.Generator().manual_seed(1),
-            embed_dim=512,
-        )
-    )
+    learner = learner_of({"method": "cocoop"}, torch.zeros(4, 512), embed_dim=512)
+    assert isinstance(learner, Cocoop)
     assert sum(parameter.numel() for parameter in learner.parameters()) == 35_360
     encoding = learner.encodings().text
     assert encoding is not None
@@ -308,7 +295,7 @@ def test_cocoops_class_features_are_those_of_padded_sentences(
     w_1, b_1, w_2, b_2 = (state[f"{name}.values"] for name in ("w_1", "b_1", "w_2", "b_2"))
     for row, x in zip(step.class_features, torch.from_numpy(images.plain), strict=True):
         shift = w_2 @ torch.clamp(w_1 @ x + b_1, min=0) + b_2
-        context = state["context.leaf.values"] + shift
+        context = state["context.v.values"] + shift
         for c, name in enumerate(NAMES):
             body = tokenizer.encode(f"a photo of a {name.replace('_', ' ')}.")
             ids = torch.tensor([tokenizer.start_id, *body, tokenizer.end_id])
@@ -324,7 +311,7 @@ def test_cocoop_validates_what_its_file_holds_and_cannot_be_served(
     tiny_backbone: Backbone, rng: np.random.Generator
 ) -> None:
     train, val = made_up_features(rng, 16), made_up_features(rng, 8)
-    config = TrainConfig(method="cocoop", epochs=3)
+    config = make_config(method="cocoop", epochs=3)
     fitted = fit(tiny_backbone, NAMES, train, val, config, learning_rate=0.5)
     prompt = cocoop_prompt(tiny_backbone, fitted.encodings.text)
     logits = torch.from_numpy(prompt_logits(prompt, tiny_backbone, val))

@@ -15,7 +15,7 @@ from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
 from prompt_serve.training.clip.image_tower import ImageTower
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.loop import fit
@@ -144,10 +144,10 @@ def test_vectors_stand_behind_the_patches_and_are_replaced_at_the_next_block(
         gradients = torch.autograd.grad((features @ target).sum(), vectors)
         results.append((features.detach(), gradients))
 
-    (features, gradients), (expected, wanted) = results
-    assert all(float(gradient.abs().max()) > 1e-3 for gradient in wanted)
+    (features, gradients), (expected, expected_gradients) = results
+    assert all(float(gradient.abs().max()) > 1e-3 for gradient in expected_gradients)
     torch.testing.assert_close(features, expected, atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(gradients, wanted, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(gradients, expected_gradients, atol=TOLERANCE, rtol=0)
     plain = ImageTower(clip)(pixels())
     assert float((features - plain).abs().max()) > 1e-2  # they do something
 
@@ -250,7 +250,7 @@ IMAGE_METHODS = [
 def test_a_resnet_refuses_image_methods(
     resnet: Backbone, colors: Path, settings: dict[str, Any], rng: np.random.Generator
 ) -> None:
-    config = TrainConfig(**settings, shots=2, views=0, epochs=1)
+    config = make_config(**settings, shots=2, views=0, epochs=1)
     images = PixelSet(
         pixels=rng.integers(0, 256, (4, 1, 32, 32, 3), dtype=np.uint8), labels=np.arange(4) % 2
     )
@@ -262,7 +262,7 @@ def test_a_resnet_refuses_image_methods(
 
 @pytest.mark.parametrize("method", ["dip", "coop"])
 def test_a_resnet_learns_text_methods(resnet: Backbone, colors: Path, method: str) -> None:
-    config = TrainConfig(method=method, shots=2, views=0, epochs=2)
+    config = make_config(method=method, shots=2, views=0, epochs=2)
     result = train_prompt(resnet, read_dataset(colors), config)
     assert result.prompt.image is None
     assert result.comparisons["test"].prompt.images == 40

@@ -8,7 +8,7 @@ import torch
 
 from prompt_serve.prompts.probe import TOLERANCE, probe_difference
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TowerPrecision, TrainConfig
+from prompt_serve.training.config import TowerPrecision, make_config
 from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of
@@ -25,7 +25,7 @@ COOP: dict[str, Any] = {"method": "coop", "epochs": 12, "batch_size": 16, "weigh
 def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPrecision) -> None:
     train = features_of(1)
     runs = {
-        name: Run(tiny_backbone, NAMES, TrainConfig(**COOP, precision=name), learning_rate=1.0)
+        name: Run(tiny_backbone, NAMES, make_config(**COOP, precision=name), learning_rate=1.0)
         for name in ("fp32", precision)
     }
     run = runs[precision]
@@ -47,13 +47,13 @@ def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPr
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_learning_works_on_a_cpu(tiny_backbone: Backbone, precision: TowerPrecision) -> None:
-    config = TrainConfig(**COOP, precision=precision)
+    config = make_config(**COOP, precision=precision)
     history = fit(tiny_backbone, NAMES, features_of(1), None, config, learning_rate=1.0).history
     assert history[-1].loss < history[0].loss - 0.01
 
 
 def test_the_probe_is_that_of_the_float32_tower(tiny_backbone: Backbone, colors: Path) -> None:
-    config = TrainConfig(method="coop", shots=2, epochs=2, views=1, precision="bf16")
+    config = make_config(method="coop", shots=2, epochs=2, views=1, precision="bf16")
     prompt = train_prompt(tiny_backbone, read_dataset(colors), config).prompt
     features = class_features_of(prompt, tiny_backbone)
     assert probe_difference(prompt.probe, features) < TOLERANCE

@@ -59,10 +59,10 @@ def test_the_cache_spares_the_image_tower(
     images, cache = read_dataset(colors).train, FeatureCache(tmp_path)
     image_features(images, tiny_backbone, cache=cache)
     path = next(tmp_path.iterdir())
-    kept = np.load(path)
-    np.save(path, kept[::-1])
+    stored = np.load(path)
+    np.save(path, stored[::-1])
     marked = image_features(images, tiny_backbone, cache=cache)
-    assert np.abs(marked.plain - kept[::-1, 0]).max() < 1e-3
+    assert np.abs(marked.plain - stored[::-1, 0]).max() < 1e-3
 
 
 def test_a_damaged_cache_file_is_computed_again(

@@ -10,7 +10,7 @@ from pyarrow import parquet
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import PARTS, Split
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.train import open_dataset
@@ -125,7 +125,7 @@ def test_all_faults_of_a_folder_come_at_once(tmp_path: Path, tiny_backbone: Back
     long = "word " * 40
     draw_image(root / "train" / long / "1.png", (5, 5, 5), 2)
     with pytest.raises(DatasetInvalid) as caught:
-        open_dataset(root, tiny_backbone, TrainConfig(shots=3), rename={"pink": "rose"})
+        open_dataset(root, tiny_backbone, make_config(shots=3), rename={"pink": "rose"})
     text = str(caught.value)
     for expected in (
         "class 'empty' has no training image",
@@ -204,7 +204,7 @@ def test_a_file_that_is_not_a_dataset_is_refused(
 
 def test_one_class_nothing_and_nowhere_are_refused(tmp_path: Path, tiny_backbone: Backbone) -> None:
     with pytest.raises(DatasetInvalid, match="no class with an image"):
-        open_dataset(tmp_path, tiny_backbone, TrainConfig())
+        open_dataset(tmp_path, tiny_backbone, make_config())
     draw_image(tmp_path / "only" / "1.png", (1, 2, 3), 0)
     with pytest.raises(DatasetInvalid, match="there is one class only, 'only'"):
         read_dataset(tmp_path)

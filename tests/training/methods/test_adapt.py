@@ -16,7 +16,7 @@ from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import PruneScore, TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.data.image_batches import image_batches
@@ -24,7 +24,14 @@ from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.evaluate import evaluate_prompt
 from prompt_serve.training.loop import EpochRecord, Fitted, Run, fit
-from prompt_serve.training.methods.adapt import Adapt, TowerRows, make_schedule, prune
+from prompt_serve.training.methods.adapt import (
+    Adapt,
+    AdaptSettings,
+    PruneScore,
+    TowerRows,
+    make_schedule,
+    prune,
+)
 from prompt_serve.training.methods.base import Encodings, LearnerInputs, StepInfo
 from prompt_serve.training.select_tokens import (
     TokenCandidate,
@@ -33,6 +40,7 @@ from prompt_serve.training.select_tokens import (
 )
 from prompt_serve.training.train import train_prompt
 from tests.training.by_hand import block
+from tests.training.learners import inputs_of
 from tests.training.trained import numbers_of
 
 NAMES = ("blue", "green", "red", "yellow")
@@ -46,16 +54,17 @@ def start(
     image_layers: int = 2,
     image_width: int | None = 64,
     **settings: Any,
-) -> LearnerInputs:
-    return LearnerInputs(
-        config=TrainConfig(**{"method": "adapt", **settings}),
-        words=torch.zeros(4, width),
-        n_classes=3,
-        generator=torch.Generator().manual_seed(1),
+) -> tuple[LearnerInputs, AdaptSettings]:
+    config = make_config(method="adapt", **settings)
+    assert isinstance(config.settings, AdaptSettings)
+    inputs = inputs_of(
+        config,
+        torch.zeros(4, width),
         text_layers=text_layers,
         image_layers=image_layers,
         image_width=image_width,
     )
+    return inputs, config.settings
 
 
 def made_up_pixels(n: int = 12, views: int = 2, seed: int = 0) -> PixelSet:
@@ -69,7 +78,7 @@ def made_up_pixels(n: int = 12, views: int = 2, seed: int = 0) -> PixelSet:
 
 
 def run(backbone: Backbone, **settings: Any) -> Fitted:
-    config = TrainConfig(
+    config = make_config(
         **{"method": "adapt", "epochs": 6, "batch_size": 4, "tokens": 8, **settings}
     )
     return fit(backbone, NAMES, made_up_pixels(), None, config, learning_rate=0.1)
@@ -177,9 +186,9 @@ def test_rows_join_no_sequence_and_do_not_reach_the_next_block(tiny_backbone: Ba
 
 
 def test_the_counts_are_the_papers() -> None:
-    learner = Adapt(start(**VIT_B_16, tokens=32))
+    learner = Adapt(*start(**VIT_B_16, tokens=32))
     assert sum(p.numel() for p in learner.parameters()) == 245_760
-    moment = StepInfo(step=0, steps=100, epoch=0, epochs=10)
+    step_info = StepInfo(step=0, steps=100, epoch=0, epochs=10)
     learner.text.importance += torch.rand(12, 16, generator=torch.Generator().manual_seed(0))
     learner.image.importance += torch.rand(12, 16, generator=torch.Generator().manual_seed(1))
     prune((learner.text, learner.image), learner.tokens - 32)
@@ -190,16 +199,16 @@ def test_the_counts_are_the_papers() -> None:
     assert encodings.image is not None
     stored = [t for e in (encodings.text, encodings.image) for t in e.tensors().values()]
     assert sum(t.nbytes for t in stored) == 2 * (768 * n_image + 512 * n_text) + 24
-    learner.after_update(moment)
+    learner.after_update(step_info)
     assert learner.tokens == 32
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 4, 8, 16, 32, 64, 128, 256, 383, 384])
 @pytest.mark.parametrize("steps", [1, 3, 40, 400, 4_000, 100_000])
 def test_the_target_is_reached_in_time_on_small_data_too(tokens: int, steps: int) -> None:
-    """4,000 steps are EuroSAT's: 40 an epoch, 100 epochs."""
-    config, surplus = TrainConfig(method="adapt"), 384 - tokens
-    schedule = make_schedule(config, steps=steps, surplus=surplus)
+    """4,000 steps are EuroSAT's: 40 per epoch, 100 epochs."""
+    settings, surplus = AdaptSettings(), 384 - tokens
+    schedule = make_schedule(settings, steps=steps, surplus=surplus)
     left, last = 384, 0
     for step in range(steps):
         if left > tokens and schedule.is_due(step):
@@ -211,10 +220,9 @@ def test_the_target_is_reached_in_time_on_small_data_too(tokens: int, steps: int
 
 
 def test_the_schedule_is_the_papers_where_there_is_time() -> None:
-    config = TrainConfig(method="adapt")
-    paper = make_schedule(config, steps=100_000, surplus=384 - 64)
+    paper = make_schedule(AdaptSettings(), steps=100_000, surplus=384 - 64)
     assert (paper.first, paper.interval, paper.at_a_time) == (5_000, 80, 4)
-    eurosat = make_schedule(config, steps=4_000, surplus=384 - 64)
+    eurosat = make_schedule(AdaptSettings(), steps=4_000, surplus=384 - 64)
     assert (eurosat.first, eurosat.interval, eurosat.at_a_time) == (200, 23, 4)
 
 
@@ -222,7 +230,7 @@ def test_the_schedule_is_the_papers_where_there_is_time() -> None:
 
 
 def tower(importance: list[list[float]]) -> TowerRows:
-    made = TowerRows(len(importance), 8, start(tokens_per_block=len(importance[0]), tokens=1))
+    made = TowerRows(len(importance), 8, *start(tokens_per_block=len(importance[0]), tokens=1))
     made.importance.copy_(torch.tensor(importance))
     return made
 
@@ -254,7 +262,7 @@ def test_a_block_may_lose_all_rows_and_pruned_rows_are_not_ranked_again() -> Non
 
 @pytest.mark.parametrize("score", ["snip", "gradient", "l2"])
 def test_worth_is_added_up_before_each_update(score: PruneScore) -> None:
-    learner = Adapt(start(width=6, image_width=10, tokens=2, prune_score=score, prune_after=0.0))
+    learner = Adapt(*start(width=6, image_width=10, tokens=2, prune_score=score, prune_after=0.0))
     generator = torch.Generator().manual_seed(8)
     expected = torch.zeros(2, 16)
     for step in range(2):
@@ -279,7 +287,7 @@ def test_worth_is_added_up_before_each_update(score: PruneScore) -> None:
 
 def test_snip_foretells_what_the_loss_would_change(tiny_backbone: Backbone) -> None:
     """Gradient times number is the change of the loss to first order when a number shrinks."""
-    config = TrainConfig(method="adapt", prune_after=0.0, batch_size=4)
+    config = make_config(method="adapt", prune_after=0.0, batch_size=4)
     trial = Run(tiny_backbone, NAMES, config, learning_rate=0.1)
     assert isinstance(trial.learner, Adapt)
     images = image_batches(made_up_pixels(4, 1), trial.towers)
@@ -325,7 +333,7 @@ def test_any_target_is_reached_in_three_steps(tiny_backbone: Backbone, tokens: i
 
 
 def test_pruned_rows_have_no_part_in_anything(tiny_backbone: Backbone) -> None:
-    config = TrainConfig(method="adapt", tokens=8, bits=2, batch_size=4)
+    config = make_config(method="adapt", tokens=8, bits=2, batch_size=4)
     trial = Run(tiny_backbone, NAMES, config, learning_rate=0.1)
     assert isinstance(trial.learner, Adapt)
     prune((trial.learner.text, trial.learner.image), 56)
@@ -354,7 +362,7 @@ def test_a_run_stopped_while_pruning_ends_with_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
     settings: dict[str, Any],
 ) -> None:
-    config = TrainConfig(
+    config = make_config(
         method="adapt", tokens=8, epochs=6, batch_size=4, prune_step=1, recluster_interval=3,
         recluster_above=0.0, **settings,
     )  # fmt: skip
@@ -384,7 +392,7 @@ def test_a_run_stopped_while_pruning_ends_with_the_same_bytes(
 def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
     tiny_backbone: Backbone, settings: dict[str, Any]
 ) -> None:
-    config = TrainConfig(method="adapt", tokens=29, **settings)
+    config = make_config(method="adapt", tokens=29, **settings)
     learner = Run(tiny_backbone, NAMES, config, learning_rate=0.1).learner
     assert isinstance(learner, Adapt)
     learner.image.importance[1] += 1.0
@@ -421,7 +429,7 @@ def test_lengths_with_zeros_come_back_from_the_file_bit_for_bit(
 
 
 def test_accuracy_while_learning_is_that_of_the_file(tiny_backbone: Backbone, colors: Path) -> None:
-    config = TrainConfig(
+    config = make_config(
         method="adapt", learning_rate=0.1, epochs=2, views=1, shots=4, tokens=6, bits=1
     )
     dataset = read_dataset(colors)
@@ -464,7 +472,7 @@ def test_the_fewest_tokens_within_one_standard_error_are_taken() -> None:
 def test_the_number_of_tokens_is_chosen_by_validation_and_kept_in_the_file(
     tiny_backbone: Backbone, colors: Path
 ) -> None:
-    config = TrainConfig(
+    config = make_config(
         method="adapt", tokens="auto", learning_rate=0.1, epochs=1, views=1, shots=2,
         tokens_per_block=2,
     )  # fmt: skip
@@ -481,15 +489,15 @@ def test_the_number_of_tokens_is_chosen_by_validation_and_kept_in_the_file(
 
 def test_what_cannot_be_learned_is_refused_with_the_way_out(tiny_backbone: Backbone) -> None:
     refused: list[tuple[dict[str, Any], str]] = [
-        ({"tokens": 65}, "tokens is 65; wanted 1 to 64"),
-        ({"tokens": 0}, "tokens is 0; wanted 1 to 64"),
+        ({"tokens": 65}, "tokens is 65; expected 1 to 64"),
+        ({"tokens": 0}, "tokens is 0; expected 1 to 64"),
         ({"tokens": "auto"}, "a single fit chooses nothing"),
         ({"n_ctx": 4}, "ADAPT keeps the template's words"),
     ]
     for settings, reason in refused:
         with pytest.raises(ConfigInvalid, match=reason):
-            Adapt(start(**settings))
+            Adapt(*start(**settings))
     with pytest.raises(BackboneUnsupported, match="must be a vision transformer"):
-        Adapt(start(image_width=None))
-    tiny = TrainConfig(method="adapt", tokens="auto", tokens_per_block=1)
+        Adapt(*start(image_width=None))
+    tiny = make_config(method="adapt", tokens="auto", tokens_per_block=1)
     assert token_counts(tiny, tiny_backbone) == (2,)

@@ -14,7 +14,7 @@ from benchmarks.learned_vs_zero_shot import emoji_folder
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.training.class_sets import halves
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
@@ -56,11 +56,11 @@ def backbones() -> dict[bool, Backbone]:
 def test_it_learns_and_its_file_says_the_same(
     name: str, base: Split, kept_features: FeatureCache, backbones: dict[bool, Backbone]
 ) -> None:
-    as_pixels = METHODS[name].prompts_images(TrainConfig(method=name).resolved())
+    as_pixels = METHODS[name].prompts_images(make_config(method=name).settings)
     backbone = backbones[as_pixels]
     settings = IMAGE_METHODS if as_pixels else SHORT.get(name, {"epochs": 25})
     rate = METHODS[name].learning_rate if as_pixels else max(METHODS[name].learning_rates)
-    config = TrainConfig(method=name, views=0, learning_rate=rate, **settings)
+    config = make_config(method=name, views=0, learning_rate=rate, **settings)
     result = train_prompt(backbone, base, config, cache=kept_features)
     test = result.comparisons["test"]
     print(f"{name}: {test.zero_shot.accuracy:.1%} -> {test.prompt.accuracy:.1%}")

@@ -15,7 +15,7 @@ from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.few_shot import few_shot
 from prompt_serve.training.data.image_batches import image_batches
@@ -23,12 +23,12 @@ from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet, image_pixels
 from prompt_serve.training.evaluate import evaluate_prompt, prompt_logits
 from prompt_serve.training.loop import Run, fit
-from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import LearnerInputs, PromptLearner
+from prompt_serve.training.methods.base import PromptLearner
+from prompt_serve.training.methods.dip import LowRankVectors
 from prompt_serve.training.methods.maple import Coupled
-from prompt_serve.training.methods.parameters import LowRankVectors
 from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.train import train_prompt
+from tests.training.learners import learner_of
 
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
 SMALL_WORDS = torch.randn(4, 32, generator=torch.Generator().manual_seed(5))
@@ -51,37 +51,17 @@ def named(settings: dict[str, Any]) -> str:
     return " ".join(str(v) for v in settings.values())
 
 
-def vit_b_16(**settings: Any) -> LearnerInputs:
-    """The geometry of ViT-B/16 without its weights."""
-    return LearnerInputs(
-        config=TrainConfig(**settings).resolved(),
-        words=WORDS,
-        n_classes=3,
-        generator=torch.Generator().manual_seed(1),
-        text_layers=12,
-        embed_dim=512,
-        image_width=768,
-        image_layers=12,
+def vit_b_16(**settings: Any) -> PromptLearner:
+    """A learner in the geometry of ViT-B/16, without its weights."""
+    return learner_of(
+        settings, WORDS, text_layers=12, embed_dim=512, image_width=768, image_layers=12
     )
 
 
-def small(**settings: Any) -> LearnerInputs:
-    return LearnerInputs(
-        config=TrainConfig(**settings).resolved(),
-        words=SMALL_WORDS,
-        n_classes=3,
-        generator=torch.Generator().manual_seed(1),
-        text_layers=3,
-        embed_dim=24,
-        image_width=64,
-        image_layers=2,
+def small(**settings: Any) -> PromptLearner:
+    return learner_of(
+        settings, SMALL_WORDS, text_layers=3, embed_dim=24, image_width=64, image_layers=2
     )
-
-
-def learner_of(start: LearnerInputs) -> PromptLearner:
-    make = METHODS[start.config.method].learner
-    assert make is not None
-    return make(start)
 
 
 def parameters(learner: PromptLearner) -> int:
@@ -114,14 +94,14 @@ def stored(learner: PromptLearner) -> list[Any]:
     ids=str,
 )
 def test_the_counts_are_the_papers(settings: dict[str, Any], count: int) -> None:
-    learner = learner_of(vit_b_16(**settings))
+    learner = vit_b_16(**settings)
     assert parameters(learner) == count
     assert sum(t.size for t in stored(learner)) == count
     assert sum(t.nbytes for t in stored(learner)) == 2 * count
 
 
 def test_maple_without_its_biases_has_the_count_of_the_tables() -> None:
-    image = learner_of(vit_b_16(method="maple", store_projections=True)).encodings().image
+    image = vit_b_16(method="maple", store_projections=True).encodings().image
     assert isinstance(image, Projected)
     biases = sum(layer.bias.size for layer in image.layers if layer.bias is not None)
     assert 3_555_072 - biases == 3_548_160
@@ -129,7 +109,7 @@ def test_maple_without_its_biases_has_the_count_of_the_tables() -> None:
 
 def test_qmaple_takes_the_papers_bytes() -> None:
     """The paper counts the indices; here with the codebooks, and biases in float16."""
-    tensors = stored(learner_of(vit_b_16(method="qmaple", store_projections=True)))
+    tensors = stored(vit_b_16(method="qmaple", store_projections=True))
     coded = [t for t in tensors if isinstance(t, QuantizedTensor)]
     codebooks = sum(t.codebook.nbytes for t in coded)
     assert {t.bits for t in coded} == {4}
@@ -139,7 +119,7 @@ def test_qmaple_takes_the_papers_bytes() -> None:
 
 
 def test_folded_maple_keeps_vectors_instead_of_projections() -> None:
-    encodings = learner_of(vit_b_16(method="maple")).encodings()
+    encodings = vit_b_16(method="maple").encodings()
     assert isinstance(encodings.text, Deep)
     assert isinstance(encodings.image, Deep)
     assert sum(t.nbytes for t in encodings.text.tensors().values()) == 9 * 2 * 512 * 2
@@ -147,7 +127,7 @@ def test_folded_maple_keeps_vectors_instead_of_projections() -> None:
 
 
 def test_maple_starts_from_two_words_random_vectors_and_linear_layers() -> None:
-    learner = learner_of(vit_b_16(method="maple"))
+    learner = vit_b_16(method="maple")
     assert isinstance(learner, Coupled)
     text = learner.contexts().text
     assert text.context is not None
@@ -165,7 +145,7 @@ def test_maple_starts_from_two_words_random_vectors_and_linear_layers() -> None:
 
 
 def test_maple_projects_each_block_by_its_own_layer() -> None:
-    learner = learner_of(small(method="maple")).eval()
+    learner = small(method="maple").eval()
     assert isinstance(learner, Coupled)
     contexts = learner.contexts()
     assert contexts.text.context is not None
@@ -182,7 +162,7 @@ def test_maple_projects_each_block_by_its_own_layer() -> None:
 
 @pytest.mark.parametrize("settings", IMAGE_METHODS, ids=named)
 def test_what_the_file_folds_to_is_what_was_trained_with(settings: dict[str, Any]) -> None:
-    learner = learner_of(small(**settings, init_std=0.5)).eval()
+    learner = small(**settings, init_std=0.5).eval()
     encodings, contexts = learner.encodings(), learner.contexts()
     text = fold_text(encodings.text, SMALL_WORDS.numpy())
     image = fold_image(encodings.image, text)
@@ -203,7 +183,7 @@ def _blocks(branch: PromptVectors[Any]) -> list[Any]:
 
 
 def test_encodings_are_the_same_while_learning_and_after() -> None:
-    learner = learner_of(small(method="dip-maple", projection_rank=8, dropout=0.5))
+    learner = small(method="dip-maple", projection_rank=8, dropout=0.5)
     image = [e.train().encodings().image for e in (learner, learner)]
     after = learner.eval().encodings().image
     for encoding in image:
@@ -218,7 +198,7 @@ def _same_numbers(one: Encoding, other: Encoding) -> bool:
 
 
 def test_both_branches_see_the_same_dropout() -> None:
-    learner = learner_of(small(method="dip-maple", projection_rank=8, dropout=0.5, init_std=1.0))
+    learner = small(method="dip-maple", projection_rank=8, dropout=0.5, init_std=1.0)
     assert isinstance(learner, Coupled)
     contexts = learner.train().contexts()
     assert contexts.text.context is not None
@@ -228,12 +208,11 @@ def test_both_branches_see_the_same_dropout() -> None:
 
 
 def test_dip_maple_with_a_zero_product_is_the_templates_words() -> None:
-    start = small(method="dip-maple", projection_rank=8, dropout=0.0)
-    learner = learner_of(start)
+    learner = small(method="dip-maple", projection_rank=8, dropout=0.0)
     assert isinstance(learner, Coupled)
     for block in learner.blocks:
         assert isinstance(block, LowRankVectors)
-        torch.nn.init.zeros_(block.b.values)
+        torch.nn.init.zeros_(block.p_b.values)
     contexts, encodings = learner.contexts(), learner.encodings()
     assert contexts.text.context is not None
     assert torch.equal(contexts.text.context, SMALL_WORDS)
@@ -247,7 +226,7 @@ def test_dip_maple_with_a_zero_product_is_the_templates_words() -> None:
 
 
 def test_image_dip_builds_on_nothing() -> None:
-    learner = learner_of(small(method="dip", branch="image", rank=2)).eval()
+    learner = small(method="dip", branch="image", rank=2).eval()
     image = learner.encodings().image
     assert isinstance(image, LowRank)
     assert image.base == "none"
@@ -261,21 +240,21 @@ def test_image_dip_builds_on_nothing() -> None:
 @pytest.mark.parametrize("method", ["maple", "ivlp", "dip-maple"])
 def test_the_depth_is_nine_or_what_both_towers_have(method: str) -> None:
     rank = {"projection_rank": 8} if method == "dip-maple" else {}
-    assert len(learner_of(small(method=method, **rank)).contexts().image.deeper) == 1
-    deep = learner_of(vit_b_16(method=method, **rank)).contexts()
+    assert len(small(method=method, **rank).contexts().image.deeper) == 1
+    deep = vit_b_16(method=method, **rank).contexts()
     assert len(deep.image.deeper) == len(deep.text.deeper) == 8
     with pytest.raises(ConfigInvalid, match="depth is 3, but the tower has 2 blocks"):
-        learner_of(small(method=method, **rank, depth=3))
+        small(method=method, **rank, depth=3)
 
 
 def test_a_depth_of_one_leaves_deeper_blocks_alone() -> None:
     for method in ("vpt", "ivlp", "maple"):
-        encodings = learner_of(small(method=method, depth=1)).encodings()
+        encodings = small(method=method, depth=1).encodings()
         assert isinstance(encodings.image, Dense)
 
 
 def run_of(backbone: Backbone, **settings: Any) -> Run:
-    return Run(backbone, NAMES, TrainConfig(**settings), learning_rate=0.1)
+    return Run(backbone, NAMES, make_config(**settings), learning_rate=0.1)
 
 
 @pytest.fixture
@@ -309,7 +288,7 @@ def test_two_vectors_keep_of_a_behind_them(tiny_backbone: Backbone) -> None:
 
 def test_features_are_no_pixels(tiny_backbone: Backbone, noise: PixelSet) -> None:
     features = FeatureSet(features=np.ones((8, 1, 24), dtype=np.float32), labels=noise.labels)
-    config = TrainConfig(method="maple", epochs=1)
+    config = make_config(method="maple", epochs=1)
     with pytest.raises(TypeError, match="want pixels to learn from, not features"):
         fit(tiny_backbone, NAMES, features, None, config, learning_rate=0.1)
 
@@ -333,7 +312,7 @@ LEARNING: dict[str, Any] = {
 
 
 def learned(backbone: Backbone, folder: Path, **settings: Any) -> TrainingResult:
-    config = TrainConfig(**{**LEARNING, **settings})
+    config = make_config(**{**LEARNING, **settings})
     return train_prompt(backbone, read_dataset(folder), config, name="colors")
 
 
@@ -402,7 +381,7 @@ def test_the_same_seed_gives_the_same_file(tiny_backbone: Backbone, colors: Path
 
 def test_pixels_on_demand_learn_the_same_numbers(tiny_backbone: Backbone, colors: Path) -> None:
     split = few_shot(read_dataset(colors), shots=4, seed=1)
-    config = TrainConfig(method="vpt", epochs=2, batch_size=8)
+    config = make_config(method="vpt", epochs=2, batch_size=8)
     results = []
     for memory_bytes in (2**30, 0):
         images = image_pixels(

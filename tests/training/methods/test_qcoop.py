@@ -14,24 +14,21 @@ from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
-from prompt_serve.training.loop import Fitted, fit, information_density
-from prompt_serve.training.methods import METHODS
-from prompt_serve.training.methods.base import LearnerInputs, PromptLearner, StepInfo, StepOutput
+from prompt_serve.training.loop import Fitted, fit
+from prompt_serve.training.methods.base import PromptLearner, StepInfo, StepOutput
 from prompt_serve.training.methods.dip_losses import density, tail
+from prompt_serve.training.methods.information_density import information_density
 from prompt_serve.types import BackboneRef
+from tests.training.learners import learner_of
 
 NAMES = ("cat", "dog", "horse", "zebra crossing")
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
 
 
 def learner(words: Tensor = WORDS, **settings: Any) -> PromptLearner:
-    config = TrainConfig(**settings).resolved()
-    make = METHODS[config.method].learner
-    assert make is not None
-    generator = torch.Generator().manual_seed(config.seed)
-    return make(LearnerInputs(config=config, words=words, n_classes=4, generator=generator))
+    return learner_of(settings, words, n_classes=4)
 
 
 def context_of(made: PromptLearner) -> Tensor:
@@ -121,15 +118,15 @@ def test_ptq_trains_on_plain_numbers_and_quantizes_them_at_the_end() -> None:
     assert len(np.unique(through_a_file(ptq))) == 2
 
 
-def test_facts_count_the_codebooks_made_anew() -> None:
+def test_the_log_counts_new_codebooks() -> None:
     made = moved(learner(method="qcoop", bits=2, recluster_interval=10))
-    facts = made.log_metrics()
-    assert facts["reclusterings"] >= 1
-    assert facts["code_divergence"] >= 0.0
+    metrics = made.log_metrics()
+    assert metrics["reclusterings"] >= 1
+    assert metrics["code_divergence"] >= 0.0
     assert learner(method="coop").log_metrics() == {}
     fresh = learner(method="qcoop", bits=2, recluster_interval=10)
     fresh.load_state_dict(made.state_dict())
-    assert fresh.log_metrics() == facts
+    assert fresh.log_metrics() == metrics
     assert torch.equal(context_of(fresh), context_of(made))
 
 
@@ -181,8 +178,8 @@ def test_gradients_of_the_losses_are_finite_differences(settings: dict[str, Any]
                 vectors[place] += change
                 losses.append(float(made.loss(step_of(context_of(made)))))
                 vectors[place] -= change
-        wanted = (losses[0] - losses[1]) / 2e-6
-        assert float(vectors.grad[place]) == pytest.approx(wanted, abs=1e-6)
+        expected = (losses[0] - losses[1]) / 2e-6
+        assert float(vectors.grad[place]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("method", ["dip-alg1", "dip-alg2"])
@@ -209,9 +206,9 @@ def test_a_singular_value_of_zero_is_left_at_zero() -> None:
 
 
 def test_weights_are_the_methods_own_unless_given() -> None:
-    assert TrainConfig(method="dip-alg1").resolved().id_weight == 1.0
-    assert TrainConfig(method="dip-alg2").resolved().tail_weight == 0.01
-    assert TrainConfig(method="dip-alg1", id_weight=0.0).resolved().id_weight == 0.0
+    assert make_config(method="dip-alg1").own()["id_weight"] == 1.0
+    assert make_config(method="dip-alg2").own()["tail_weight"] == 0.01
+    assert make_config(method="dip-alg1", id_weight=0.0).own()["id_weight"] == 0.0
 
 
 # --- noise ----------------------------------------------------------------------------------
@@ -252,7 +249,7 @@ def made_up_features(rng: np.random.Generator, n: int, e: int) -> FeatureSet:
 
 def learned(backbone: Backbone, train: FeatureSet, val: FeatureSet | None, **kw: Any) -> Fitted:
     rate = kw.pop("rate", 1.0)
-    config = TrainConfig(epochs=8, **kw)
+    config = make_config(epochs=8, **kw)
     return fit(backbone, NAMES, train, val, config, learning_rate=rate)
 
 

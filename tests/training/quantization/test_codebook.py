@@ -12,10 +12,10 @@ from torch import Tensor
 
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.quantized_tensor import BITS, dequantize
-from prompt_serve.training.config import TrainConfig
-from prompt_serve.training.methods.base import StepInfo, to_float16
+from prompt_serve.training.methods.base import to_float16
 from prompt_serve.training.quantization.codebook import (
     AdaptiveCodebook,
+    CodebookSettings,
     histogram_divergence,
     nearest,
     quantized,
@@ -27,15 +27,13 @@ Numbers = NDArray[np.float64]
 
 
 def codebook(values: Tensor, bits: int = 2, **settings: Any) -> AdaptiveCodebook:
-    return AdaptiveCodebook(values, TrainConfig(method="coop", bits=bits, **settings))
+    made = CodebookSettings(bits=bits, **settings).new_codebook(values)
+    assert made is not None
+    return made
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def at(step: int) -> StepInfo:
-    return StepInfo(step=step, steps=1_000, epoch=0, epochs=1)
 
 
 def error(values: Numbers, centers: Numbers) -> float:
@@ -140,12 +138,12 @@ def test_each_number_becomes_the_nearest_center_of_the_normalized() -> None:
     values = normal(4, 32) * 0.3 + 2.0
     learner = codebook(values, 2)
     mean, std = values.double().mean(), values.double().std(correction=0)
-    wanted = []
+    expected = []
     for number in ((values.double() - mean) / std).flatten():
         center = min(learner.centers.double(), key=lambda c, x=number: abs(float(c - x)))  # type: ignore[misc]  # bound at once
-        wanted.append(float(std * center + mean))
+        expected.append(float(std * center + mean))
     # float16 keeps 11 bits of numbers near 2.
-    np.testing.assert_allclose(learner(values).flatten().numpy(), wanted, atol=2e-3)
+    np.testing.assert_allclose(learner(values).flatten().numpy(), expected, atol=2e-3)
 
 
 def test_the_gradient_is_that_of_the_plain_graph_at_the_quantized_point() -> None:
@@ -158,9 +156,9 @@ def test_the_gradient_is_that_of_the_plain_graph_at_the_quantized_point() -> Non
     seen = codebook(values)(values)
     (through,) = torch.autograd.grad(loss(seen), [values])
     plain = seen.detach().clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(loss(plain), [plain])
-    assert torch.equal(through, wanted)
-    assert float(wanted.abs().max()) > 0
+    (expected,) = torch.autograd.grad(loss(plain), [plain])
+    assert torch.equal(through, expected)
+    assert float(expected.abs().max()) > 0
 
 
 def test_an_empty_tensor_has_a_codebook_too() -> None:
@@ -175,7 +173,7 @@ def test_diverged_numbers_are_refused_with_the_way_out() -> None:
             quantized(np.array([1.0, broken, 2.0], np.float16), 1)
     values = normal(4, 32)
     learner = codebook(values)
-    learner.after_update(values * torch.nan, at(49))
+    learner.after_update(values * torch.nan, 49)
     with pytest.raises(PromptFileInvalid, match="smaller learning rate"):
         learner.coded(values * torch.nan)
 
@@ -214,16 +212,16 @@ def test_a_codebook_must_save_bytes(size: int, bits: int, worthwhile: bool) -> N
 
 def test_divergence_is_that_of_the_smoothed_histograms() -> None:
     p, q = np.array([30.5, 10.5]) / 41, np.array([20.5, 20.5]) / 41
-    wanted = float((p * np.log(p / q)).sum())
+    expected = float((p * np.log(p / q)).sum())
     found = histogram_divergence(torch.tensor([30, 10]), torch.tensor([20, 20]))
-    assert found == pytest.approx(wanted, rel=1e-12)
+    assert found == pytest.approx(expected, rel=1e-12)
     assert histogram_divergence(torch.tensor([7, 3]), torch.tensor([7, 3])) == 0.0
 
 
 def test_divergence_is_finite_where_bins_are_empty() -> None:
     values = normal(4, 8)  # 32 numbers, 256 centers
     learner = codebook(values, 8, recluster_above=100.0)
-    learner.after_update(normal(4, 8, seed=1).exp(), at(49))
+    learner.after_update(normal(4, 8, seed=1).exp(), 49)
     assert 0.0 < float(learner.divergence) < 100.0
     far = histogram_divergence(torch.tensor([0, 2_048]), torch.tensor([2_048, 0]))
     assert np.isfinite(far)
@@ -233,7 +231,7 @@ def test_a_mere_change_of_scale_or_place_asks_for_nothing() -> None:
     values = normal(4, 512)
     learner = codebook(values, 4, recluster_above=0.0)
     # Powers of two and their sums leave every rounding as it was.
-    learner.after_update(values * 8.0, at(49))
+    learner.after_update(values * 8.0, 49)
     assert float(learner.divergence) == 0.0
     assert int(learner.reclusterings) == 0
 
@@ -247,14 +245,14 @@ def test_another_distribution_asks_for_a_new_codebook_which_fits_better() -> Non
         return float((learner(skewed) - skewed).square().mean())
 
     old_error = distance()
-    learner.after_update(skewed, at(48))
+    learner.after_update(skewed, 48)
     assert int(learner.reclusterings) == 0  # not yet: every 50 steps only
-    learner.after_update(skewed, at(49))
+    learner.after_update(skewed, 49)
     assert int(learner.reclusterings) == 1
     assert float(learner.divergence) > 0.01
     assert not torch.equal(learner.centers, before)
     assert distance() < old_error
-    learner.after_update(skewed, at(99))
+    learner.after_update(skewed, 99)
     assert int(learner.reclusterings) == 1  # the numbers are those it was made for
     assert float(learner.divergence) == 0.0
 
@@ -267,7 +265,7 @@ def test_the_condition_on_the_error_holds_a_new_codebook_back() -> None:
         learner = codebook(
             wide, 1, recluster_on_error=on_error, recluster_above=1e-4, recluster_interval=1
         )
-        learner.after_update(histograms_differ.reshape(4, 512), at(0))
+        learner.after_update(histograms_differ.reshape(4, 512), 0)
         assert int(learner.reclusterings) == count
 
 
@@ -275,23 +273,23 @@ def test_a_threshold_of_its_own_and_an_interval_are_kept() -> None:
     values, other = normal(4, 512), normal(4, 512, seed=1).exp()
     never = codebook(values, 2, recluster_above=100.0, recluster_interval=3)
     for step in range(12):
-        never.after_update(other, at(step))
+        never.after_update(other, step)
     assert int(never.reclusterings) == 0
     often = codebook(values, 2, recluster_interval=3)
     for step in range(12):
-        often.after_update(other if step // 3 % 2 else values, at(step))
+        often.after_update(other if step // 3 % 2 else values, step)
     assert int(often.reclusterings) == 3  # at steps 6, 9 and 12; at 3 nothing had changed
 
 
 def test_all_state_is_in_buffers() -> None:
     values, other = normal(4, 512), normal(4, 512, seed=1).exp()
     learner = codebook(values, 2)
-    learner.after_update(other, at(49))
+    learner.after_update(other, 49)
     fresh = codebook(values, 2)
     fresh.load_state_dict(learner.state_dict())
     assert torch.equal(fresh(other), learner(other))
     for moved in (learner, fresh):
-        moved.after_update(other * other, at(99))
+        moved.after_update(other * other, 99)
     assert int(fresh.reclusterings) == int(learner.reclusterings) == 2
     assert torch.equal(fresh.centers, learner.centers)
     assert torch.equal(fresh.anchor, learner.anchor)

@@ -1,4 +1,4 @@
-"""What each name can go back to, so that no change has to look through the whole history."""
+"""Versions that each name can be rolled back to, so that no change reads the whole history."""
 
 import sqlalchemy as sa
 from alembic import op

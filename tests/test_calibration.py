@@ -1,15 +1,15 @@
-"""Temperature, threshold and calibration error against what they mean."""
+"""Temperature, threshold and calibration error against their definitions."""
 
 import numpy as np
 import pytest
 
-from prompt_serve.scoring import softmax
-from prompt_serve.training.calibration import (
+from prompt_serve.calibration import (
     TEMPERATURES,
     calibrate,
     expected_calibration_error,
     fit_temperature,
 )
+from prompt_serve.scoring import softmax
 from prompt_serve.types import FloatArray, IntArray
 
 
@@ -27,7 +27,7 @@ def loss(logits: FloatArray, labels: IntArray, temperature: float) -> float:
     return float((np.log(np.exp(wide).sum(axis=1)) - own).mean())
 
 
-def test_the_temperature_is_that_of_the_least_cross_entropy(rng: np.random.Generator) -> None:
+def test_the_temperature_minimizes_the_cross_entropy(rng: np.random.Generator) -> None:
     logits, labels = noisy(rng)
     grid = np.geomspace(*TEMPERATURES, 4_001)
     best = grid[int(np.argmin([loss(logits, labels, t) for t in grid]))]
@@ -37,13 +37,13 @@ def test_the_temperature_is_that_of_the_least_cross_entropy(rng: np.random.Gener
 
 
 @pytest.mark.parametrize("k", [0.5, 3.0, 7.0])
-def test_scores_times_k_want_k_times_the_temperature(rng: np.random.Generator, k: float) -> None:
+def test_logits_times_k_give_k_times_the_temperature(rng: np.random.Generator, k: float) -> None:
     logits, labels = noisy(rng)
     scaled = fit_temperature(np.float32(k) * logits, labels)
     assert scaled == pytest.approx(k * fit_temperature(logits, labels), rel=1e-5)
 
 
-def test_accuracy_stays(rng: np.random.Generator) -> None:
+def test_the_temperature_leaves_accuracy_unchanged(rng: np.random.Generator) -> None:
     logits, labels = noisy(rng)
     temperature = np.float32(calibrate(logits, labels).temperature)
     assert (softmax(logits / temperature).argmax(1) == logits.argmax(1)).all()
@@ -56,13 +56,13 @@ def test_cases_without_a_minimum_give_a_bound(rng: np.random.Generator) -> None:
     assert fit_temperature(right[:1], labels[:1]) == pytest.approx(TEMPERATURES[0], rel=1e-3)
     wrong = np.roll(right, 1, axis=1)
     assert fit_temperature(wrong, labels) == pytest.approx(TEMPERATURES[1], rel=1e-3)
-    # Where the temperature changes nothing, nothing is changed.
+    # Of equal logits the temperature stays 1.
     assert fit_temperature(np.zeros((4, 1), np.float32), np.zeros(4, np.int64)) == 1.0
     assert fit_temperature(np.ones((4, 3), np.float32), np.array([0, 1, 2, 0])) == 1.0
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.9])
-def test_at_most_the_share_asked_for_is_unknown(rng: np.random.Generator, share: float) -> None:
+def test_at_most_the_requested_share_is_unknown(rng: np.random.Generator, share: float) -> None:
     logits, labels = noisy(rng)
     found = calibrate(logits, labels, unknown_share=share)
     confidence = softmax(logits / np.float32(found.temperature)).max(axis=1)

@@ -1,4 +1,4 @@
-"""Draw the benchmark's images into files, in several processes, and go on where that stopped."""
+"""Render the benchmark's images to files in several processes; an interrupted run resumes."""
 
 import hashlib
 import multiprocessing
@@ -11,15 +11,15 @@ from PIL import Image
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.files import atomic_file
-from prompt_serve.research.iconbench.drawing import RESVG, draw, on_background
 from prompt_serve.research.iconbench.selection import Drawing
+from prompt_serve.research.iconbench.svg_rendering import RESVG, draw, on_background
 from prompt_serve.training.progress import Advance, no_advance
 
 PER_JOB = 32  # drawings; one takes 10 to 100 ms
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class _RenderBatch:
     """Some drawings and their files."""
 
     svgs: tuple[str, ...]
@@ -35,14 +35,14 @@ def draw_files(
     workers: int = 1,
     advance: Advance = no_advance,
 ) -> str:
-    """Draw each (size, size) on white, unless its file is there and whole.
+    """Render each drawing (size, size) on white, unless its file exists and is intact.
 
     Returns:
-        sha256 over the pixels of all, in hexadecimal: which resvg drew them is all that it
-        depends on besides the SVG. How Pillow packs a PNG plays no part.
+        sha256 over all pixels, in hexadecimal. It depends on the SVG and the version of resvg, not
+        on how Pillow compresses PNG.
 
     Raises:
-        DatasetInvalid: resvg cannot draw one.
+        DatasetInvalid: resvg cannot render one of them.
     """
     for style in {drawing.style for drawing in drawings}:
         (folder / "drawings" / style).mkdir(parents=True, exist_ok=True)
@@ -55,12 +55,12 @@ def draw_files(
 
 
 def forget_others(folder: Path, style: str, source: str) -> None:
-    """Remove a style's files if they were drawn from another source, and note this one.
+    """Remove a style's files if they were rendered from another source, and record this one.
 
     Args:
-        folder: of the benchmark.
-        style: whose files they are.
-        source: all that a file depends on besides its name.
+        folder: folder of the benchmark.
+        style: style of the files.
+        source: everything that a file depends on besides its name.
     """
     drawn = folder / "drawings" / style
     note = drawn / "drawn_from.txt"
@@ -72,22 +72,22 @@ def forget_others(folder: Path, style: str, source: str) -> None:
     note.write_text(source, encoding="utf-8")
 
 
-def _jobs(drawings: Sequence[Drawing], folder: Path, size: int) -> Iterator[_Job]:
+def _jobs(drawings: Sequence[Drawing], folder: Path, size: int) -> Iterator[_RenderBatch]:
     for start in range(0, len(drawings), PER_JOB):
         some = drawings[start : start + PER_JOB]
-        yield _Job(
+        yield _RenderBatch(
             svgs=tuple(drawing.svg for drawing in some),
             paths=tuple(folder / drawing.path for drawing in some),
             size=size,
         )
 
 
-def _done(jobs: Sequence[_Job], workers: int) -> Iterator[list[str]]:
+def _done(jobs: Sequence[_RenderBatch], workers: int) -> Iterator[list[str]]:
     if workers == 1:
         yield from map(_draw_job, jobs)
         return
-    # resvg holds Python's lock while it draws, so threads would wait for one another. A process
-    # that is forked where torch runs threads may hang: start fresh ones.
+    # resvg holds the GIL while it renders, so threads would not help. A process forked while torch
+    # runs threads may hang, so spawn new ones.
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
         try:
@@ -97,7 +97,7 @@ def _done(jobs: Sequence[_Job], workers: int) -> Iterator[list[str]]:
             raise
 
 
-def _draw_job(job: _Job) -> list[str]:
+def _draw_job(job: _RenderBatch) -> list[str]:
     return [
         hashlib.sha256((_kept(path, job.size) or _drawn(svg, path, job.size)).tobytes()).hexdigest()
         for svg, path in zip(job.svgs, job.paths, strict=True)
@@ -117,7 +117,7 @@ def _drawn(svg: str, path: Path, size: int) -> Image.Image:
     try:
         image = on_background(draw(svg, size))
     except ValueError as error:
-        raise DatasetInvalid(f"{path.name} cannot be drawn by resvg {RESVG}: {error}") from error
+        raise DatasetInvalid(f"resvg {RESVG} cannot render {path.name}: {error}") from error
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG")
     return image

@@ -1,4 +1,4 @@
-"""How many keys and values each block keeps while ADAPT prunes them (its Figure 3)."""
+"""Number of keys and values left in each block while ADAPT prunes them (its Figure 3)."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,37 +6,37 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from prompt_serve.research.reports.choice import Choice, most_shots
-from prompt_serve.research.reports.drawing import BLUES, INK, draw, panels, whole_steps
+from prompt_serve.research.reports.charts import BLUES, INK, draw, panels, whole_steps
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Chart, Section, Table
+from prompt_serve.research.reports.page import Block, Chart, ReportTable, Section
+from prompt_serve.research.reports.report_options import ReportOptions, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-TOWERS = {"image": "image_tokens", "text": "text_tokens"}  # name, fact of the log
-ROWS = 4  # charts of a table and dataset
+TOWERS = {"image": "image_tokens", "text": "text_tokens"}  # tower -> metric in the log
+ROWS = 4  # maximum number of charts per table and dataset
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lengths:
+class ContextLengths:
     """Context lengths of one row, means over seeds."""
 
     epochs: tuple[int, ...]  # from 1
-    towers: dict[str, tuple[tuple[float, ...], ...]]  # by name: of each epoch, of each block
+    towers: dict[str, tuple[tuple[float, ...], ...]]  # tower -> (epochs, blocks)
 
 
-def lengths(runs: Sequence[StoredRun], choice: Choice) -> Section:
-    """A chart for each row that prunes; of few-shot runs, those with the most shots."""
+def context_lengths_section(runs: Sequence[StoredRun], options: ReportOptions) -> Section:
+    """Build a chart for each row that prunes; few-shot runs with the most shots only."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         own = [run for run in most_shots(group) if _prunes(run)]
-        for dataset in choice.chosen_datasets(own):
+        for dataset in options.chosen_datasets(own):
             of_dataset = [run for run in own if run.result.dataset == dataset]
             labels = list(dict.fromkeys(run.result.label for run in of_dataset))
-            labels = [choice.row] if choice.row in labels else labels[:ROWS]
+            labels = [options.row] if options.row in labels else labels[:ROWS]
             for place, label in enumerate(labels):
                 chosen = [run for run in of_dataset if run.result.label == label]
                 title = f"{label}: {title_of(*key)}, {dataset}"
@@ -48,16 +48,16 @@ def lengths(runs: Sequence[StoredRun], choice: Choice) -> Section:
         blocks=blocks,
         missing=""
         if blocks
-        else "Left out: it wants logs (runs/<run>/history.jsonl) of a method that prunes, such as "
-        "adapt.",
+        else "Left out: this section needs logs (runs/<run>/history.jsonl) of a method that "
+        "prunes, such as adapt.",
     )
 
 
-def mean_lengths(runs: Sequence[StoredRun]) -> Lengths:
-    """Means over runs of one shape, at the epochs that all have."""
+def mean_lengths(runs: Sequence[StoredRun]) -> ContextLengths:
+    """Average runs of equal shape at the epochs that all have."""
     logs = [{record.epoch + 1: record.facts for record in run.history} for run in runs]
     epochs = sorted(set.intersection(*(set(log) for log in logs)))
-    return Lengths(
+    return ContextLengths(
         epochs=tuple(epochs),
         towers={
             tower: tuple(
@@ -97,10 +97,10 @@ def _chart(runs: Sequence[StoredRun], title: str, name: str) -> Chart:
     return Chart(
         title=title,
         svg=draw(paint, name=name, height=1.1 + 0.19 * blocks),
-        alt="keys and values that each block keeps, by epoch, of both towers; at the end "
+        alt="keys and values left in each block, by epoch, for both towers; at the end "
         + "; ".join(f"{tower}: {_listed(own)}" for tower, own in end.items()),
-        caption="Keys and values that each block has left, the darker the more, of "
-        f"{_short(highest)}; to the right, how many at the end. {_over(seeds)}",
+        caption=f"Keys and values left in each block, of {_short(highest)}; darker means more. "
+        f"The numbers to the right are those at the end. {_over(seeds)}",
         tables=[_table(found, title)],
     )
 
@@ -108,7 +108,7 @@ def _chart(runs: Sequence[StoredRun], title: str, name: str) -> Chart:
 def _map(
     axes: "Axes", epochs: Sequence[int], by_epoch: Sequence[Sequence[float]], highest: float
 ) -> None:
-    """A bar for each block, in the color of its length; equal lengths in one piece."""
+    """Draw one bar per block, colored by its length."""
     from matplotlib.colors import LinearSegmentedColormap
 
     colors = LinearSegmentedColormap.from_list("lengths", BLUES)
@@ -132,7 +132,7 @@ def _map(
     axes.grid(visible=False)
 
 
-def _table(found: Lengths, title: str) -> Table:
+def _table(found: ContextLengths, title: str) -> ReportTable:
     count = len(found.epochs)
     at = sorted({round(share * (count - 1) / 4) for share in range(5)})
     rows = []
@@ -140,15 +140,15 @@ def _table(found: Lengths, title: str) -> Table:
         for block in range(len(by_epoch[0])):
             rows.append([f"{tower} {block + 1}", *(_short(by_epoch[i][block]) for i in at)])
         rows.append([f"{tower}, all blocks", *(_short(sum(by_epoch[i])) for i in at)])
-    return Table(
+    return ReportTable(
         caption=f"Context lengths: {title}",
-        heads=["", *(f"after epoch {found.epochs[i]}" for i in at)],
+        headers=["", *(f"after epoch {found.epochs[i]}" for i in at)],
         rows=rows,
     )
 
 
 def _short(length: float) -> str:
-    """With one digit behind the point, where there is any."""
+    """Format with one decimal, dropped if it is 0."""
     return f"{length:.1f}".removesuffix(".0")
 
 

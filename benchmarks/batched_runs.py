@@ -3,7 +3,7 @@
 A step is one update of one run. Features are made up (the image tower plays no part); the text
 tower, the learners and the loop are those of a real run. Both ways run turn by turn.
 
-    python -m benchmarks.stacked_runs --backbone embedded --classes 12 --runs 3 8
+    python -m benchmarks.batched_runs --backbone embedded --classes 12 --runs 3 8
 """
 
 import argparse
@@ -18,7 +18,7 @@ from benchmarks.training_speed import class_names
 from prompt_serve.scoring import unit
 from prompt_serve.training.batched_loop import fit_batched
 from prompt_serve.training.clip.backbone import load_backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.loop import fit
 
@@ -56,7 +56,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, {arguments.threads} threads")
     for runs in arguments.runs:
         configs = [
-            TrainConfig(method=arguments.method, seed=seed, epochs=arguments.epochs)
+            make_config(method=arguments.method, seed=seed, epochs=arguments.epochs)
             for seed in range(runs)
         ]
 

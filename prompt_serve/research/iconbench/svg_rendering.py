@@ -1,4 +1,4 @@
-"""Draw SVG to pixels with resvg. Imported only where something is drawn: resvg_py is optional."""
+"""Render SVG with resvg. Imported only where something is rendered: resvg_py is optional."""
 
 import io
 
@@ -14,7 +14,7 @@ def draw(svg: str, size: int) -> Image.Image:
     """Render a document of ``whole_svg`` to (size, size) RGBA.
 
     Raises:
-        ValueError: resvg cannot draw it.
+        ValueError: resvg cannot render it.
     """
     png = resvg_py.svg_to_bytes(
         svg_string=sized(svg, size), width=size, height=size, skip_system_fonts=True
@@ -24,6 +24,6 @@ def draw(svg: str, size: int) -> Image.Image:
 
 
 def on_background(image: Image.Image, color: tuple[int, int, int] = (255, 255, 255)) -> Image.Image:
-    """Flatten RGBA on one color."""
+    """Flatten an RGBA image on one color."""
     ground = Image.new("RGBA", image.size, (*color, 255))
     return Image.alpha_composite(ground, image).convert("RGB")

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: drawn by matplotlib, then cleaned so that many fit on one page.
+"""Charts as inline SVG, drawn by matplotlib and then stripped so that many fit on one page.
 
-The same numbers give the same bytes: no date, no random ids, none of the user's own matplotlib
-settings. Text stays text, so that it can be searched, copied and read out.
+The same numbers give the same bytes: no date, no random ids, and the user's matplotlib settings are
+ignored. Text stays text, so that it can be searched, copied and read aloud.
 """
 
 import io
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colors, told apart with any kind of color vision, without the yellow that
-# white paper swallows. Rows beyond the seventh take the same colors with other lines and marks.
+# Okabe and Ito's colors, distinguishable with any color vision, without the yellow that is
+# invisible on white. Rows beyond the seventh reuse the colors with other dashes and markers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 DASHES = ("solid", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 GRAY, PALE, INK = "#7d848c", "#d5d9de", "#22272c"
-BLUES = ("#f2f6fb", "#08427c")  # from nothing to all
+BLUES = ("#f2f6fb", "#08427c")  # from 0 to 1
 
-WIDE = 9.6  # inches: the whole width of the page
+WIDE = 9.6  # inches, the full page width
 _PIXELS_PER_POINT = 1.6
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-# The style says what the page's own says for all charts.
+# page.css styles all charts.
 _NEEDLESS = (f"{{{_SVG}}}metadata", f"{{{_SVG}}}style")
-# The page's letters, and no turning by nothing.
+# Fonts come from the page; rotations by 0 do nothing.
 _NOISE = re.compile(r"font-family: [^;]*; ?|rotate\(-?0 [^)]*\) ?")
 _NUMBER = re.compile(r"-?\d+\.\d+")
 _SETTINGS: Any = {
@@ -61,7 +61,7 @@ _SETTINGS: Any = {
     "figure.constrained_layout.wspace": 0.04,
     "svg.fonttype": "none",
     "svg.hashsalt": "prompt-serve",
-    # Names of strangers may hold dollar signs.
+    # User-supplied names may contain dollar signs.
     "text.parse_math": False,
     "text.usetex": False,
 }
@@ -69,7 +69,7 @@ _SETTINGS: Any = {
 
 @dataclass(frozen=True)
 class Style:
-    """How a row looks in every chart of a page."""
+    """Color, dashes and marker of a row in every chart of a page."""
 
     color: str
     dash: Any
@@ -77,7 +77,7 @@ class Style:
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """A style for each row; zero-shot is gray everywhere."""
+    """Assign a style to each row; zero-shot is always gray."""
     found: dict[str, Style] = {}
     number = 0
     for label in dict.fromkeys(labels):
@@ -94,13 +94,13 @@ def styles(labels: Iterable[str]) -> dict[str, Style]:
 def draw(
     paint: Callable[["Figure"], object], *, name: str, width: float = WIDE, height: float = 4.0
 ) -> Markup:
-    """The SVG of what ``paint`` puts on an empty figure.
+    """Return the SVG of the figure that ``paint`` draws.
 
     Args:
-        paint: draws; nothing of it outlives the call.
-        name: unlike that of any other chart of the page; ids within the SVG start with it.
-        width: inches.
-        height: inches.
+        paint: draws on an empty figure.
+        name: unique on the page; the prefix of all ids in the SVG.
+        width: in inches.
+        height: in inches.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -108,7 +108,7 @@ def draw(
 
     text = io.StringIO()
     with mpl.rc_context(), warnings.catch_warnings():
-        # Letters that matplotlib's font lacks are there in the reader's.
+        # Characters that matplotlib's font lacks are available in the browser's font.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
         mpl.rcdefaults()
         mpl.rcParams.update(_SETTINGS)
@@ -121,7 +121,7 @@ def draw(
 
 
 def panels(figure: "Figure", count: int, columns: int, **sharing: Any) -> list["Axes"]:
-    """``count`` axes in a grid, row by row, the places that are left over empty."""
+    """Return ``count`` axes in a grid, row by row; surplus cells stay empty."""
     rows = -(-count // columns)
     grid = figure.subplots(rows, columns, squeeze=False, **sharing)
     axes = [one for row in grid for one in row]
@@ -134,19 +134,19 @@ def panels(figure: "Figure", count: int, columns: int, **sharing: Any) -> list["
 
 
 def whole_steps(axes: "Axes", most: int = 7) -> None:
-    """Marks of the horizontal axis at whole numbers, so many at most."""
+    """Place at most ``most`` ticks of the horizontal axis at whole numbers."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True))
 
 
 def name_of(text: str, length: int = 28) -> str:
-    """A stranger's name as a chart can hold it."""
+    """Shorten a user-supplied name to one line."""
     return " ".join(shortened(text, length).split())
 
 
 def _cleaned(svg: str, name: str) -> Markup:
-    """Without prolog, metadata and needless digits, with ids that are the page's only ones."""
+    """Strip prolog, metadata and digits from an SVG and make its ids unique on the page."""
     root = ElementTree.fromstring(svg)  # noqa: S314  # written by matplotlib a line ago
     for parent in list(root.iter()):
         for child in list(parent):
@@ -174,7 +174,7 @@ def _cleaned(svg: str, name: str) -> Markup:
         root.attrib.pop(key, None)
     wide = round(points * _PIXELS_PER_POINT)
     root.set("style", f"max-width: {wide}px; min-width: {min(wide, max(340, wide * 3 // 4))}px")
-    root.set("aria-hidden", "true")  # the words beside it say what it shows
+    root.set("aria-hidden", "true")  # the aria-label around it describes it
     ElementTree.register_namespace("", _SVG)
     ElementTree.register_namespace("xlink", _XLINK)
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704  # escaped by it

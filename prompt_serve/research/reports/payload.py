@@ -1,4 +1,4 @@
-"""What accuracy costs in bytes, as a plot with the line that nothing lies above."""
+"""Accuracy against bytes of learned numbers, with the Pareto frontier."""
 
 import math
 from collections.abc import Sequence
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from prompt_serve.research.protocols.summary import Summary, TableRow
 from prompt_serve.research.reports.accuracy import headline, headline_name, headline_rows
-from prompt_serve.research.reports.drawing import GRAY, INK, PALE, Style, draw, name_of, styles
+from prompt_serve.research.reports.charts import GRAY, INK, PALE, Style, draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, Section, Table, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
-WITH_SPREAD = 12  # rows; the bars of more would hide their points
-# Places for a label around its point, in points, the first that is free is taken.
+WITH_SPREAD = 12  # maximum number of rows with error bars; more would hide the points
+# Offsets of a label from its point, in points; the first free one is used.
 PLACES = [
     (dx * far, dy * far) for far in (1, 2, 3.2, 4.6)
     for dx, dy in ((6, 6), (6, -11), (-6, 6), (-6, -11), (0, 11), (0, -16))
 ]  # fmt: skip
 
 
-def sizes(summaries: Sequence[Summary]) -> Section:
-    """A plot for each table that has rows with bytes."""
+def payload_section(summaries: Sequence[Summary]) -> Section:
+    """Build a plot for each table with at least two rows that store learned numbers."""
     blocks: list[Block] = []
     for number, summary in enumerate(summaries):
         shots = summary.shots[-1]
@@ -39,12 +39,12 @@ def sizes(summaries: Sequence[Summary]) -> Section:
         blocks=blocks,
         missing=""
         if blocks
-        else "Left out: it wants two rows or more that learned something on all datasets.",
+        else "Left out: this section needs at least two learned rows with all datasets.",
     )
 
 
 def frontier(rows: Sequence[TableRow], figure: str) -> list[TableRow]:
-    """Rows that none of as few bytes is better than, by rising bytes."""
+    """Return the rows that no row with as few bytes outperforms, by ascending bytes."""
     leading: list[TableRow] = []
     for row in sorted(rows, key=lambda row: (row.payload_bytes, -row.figures[figure].mean)):
         if not leading or row.figures[figure].mean > leading[-1].figures[figure].mean:
@@ -54,7 +54,7 @@ def frontier(rows: Sequence[TableRow], figure: str) -> list[TableRow]:
 
 def _chart(summary: Summary, rows: Sequence[TableRow], shots: int, number: int) -> Chart:
     figure_name = headline(summary)
-    looks = styles(summary.labels)
+    row_styles = styles(summary.labels)
     learned = [row for row in rows if row.payload_bytes]
     leading = frontier(learned, figure_name)
     few = len(learned) <= WITH_SPREAD
@@ -63,22 +63,22 @@ def _chart(summary: Summary, rows: Sequence[TableRow], shots: int, number: int) 
     def paint(figure: "Figure") -> None:
         axes = figure.subplots()
         axes.set_ylabel(f"{'H' if figure_name == 'H' else 'accuracy'} (%)")
-        _points(figure, axes, rows, figure_name, looks, leading)
+        _points(figure, axes, rows, figure_name, row_styles, leading)
 
     title = f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {shots} shots"
     return Chart(
         title=title,
         svg=draw(paint, name=f"bytes{number}", width=8.8, height=3.6 + 0.06 * len(rows)),
-        alt=f"{headline_name(summary)} against bytes of learned numbers, logarithmic, a point for "
-        f"each row; on the frontier: {', '.join(row.label for row in leading)}",
-        caption=f"Upwards: {headline_name(summary)}, in percent{spread}. To the right: bytes of "
-        "learned numbers in the prompt file (logarithmic), mean over runs. The line is the "
-        "frontier: nothing with as few bytes is better. These are test images; a choice made by "
-        "this plot would be made on them.",
+        alt=f"{headline_name(summary)} against bytes of learned numbers, logarithmic, one point "
+        f"per row; on the frontier: {', '.join(row.label for row in leading)}",
+        caption=f"Vertical axis: {headline_name(summary)}, in percent{spread}. Horizontal axis: "
+        "bytes of learned numbers in the prompt file (logarithmic), mean over runs. The line is "
+        "the Pareto frontier: no row with as few bytes is better. Accuracy is on test images, so "
+        "do not select a method by this plot.",
         tables=[
-            Table(
+            ReportTable(
                 caption=title,
-                heads=["", "bytes", f"{figure_name} (%)", "± over seeds", "on the frontier"],
+                headers=["", "bytes", f"{figure_name} (%)", "± over seeds", "on the frontier"],
                 rows=[
                     [
                         row.label,
@@ -104,7 +104,7 @@ def _points(
     axes: "Axes",
     rows: Sequence[TableRow],
     name: str,
-    looks: dict[str, Style],
+    row_styles: dict[str, Style],
     leading: Sequence[TableRow],
 ) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -123,7 +123,7 @@ def _points(
         drawstyle="steps-post", color=PALE, linewidth=2.2, zorder=1,
     )  # fmt: skip
     for row in rows:
-        mean, look = 100 * row.figures[name].mean, looks[row.label]
+        mean, style = 100 * row.figures[name].mean, row_styles[row.label]
         if not row.payload_bytes:
             axes.axhline(mean, color=GRAY, linestyle="--", linewidth=1)
             axes.annotate(
@@ -133,11 +133,11 @@ def _points(
             continue
         if len(learned) <= WITH_SPREAD:
             axes.errorbar(
-                row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=look.color,
+                row.payload_bytes, mean, yerr=100 * row.figures[name].spread, color=style.color,
                 elinewidth=0.7, capsize=2, alpha=0.5, zorder=2,
             )  # fmt: skip
         axes.plot(
-            row.payload_bytes, mean, look.mark, color=look.color, markersize=5.5, zorder=3,
+            row.payload_bytes, mean, style.mark, color=style.color, markersize=5.5, zorder=3,
             markeredgewidth=0,
         )  # fmt: skip
     _label(
@@ -148,11 +148,11 @@ def _points(
 
 
 def _label(figure: "Figure", axes: "Axes", points: Sequence[tuple[float, float, str]]) -> None:
-    """Names beside points, moved out of each other's way; a name far off gets a line."""
+    """Label the points without overlaps; a distant label gets a line to its point."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # what is drawn from here on must not move the axes
+    figure.set_layout_engine("none")  # labels must not move the axes
     spots = axes.transData.transform([(x, y) for x, y, _ in points])
     taken = [Bbox.from_extents(x - 4, y - 4, x + 4, y + 4) for x, y in spots]
     inside = axes.get_window_extent()

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from prompt_serve.research.reports import thumbnails as module
-from prompt_serve.research.reports.drawing import draw, styles
+from prompt_serve.research.reports.charts import draw, styles
 from prompt_serve.research.reports.thumbnails import Thumbnails
 from tests.drawings import draw_image
 

@@ -1,0 +1,44 @@
+"""Form of the pages, and the comparison that ``test_code_blocks`` relies on."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import blocks_of, missing_lines
+from tests.service.process import ROOT
+
+OTHERS = {"docs/protocols.md", "docs/report.md", "docs/datasets.md", "docs/iconbench.md"}
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINE_LENGTH = 120
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_lines_of_prose_are_short(page: Path) -> None:
+    if str(page.relative_to(ROOT)) in OTHERS:
+        pytest.skip("written elsewhere")
+    lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
+
+    assert [line for line in lines if len(line) > LINE_LENGTH] == []
+
+
+def test_output_is_compared_up_to_rounding() -> None:
+    printed = "images: 192 train\nval   39.6%   58.3%\nfile 2,072 bytes, a.safetensors"
+
+    assert missing_lines(("192 train", "val 40.1% 57.9%"), printed) == []
+    assert missing_lines(("file  2,072 bytes",), printed) == []
+    assert missing_lines(("val 39.6% 78.3%",), printed) == ["val 39.6% 78.3%"]
+    assert missing_lines(("file 2,073 bytes",), printed) == ["file 2,073 bytes"]
+    assert missing_lines(("val 39.6%", "images: 192"), printed) == ["images: 192"]
+    assert missing_lines(("gesture 75%",), "wildlife 75%") == ["gesture 75%"]
+
+
+def test_a_text_block_belongs_to_the_code_above_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "<!-- not run: no reason -->\n```sh\nfalse\n```\n\n```python\nprint(1)\n```\n\n"
+        "```text\n1\n...\n```\n"
+    )
+
+    skipped, python = blocks_of(page)
+    assert (skipped.language, skipped.runs, skipped.output) == ("sh", False, ())
+    assert (python.language, python.text, python.output) == ("python", "print(1)\n", ("1",))
