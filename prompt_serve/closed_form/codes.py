@@ -16,15 +16,15 @@ from statistics import NormalDist
 
 import numpy as np
 
-from prompt_serve.types import DoubleArray, HalfArray
+from prompt_serve.prompts.class_vectors import ClassVectors
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor
+from prompt_serve.types import DoubleArray
 
 _DAMPING = 0.05  # of the mean second moment; keeps its inverse well conditioned
 _LLOYD_STEPS = 400
 
 
-def quantize_rows(
-    vectors: DoubleArray, bits: int, second_moment: DoubleArray
-) -> tuple[np.ndarray[tuple[int, ...], np.dtype[np.uint8]], HalfArray, HalfArray]:
+def quantize_rows(vectors: DoubleArray, bits: int, second_moment: DoubleArray) -> ClassVectors:
     """Round class vectors to codes.
 
     Args:
@@ -33,8 +33,7 @@ def quantize_rows(
         second_moment: (E, E), ``X.T @ X / N`` of the training features.
 
     Returns:
-        Codes (C, E) below 2^b, the codebook (2^b,), and the scale of each row (C,). The vectors
-        are ``scales[:, None] * codebook[codes]``.
+        The vectors as codes (C, E) of one codebook (2^b,), with a scale for each row (C,).
     """
     codebook = normal_levels(bits).astype(np.float16)
     scales = vectors.std(axis=1).clip(min=1e-4).astype(np.float16)  # (C,)
@@ -50,7 +49,7 @@ def quantize_rows(
         codes[:, dimension] = np.searchsorted(middles, left[:, place])
         error = (left[:, place] - levels[codes[:, dimension]]) / upper[place, place]
         left[:, place + 1 :] -= np.outer(error, upper[place, place + 1 :])
-    return codes, codebook, scales
+    return ClassVectors(rows=QuantizedTensor(indices=codes, codebook=codebook), scales=scales)
 
 
 @lru_cache(maxsize=4)

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from prompt_serve.calibration import fit_temperature
 from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
 from prompt_serve.closed_form.folds import MOST_FOLDS, NEVER_HELD_OUT, stratified_folds
-from prompt_serve.training.calibration import fit_temperature
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
 SHRINKAGES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9, 1.0)

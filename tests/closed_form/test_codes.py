@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from prompt_serve.closed_form.codes import normal_levels, quantize_rows
+from prompt_serve.prompts.class_vectors import ClassVectors
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, dequantize
 from prompt_serve.types import DoubleArray
 
 
@@ -21,6 +23,12 @@ def test_levels_rise_and_are_symmetric(bits: int) -> None:
     assert levels == pytest.approx(-levels[::-1], abs=1e-6)
 
 
+def stored(classes: ClassVectors) -> DoubleArray:
+    """The vectors that a prompt file holds."""
+    rows = dequantize(classes.rows).astype(np.float64)
+    return np.asarray(classes.scales.astype(np.float64)[:, np.newaxis] * rows)
+
+
 def correlated(rng: np.random.Generator, width: int) -> DoubleArray:
     mixing = rng.normal(size=(width, width)) / np.sqrt(width)
     return np.asarray(mixing @ np.diag(np.linspace(0.05, 2.0, width)) @ mixing.T)
@@ -30,8 +38,7 @@ def correlated(rng: np.random.Generator, width: int) -> DoubleArray:
 def test_scores_are_closer_than_with_plain_rounding(rng: np.random.Generator, bits: int) -> None:
     second_moment = correlated(rng, 48)
     vectors = rng.normal(size=(7, 48))
-    codes, codebook, scales = quantize_rows(vectors, bits, second_moment)
-    fed_back = scales.astype(float)[:, None] * codebook.astype(float)[codes]
+    fed_back = stored(quantize_rows(vectors, bits, second_moment))
     levels = normal_levels(bits)
     own_scales = vectors.std(axis=1, keepdims=True)
     nearest = np.abs(vectors[..., None] / own_scales[..., None] - levels).argmin(axis=-1)
@@ -45,14 +52,13 @@ def test_scores_are_closer_than_with_plain_rounding(rng: np.random.Generator, bi
 
 def test_uncorrelated_dimensions_are_rounded_to_the_nearest_level(rng: np.random.Generator) -> None:
     vectors = rng.normal(size=(3, 16))
-    codes, codebook, scales = quantize_rows(vectors, 4, np.eye(16))
-    scaled = vectors / scales.astype(float)[:, None]
-    nearest = np.abs(scaled[..., None] - codebook.astype(float)).argmin(axis=-1)
-    np.testing.assert_array_equal(codes, nearest)
+    classes = quantize_rows(vectors, 4, np.eye(16))
+    assert isinstance(classes.rows, QuantizedTensor)
+    scaled = vectors / classes.scales.astype(float)[:, None]
+    nearest = np.abs(scaled[..., None] - classes.rows.codebook.astype(float)).argmin(axis=-1)
+    np.testing.assert_array_equal(classes.rows.indices, nearest)
 
 
 def test_eight_bits_are_close_to_the_vectors(rng: np.random.Generator) -> None:
     vectors = rng.normal(size=(5, 32))
-    codes, codebook, scales = quantize_rows(vectors, 8, correlated(rng, 32))
-    rounded = scales.astype(float)[:, None] * codebook.astype(float)[codes]
-    assert np.abs(rounded - vectors).mean() < 0.02
+    assert np.abs(stored(quantize_rows(vectors, 8, correlated(rng, 32))) - vectors).mean() < 0.02

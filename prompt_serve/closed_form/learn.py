@@ -1,0 +1,100 @@
+"""From image features to class vectors and a sketch, in closed form: about a second, no torch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from prompt_serve.closed_form.codes import quantize_rows
+from prompt_serve.closed_form.cross_validation import OutOfFold, cross_validate
+from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
+from prompt_serve.closed_form.sketch import sketch_images
+from prompt_serve.errors import ConfigInvalid
+from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
+from prompt_serve.types import DoubleArray, FloatArray, IntArray
+
+PLAIN_BITS = 16  # float16 numbers, no codebook
+_TEMPERATURES = (1e-3, 1e3)  # bounds of the prompt file
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedClasses:
+    """Class vectors with everything that belongs to them in a prompt file."""
+
+    classes: ClassVectors
+    temperature: float
+    sketch: ImageSketch
+    unlike_below: float
+    shrinkage: float
+    text_factor: float
+    out_of_fold: OutOfFold | None  # scores of held-out images; None if each class has one image
+
+
+def learn_classes(
+    features: FloatArray,
+    labels: IntArray,
+    n_classes: int,
+    *,
+    logit_scale: float,
+    bits: int = 4,
+    seed: int = 1,
+    text_features: FloatArray | None = None,
+) -> LearnedClasses:
+    """Learn class vectors from all images of a task.
+
+    Shrinkage, temperature and the weight of the text come from cross-validation; the vectors are
+    then learned from all images. What is returned is what the file holds, after rounding.
+
+    Args:
+        features: (N, E), unit length along E.
+        labels: (N,), every class from 0 to C - 1 at least once.
+        n_classes: C, 2 or more.
+        logit_scale: of the backbone, 1 / temperature, already exponentiated.
+        bits: per number: 1, 2, 4, 8, or 16 for float16.
+        seed: of the folds.
+        text_features: (C, E) class features of the class names; None leaves the text out.
+
+    Raises:
+        ConfigInvalid: there is one class only, or a class without images.
+    """
+    _check_classes(labels, n_classes)
+    settings = cross_validate(features, labels, n_classes, seed=seed, text_features=text_features)
+    statistics = class_statistics(features, labels, n_classes)
+    vectors = discriminant_vectors(statistics, settings.shrinkage)  # (C, E)
+    if text_features is not None:
+        vectors = vectors + settings.text_factor * text_features
+    if settings.out_of_fold is None:
+        # Nothing was held out, so nothing says how far scores can be trusted: as far as the text's.
+        vectors = logit_scale * vectors / np.linalg.norm(vectors, axis=1).mean()
+    classes = encode_vectors(vectors / settings.temperature, bits, features)
+    _, scale = classes.class_features()
+    sketch = sketch_images(features, labels, n_classes, seed=seed)
+    return LearnedClasses(
+        classes=classes,
+        temperature=float(np.clip(logit_scale / scale, *_TEMPERATURES)),
+        sketch=sketch.encoding,
+        unlike_below=sketch.unlike_below,
+        shrinkage=settings.shrinkage,
+        text_factor=settings.text_factor,
+        out_of_fold=settings.out_of_fold,
+    )
+
+
+def encode_vectors(vectors: DoubleArray, bits: int, features: FloatArray) -> ClassVectors:
+    """Round class vectors (C, E) to ``bits`` per number, faithful to training features (N, E)."""
+    if bits == PLAIN_BITS:
+        scales = np.abs(vectors).max(axis=1).clip(min=1e-4)
+        rows = (vectors / scales[:, np.newaxis]).astype(np.float16)
+        return ClassVectors(rows=rows, scales=scales.astype(np.float16))
+    wide = features.astype(np.float64)
+    return quantize_rows(vectors, bits, wide.T @ wide / len(wide))
+
+
+def _check_classes(labels: IntArray, n_classes: int) -> None:
+    if n_classes < 2:
+        raise ConfigInvalid(
+            "There is one class only, so there is nothing to tell apart. Add a class of images "
+            "that do not show it."
+        )
+    counts = np.bincount(labels, minlength=n_classes)
+    if missing := np.flatnonzero(counts == 0).tolist():
+        raise ConfigInvalid(f"Classes {missing} have no images; every class needs at least one.")
