@@ -24,9 +24,9 @@ from prompt_serve.training.train import train_prompt
 
 CONFIG = make_config(method="zero-shot", shots=4, epochs=3, views=1)
 TRIED = [
-    make_config(**{**vars(CONFIG), "method": "dip", "rank": 1}),
-    make_config(**{**vars(CONFIG), "method": "dip", "rank": 2}),
-    make_config(**{**vars(CONFIG), "method": "coop", "learning_rate": 5.0}),
+    CONFIG.replace(method="dip", rank=1),
+    CONFIG.replace(method="dip", rank=2),
+    CONFIG.replace(method="coop", learning_rate=5.0),
 ]
 
 
