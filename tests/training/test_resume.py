@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on ends with the bytes of one that was never stopped."""
+"""A resumed run ends with the bytes of one that was never interrupted."""
 
 from pathlib import Path
 from typing import Any

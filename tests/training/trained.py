@@ -1,4 +1,4 @@
-"""What a run learned, for comparisons."""
+"""Learned numbers of a run, for comparisons."""
 
 import numpy as np
 
