@@ -1,4 +1,4 @@
-"""Settings from the environment: defaults, units, and every fault at once."""
+"""Settings from the environment: defaults, units, and all errors at once."""
 
 from pathlib import Path
 
@@ -29,15 +29,21 @@ def test_all_faults_are_reported_at_once() -> None:
         "PROMPT_SERVE_MAX_IMAGE": "3",
         "PROMPT_SERVE_GPU": "1",
     }
-    with pytest.raises(ConfigInvalid, match="not valid") as caught:
+    with pytest.raises(ConfigInvalid, match="are invalid") as caught:
         Settings.from_environment(environment)
 
     text = str(caught.value)
     assert "PROMPT_SERVE_DEVICE='auto'" in text
     assert "PROMPT_SERVE_MAX_BATCH='many'" in text
     assert "did you mean PROMPT_SERVE_MAX_IMAGES?" in text
-    assert "PROMPT_SERVE_GPU: there is no such setting" in text
+    assert "PROMPT_SERVE_GPU: unknown setting" in text
     assert len(caught.value.faults) == 4
+
+
+def test_every_setting_says_what_it_is() -> None:
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert field.description.endswith("."), name
 
 
 def test_a_request_that_could_never_be_admitted_is_refused_at_start() -> None:
