@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.errors import ConfigInvalid, PromptServeError
+from prompt_serve.errors import ConfigInvalid, DependencyMissing, PromptServeError
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig

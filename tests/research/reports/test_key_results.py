@@ -42,7 +42,7 @@ def test_short_runs_do_not_test_quantization_during_training() -> None:
     ]
     (text,) = limitations(rows)
     # 16 images, 8 per step, 25 epochs.
-    assert "trained for 50 steps and check their codebook every 50 steps" in text
+    assert "trained for 50 steps with 1 checks of the codebook" in text
     assert limitations(rows[:1]) == []
 
 
