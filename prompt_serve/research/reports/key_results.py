@@ -6,8 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.schedules import paper_settings
 from prompt_serve.research.protocols.summary import (
+    AVERAGE,
     BASE_TO_NEW,
     FEW_SHOT,
+    HARMONIC,
+    TEST,
     Summary,
     TableRow,
     comparison_of,
@@ -15,7 +18,6 @@ from prompt_serve.research.protocols.summary import (
 from prompt_serve.research.reports.accuracy import (
     ZERO_SHOT,
     headline,
-    headline_name,
     headline_rows,
     points,
 )
@@ -35,8 +37,8 @@ def summary_section(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> 
     blocks: list[Block] = [
         ReportTable(
             caption="Main results",
-            headers=["protocol", "backbone", "shots", "measure (%)", "zero-shot",
-                     "best learned row", "accuracy", "better than zero-shot"],
+            headers=["protocol", "backbone", "shots", "zero-shot", "best learned row", "accuracy",
+                     "better than zero-shot", "measure (%)"],
             rows=rows,
             words=True,
             note="The best row is selected on test images here, so its margin is optimistic. Rows "
@@ -72,12 +74,22 @@ def _line(summary: Summary, shots: int) -> Iterator[list[Cell | str]]:
         PROTOCOLS.get(summary.protocol, summary.protocol),
         summary.backbone,
         str(shots),
-        headline_name(summary),
         _cell(reference, measure),
         best.label,
         _cell(best, measure, reference),
         _better(learned, measure, reference),
+        _measure(summary),
     ]
+
+
+def _measure(summary: Summary) -> str:
+    count = len(summary.datasets)
+    over = f"{count} datasets" if count > 1 else "one dataset"
+    return {
+        HARMONIC: f"H, {over}",
+        AVERAGE: "average of targets",
+        TEST: f"test accuracy, {over}",
+    }[headline(summary)]
 
 
 def _cell(row: TableRow | None, measure: str, reference: TableRow | None = None) -> Cell | str:
@@ -93,7 +105,7 @@ def _better(learned: Sequence[TableRow], measure: str, reference: TableRow | Non
         return "–"
     least = reference.figures[measure].mean
     count = sum(row.figures[measure].mean > least for row in learned)
-    return f"{count} of {len(learned)} learned rows"
+    return f"{count} of {len(learned)} rows"
 
 
 def _density(results: Sequence[Result]) -> Iterator[str]:
