@@ -33,12 +33,12 @@ class Row:
         Raises:
             ConfigInvalid: settings are unknown or out of range.
         """
-        own, known = METHODS[self.method].settings, settings()
+        applicable, known = METHODS[self.method].settings, settings()
         common = {
             name: value
             for other in others
             for name, value in other.items()
-            if name not in known or not known[name].own or name in own
+            if name not in known or not known[name].own or name in applicable
         }
         return make_config({**common, **self.settings})
 
