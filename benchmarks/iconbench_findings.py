@@ -192,13 +192,13 @@ def findings(results: Sequence[Result]) -> Iterator[str]:
 
 
 def _paired(pair: RowPair, results: Sequence[Result], test_set: str) -> PairedComparison | None:
-    own = [
+    selected = [
         one
         for one in results
         if (one.protocol, one.backbone["id"]) == (pair.protocol, pair.backbone)
     ]
     try:
-        return compare_rows(own, pair.label, pair.other, test_set=test_set)
+        return compare_rows(selected, pair.label, pair.other, test_set=test_set)
     except ConfigInvalid:
         return None
 
@@ -220,7 +220,7 @@ def _line(pair: RowPair, found: PairedComparison) -> str:
 
 
 def _densities(results: Sequence[Result]) -> Iterator[str]:
-    own = [
+    selected = [
         one
         for one in results
         if (one.protocol, one.backbone["id"]) == (BASE_TO_NEW, TEXT) and one.idk
@@ -234,7 +234,7 @@ def _densities(results: Sequence[Result]) -> Iterator[str]:
                 density=one.idk[k - 1],
                 accuracy=one.accuracy[NEW],
             )
-            for one in own
+            for one in selected
             if len(one.idk) > k
         ]
         within = centered(points)

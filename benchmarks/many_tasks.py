@@ -126,8 +126,8 @@ def hot_task(home: Path, bundle: Path) -> dict[str, float]:
 
 
 def _task(prompt: Prompt, number: int, features: bytes) -> NewTask:
-    own = replace(prompt, name=f"task-{number:05}")
-    return NewTask(name=own.name, data=to_bytes(own), prompt=own, features=features)
+    renamed = replace(prompt, name=f"task-{number:05}")
+    return NewTask(name=renamed.name, data=to_bytes(renamed), prompt=renamed, features=features)
 
 
 def _core(home: Path, bundle: Path, **settings: int) -> Core:

@@ -111,11 +111,11 @@ def rows() -> list[MethodRow]:
         ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
     ]
     return [
-        *(MethodRow(label=label, backbone=TEXT, settings=own) for label, own in text),
-        *(MethodRow(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
+        *(MethodRow(label=label, backbone=TEXT, settings=selected) for label, selected in text),
+        *(MethodRow(label=label, backbone=IMAGE, settings=selected) for label, selected in on_vit),
         *(
-            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
-            for label, own in image
+            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **selected})
+            for label, selected in image
         ),
     ]
 
@@ -156,9 +156,9 @@ def table(outcomes: Sequence[Outcome]) -> Iterable[str]:
         yield ""
         yield "| method | source | trained | payload | seconds | base % | new % | H | ECE % |"
         yield "|---|---|---|---|---|---|---|---|---|"
-        own = [outcome for outcome in outcomes if outcome.backbone == backbone]
-        for label in dict.fromkeys(outcome.label for outcome in own):
-            yield _line([outcome for outcome in own if outcome.label == label])
+        selected = [outcome for outcome in outcomes if outcome.backbone == backbone]
+        for label in dict.fromkeys(outcome.label for outcome in selected):
+            yield _line([outcome for outcome in selected if outcome.label == label])
         yield ""
 
 
