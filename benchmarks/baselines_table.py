@@ -1,5 +1,6 @@
-"""What a prompt has to beat on the base classes of ``methods_table``: templates and classifiers on
-image features, three seeds, settings chosen by validation images.
+"""Zero-shot and adapter baselines on the base classes of ``methods_table``.
+
+Three seeds; the adapters' settings are selected on validation images.
 
     python -m benchmarks.baselines_table --document docs/methods.md
 """
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--document", type=Path, help="Markdown file to put the table into")
+    parser.add_argument("--document", type=Path, help="Markdown file to update")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     base, _ = halves(read_dataset(emoji_folder()))
@@ -39,7 +40,7 @@ def main() -> None:
         )
         for seed in range(1, arguments.seeds + 1)
     ]
-    lines = ["| what | learned numbers | base % | ECE % |", "|---|---|---|---|"]
+    lines = ["| baseline | learned numbers | base % | ECE % |", "|---|---|---|---|"]
     lines += [line(list(seeds)) for seeds in zip(*of_seeds, strict=True)]
     print("\n".join(lines))
     if arguments.document:

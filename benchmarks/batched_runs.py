@@ -1,7 +1,7 @@
-"""Steps a second of R runs learned in one, against the same runs one after the other.
+"""Steps per second of R runs trained in one batch, against the same runs in sequence.
 
-A step is one update of one run. Features are made up (the image tower plays no part); the text
-tower, the learners and the loop are those of a real run. Both ways run turn by turn.
+A step is one update of one run. Image features are random (the image tower is not used); the text
+tower, the learners and the loop are those of a real run. Both variants alternate.
 
     python -m benchmarks.batched_runs --backbone embedded --classes 12 --runs 3 8
 """
@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=12)
     parser.add_argument("--shots", type=int, default=16)
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--runs", type=int, nargs="+", default=[3, 8], help="R")
+    parser.add_argument(
+        "--runs", type=int, nargs="+", default=[3, 8], help="numbers of runs R to compare"
+    )
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
@@ -64,21 +66,21 @@ def main() -> None:
             r = len(configs)
             return fit_batched(backbone, names, [train] * r, [None] * r, configs, [0.1] * r)
 
-        def in_turn(configs: list[TrainConfig] = configs) -> object:
+        def in_sequence(configs: list[TrainConfig] = configs) -> object:
             return [fit(backbone, names, train, None, c, learning_rate=0.1) for c in configs]
 
-        seconds: dict[str, list[float]] = {"in one": [], "in turn": []}
+        seconds: dict[str, list[float]] = {"batched": [], "sequence": []}
         for turn in range(arguments.turns + 1):
-            for label, work in (("in one", together), ("in turn", in_turn)):
+            for label, work in (("batched", together), ("sequence", in_sequence)):
                 taken = seconds_of(work)
-                if turn:  # the first one warms up
+                if turn:  # the first turn is a warm-up
                     seconds[label].append(taken)
         medians = {label: statistics.median(values) for label, values in seconds.items()}
         for label, values in seconds.items():
             rates = sorted(runs * steps / value for value in values)
             rate = runs * steps / medians[label]
             print(f"R = {runs}, {label:<8} {rate:8.1f} steps/s ({rates[0]:.1f} to {rates[-1]:.1f})")
-        print(f"R = {runs}, ratio    {medians['in turn'] / medians['in one']:8.2f}x")
+        print(f"R = {runs}, ratio    {medians['sequence'] / medians['batched']:8.2f}x")
 
 
 if __name__ == "__main__":

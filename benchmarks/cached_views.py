@@ -1,8 +1,8 @@
-"""Are K cached views of an image as good as new ones at every epoch?
+"""Accuracy with K cached views per image against new views at every epoch.
 
-Learning draws one of K views, encoded beforehand, of each image of a step. With K = epochs a run
-meets about as many different views as live augmentation would show it; here K = 1, 4, 16 and 50 are
-compared at 50 epochs on the base classes of ``methods_table``, seeds paired.
+Training samples one of K precomputed views of each image per step. With K = epochs a run sees about
+as many different views as with live augmentation. Compares K = 1, 4, 16 and 50 at 50 epochs on the
+base classes of ``methods_table``, with paired seeds.
 
     python -m benchmarks.cached_views
 """
@@ -19,7 +19,7 @@ from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.train import train_prompt
 
-METHODS = {"coop": 0.05, "dip": 0.2}  # with their learning rates
+METHODS = {"coop": 0.05, "dip": 0.2}  # method -> learning rate
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""Class features of a task: the exported text encoder against open_clip padded to 77 tokens.
+"""Time to compute class features: the exported text encoder against open_clip with 77 tokens.
 
     python benchmarks/class_features.py --backbone ViT-B-16/random --classes 100 --rounds 5
 
-Both get the same class names in ``a photo of a {}.``; tokenizing and assembling are not timed.
-A third graph, which takes no vectors of deeper blocks, shows what it costs that the exported one
-does. They take turns within one run. The figures are medians over the rounds.
+Both get the same class names in ``a photo of a {}.``; tokenizing and assembling are not timed. A
+third graph without inputs for deeper blocks shows their cost in the exported one. The three
+alternate within one run; figures are medians over the rounds.
 """
 
 import argparse
@@ -32,9 +32,11 @@ from prompt_serve.training.clip.text_tower import TextTower
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="ViT-B-32/random", help="as for prompt-serve export")
-    parser.add_argument("--classes", type=int, default=100, help="how many, up to 1,000")
-    parser.add_argument("--rounds", type=int, default=3, help="timed calls of each")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch and of ONNX Runtime")
+    parser.add_argument("--classes", type=int, default=100, help="number of classes, up to 1,000")
+    parser.add_argument("--rounds", type=int, default=3, help="timed calls per encoder")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of PyTorch and ONNX Runtime"
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
@@ -43,7 +45,7 @@ def main() -> None:
     session = text_session(text_graph(backbone), options.threads)
     shallow = text_session(shallow_graph(backbone), options.threads)
     length = backbone.clip.context_length
-    # Every tenth: neighbors in ImageNet's list are alike (dogs, then more dogs).
+    # Every tenth name first: neighbors in ImageNet's list are similar (many dogs in a row).
     names = list(dict.fromkeys(IMAGENET_CLASSNAMES[::10] + IMAGENET_CLASSNAMES))[: options.classes]
     plan = plan_sequences(backbone.tokenizer, names, "a photo of a {}.", context_length=length)
     sequences = assemble(plan, backbone.token_embedding.numpy())
@@ -74,7 +76,7 @@ def main() -> None:
 
 
 class ShallowTextEncoder(nn.Module):
-    """The text tower with prefix, suffix and EOT as its only inputs."""
+    """Text tower with prefix, suffix and EOT as its only inputs."""
 
     def __init__(self, tower: TextTower) -> None:
         super().__init__()

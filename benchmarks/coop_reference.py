@@ -1,8 +1,8 @@
-"""CoOp's training step as its authors run it: the yardstick for exactness and for speed.
+"""CoOp's training step as in its authors' code: the reference for exactness and speed.
 
-Every step encodes its images with the image tower, and all class names with the whole text tower,
-padded to its full context length (77 tokens). Written against open_clip from CoOp's description
-(trainers/coop.py), with no code shared with prompt_serve's fast path.
+Every step encodes its images with the image tower and all class names with the full text tower,
+padded to the context length (77 tokens). Written for open_clip after CoOp's trainers/coop.py; it
+shares no code with prompt_serve's fast path.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 
 class CoopReference:
-    """The forward pass of CoOp with one context for all classes, at the end position."""
+    """Forward pass of CoOp with one context for all classes, class name at the end."""
 
     def __init__(
         self, clip: open_clip.CLIP, class_names: Sequence[str], template: str, n_ctx: int
@@ -30,7 +30,7 @@ class CoopReference:
         self.words = embedded[0, 1 : 1 + n_ctx].clone()  # (M, D)
 
     def class_features(self, context: Tensor) -> Tensor:
-        """(C, E) of unit length from a context (M, D)."""
+        """Return class features (C, E) of unit length for a context (M, D)."""
         shared = context.expand(len(self.ids), -1, -1)
         x = torch.cat([self.prefix, shared, self.suffix], dim=1) + self.clip.positional_embedding
         x = self.clip.transformer(x, attn_mask=self.clip.attn_mask)
@@ -39,7 +39,7 @@ class CoopReference:
         return F.normalize(at_eot @ cast(Tensor, self.clip.text_projection), dim=-1)
 
     def loss(self, context: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy of normalized images (B, 3, S, S)."""
+        """Return the cross-entropy on normalized images (B, 3, S, S)."""
         with torch.no_grad():
             image_features = F.normalize(self.clip.visual(images), dim=-1)
         return self.loss_of_features(context, image_features, labels)

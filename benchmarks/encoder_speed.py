@@ -1,10 +1,10 @@
-"""Image encoder on the CPU: open_clip in PyTorch against the exported fp32 and int8 graphs.
+"""Speed of the image encoder on the CPU: open_clip in PyTorch, exported fp32 and int8 graphs.
 
     python benchmarks/encoder_speed.py --backbone ViT-B-16/random --batch 16 --rounds 7
 
-The three take turns within one run, so that a busy machine slows all of them alike. The figures
-are medians over the rounds. Agreement is the share of 100 drawings that int8 puts into the same of
-20 classes as fp32 does (``prompt_serve.export.parity.disagreement``).
+The three alternate within one run, so that a busy machine slows all of them equally. Figures are
+medians over the rounds. Agreement is the share of 100 drawings to which int8 and fp32 assign the
+same of 20 classes (``prompt_serve.export.parity.disagreement``).
 """
 
 import argparse
@@ -31,9 +31,11 @@ EAGER = "open_clip eager fp32"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backbone", default="ViT-B-32/random", help="as for prompt-serve export")
-    parser.add_argument("--batch", type=int, default=8, help="images in a batch")
-    parser.add_argument("--rounds", type=int, default=5, help="timed batches of each encoder")
-    parser.add_argument("--threads", type=int, default=2, help="of PyTorch and of ONNX Runtime")
+    parser.add_argument("--batch", type=int, default=8, help="images per batch")
+    parser.add_argument("--rounds", type=int, default=5, help="timed batches per encoder")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="threads of PyTorch and ONNX Runtime"
+    )
     options = parser.parse_args()
 
     torch.set_num_threads(options.threads)
@@ -73,7 +75,7 @@ def sessions(
 
 
 def take_turns(work: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each piece of work, interleaved; an untimed round comes first."""
+    """Return the median seconds of each call, interleaved, after an untimed round."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, call in work.items():

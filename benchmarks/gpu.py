@@ -3,9 +3,9 @@
     prompt-serve export ViT-B-16/random --precision fp16 -o bundle
     python benchmarks/gpu.py bundle
 
-Fails where ONNX Runtime does not really run on CUDA. ``--device cpu`` rehearses it without one.
-Prints images/s of each batch size, pixels in host memory to features in host memory, and how far
-the features are from those of the same graph on the CPU.
+Fails if ONNX Runtime does not run on CUDA; ``--device cpu`` is a dry run without a GPU. Prints
+images/s by batch size, from pixels in host memory to features in host memory, and the largest
+difference from the features of the same graph on the CPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--max-batch", type=int, default=256)
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each batch size")
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds per batch size")
     options = parser.parse_args()
 
     bundle = open_bundle(options.bundle)
@@ -42,7 +42,7 @@ def main() -> None:
     engine.warm_up()
     for batch in batch_buckets(options.max_batch):
         rate, p50_ms = images_per_s(engine, pixels[:batch], options.seconds)
-        print(f"batch {batch:4d}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms a batch (median)")
+        print(f"batch {batch:4d}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms per batch (median)")
     if options.device == "cuda":
         on_cpu = Engine(bundle, cuda_device=None, threads=4, max_batch=8)
         difference = np.abs(engine.encode_images(pixels[:8]) - on_cpu.encode_images(pixels[:8]))
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def images_per_s(engine: Engine, pixels: np.ndarray, seconds: float) -> tuple[float, float]:
-    """Images/s over the whole time, and the median milliseconds of a batch."""
+    """Return the overall images/s and the median milliseconds per batch."""
     times = []
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:

@@ -1,7 +1,7 @@
-"""A load generator that costs next to nothing: prepared requests over raw asyncio sockets.
+"""Lightweight load generator: prepared requests over raw asyncio sockets.
 
 Run by ``http_throughput`` in a process of its own. It shares the machine's cores with the service,
-so it parses no more of an answer than its status and length. Prints one JSON line.
+so it parses only the status and length of a response. Prints one JSON line.
 """
 
 import argparse
@@ -36,7 +36,7 @@ async def main() -> None:
 
 
 def prepare(images: list[Path], tasks: int) -> list[bytes]:
-    """Whole requests, one an image and task, as many as the larger number of both."""
+    """Return complete requests, cycling through images and tasks."""
     bodies = [path.read_bytes() for path in images]
     return [
         b"POST /v1/classify?task=bench-%d HTTP/1.1\r\nHost: localhost\r\n"

@@ -1,14 +1,14 @@
-"""How much of the raw ONNX Runtime session comes through HTTP, and what one request pays for it.
+"""HTTP throughput relative to the raw ONNX Runtime session, and latency added per request.
 
     python -m benchmarks.http_throughput --model ViT-B-16/random --precision int8
 
-In one run, in turns, so that whatever else the machine does meets both:
+Both alternate within one run, so that other load on the machine affects both:
 
-* raw: the image encoder alone, in a process without a service, default session options, on pixels
-  that are decoded already, at the batch size the service uses;
-* http: JPEG files to a started ``bentoml serve`` from a client process (``http_client``).
+* raw: the image encoder alone, in a process without a service, with default session options, on
+  decoded pixels, at the service's batch size;
+* http: JPEG files sent to ``bentoml serve`` from a client process (``http_client``).
 
-Then the same for one request at a time: raw is decode + preprocess + a batch of one.
+The same is then measured for single requests: raw is decode + preprocess + a batch of one.
 """
 
 import argparse
@@ -39,7 +39,7 @@ N_IMAGES = 64
 
 @dataclass(frozen=True)
 class Load:
-    """What the client process saw."""
+    """Measurements of the client process."""
 
     seconds: float
     statuses: Counter[str]
@@ -65,29 +65,29 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = options_of_a_load(__doc__, seconds=20)
+    parser = load_options(__doc__, seconds=20)
     add = parser.add_argument
-    add("--tasks", type=int, default=1, help="tasks, asked in turn [default: %(default)s]")
-    add("--classes", type=int, default=10, help="classes a task [default: %(default)s]")
-    add("--batch", type=int, help="of the raw session; default: what the service uses")
+    add("--tasks", type=int, default=1, help="number of tasks, used in turn [default: %(default)s]")
+    add("--classes", type=int, default=10, help="classes per task [default: %(default)s]")
+    add("--batch", type=int, help="batch size of the raw session; default: the service's")
     return parser.parse_args()
 
 
-def options_of_a_load(description: str | None, seconds: float) -> argparse.ArgumentParser:
-    """What every benchmark that asks a started service can be told."""
+def load_options(description: str | None, seconds: float) -> argparse.ArgumentParser:
+    """Build the options shared by all benchmarks of a running service."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--bundle", type=Path, help="an exported backbone; default: exported once from --model")
+    add("--bundle", type=Path, help="exported backbone; default: exported once from --model")
     add("--model", default="ViT-B-16/random", help="backbone to export [default: %(default)s]")
-    add("--precision", default="int8", help="of the image encoder [default: %(default)s]")
+    add("--precision", default="int8", help="precision of the image encoder [default: %(default)s]")
     add("--device", default="cpu", help="cpu or cuda[:N] [default: %(default)s]")
     add("--cache", type=Path, default=Path("~/.cache/prompt-serve/benchmarks").expanduser())
     add("--concurrency", type=int, default=32, help="requests in flight [default: %(default)s]")
-    add("--seconds", type=float, default=seconds, help="of each turn [default: %(default)s]")
-    add("--rounds", type=int, default=3, help="turns of each side [default: %(default)s]")
-    add("--size", type=int, nargs=2, default=(500, 375), help="of the JPEG images, in pixels")
+    add("--seconds", type=float, default=seconds, help="seconds per turn [default: %(default)s]")
+    add("--rounds", type=int, default=3, help="turns per side [default: %(default)s]")
+    add("--size", type=int, nargs=2, default=(500, 375), help="size of the JPEG images in pixels")
     return parser
 
 
@@ -102,7 +102,7 @@ def prepared_bundle(options: argparse.Namespace) -> Path:
 
 
 def write_images(folder: Path, size: tuple[int, int]) -> Path:
-    """JPEG files with about the detail of photographs."""
+    """Write JPEG files with about the detail of photographs."""
     folder.mkdir()
     rng = np.random.default_rng(0)
     for n in range(N_IMAGES):

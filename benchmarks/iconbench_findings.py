@@ -1,13 +1,14 @@
-"""What holds on IconBench, of what the papers claim: each claim with the figure that decides it.
+"""Paired comparisons of methods on IconBench, with the claims that the runs cannot test.
 
     python -m benchmarks.iconbench_findings docs/results/iconbench docs/results/iconbench-vit \\
         --document docs/protocols.md
 
-The run folders are those of ``prompt-serve reproduce ... --bench icon``. Rows are held against each
-other dataset by dataset and seed by seed; the interval is a bootstrap over datasets and seeds.
+The run folders are those of ``prompt-serve reproduce ... --bench icon``. Rows are compared in pairs
+of equal dataset and seed; the interval is a bootstrap over datasets and seeds.
 """
 
 import argparse
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,127 +31,119 @@ from prompt_serve.research.protocols.summary import (
     TEST,
 )
 from prompt_serve.research.reports.density import RunPoint, centered, spearman
+from prompt_serve.research.reports.key_results import limitations
 
 PTQ = "CoOp, 1 bit afterwards"
+WIDTH = 120  # characters per line of sentences
 TEXT, IMAGE = "embedded", "embedded-vit"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A row that a paper puts over another one."""
+class RowPair:
+    """Comparison of two rows, one of which a paper finds better."""
 
-    question: str
     backbone: str
     protocol: str
     label: str
     other: str
     test_sets: tuple[str, ...]
+    untested: bool = False  # the runs cannot test the paper's claim
 
 
-CLAIMS = (
-    Claim(
-        question="Does DIP lift new classes over CoOp at equal epochs?",
+PAIRS = (
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="DIP",
         other="CoOp",
         test_sets=(NEW, BASE, HARMONIC),
     ),
-    Claim(
-        question="Does dropout help DIP on new classes?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="DIP, dropout 0.2",
         other="DIP",
         test_sets=(NEW, HARMONIC),
     ),
-    Claim(
-        question="Does quantizing while learning beat quantizing afterwards, at one bit?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="QCoOp, 1 bit",
         other=PTQ,
         test_sets=(BASE, NEW, HARMONIC),
+        untested=True,
     ),
-    Claim(
-        question="Does one bit lift new classes over CoOp?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="QCoOp, 1 bit",
         other="CoOp",
         test_sets=(BASE, NEW, HARMONIC),
     ),
-    Claim(
-        question="Does CoOp gain on base classes what it loses on new ones, against the template?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="CoOp",
         other="zero-shot",
         test_sets=(BASE, NEW, HARMONIC),
     ),
-    Claim(
-        question="Does staying near the template keep new classes (KgCoOp)?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="KgCoOp",
         other="CoOp",
         test_sets=(BASE, NEW, HARMONIC),
     ),
-    Claim(
-        question="Does it in four blocks, with averaged epochs (PromptSRC)?",
+    RowPair(
         backbone=TEXT,
         protocol=BASE_TO_NEW,
         label="PromptSRC, text side",
         other="CoOp, depth 4",
         test_sets=(BASE, NEW, HARMONIC),
     ),
-    Claim(
-        question="Do DIP's prompts transfer better than CoOp's?",
+    RowPair(
         backbone=TEXT,
         protocol=CROSS_DATASET,
         label="DIP",
         other="CoOp",
         test_sets=(AVERAGE,),
     ),
-    Claim(
-        question="Do DIP's prompts do better than CoOp's on unseen styles?",
+    RowPair(
         backbone=TEXT,
         protocol=DOMAIN_GENERALIZATION,
         label="DIP",
         other="CoOp",
         test_sets=(AVERAGE,),
     ),
-    Claim(
-        question="Do CoOp's prompts do better than the template on other tasks?",
+    RowPair(
         backbone=TEXT,
         protocol=CROSS_DATASET,
         label="CoOp",
         other="zero-shot",
         test_sets=(AVERAGE,),
     ),
-    Claim(
-        question="And on other styles?",
+    RowPair(
         backbone=TEXT,
         protocol=DOMAIN_GENERALIZATION,
         label="CoOp",
         other="zero-shot",
         test_sets=(AVERAGE,),
     ),
-    Claim(
-        question="Does ADAPT win few-shot over CoOp and MaPLe?",
+    RowPair(
         backbone=IMAGE,
         protocol=FEW_SHOT,
         label="ADAPT, T = 32",
         other="CoOp",
         test_sets=(TEST,),
+        untested=True,
     ),
-    Claim(
-        question="",
+    RowPair(
         backbone=IMAGE,
         protocol=FEW_SHOT,
         label="ADAPT, T = 32",
         other="MaPLe",
         test_sets=(TEST,),
+        untested=True,
     ),
 )
 
@@ -160,7 +153,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders or results files")
-    parser.add_argument("--document", type=Path, help="Markdown file to put it into")
+    parser.add_argument("--document", type=Path, help="Markdown file to update")
     arguments = parser.parse_args()
     results = [result for run in arguments.runs for result in read_results(run)]
     text = "\n".join([*tables(results), *findings(results)])
@@ -170,64 +163,70 @@ def main() -> None:
 
 
 def tables(results: Sequence[Result]) -> Iterator[str]:
-    """Averages of every protocol; the datasets one by one are in the results files."""
+    """Yield the averages of every protocol; single datasets are in the results files."""
     for table in compare_with_papers(results):
         averaged = table.protocol in (BASE_TO_NEW, FEW_SHOT)
         yield as_markdown(table.only(AVERAGE) if averaged else table)
 
 
 def findings(results: Sequence[Result]) -> Iterator[str]:
-    """One table of all claims."""
-    yield "| question | difference in points | 95 % interval | wins, ties, losses | p | holds |"
-    yield "|---|---|---|---|---|---|"
-    for claim in CLAIMS:
-        for number, test_set in enumerate(claim.test_sets):
-            found = _paired(claim, results, test_set)
+    """Yield the table of paired comparisons, then the claims that the runs cannot test."""
+    yield "| protocol | comparison | points | 95 % interval | wins, ties, losses | p | result |"
+    yield "|---|---|--:|---|---|--:|---|"
+    for pair in PAIRS:
+        for test_set in pair.test_sets:
+            found = _paired(pair, results, test_set)
             if found:
-                yield _line(claim.question if number == 0 else "", found)
+                yield _line(pair, found)
+    yield ""
+    yield "Rank correlation of information density and accuracy on new classes, all methods pooled:"
     yield ""
     yield from _densities(results)
+    yield ""
+    yield "Not tested by these runs:"
+    yield ""
+    for text in limitations(results):
+        yield from textwrap.wrap(
+            text, WIDTH, initial_indent="- ", subsequent_indent="  ", break_on_hyphens=False
+        )
 
 
-def _paired(claim: Claim, results: Sequence[Result], test_set: str) -> PairedComparison | None:
-    own = [
+def _paired(pair: RowPair, results: Sequence[Result], test_set: str) -> PairedComparison | None:
+    selected = [
         one
         for one in results
-        if (one.protocol, one.backbone["id"]) == (claim.protocol, claim.backbone)
+        if (one.protocol, one.backbone["id"]) == (pair.protocol, pair.backbone)
     ]
     try:
-        return compare_rows(own, claim.label, claim.other, test_set=test_set)
+        return compare_rows(selected, pair.label, pair.other, test_set=test_set)
     except ConfigInvalid:
         return None
 
 
-def _line(question: str, found: PairedComparison) -> str:
-    holds = (
-        "not decided"
-        if not found.excludes_zero
-        else "yes"
-        if found.difference > 0
-        else "no, contrary"
-    )
+def _line(pair: RowPair, found: PairedComparison) -> str:
+    outcome = "undecided"
+    if found.excludes_zero:
+        outcome = "higher" if found.difference > 0 else "lower"
     cells = [
-        f"{question} {found.label} - {found.other}, {found.test_set}".strip(),
+        pair.protocol,
+        f"{found.label} - {found.other}, {found.test_set}",
         f"{100 * found.difference:+.2f}",
         f"{100 * found.low:+.2f} to {100 * found.high:+.2f}",
         f"{found.wins}, {found.ties}, {found.losses}",
         f"{found.dataset_p:.2g}",
-        holds,
+        "not a test" if pair.untested else outcome,
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def _densities(results: Sequence[Result]) -> Iterator[str]:
-    own = [
+    selected = [
         one
         for one in results
         if (one.protocol, one.backbone["id"]) == (BASE_TO_NEW, TEXT) and one.idk
     ]
     for k in (1, 2):
-        dots = [
+        points = [
             RunPoint(
                 dataset=one.dataset,
                 label=one.label,
@@ -235,10 +234,11 @@ def _densities(results: Sequence[Result]) -> Iterator[str]:
                 density=one.idk[k - 1],
                 accuracy=one.accuracy[NEW],
             )
-            for one in own
+            for one in selected
             if len(one.idk) > k
         ]
-        for title, chosen in (("all runs", dots), ("each less its dataset's mean", centered(dots))):
+        within = centered(points)
+        for title, chosen in (("all runs", points), ("each less its dataset's mean", within)):
             found = spearman(chosen)
             if found:
                 yield (

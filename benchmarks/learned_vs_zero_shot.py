@@ -1,9 +1,9 @@
-"""Does learning help? Zero-shot against DIP and CoOp, 16 shots, on images never learned from.
+"""Zero-shot against DIP and CoOp with 16 shots, on test images not used for training.
 
-Two datasets: the emoji sample that ships with prompt-serve (learned on some styles, tested on one
+Two datasets: the emoji sample that ships with prompt-serve (trained on some styles, tested on one
 that neither the backbone nor the prompt has seen), and a folder of flower photographs. Settings
-are fixed beforehand, or chosen on validation images (``--learning-rate auto``); test images are
-looked at once for each line.
+are fixed in advance or selected on validation images (``--learning-rate auto``); test images are
+used once per line.
 
     python -m benchmarks.learned_vs_zero_shot --flowers ../shared/data/flowers
 """
@@ -27,7 +27,7 @@ from prompt_serve.training.train import open_dataset, train_prompt
 
 LearningRate = float | Literal["auto"] | None
 
-# The folders have the plural; "a photo of a roses" is no English.
+# The folders have plural names; "a photo of a roses" is ungrammatical.
 FLOWERS = {"roses": "rose", "sunflowers": "sunflower", "tulips": "tulip"}
 
 
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument(
         "--learning-rate",
         default=None,
-        help="for every method: a number, or auto (chosen by validation)",
+        help="learning rate of all methods: a number, or auto (selected on validation images)",
     )
     arguments = parser.parse_args()
 
@@ -100,7 +100,7 @@ def main() -> None:
         ("flowers", arguments.flowers, FLOWERS),
     ):
         if not folder.is_dir():
-            print(f"\n{title}: left out, there is no folder {folder}")
+            print(f"\n{title}: skipped, there is no folder {folder}")
             continue
         settings = {
             "shots": arguments.shots,
@@ -108,7 +108,7 @@ def main() -> None:
             "fewer_shots_ok": True,
         }
         configs = {"zero-shot": make_config(method="zero-shot", **settings)}
-        # CoOp's own rate does not move the small backbone; it gets one chosen by validation.
+        # CoOp's default rate is too low for the small backbone, so it is selected on validation.
         methods: list[tuple[str, str, int, LearningRate]] = [
             ("dip r=1", "dip", 1, None),
             ("dip r=4", "dip", 4, None),

@@ -1,10 +1,9 @@
-"""What ten thousand registered tasks cost a service: at its start, in memory, and to a hot task.
+"""Cost of ten thousand registered tasks: startup time, memory, and latency of a hot task.
 
     python -m benchmarks.many_tasks --bundle ~/.prompt-serve/bundles/embedded --tasks 10000
 
-Every task has a prompt file of its own with class features that are stored, as after uploads. Each
-figure is taken in a process of its own, since what Python once took of the memory it rarely gives
-back. Prints one JSON line.
+Every task has its own prompt file and stored class features, as after uploads. Each figure is
+measured in a separate process, because Python rarely returns memory. Prints one JSON line.
 """
 
 import argparse
@@ -30,9 +29,9 @@ from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
 
-CHUNK = 500  # tasks that are stored in one transaction
+CHUNK = 500  # tasks per transaction
 HOT = "task-00000"
-ASKED = 10_000  # requests by tasks that are not in memory
+REQUESTS = 10_000  # for tasks that are not in memory
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def main() -> None:
 
 
 def compare(one: Path, many: Path, bundle: Path, n_tasks: int) -> dict[str, float]:
-    """The service with one task beside the one with many."""
+    """Compare a service with one task to a service with many."""
     alone, among = (_measured("hot", home, bundle) for home in (one, many))
     few, all_of_them = (_measured("names", home, bundle) for home in (one, many))
     grown = all_of_them["rss_bytes"] - few["rss_bytes"]
@@ -69,7 +68,7 @@ def compare(one: Path, many: Path, bundle: Path, n_tasks: int) -> dict[str, floa
 
 
 def fill(home: Path, bundle_path: Path, n_tasks: int, n_classes: int) -> None:
-    """A registry with prompt files that differ, their class features random but stored."""
+    """Create a registry of distinct prompt files with stored random class features."""
     bundle = open_bundle(bundle_path)
     rng = np.random.default_rng(0)
     backbone = bundle.manifest.backbone
@@ -94,30 +93,31 @@ def fill(home: Path, bundle_path: Path, n_tasks: int, n_classes: int) -> None:
 
 
 def at_start(home: Path, bundle: Path) -> dict[str, float]:
-    """Seconds that opening the registry takes, the bundle apart."""
+    """Measure the seconds to open the registry, without the bundle."""
     with_registry = _seconds(lambda: _core(home, bundle).close())
     with tempfile.TemporaryDirectory() as empty:
-        _core(Path(empty), bundle).close()  # makes the tables
+        _core(Path(empty), bundle).close()  # creates the tables
         without = _seconds(lambda: _core(Path(empty), bundle).close())
     return {"registry_s": with_registry - without}
 
 
 def cold_names(home: Path, bundle: Path) -> dict[str, float]:
-    """Memory once every name was asked for, none of which stays; of one name as often, so that
-    what the allocator and SQLite keep for themselves is in both."""
+    """Measure memory after resolving every task, with a cache that keeps none.
+
+    With one task the same number of requests is made, so that the memory that the allocator and
+    SQLite hold is in both figures.
+    """
     core = _core(home, bundle, feature_cache_bytes=0)
     names = core.registry.names_of_backbone(core.bundle.manifest.backbone.fingerprint)
-    for _, name in zip(range(ASKED), itertools.cycle(names), strict=False):
-        core.resolver.resolve(
-            [name]
-        )  # one at a time: what a request holds is not what a task takes
+    for _, name in zip(range(REQUESTS), itertools.cycle(names), strict=False):
+        core.resolver.resolve([name])  # one at a time, so that no request holds many tasks
     rss_bytes = psutil.Process().memory_info().rss
     core.close()
     return {"rss_bytes": float(rss_bytes)}
 
 
 def hot_task(home: Path, bundle: Path) -> dict[str, float]:
-    """The median time to resolve a task that is in memory."""
+    """Measure the median time to resolve a task that is in memory."""
     core = _core(home, bundle)
     core.resolver.resolve([HOT])
     times = [_seconds(lambda: core.resolver.resolve([HOT])) for _ in range(2000)]
@@ -126,8 +126,8 @@ def hot_task(home: Path, bundle: Path) -> dict[str, float]:
 
 
 def _task(prompt: Prompt, number: int, features: bytes) -> NewTask:
-    own = replace(prompt, name=f"task-{number:05}")
-    return NewTask(name=own.name, data=to_bytes(own), prompt=own, features=features)
+    renamed = replace(prompt, name=f"task-{number:05}")
+    return NewTask(name=renamed.name, data=to_bytes(renamed), prompt=renamed, features=features)
 
 
 def _core(home: Path, bundle: Path, **settings: int) -> Core:

@@ -1,16 +1,16 @@
 """The table of ``docs/methods.md``: every method, base to new, three seeds.
 
-The classes of the emoji sample are halved: the first half, in the order of their names, is learned
-from 16 drawings a class in some styles (base); accuracy is measured on drawings of an unseen style,
-over the base classes and, with the same vectors and other class names, over the new ones. H is the
-harmonic mean of the two averages. Text methods run on the embedded backbone, methods that prompt
-the image tower on the small ViT. Learning rates of text methods are chosen by validation images
-(``--learning-rate auto``) for every method alike, CoOp included; image methods take their default.
+The classes of the emoji sample are halved by name. The first half (base) is trained with 16
+drawings per class in some styles; accuracy is measured on drawings of an unseen style, over the
+base classes and, with the same vectors and other class names, over the new ones. H is the harmonic
+mean of the two averages. Text methods run on the embedded backbone, methods that prompt the image
+tower on the small ViT. Learning rates of all text methods, CoOp included, are selected on
+validation images (``--learning-rate auto``); image methods use their default.
 
     python -m benchmarks.methods_table --results methods.jsonl --document docs/methods.md
 
-Every finished row is kept in the results file, so a run that was stopped goes on. The document is
-rewritten between its two ``methods-table`` marks.
+Every finished row is stored in the results file, so an interrupted run resumes. The document is
+rewritten between its two ``methods-table`` markers.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from prompt_serve.training.settings import AUTO
 from prompt_serve.training.train import train_prompt
 
 TEXT, IMAGE = "embedded", "embedded-vit"
-# Where the image tower runs at every step: more and smaller steps, as in MaPLe and ADAPT.
+# The image tower runs at every step: more and smaller steps, as in MaPLe and ADAPT.
 SMALL_STEPS = {"epochs": 25, "batch_size": 8}
 
 
@@ -49,15 +49,15 @@ class MethodRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What one seed of a row gave."""
+    """Result of one seed of a row."""
 
     label: str
     backbone: str
     seed: int
     settings: dict[str, Any]
-    trained: int  # numbers that SGD changed
-    payload_bytes: int  # in the prompt file
-    seconds: float  # of learning, all learning rates that were tried; features are not counted
+    trained: int  # parameters updated by SGD
+    payload_bytes: int  # learned numbers in the prompt file
+    seconds: float  # training time over all learning rates tried, without feature extraction
     learning_rate: float | None
     base: float
     new: float
@@ -111,11 +111,11 @@ def rows() -> list[MethodRow]:
         ("ADAPT, T = 32, 1 bit", {"method": "adapt", "tokens": 32, "bits": 1}),
     ]
     return [
-        *(MethodRow(label=label, backbone=TEXT, settings=own) for label, own in text),
-        *(MethodRow(label=label, backbone=IMAGE, settings=own) for label, own in on_vit),
+        *(MethodRow(label=label, backbone=TEXT, settings=selected) for label, selected in text),
+        *(MethodRow(label=label, backbone=IMAGE, settings=selected) for label, selected in on_vit),
         *(
-            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **own})
-            for label, own in image
+            MethodRow(label=label, backbone=IMAGE, settings={**SMALL_STEPS, **selected})
+            for label, selected in image
         ),
     ]
 
@@ -154,11 +154,11 @@ def table(outcomes: Sequence[Outcome]) -> Iterable[str]:
     for backbone in dict.fromkeys(outcome.backbone for outcome in outcomes):
         yield f"On `{backbone}`:"
         yield ""
-        yield "| what | source | trained | payload | seconds | base % | new % | H | ECE % |"
+        yield "| method | source | trained | payload | seconds | base % | new % | H | ECE % |"
         yield "|---|---|---|---|---|---|---|---|---|"
-        own = [outcome for outcome in outcomes if outcome.backbone == backbone]
-        for label in dict.fromkeys(outcome.label for outcome in own):
-            yield _line([outcome for outcome in own if outcome.label == label])
+        selected = [outcome for outcome in outcomes if outcome.backbone == backbone]
+        for label in dict.fromkeys(outcome.label for outcome in selected):
+            yield _line([outcome for outcome in selected if outcome.label == label])
         yield ""
 
 
@@ -189,10 +189,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--results", type=Path, required=True, help="JSON lines, appended to")
-    parser.add_argument("--document", type=Path, help="Markdown file to put the table into")
+    parser.add_argument("--results", type=Path, required=True, help="JSON lines file to append to")
+    parser.add_argument("--document", type=Path, help="Markdown file to update")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--only", default="", help="rows whose label or backbone contains this")
+    parser.add_argument(
+        "--only", default="", help="run only rows whose label or backbone contains this text"
+    )
     arguments = parser.parse_args()
 
     done = [Outcome(**json.loads(line)) for line in _lines(arguments.results)]
@@ -229,7 +231,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def put(document: Path, name: str, lines: str) -> None:
-    """Replace what stands between the marks ``name`` of a Markdown file."""
+    """Replace the text between the markers ``name`` of a Markdown file."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     before, _, rest = document.read_text().partition(begin)
     _, _, after = rest.partition(end)

@@ -1,13 +1,14 @@
-"""Figures of the service that compare two ways of asking it, in turns in one run.
+"""Throughput and latency of the service under different loads, each compared with a reference.
 
     python -m benchmarks.service_figures mixed      1,000 tasks mixed uniformly against one task
     python -m benchmarks.service_figures fan-out    one image by 100 tasks against one task
-    python -m benchmarks.service_figures upload     a prompt file sent -> it answers
-    python -m benchmarks.service_figures swaps      latency while 20 swaps a second are made
-    python -m benchmarks.service_figures overload   five times as many requests as can be answered
+    python -m benchmarks.service_figures upload     time from upload to the first prediction
+    python -m benchmarks.service_figures swaps      latency with 20 version swaps per second
+    python -m benchmarks.service_figures overload   five times the peak request rate
 
-Options of ``http_throughput`` for the bundle, images and rounds hold here as well. Turns alternate,
-so that whatever else the machine does meets both sides; a ratio is of the sums over all rounds.
+The options of ``http_throughput`` for bundle, images and rounds apply here as well. Both sides
+alternate within one run, so that other load on the machine affects both; ratios are of the sums
+over all rounds.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from benchmarks.http_client import prepare, read_answer
 from tests.service.process import Served, service
 
 MIXED_TASKS, FAN_OUT_TASKS, FAN_OUT_CLASSES, UPLOADS, UPLOAD_CLASSES = 1000, 100, 100, 100, 100
-SWAPS_A_SECOND, OVERLOAD = 20, 5
+SWAPS_PER_SECOND, OVERLOAD = 20, 5
 
 
 def main() -> None:
@@ -38,14 +39,14 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = http.options_of_a_load(__doc__, seconds=15)
+    parser = http.load_options(__doc__, seconds=15)
     parser.add_argument("figure", choices=sorted(FIGURES))
     return parser.parse_args()
 
 
 @dataclass(frozen=True)
 class Started:
-    """A service with nothing in it yet, and images to send."""
+    """Empty service, and images to send."""
 
     served: Served
     images: Path
@@ -63,11 +64,11 @@ def started(options: argparse.Namespace, **settings: str) -> Iterator[Started]:
 
 
 def mixed(options: argparse.Namespace) -> None:
-    """Throughput over HTTP, each request by one task: always the same, or one of a thousand."""
+    """Measure HTTP throughput with one task, and with a thousand tasks in turn."""
     with started(options) as here:
         http.add_tasks(here.served, MIXED_TASKS, 10)
         options.tasks = MIXED_TASKS
-        http.run_client(here.served, here.images, options, seconds=3)  # every task is loaded
+        http.run_client(here.served, here.images, options, seconds=3)  # loads every task
         rates: dict[int, list[float]] = {1: [], MIXED_TASKS: []}
         failed = 0
         for _ in range(options.rounds):
@@ -83,7 +84,7 @@ def mixed(options: argparse.Namespace) -> None:
 
 
 def fan_out(options: argparse.Namespace) -> None:
-    """Latency of one image, by one task of a hundred classes or by a hundred such."""
+    """Measure the latency of one image, by one task of a hundred classes and by a hundred."""
     with started(options) as here, httpx.Client(base_url=here.served.url, timeout=600) as client:
         http.add_tasks(here.served, FAN_OUT_TASKS, FAN_OUT_CLASSES)
         names = [f"bench-{n}" for n in range(FAN_OUT_TASKS)]
@@ -102,7 +103,7 @@ def fan_out(options: argparse.Namespace) -> None:
 def alternating(
     options: argparse.Namespace, first: Callable[[], None], second: Callable[[], None]
 ) -> tuple[float, float]:
-    """Median milliseconds of both, asked one after the other."""
+    """Return the median milliseconds of both calls, in alternation."""
     for ask in (first, second) * 3:
         ask()
     found: tuple[list[float], list[float]] = ([], [])
@@ -116,9 +117,9 @@ def alternating(
 
 
 def upload(options: argparse.Namespace) -> None:
-    """From sending a hundred class names that are new to the service to an answer by them.
+    """Measure the time from uploading a hundred new class names to the response.
 
-    A task of plain class names takes the way of an uploaded prompt file from the text graph on.
+    A task of plain class names takes the same path as a prompt file from the text graph on.
     """
     with started(options) as here, httpx.Client(base_url=here.served.url, timeout=600) as client:
         times, stale = [], 0
@@ -141,10 +142,10 @@ def version_that_answers(client: httpx.Client, image: bytes) -> str:
 
 
 def swaps(options: argparse.Namespace) -> None:
-    """Latency of requests one after the other, with and without a task that changes all the time.
+    """Measure latency with and without a task that is swapped continuously.
 
-    The two files that take turns under one name are known to the service, so this is what swaps
-    cost, not the text encoder.
+    The two versions that alternate under one name are known to the service, so this measures the
+    cost of swaps, not of the text encoder.
     """
     with started(options) as here:
         http.add_tasks(here.served, 3, 100)
@@ -167,13 +168,15 @@ def swaps(options: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def swapped(served: Served) -> Iterator[list[int]]:
-    """Point a name at one of two tasks' versions in turn, ``SWAPS_A_SECOND``; counts them."""
+    """Point a name at two tasks in turn, ``SWAPS_PER_SECOND`` times per second; count the swaps."""
     stop, count = threading.Event(), [0]
 
     def swap() -> None:
         with httpx.Client(base_url=served.url, timeout=600) as client:
             began = time.perf_counter()
-            while not stop.wait(max(0.0, began + count[0] / SWAPS_A_SECOND - time.perf_counter())):
+            while not stop.wait(
+                max(0.0, began + count[0] / SWAPS_PER_SECOND - time.perf_counter())
+            ):
                 body = {"of": f"bench-{1 + count[0] % 2}"}
                 client.put("/v1/tasks/swapped/alias", json=body).raise_for_status()
                 count[0] += 1
@@ -188,9 +191,9 @@ def swapped(served: Served) -> Iterator[list[int]]:
 
 
 def overload(options: argparse.Namespace) -> None:
-    """Requests come five times as fast as they can be answered, whatever becomes of those before.
+    """Send requests at five times the peak rate, without waiting for responses.
 
-    The queue is as long as the peak needs, so that what is over it is refused at once.
+    The queue is just long enough for the peak, so that surplus requests are rejected at once.
     """
     length = options.concurrency
     with started(options, max_queue_images=str(max(64, length)), max_images=str(length)) as here:
@@ -213,7 +216,7 @@ def overload(options: argparse.Namespace) -> None:
 
 
 async def flood(here: Started, rate: float, seconds: float) -> list[tuple[int, float]]:
-    """Status and milliseconds of requests sent at ``rate``, however many are unanswered."""
+    """Send requests at ``rate`` without waiting; return their status and milliseconds."""
     requests = prepare(sorted(here.images.iterdir()), 1)
     port = int(here.served.url.rpartition(":")[2])
 

@@ -1,8 +1,8 @@
-"""Seconds a training step of 32 images: ours against CoOp's own loop, and how far gradients differ.
+"""Seconds per training step of 32 images, ours against CoOp's loop, and the gradient difference.
 
 The reference encodes its images and all class names, padded to 77 tokens, at every step. Ours
-reads cached image features and runs the text tower on what can matter: the shared prefix once, and
-nothing after end-of-text. Both run the same model on the same images, turn by turn.
+reads cached image features, runs the text tower once on the shared prefix, and skips everything
+after end-of-text. Both run the same model on the same images, in alternation.
 
     python -m benchmarks.training_speed --model ViT-B-16 --classes 100 --steps 5
 """
@@ -28,14 +28,14 @@ NOUNS = ("cat", "teapot", "sports car", "chrysanthemum", "owl", "bridge", "cup",
 
 
 def class_names(count: int) -> list[str]:
-    """Names of one to a few words, as datasets have them."""
+    """Return names of one to a few words, as in real datasets."""
     pairs = [f"{a} {n}" for n in NOUNS for a in ADJECTIVES]
     names = [*NOUNS, *pairs, *(f"{pair} number {i}" for i, pair in enumerate(pairs))]
     return [names[i] if i < len(names) else f"class {i}" for i in range(count)]
 
 
 def timed(step: Callable[[Tensor], Tensor], words: Tensor) -> tuple[float, Tensor]:
-    """Seconds of a forward and a backward pass, and the gradient of the context."""
+    """Return the seconds of a forward and backward pass, and the gradient of the context."""
     context = words.clone().requires_grad_()
     start = time.perf_counter()
     step(context).backward()  # type: ignore[no-untyped-call]
@@ -50,8 +50,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="ViT-B-16", help="open_clip model, random weights")
     parser.add_argument("--classes", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=32, help="images a step")
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each")
+    parser.add_argument("--batch", type=int, default=32, help="images per step")
+    parser.add_argument("--steps", type=int, default=5, help="number of timed steps")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
@@ -88,21 +88,22 @@ def main() -> None:
     print(f"{arguments.model}, {len(names)} classes, batch {arguments.batch}, {backbone.device}")
     print(f"torch {torch.__version__}, {arguments.threads} threads")
     print(
-        f"tokens a class: {tokens[0]} shared + {tokens[1]}, against {backbone.clip.context_length}"
+        f"tokens per class: {tokens[0]} shared + {tokens[1]}, "
+        f"reference {backbone.clip.context_length}"
     )
     seconds: dict[str, list[float]] = {"ours": [], "CoOp": []}
     difference, largest = 0.0, 0.0
     for step in range(arguments.steps + 1):
         fast, gradient = timed(ours, reference.words)
-        slow, wanted = timed(theirs, reference.words)
-        difference = max(difference, float((gradient - wanted).abs().max()))
-        largest = max(largest, float(wanted.abs().max()))
-        if step:  # the first one warms up
+        slow, expected = timed(theirs, reference.words)
+        difference = max(difference, float((gradient - expected).abs().max()))
+        largest = max(largest, float(expected.abs().max()))
+        if step:  # the first step is a warm-up
             seconds["ours"].append(fast)
             seconds["CoOp"].append(slow)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     for name, values in seconds.items():
-        print(f"{name:<5} {medians[name]:8.3f} s a step ({min(values):.3f} to {max(values):.3f})")
+        print(f"{name:<5} {medians[name]:8.3f} s/step ({min(values):.3f} to {max(values):.3f})")
     print(f"ratio {medians['CoOp'] / medians['ours']:.1f}x (target: 20x)")
     print(f"largest gradient {largest:.2e}, largest difference {difference:.2e} (target: 1e-5)")
 

@@ -1,7 +1,8 @@
-"""The main job, once through: learn a task, serve it, ask it. Run by ``make demo``.
+"""Train a prompt, serve it and ask it; run by ``make demo``.
 
-Learns which kind of thing an emoji shows from the drawings of some vendors, and asks about those
-of a vendor that neither the backbone nor the prompt has seen. Everything is on this machine.
+The prompt learns the kind of thing an emoji shows from the drawings of four vendors, and is asked
+about drawings of a fifth one, which neither the backbone nor the prompt has seen. No network is
+needed.
 """
 
 import os
@@ -26,7 +27,7 @@ BIN = Path(sys.executable).parent
 def main() -> None:
     started = time.monotonic()
     WORK.mkdir(parents=True, exist_ok=True)
-    step("1. Learn a prompt from images (drawings of other vendors are the test)")
+    step("1. Train a prompt (the test images are drawings of another vendor)")
     run("train", str(EMOJI), "--method", "dip", "--shots", "16", "--seed", "1", "--views", "2",
         "--out", str(PROMPT))  # fmt: skip
     print(f"\nThe prompt file has {PROMPT.stat().st_size:,} bytes.")
@@ -50,7 +51,7 @@ def main() -> None:
 
 
 def ask(client: Client) -> None:
-    """Classify unseen drawings, one of each class, and print what really came back."""
+    """Classify one unseen drawing per class and print the predictions."""
     folders = sorted(path for path in (EMOJI / "test").iterdir() if path.is_dir())
     images = [sorted(folder.glob("*.png"))[0] for folder in folders]
     right = 0
@@ -68,7 +69,7 @@ def ask(client: Client) -> None:
 
 @contextmanager
 def service() -> Iterator[str]:
-    """A real ``bentoml serve``, stopped at the end."""
+    """Run ``bentoml serve`` and yield its URL; stop it at the end."""
     log = WORK / "serve.log"
     environment = {**os.environ, "PROMPT_SERVE_HOME": str(WORK)}
     command = [str(BIN / "bentoml"), "serve", "--port", str(PORT), "--host", "127.0.0.1"]
@@ -84,7 +85,7 @@ def service() -> Iterator[str]:
 
 
 def run(*arguments: str) -> None:
-    """Run one ``prompt-serve`` command, showing it first."""
+    """Print one ``prompt-serve`` command and run it."""
     print(f"$ prompt-serve {' '.join(arguments)}", flush=True)
     subprocess.run([str(BIN / "prompt-serve"), *arguments], check=True)
 

@@ -1,4 +1,4 @@
-"""Make the embedded backbones from nothing: `python -m pretraining --work DIR`.
+"""Build the embedded backbones from scratch: `python -m pretraining --work DIR`.
 
 About three hours on two CPU cores. Each stage skips itself when its output is in DIR.
 """

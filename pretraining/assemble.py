@@ -1,4 +1,4 @@
-"""Put trunk, projection and text tower into one open_clip CLIP and write the shipped files."""
+"""Assemble trunk, projection and text tower into one open_clip CLIP and write the shipped files."""
 
 import json
 import math
@@ -50,7 +50,7 @@ CONFIG = {
 def build_clip(
     trunk: dict[str, torch.Tensor], head: Mlp, tower: nn.Module, logit_scale: float
 ) -> open_clip.CLIP:
-    """One model from its parts; fails when a part leaves a tensor unset."""
+    """Assemble a model from its parts; fail if a tensor stays unset."""
     model = open_clip.CLIP(**MODEL_CFG).eval()
     parts = {
         f"visual.trunk.{name}": tensor
@@ -65,7 +65,7 @@ def build_clip(
 
 
 def write_shipped(work: WorkDir, model: open_clip.CLIP) -> None:
-    """model.safetensors in fp16, config.json and the BPE, under `prompt_serve/assets/embedded`."""
+    """Write model.safetensors (fp16), config.json and the BPE to `prompt_serve/assets/embedded`."""
     EMBEDDED.mkdir(parents=True, exist_ok=True)
     weights = {
         name: tensor.to_float16().contiguous() if tensor.is_floating_point() else tensor
@@ -84,7 +84,7 @@ def write_shipped(work: WorkDir, model: open_clip.CLIP) -> None:
 
 
 def assemble(work: WorkDir) -> None:
-    """The shipped files from what the stages made."""
+    """Write the shipped files from the outputs of the stages."""
     towers = load_towers(work.balanced)
     trunk = torch.load(work.trunk, weights_only=True)
     write_shipped(work, build_clip(trunk, towers.head, towers.tower, towers.logit_scale))

@@ -62,12 +62,12 @@ def _draw_set(work: WorkDir, prefix: str) -> str:
 
 
 def _drawn_larger(icon: Icon) -> Image.Image:
-    """The size depends on the drawing alone, so that a second run draws the same."""
+    """Return a size that depends only on the drawing, so that runs are reproducible."""
     choice = crc32(f"{icon.prefix}/{icon.key}/larger".encode()) % len(LARGER_SIZES)
     slow = icon.prefix in SLOW_TO_DRAW
     return _shrink(draw(icon.svg, LARGER_SIZE_IF_SLOW if slow else LARGER_SIZES[choice]))
 
 
 def _shrink(image: Image.Image) -> Image.Image:
-    """To 64 pixels; Pillow weighs the colors of an RGBA image by their opacity."""
+    """Resize to 64 pixels; Pillow weighs the colors of an RGBA image by their opacity."""
     return image.resize((SIZE, SIZE), Image.Resampling.BICUBIC)

@@ -37,7 +37,7 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True, kw_only=True)
 class Shipped:
-    """The model as a user of the package gets it."""
+    """The shipped model, as installed."""
 
     model: open_clip.CLIP
     tokenizer: open_clip.SimpleTokenizer
@@ -45,7 +45,7 @@ class Shipped:
 
     @torch.no_grad()
     def class_features(self, names: list[str], template: str = PRODUCT_TEMPLATE) -> torch.Tensor:
-        """(C, E), unit length, by open_clip's own `encode_text`."""
+        """Return class features (C, E) of unit length from open_clip's `encode_text`."""
         tokens = self.tokenizer([template.format(name) for name in names])
         return torch.cat(
             [self.model.encode_text(some, normalize=True) for some in tokens.split(256)]
@@ -53,13 +53,13 @@ class Shipped:
 
     @torch.no_grad()
     def project(self, features: np.ndarray) -> torch.Tensor:
-        """(..., 1280) pooled features -> (..., E), unit length."""
+        """Project pooled features (..., 1280) to (..., E) of unit length."""
         projected = self.model.visual.head(torch.from_numpy(features).float())
         return F.normalize(projected, dim=-1)
 
 
 def load_shipped(folder: Path = EMBEDDED) -> Shipped:
-    """Strictly: every tensor of the model is in the file, and no other."""
+    """Load strictly: the file must contain exactly the tensors of the model."""
     config = json.loads((folder / "config.json").read_text())
     model = open_clip.CLIP(**config["model_cfg"]).eval()
     weights = load_file(folder / "model.safetensors")
@@ -79,7 +79,7 @@ def load_shipped(folder: Path = EMBEDDED) -> Shipped:
 
 @torch.no_grad()
 def check_stored_features(shipped: Shipped, work: WorkDir) -> float:
-    """The largest difference between the ONNX trunk + head used here and the shipped model."""
+    """Return the largest difference between the ONNX trunk + head and the shipped model."""
     paths = sorted(work.flowers.glob("test/*/*.jpg"))[::40]
     pixels = np.stack([to_pixels(Image.open(path)) for path in paths])
     whole = shipped.model.encode_image((torch.from_numpy(pixels) - 127) / 128, normalize=True)
@@ -90,7 +90,7 @@ def check_stored_features(shipped: Shipped, work: WorkDir) -> float:
 def group_accuracy(
     shipped: Shipped, work: WorkDir, style: str, template: str = PRODUCT_TEMPLATE
 ) -> dict[str, tuple[float, int]]:
-    """Group -> top-1 over all its names that the style draws, and how many they are."""
+    """Return, by group, top-1 over the names that the style draws, and their number."""
     features, names = plain_views(work, style)
     return score_groups(shipped, shipped.project(features), names, work, template)
 
@@ -102,7 +102,7 @@ def score_groups(
     work: WorkDir,
     template: str = PRODUCT_TEMPLATE,
 ) -> dict[str, tuple[float, int]]:
-    """The same for image features (N, E) of any image tower of this embedding space."""
+    """Return the same for image features (N, E) of another image tower."""
     groups = noto_groups(work)
     found = {}
     for group in GROUPS:
@@ -121,13 +121,13 @@ def score_groups(
 
 
 def accuracy(images: torch.Tensor, classes: torch.Tensor, labels: list[int]) -> float:
-    """Top-1 of (N, E) against (C, E)."""
+    """Return top-1 accuracy of (N, E) against (C, E)."""
     return float(((images @ classes.T).argmax(-1) == torch.tensor(labels)).float().mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledFeatures:
-    """Pooled features (N, V, 1280) of an image folder with its class names."""
+    """Return pooled features (N, V, 1280) of an image folder, and its class names."""
 
     features: np.ndarray
     labels: np.ndarray
@@ -135,7 +135,7 @@ class LabeledFeatures:
 
 
 def encode_labeled(folder: Path, work: WorkDir, views: int, seed: int = 0) -> LabeledFeatures:
-    """Each image as it is and in `views - 1` random crops, half of them mirrored."""
+    """Return each image unchanged and in `views - 1` random crops, half of them mirrored."""
     encode, rng = image_encoder(work, threads=2), np.random.default_rng(seed)
     paths = sorted(path for path in folder.glob("*/*") if path.suffix in (".jpg", ".png"))
     classes = sorted({path.parent.name for path in paths})
@@ -151,7 +151,7 @@ def encode_labeled(folder: Path, work: WorkDir, views: int, seed: int = 0) -> La
 
 
 def _random_crop(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """torchvision's RandomResizedCrop(scale=(0.4, 1)) and flip, with our generator."""
+    """Apply torchvision's RandomResizedCrop(scale=(0.4, 1)) and flip with a given generator."""
     width, height = image.size
     ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     area = width * height * rng.uniform(0.4, 1.0)
@@ -211,7 +211,7 @@ def learn_dip(
 def learned_accuracy(
     shipped: Shipped, work: WorkDir, train: LabeledFeatures, test: LabeledFeatures, rank: int
 ) -> tuple[list[float], float]:
-    """Test accuracy of each seed, at the learning rate that was best on unused training images."""
+    """Return the test accuracy per seed at the best learning rate on unused training images."""
     table = TokenTable(train.class_names, work)
     shots = [_draw_shots(train.labels, seed) for seed in SEEDS]
     views, plain = shipped.project(train.features), shipped.project(test.features[:, 0])
@@ -230,7 +230,7 @@ def learned_accuracy(
 
 
 def _draw_shots(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """16 rows per class to learn from, and the rest."""
+    """Split into 16 rows per class for training, and the rest."""
     rng = np.random.default_rng(seed)
     used = np.concatenate(
         [rng.permutation(np.flatnonzero(labels == label))[:SHOTS] for label in np.unique(labels)]
@@ -238,11 +238,11 @@ def _draw_shots(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return used, np.setdiff1d(np.arange(len(labels)), used)
 
 
-Figures = dict[str, str]  # what was measured -> what came out, as printed
+Figures = dict[str, str]  # name of a measurement -> result, as printed
 
 
 def measure_groups(shipped: Shipped, work: WorkDir) -> Figures:
-    """Zero-shot on `noto`, a trained style, and on the unseen styles."""
+    """Measure zero-shot accuracy on `noto`, a trained style, and on the unseen styles."""
     figures = {}
     for style in ("noto", *UNSEEN_STYLES):
         for group, (score, classes) in group_accuracy(shipped, work, style).items():
@@ -251,7 +251,7 @@ def measure_groups(shipped: Shipped, work: WorkDir) -> Figures:
 
 
 def measure_folder(title: str, folder: Path, shipped: Shipped, work: WorkDir) -> Figures:
-    """Zero-shot, learned, and by class means, on an image folder with train/ and test/."""
+    """Measure zero-shot, learned and class-mean accuracy on a folder with train/ and test/."""
     train = encode_labeled(folder / "train", work, VIEWS)
     test = encode_labeled(folder / "test", work, 1)
     images, labels = shipped.project(test.features[:, 0]), test.labels.tolist()
@@ -286,7 +286,7 @@ def main(arguments: Any = None) -> None:
 
 
 def evaluate(work: WorkDir) -> None:
-    """Measure the files in `prompt_serve/assets`, print the figures and keep them."""
+    """Measure the files in `prompt_serve/assets`, print the figures and store them."""
     shipped = load_shipped()
     difference = check_stored_features(shipped, work)
     figures = {

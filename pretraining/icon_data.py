@@ -9,31 +9,31 @@ from pretraining.icons import TRAINED_EMOJI_STYLES, list_sets
 from pretraining.workdir import WorkDir
 from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
-# Share of a batch by kind of drawing: emoji are closest to what the product is shown.
+# Share of a batch by kind of drawing; emoji are closest to typical inputs.
 SHARES = {"emoji": 0.6, "color": 0.2, "plain": 0.2}
-RARE_WEIGHT = 0.3  # of flags, faces and signs
+RARE_WEIGHT = 0.3  # weight of flags, faces and signs
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconTable:
-    """N drawings (augmented views are drawings of their own)."""
+    """N drawings; augmented views count as separate drawings."""
 
     features: torch.Tensor  # (N, 1280) float16
     labels: torch.Tensor  # (N,) index into `names`
     styles: torch.Tensor  # (N,) index into `style_names`
-    chance: torch.Tensor  # (N,) probability to be drawn
+    chance: torch.Tensor  # (N,) sampling probability
     names: tuple[str, ...]
     style_names: tuple[str, ...]
 
 
 def noto_groups(work: WorkDir) -> dict[str, str]:
-    """Name -> Unicode group ("Food & Drink"), as the set `noto` sorts its emoji."""
+    """Map names to Unicode groups ("Food & Drink"), as in the set `noto`."""
     stored = np.load(work.features / "noto.npz")
     return dict(zip(stored["names"].tolist(), stored["groups"].tolist(), strict=True))
 
 
 def load_icons(work: WorkDir, held_out: tuple[str, ...] = ()) -> IconTable:
-    """All trained sets, less those held out for selecting settings."""
+    """Load all trained sets except those held out for selecting settings."""
     if leaked := set(held_out) & set(UNSEEN_STYLES):
         raise ValueError(f"{leaked} are never trained on, so there is nothing to hold out.")
     features, names, styles, weights = [], [], [], []
@@ -72,7 +72,7 @@ def load_icons(work: WorkDir, held_out: tuple[str, ...] = ()) -> IconTable:
 
 
 def plain_views(work: WorkDir, style: str) -> tuple[np.ndarray, list[str]]:
-    """The unaugmented features (N, 1280) and names of one emoji style, for measuring."""
+    """Return the unaugmented features (N, 1280) and names of one emoji style."""
     stored = np.load(work.features / f"{style}.npz")
     plain = stored["views"] == 0
     return stored["features"][plain].astype(np.float32), stored["names"][plain].tolist()

@@ -1,4 +1,4 @@
-"""Named drawings: which icon sets are used, what an icon's name says, and how it is drawn.
+"""Named drawings: the icon sets used, the names of their icons, and their SVG.
 
 Source: npm `@iconify/json`, one JSON file per set with the SVG body of every icon.
 """
@@ -17,32 +17,32 @@ from prompt_serve.research.iconbench.styles import (
     VAL_STYLE,
 )
 
-# Emoji drawings in color are what the product meets most, so they are used in full. The unseen
-# styles are those of tests and reports: nothing is ever learned or selected on them.
+# Color emoji are the most typical inputs, so all of them are used. The unseen styles are reserved
+# for tests and reports: nothing is trained or selected on them.
 TRAINED_EMOJI_STYLES = (*TRAIN_STYLES, VAL_STYLE, KNOWN_STYLE)
-# The same drawings as an unseen style, without their colors: left out as well.
+# The same drawings as an unseen style without colors, so excluded as well.
 COPIES_OF_UNSEEN_STYLES = ("emojione-monotone",)
 
-# Brand marks and file types carry names that say nothing about what is drawn.
+# Names of brand marks and file types do not describe the drawing.
 LEFT_OUT_CATEGORIES = ("Logos", "Programming", "Archive / Unmaintained")
 KEPT_ALTHOUGH_RETIRED = ("flat-color-icons", "fluent-emoji")
 LEFT_OUT_LICENSES = ("NC", "GPL")
 
-# How a set names its variants of one drawing; without them the name says what is drawn.
+# Name parts that mark variants of a drawing; they are removed from names.
 VARIANT_SUFFIXES = frozenset(
     """outline outlined filled fill line bold duotone sharp rounded round light thin regular solid
     linear broken twotone two tone variant alt off o 0 1 2 3 12 14 16 20 24 28 32 48
     w100 w200 w300 w400 baseline""".split()
 )
 VARIANT_PREFIXES = frozenset("outline baseline round sharp twotone bx bxs".split())
-# Flags, faces and signs are many, alike in every style and easy: training shows them less often.
+# Flags, faces and signs are numerous, similar in every style and easy, so they are sampled less.
 RARE_GROUPS = ("Flags", "People", "Smileys", "Symbols", "Extras")
 SKIN_TONES = ("medium-dark", "medium-light", "dark", "light", "medium", "default")
 
 
 @dataclass(frozen=True, kw_only=True)
 class IconSet:
-    """One set as iconify lists it."""
+    """One iconify set."""
 
     prefix: str
     title: str
@@ -58,7 +58,7 @@ class IconSet:
 
     @property
     def family(self) -> str:
-        """Sets of one family (`streamline-flex`, `streamline-plump`) share their names."""
+        """Family of the set: `streamline-flex` and `streamline-plump` share their names."""
         return self.prefix.split("-")[0]
 
 
@@ -74,12 +74,12 @@ class Icon:
 
     @property
     def is_rare(self) -> bool:
-        """Whether training shows it less often."""
+        """Return True if training samples it less often."""
         return self.group.startswith(RARE_GROUPS)
 
 
 def list_sets(iconify: Path) -> list[IconSet]:
-    """All sets that may be used or measured, in the order of their prefixes."""
+    """Return all sets for training or evaluation, in the order of their prefixes."""
     collections = json.loads((iconify / "collections.json").read_text())
     return [
         _icon_set(prefix, info)
@@ -109,7 +109,7 @@ def _is_usable(prefix: str, info: dict) -> bool:  # type: ignore[type-arg]  # JS
 
 
 def plain_name(key: str) -> str:
-    """`home-filled-24` -> `home`: the words of a key without the marks of a variant."""
+    """Return the words of a key without variant marks: `home-filled-24` -> `home`."""
     words = key.replace("_", "-").split("-")
     while len(words) > 1 and words[-1] in VARIANT_SUFFIXES:
         words.pop()
@@ -120,7 +120,7 @@ def plain_name(key: str) -> str:
 
 @lru_cache(maxsize=8)
 def read_set(iconify: Path, prefix: str) -> tuple[Icon, ...]:
-    """Every distinct drawing of a set: no skin tones, and outside emoji one icon per name."""
+    """Return the distinct drawings of a set: no skin tones; one icon per name except for emoji."""
     document = json.loads((iconify / "json" / f"{prefix}.json").read_text())
     group_of = {
         key: group for group, keys in document.get("categories", {}).items() for key in keys
@@ -156,12 +156,12 @@ def _is_skin_tone(key: str, keys: dict) -> bool:  # type: ignore[type-arg]  # JS
 
 
 def trained_sets(iconify: Path) -> list[IconSet]:
-    """The sets that training may see."""
+    """Return the sets that may be used for training."""
     return [icon_set for icon_set in list_sets(iconify) if icon_set.prefix not in UNSEEN_STYLES]
 
 
 def trained_names(iconify: Path, min_families: int = 3) -> dict[str, set[str]]:
-    """Name -> families that draw it, for the names the projection learns.
+    """Map names that the projection learns to the families that draw them.
 
     A name that one family alone uses is often its private jargon, so outside emoji a name has to
     occur in `min_families`.

@@ -27,11 +27,11 @@ from prompt_serve.research.iconbench.svg_rendering import draw, on_background
 logger = logging.getLogger(__name__)
 
 IMAGE_SIZE = 224
-MEAN, STD = 127.0, 128.0  # of the pixels 0..255, as EfficientNet-Lite was trained
-PLAIN_SIZE = 64  # of the drawing as it is
-EMOJI_VIEWS = 3  # the drawing as it is, and two augmented ones
-SLOW_TO_DRAW = ("fluent-emoji",)  # gradients and filters, 50 ms a view: one view
-PLAIN_ICONS_PER_NAME = 2  # one-color icons of one name look alike: a few suffice
+MEAN, STD = 127.0, 128.0  # for pixels 0..255, as EfficientNet-Lite was trained
+PLAIN_SIZE = 64  # pixels of the unaugmented drawing
+EMOJI_VIEWS = 3  # the unaugmented drawing and two augmented ones
+SLOW_TO_DRAW = ("fluent-emoji",)  # gradients and filters take 50 ms per view: one view only
+PLAIN_ICONS_PER_NAME = 2  # one-color icons of one name are similar, so a few suffice
 EQUALITY_TOLERANCE = 1e-4  # both run the same float32 convolutions
 
 Encoder = Callable[[np.ndarray], np.ndarray]
@@ -52,7 +52,7 @@ class _Pooled(nn.Module):
 
 
 def convert_trunk(work: WorkDir) -> None:
-    """EfficientNet-Lite0 under timm's names, rounded to fp16; fails unless it is the same network.
+    """Convert EfficientNet-Lite0 to timm's names in fp16; fail unless it is the same network.
 
     Both libraries list the same layers in the same order, so the names pair up one to one; that
     nothing got crossed is proven on numbers, not on names.
@@ -92,14 +92,14 @@ def _largest_difference(original: nn.Module, converted: nn.Module, work: WorkDir
 
 
 def load_trunk(work: WorkDir) -> nn.Module:
-    """The fp16-rounded trunk with its ImageNet classifier, in float32."""
+    """Load the fp16-rounded trunk with its ImageNet classifier in float32."""
     trunk: nn.Module = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
     trunk.load_state_dict(torch.load(work.trunk, weights_only=True))
     return trunk
 
 
 def export_trunk(work: WorkDir) -> None:
-    """An ONNX graph of the trunk: ONNX Runtime is ten times as fast as eager torch here."""
+    """Export the trunk to ONNX; ONNX Runtime is ten times as fast as eager torch here."""
     if work.trunk_onnx.exists():
         return
     example = torch.rand(2, 3, IMAGE_SIZE, IMAGE_SIZE) * 255
@@ -127,7 +127,7 @@ def image_encoder(work: WorkDir, threads: int = 1) -> Encoder:
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:
-    """Shortest side to 224, center crop: (3, 224, 224) float32 0..255, as open_clip does it."""
+    """Resize and center-crop as open_clip does: (3, 224, 224) float32, 0..255."""
     width, height = image.size
     short = min(width, height)
     resized = image.convert("RGB").resize(
@@ -139,7 +139,7 @@ def to_pixels(image: Image.Image) -> np.ndarray:
 
 
 def encode_images(images: Iterable[Image.Image], encode: Encoder, batch: int = 16) -> np.ndarray:
-    """(N, 1280) float16 features."""
+    """Return float16 features (N, 1280)."""
     stream, chunks = iter(images), []
     while some := [to_pixels(image) for image in islice(stream, batch)]:
         chunks.append(encode(np.stack(some)))
@@ -147,7 +147,7 @@ def encode_images(images: Iterable[Image.Image], encode: Encoder, batch: int = 1
 
 
 def augment(svg: str, rng: np.random.Generator, may_mirror: bool) -> Image.Image:
-    """Another artist's take on a drawing: size, turn, shift, ground and colors vary a little."""
+    """Augment a drawing: small changes of size, rotation, position, background and colors."""
     size = int(rng.choice([64, 96, 160, 224]))
     drawn = draw(svg, size)
     if may_mirror and rng.random() < 0.5:
@@ -173,7 +173,7 @@ def augment(svg: str, rng: np.random.Generator, may_mirror: bool) -> Image.Image
 
 
 def draw_views(icon: Icon, views: int) -> Iterator[Image.Image]:
-    """The drawing on white, then `views - 1` augmented ones, always the same."""
+    """Return the drawing on white and `views - 1` augmented ones, deterministically."""
     yield on_background(draw(icon.svg, PLAIN_SIZE))
     rng = np.random.default_rng(crc32(f"{icon.prefix}/{icon.key}".encode()))
     sided = {"left", "right", "leftwards", "rightwards", "east", "west", "clockwise"}
@@ -182,7 +182,7 @@ def draw_views(icon: Icon, views: int) -> Iterator[Image.Image]:
 
 
 def _encode_set(work: WorkDir, icon_set: IconSet, names: frozenset[str]) -> tuple[str, int]:
-    """Features of one set's icons; run in its own process with one thread."""
+    """Compute the features of one set; runs in its own process with one thread."""
     target = work.features / f"{icon_set.prefix}.npz"
     icons = [
         icon
@@ -196,7 +196,7 @@ def _encode_set(work: WorkDir, icon_set: IconSet, names: frozenset[str]) -> tupl
     for icon in icons:
         try:
             views = list(draw_views(icon, EMOJI_VIEWS if several and not icon.is_rare else 1))
-        except (ValueError, OSError) as error:  # a few SVG bodies use what resvg does not know
+        except (ValueError, OSError) as error:  # resvg does not support a few SVG bodies
             logger.warning("%s/%s cannot be drawn: %s", icon.prefix, icon.key, error)
             continue
         images += views
@@ -214,14 +214,14 @@ def _encode_set(work: WorkDir, icon_set: IconSet, names: frozenset[str]) -> tupl
 
 
 def encode_icons(work: WorkDir, processes: int = 2) -> None:
-    """Features of every icon that training or measuring needs, one file per set."""
+    """Compute the features of every icon needed for training or evaluation, one file per set."""
     wanted = _names_by_set(work)
     missing = [
         s
         for s in list_sets(work.iconify)
         if wanted[s.prefix] and not (work.features / f"{s.prefix}.npz").exists()
     ]
-    # Emoji first: the other stages can be tried on them while the rest is still running.
+    # Emoji first, so that other stages can be tried while the rest is running.
     missing.sort(key=lambda s: (not s.is_emoji, not s.color, s.prefix))
     with ProcessPoolExecutor(processes) as pool:
         jobs = [pool.submit(_encode_set, work, s, wanted[s.prefix]) for s in missing]
@@ -231,7 +231,7 @@ def encode_icons(work: WorkDir, processes: int = 2) -> None:
 
 
 def _names_by_set(work: WorkDir) -> dict[str, frozenset[str]]:
-    """Which names to take from which set: all of emoji and color, a few of each plain icon."""
+    """Select names by set: all emoji and color icons, a few plain icons per name."""
     names = frozenset(trained_names(work.iconify))
     used = dict.fromkeys(names, 0)
     wanted: dict[str, frozenset[str]] = {}

@@ -1,4 +1,4 @@
-"""The last pass: text tower and projection learn together, on the stored image features.
+"""Joint training of text tower and projection on the stored image features.
 
 Each was trained against something frozen. Here names that drawings show to be different move apart
 in the text tower too, while its distillation goes on so that it forgets no other name.
@@ -39,8 +39,8 @@ from pretraining.text_tower import (
 from pretraining.workdir import WorkDir, written_whole
 
 TEMPLATES = (PRODUCT_TEMPLATE, PRODUCT_TEMPLATE, "a photo of a {}", "{}")
-LIVE_NAMES = 384  # names per step whose features are computed anew; the others come from the bank
-REFRESH_STEPS = 100  # how old the bank may grow
+LIVE_NAMES = 384  # names per step with recomputed features; the others come from the bank
+REFRESH_STEPS = 100  # maximum age of the bank in steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class JointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Towers:
-    """What the pass trains."""
+    """Trained modules."""
 
     tower: Any
     head: Mlp
@@ -63,7 +63,7 @@ class Towers:
 
 
 def load_text_tower(work: WorkDir) -> Any:
-    """The distilled tower, or its latest checkpoint while it is still training."""
+    """Load the distilled tower, or its latest checkpoint while it is still training."""
     tower = new_text_tower().eval()
     if work.text_tower.exists():
         tower.load_state_dict(torch.load(work.text_tower, weights_only=True))
@@ -81,11 +81,11 @@ class NameBank:
         self.refresh()
 
     def refresh(self) -> None:
-        """Compute every name anew, without gradients."""
+        """Recompute every name, without gradients."""
         self.stored = name_features(self.tower, self.table, self.rows)
 
     def live(self, some: torch.Tensor, template: str) -> torch.Tensor:
-        """(C, E) features of all names; those numbered in `some` carry gradients."""
+        """Return features (C, E) of all names; rows in `some` carry gradients."""
         prefix, texts = self.table.split(template, self.rows[some.numpy()])
         fresh = F.normalize(encode_texts(self.tower, prefix, texts), dim=-1)
         self.stored[some] = fresh.detach()
@@ -93,7 +93,7 @@ class NameBank:
 
 
 class Lessons:
-    """What both towers learn from: names with their targets, and the stored image features."""
+    """Training data of both towers: names with targets, and stored image features."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Lessons:
 
 
 def first_projection(lessons: Lessons, tower: Any) -> Towers:
-    """A projection onto the tower as distillation left it."""
+    """Load the projection onto the distilled tower."""
     features = NameBank(tower, lessons.table, lessons.rows).stored
     count = lessons.icon_names
     head, scale = train_projection(lessons.teaching, features[:count], features[count:])
@@ -120,7 +120,7 @@ def first_projection(lessons: Lessons, tower: Any) -> Towers:
 
 
 def join_towers(lessons: Lessons, towers: Towers, config: JointConfig) -> Towers:
-    """Train text tower and projection together, starting from where each stands."""
+    """Train text tower and projection together from their current weights."""
     torch.manual_seed(config.seed)
     rng, started = np.random.default_rng(config.seed), time.time()
     tower, head = copy.deepcopy(towers.tower).train(), copy.deepcopy(towers.head).train()
@@ -167,14 +167,14 @@ def join_towers(lessons: Lessons, towers: Towers, config: JointConfig) -> Towers
 def _remember(
     lessons: Lessons, tower: Any, drawn: np.ndarray, template: str, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The text tower's distillation goes on, on a batch of all names."""
+    """Continue the text tower's distillation on a batch of all names."""
     features = encode_texts(tower, *lessons.table.split(template, drawn))
     negatives = torch.from_numpy(rng.integers(0, len(lessons.targets), 1024))
     return distillation_loss(features, torch.from_numpy(drawn), lessons.targets, negatives)
 
 
 def rebalance(lessons: Lessons, towers: Towers, steps: int = 120, peak: float = 5e-4) -> Towers:
-    """Go on with the projection alone, under the weights of `lessons`: towards photographs.
+    """Continue with the projection alone, weighted by `lessons` towards photographs.
 
     The long passes serve drawings best and wear down what the projection keeps of photographs.
     """
@@ -206,7 +206,7 @@ def rebalance(lessons: Lessons, towers: Towers, steps: int = 120, peak: float = 
 def _live_rows(
     labels: torch.Tensor, icons: int, total: int, rng: np.random.Generator
 ) -> torch.Tensor:
-    """The names shown in this batch, half as many classes of photographs, and a few others."""
+    """Return the names in this batch, half as many photograph classes, and a few others."""
     shown = labels.unique()[: LIVE_NAMES // 2]
     photos = torch.from_numpy(rng.integers(icons, total, LIVE_NAMES // 4))
     others = torch.from_numpy(rng.integers(0, icons, LIVE_NAMES // 4))
@@ -216,14 +216,14 @@ def _live_rows(
 
 FINAL_PROJECTION = ProjectionConfig(steps=800)
 FINAL_JOINT = JointConfig(steps=450)
-# Chosen on the training photographs of flowers: zero-shot 33 -> 38 %, class means 68 -> 74 %.
+# Selected on the training photographs of flowers: zero-shot 33 -> 38 %, class means 68 -> 74 %.
 FINAL_BALANCE = replace(
     FINAL_PROJECTION, icons=256, photos=384, geometry_weight=500.0, to_photo=0.5, restyle=0.3
 )
 
 
 def train_joint(work: WorkDir) -> None:
-    """The final run, on all trained styles and all photographs; each of its steps is kept."""
+    """Run the final training on all trained styles and photographs, storing each step."""
     if work.balanced.exists():
         return
     icons = load_icons(work)
@@ -237,7 +237,7 @@ def train_joint(work: WorkDir) -> None:
 
 
 def save_towers(towers: Towers, path: Path) -> None:
-    """Both towers' weights and the logit scale."""
+    """Save both towers' weights and the logit scale."""
     with written_whole(path) as draft:
         torch.save(
             {
@@ -250,7 +250,7 @@ def save_towers(towers: Towers, path: Path) -> None:
 
 
 def load_towers(path: Path) -> Towers:
-    """What `save_towers` wrote."""
+    """Load the output of `save_towers`."""
     stored = torch.load(path, weights_only=True)
     tower, head = new_text_tower().eval(), new_projection().eval()
     tower.load_state_dict(stored["tower"])

@@ -14,7 +14,7 @@ SPDX_NOTE = "Licenses as iconify lists them (SPDX)."
 
 
 def write_model_card(work: WorkDir) -> None:
-    """Fill the template with what this run used and reached."""
+    """Fill the template with the data and figures of this run."""
     card = BODY().format(
         figures=_figures(work),
         sets=_sets(work),

@@ -1,4 +1,4 @@
-"""The words the text tower learns, and what they mean: (N, 256) targets from MiniLM.
+"""Words that the text tower learns, with targets (N, 256) from MiniLM.
 
 A text tower of 3.5 M parameters cannot read the web, but it can learn what a sentence encoder
 thinks of some 65,000 names: icons, ImageNet classes, WordNet nouns, emoji keywords, and short
@@ -28,7 +28,7 @@ colorful flying running sleeping tropical sea winter summer garden kitchen toy a
 insect flower fruit vegetable food drink tool vehicle machine building clothing instrument sport
 weather furniture landscape body symbol game""".split()
 
-# How often a name is drawn, by where it comes from.
+# Sampling weight of a name by its source.
 WEIGHTS = {
     "imagenet": 8.0,
     "trained": 4.0,
@@ -41,25 +41,25 @@ WEIGHTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Names:
-    """Names with their meaning; `trained` marks those an image of the training data shows."""
+    """Names with their targets; `trained` marks those with training images."""
 
     words: tuple[str, ...]
-    weights: np.ndarray  # (N,) how often to draw each
+    weights: np.ndarray  # (N,) sampling weights
     targets: np.ndarray  # (N, 256) float32, unit length: centered, PCA of MiniLM
 
     def rows(self, words: list[str]) -> np.ndarray:
-        """The rows of some words."""
+        """Return the rows of some words."""
         row = {word: i for i, word in enumerate(self.words)}
         return np.array([row[word] for word in words])
 
 
 def imagenet_names(work: WorkDir) -> list[str]:
-    """The 1,000 class names, in class order."""
+    """Return the 1,000 class names in class order."""
     return [str(name) for name in np.load(work.photo_features)["names"]]
 
 
 def wordnet_nouns() -> list[str]:
-    """All lemmas of the ImageNet-21k synsets, as timm ships them."""
+    """Return all lemmas of the ImageNet-21k synsets, as shipped with timm."""
     table = files("timm.data").joinpath("_info/imagenet_synset_to_lemma.txt").read_text()
     lemmas = (
         lemma.strip().lower()
@@ -70,7 +70,7 @@ def wordnet_nouns() -> list[str]:
 
 
 def emoji_keywords(emojibase: Path) -> list[str]:
-    """Labels and search tags of all emoji, and the names of their groups."""
+    """Return labels and search tags of all emoji, and the names of their groups."""
     emoji = json.loads((emojibase / "en" / "data.json").read_text())
     groups = json.loads((emojibase / "meta" / "groups.json").read_text())
     words = [word for entry in emoji for word in (entry["label"], *entry.get("tags", ()))]
@@ -81,7 +81,7 @@ def emoji_keywords(emojibase: Path) -> list[str]:
 
 
 def icon_names(iconify: Path, min_families: int = 2) -> list[str]:
-    """Names of trained sets that more than one family of sets uses."""
+    """Return names of trained sets that more than one family uses."""
     families: dict[str, set[str]] = defaultdict(set)
     for icon_set in trained_sets(iconify):
         for icon in read_set(iconify, icon_set.prefix):
@@ -90,7 +90,7 @@ def icon_names(iconify: Path, min_families: int = 2) -> list[str]:
 
 
 def collect_words(work: WorkDir) -> dict[str, float]:
-    """Word -> weight."""
+    """Map words to weights."""
     sources = {
         "composition": _compositions(imagenet_names(work) + list(trained_names(work.iconify))),
         "icon": icon_names(work.iconify),
@@ -100,7 +100,7 @@ def collect_words(work: WorkDir) -> dict[str, float]:
         "imagenet": imagenet_names(work),
     }
     weights: dict[str, float] = {}
-    for source, words in sources.items():  # the last source wins: it weighs more
+    for source, words in sources.items():  # the last source overrides: it weighs more
         weights |= dict.fromkeys(words, WEIGHTS[source])
     return weights
 
@@ -112,7 +112,7 @@ def _compositions(nouns: list[str]) -> list[str]:
 
 
 def embed_names(work: WorkDir) -> None:
-    """MiniLM's embeddings of all words, centered and reduced to 256 dimensions."""
+    """Store MiniLM's embeddings of all words, centered and reduced to 256 dimensions."""
     if work.names.exists():
         return
     weights = collect_words(work)
@@ -126,7 +126,7 @@ def embed_names(work: WorkDir) -> None:
 
 
 def load_names(work: WorkDir) -> Names:
-    """What `embed_names` wrote."""
+    """Load the output of `embed_names`."""
     stored = np.load(work.names)
     return Names(
         words=tuple(stored["words"].tolist()), weights=stored["weights"], targets=stored["targets"]
@@ -147,8 +147,8 @@ def centered_pca(rows: np.ndarray, weights: np.ndarray, dim: int) -> tuple[np.nd
 
 @torch.no_grad()
 def sentence_embeddings(words: list[str], folder: Path, batch: int = 256) -> np.ndarray:
-    """(N, 384) unit-length MiniLM embeddings (mean over tokens), as its authors use it."""
-    from all_minilm_l6_v2 import extract_model  # unpacks 80 MB: only where it is needed
+    """Return MiniLM embeddings (N, 384) of unit length, mean over tokens, as its authors use it."""
+    from all_minilm_l6_v2 import extract_model  # unpacks 80 MB, so imported on use
     from transformers import AutoModel, AutoTokenizer
 
     if not (folder / "minilm").exists():

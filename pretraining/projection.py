@@ -1,4 +1,4 @@
-"""From image features (1280) to the text tower's space (256): the part that makes it a CLIP.
+"""Projection from image features (1280) to the text tower's space (256).
 
 Trained on stored features against text features, with three teachers at once: the names of icons,
 EfficientNet's own class probabilities on photographs, and the geometry of the raw features, which
@@ -32,7 +32,7 @@ class ProjectionConfig:
     photos: int = 256  # per batch, mixed from two photographs each
     photo_weight: float = 1.0
     geometry_weight: float = 5.0
-    dropout: float = 0.1  # of single features
+    dropout: float = 0.1  # rate for single features
     restyle: float = 0.5  # share of icons moved to another style's mean and spread
     to_photo: float = 0.15  # share of icons moved to the photographs' mean and spread
     noise: float = 0.3  # along the features' own spread, for photographs
@@ -73,13 +73,13 @@ class Styles:
         tables.append(photos)
         self.mean = torch.stack([table.mean(0) for table in tables])
         self.spread = torch.stack([table.std(0, correction=0) + 1e-3 for table in tables])
-        # Means of tiny sets are noise: only the larger sets are moved to.
+        # Means of tiny sets are noise, so only larger sets are targets.
         self.targets = torch.tensor([i for i, table in enumerate(tables[:-1]) if len(table) > 400])
 
     def move(
         self, features: torch.Tensor, styles: torch.Tensor, config: ProjectionConfig
     ) -> torch.Tensor:
-        """Each drawing as another style might have it, and some as photographs might."""
+        """Shift drawings to the statistics of other styles, and some to those of photographs."""
         chance = torch.rand(len(styles))
         other = self.targets[torch.randint(len(self.targets), (len(styles),))]
         to = torch.where(chance < config.restyle, other, styles)
@@ -91,12 +91,12 @@ class Styles:
 
 
 def new_projection() -> Mlp:
-    """The head as open_clip builds it for `timm_proj: mlp` with `timm_proj_bias`."""
+    """Build the head as open_clip does for `timm_proj: mlp` with `timm_proj_bias`."""
     return Mlp(FEATURES, 2 * EMBED_DIM, EMBED_DIM)
 
 
 class Teaching:
-    """Everything a training step of the projection needs, drawn and ready."""
+    """Sampled inputs of a training step of the projection."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class Teaching:
         self.center = (icon_mean + photos.features[self.photo_rows].mean(0)) / 2
 
     def draw(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Icon features, their labels, photo features, and the geometry to keep."""
+        """Return icon features, their labels, photo features, and the geometry to preserve."""
         config = self.config
         rows = torch.multinomial(self.icons.chance, config.icons, replacement=True)
         icons = self.icons.features[rows].float()
@@ -135,7 +135,7 @@ class Teaching:
         name_features: torch.Tensor,
         class_features: torch.Tensor,
     ) -> torch.Tensor:
-        """What the three teachers say of one batch.
+        """Return the losses of the three teachers on one batch.
 
         Args:
             shown: (icons + photos, E) projected, unit length.
@@ -167,7 +167,7 @@ class Teaching:
 
 
 def drop(features: torch.Tensor, share: float) -> torch.Tensor:
-    """Single features set to zero, as an image without that detail would have them."""
+    """Set single features to zero, as in an image without that detail."""
     return features * (torch.rand_like(features) > share)
 
 

@@ -1,4 +1,4 @@
-"""The emoji that ship with the package: 64 x 64 drawings sorted into everyday classes.
+"""The emoji sample that ships with the package: 64 x 64 drawings in everyday classes.
 
 Training images come from four styles the backbone was trained on, test images from one it never
 saw. The classes are labels as a team makes them up for its own use. The backbone knows a crab and a
@@ -25,8 +25,8 @@ SIZE = 64
 TRAIN_IMAGES_PER_CLASS = 36
 TEST_IMAGES_PER_CLASS = 24
 SIZE_LIMIT_BYTES = 2_000_000
-# Class name -> Unicode sub-groups. The names and the sub-groups were chosen on two other unseen
-# styles (fxemoji, emojione-v1); the test style took no part.
+# Class name -> Unicode sub-groups. Names and sub-groups were selected on two other unseen styles
+# (fxemoji, emojione-v1), not on the test style.
 CLASSES = {
     "wildlife": (
         "animal-amphibian",
@@ -93,7 +93,7 @@ class Entry:
 
 
 def class_of_emoji(work: WorkDir) -> dict[str, str]:
-    """Key -> class name, for all emoji of the chosen sub-groups."""
+    """Map keys to class names for all emoji of the selected sub-groups."""
     groups = json.loads((work.emojibase / "meta" / "groups.json").read_text())["subgroups"]
     emoji = json.loads((work.emojibase / "en" / "data.json").read_text())
     classes = {group: name for name, members in CLASSES.items() for group in members}
@@ -106,7 +106,7 @@ def class_of_emoji(work: WorkDir) -> dict[str, str]:
 
 
 def drawings(work: WorkDir, style: str) -> dict[str, list[Icon]]:
-    """Class name -> the style's icons of that class."""
+    """Map class names to the style's icons."""
     classes = class_of_emoji(work)
     sorted_icons: dict[str, list[Icon]] = {name: [] for name in CLASSES}
     for icon in read_set(work.iconify, style):
@@ -116,7 +116,7 @@ def drawings(work: WorkDir, style: str) -> dict[str, list[Icon]]:
 
 
 def choose(work: WorkDir, seed: int = 0) -> list[tuple[str, str, Icon]]:
-    """(split, class name, icon) of every image to ship: the styles share each class evenly."""
+    """Return (split, class name, icon) of every image; styles share each class evenly."""
     rng = np.random.default_rng(seed)
     by_style = {style: drawings(work, style) for style in (*TRAIN_STYLES, TEST_STYLE)}
     chosen: list[tuple[str, str, Icon]] = []
@@ -133,7 +133,7 @@ def choose(work: WorkDir, seed: int = 0) -> list[tuple[str, str, Icon]]:
 
 
 def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
-    """Draw the sample anew, with its manifest and licenses."""
+    """Render the sample with its manifest and licenses."""
     for split in ("train", "test"):
         shutil.rmtree(folder / split, ignore_errors=True)
     entries = []
@@ -158,14 +158,14 @@ def write_sample(work: WorkDir, folder: Path = EMOJI_SAMPLE) -> None:
 
 
 def save_small(image: Image.Image, path: Path) -> None:
-    """A palette of 64 colors: about 1.5 KB, and hardly to be told from the original."""
+    """Reduce to a palette of 64 colors: about 1.5 KB, barely distinguishable."""
     image.quantize(64, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(
         path, optimize=True
     )
 
 
 def licenses(work: WorkDir, entries: list[Entry]) -> str:
-    """LICENSES.md: whose drawings these are, and what was changed."""
+    """Return LICENSES.md: authors, licenses and modifications."""
     sets = {icon_set.prefix: icon_set for icon_set in list_sets(work.iconify)}
     lines = [
         "# Licenses of the emoji sample",

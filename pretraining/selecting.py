@@ -1,4 +1,4 @@
-"""Choose settings without the reports' data: `python -m pretraining.selecting --work DIR`.
+"""Select settings without the data of the reports: `python -m pretraining.selecting --work DIR`.
 
 What a setting is judged by: two emoji styles held out of this run only, 200 ImageNet classes held
 out of this run only, and the training photographs of flowers. The unseen styles and the test
@@ -46,16 +46,16 @@ CANDIDATES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Judge:
-    """The data that settings are judged by."""
+    """Data for selecting settings."""
 
     work: WorkDir
     icons: IconTable
     photos: Photographs
-    photo_rows: torch.Tensor  # the ImageNet classes a candidate may learn from
+    photo_rows: torch.Tensor  # ImageNet classes available for training
     flowers: LabeledFeatures
 
     def __call__(self, towers: Towers) -> dict[str, float]:
-        """Every figure of one candidate; larger is better."""
+        """Return all figures of one candidate; larger is better."""
         return {**self._styles(towers), **self._photographs(towers), **self._flowers(towers)}
 
     def _text(self, towers: Towers, words: list[str]) -> torch.Tensor:
@@ -106,7 +106,7 @@ def project(head: nn.Module, features: np.ndarray) -> torch.Tensor:
 
 
 def leave_one_out(images: torch.Tensor, labels: torch.Tensor) -> float:
-    """Nearest class mean, each image classified by the means of all the others."""
+    """Return leave-one-out accuracy of the nearest class mean."""
     member = F.one_hot(labels).float()
     sums, counts = member.T @ images, member.sum(0)
     means = (sums[None] - member[..., None] * images[:, None]) / (counts - member)[..., None]

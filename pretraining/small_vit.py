@@ -1,4 +1,4 @@
-"""A small ViT that sees what the embedded backbone sees: its image features, distilled.
+"""A small ViT distilled from the embedded backbone's image features.
 
 `python -m pretraining.small_vit --work DIR` trains it alone. Names take no part: the ViT learns to
 put a drawing where the teacher's image tower puts it, and so shares the teacher's text tower.
@@ -26,20 +26,20 @@ SIZE = 64
 HEAD_WIDTH = 64
 MEAN, STD = 0.8, 0.3  # of pixels 0..1; drawings are mostly white
 SIDED = {"left", "right", "leftwards", "rightwards", "east", "west", "clockwise"}
-POSITION_SPREAD = 0.3  # at the start: a white patch is told from another by its place alone
+POSITION_SPREAD = 0.3  # initial; white patches differ only in position
 REPORT_STEPS = 100
 CHECKPOINT_SECONDS = 150.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How much a drawing may differ from the one the teacher saw."""
+    """Augmentation strength relative to the teacher's drawing."""
 
     scale: float = 0.1  # largest relative change of size
     turn: float = 0.08  # radians
-    shift: float = 0.06  # of half the side
-    mirrored: float = 0.3  # share, of drawings whose name has no side
-    scaled: float = 0.4  # share drawn larger and scaled down
+    shift: float = 0.06  # fraction of half the side
+    mirrored: float = 0.3  # share of drawings whose name has no left or right
+    scaled: float = 0.4  # share rendered larger and scaled down
     grounds: float = 0.15  # share on a light color instead of white
     colors: float = 0.05  # spread of the 3x3 matrix that mixes the channels
     brightness: float = 0.08
@@ -54,11 +54,11 @@ class VitConfig:
     layers: int = 6
     steps: int = 5700
     batch: int = 64
-    others: int = 1024  # drawings of which only the teacher's features are drawn, to contrast with
+    others: int = 1024  # additional teacher features as negatives
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warm_up: int = 150
-    decay_share: float = 0.85  # the last part of the steps, in which the rate falls to zero
+    decay_share: float = 0.85  # final fraction of steps, during which the rate falls to zero
     cosine_weight: float = 5.0
     contrast_scale: float = 15.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -70,17 +70,17 @@ FINAL = VitConfig()
 
 @dataclass(frozen=True, kw_only=True)
 class Drawings:
-    """N drawings with what the teacher says of each."""
+    """N drawings with the teacher's targets."""
 
     pixels: torch.Tensor  # (N, 64, 64, 4) uint8
     scaled: torch.Tensor  # (N,) row of the same drawing, drawn larger, in `pixels`
     targets: torch.Tensor  # (N, 2, E) unit length: the embedding, and the features' main axes
-    sided: torch.Tensor  # (N,) bool: not to be mirrored
-    chance: torch.Tensor  # (N,) probability to be drawn
+    sided: torch.Tensor  # (N,) bool: must not be mirrored
+    chance: torch.Tensor  # (N,) sampling probability
 
 
 def load_drawings(work: WorkDir, held_out: tuple[str, ...] = ()) -> Drawings:
-    """All trained sets, less those held out; chances as for the teacher's projection."""
+    """Load all trained sets except those held out; sampled as for the teacher's projection."""
     icons = load_icons(work, held_out)
     plain, larger, views = [], [], []
     for style in icons.style_names:
@@ -111,7 +111,7 @@ def main_axes(features: torch.Tensor) -> torch.Tensor:
 
 
 def new_vit(config: VitConfig = FINAL) -> Any:
-    """Gives 2 E numbers: the embedding, and what is only learned along (untyped, as open_clip)."""
+    """Return 2 E numbers: the embedding and an auxiliary target (untyped, as open_clip)."""
     vit = VisionTransformer(
         image_size=SIZE,
         patch_size=config.patch,
@@ -161,7 +161,7 @@ def augment(
 
 
 def normalize(images: torch.Tensor) -> torch.Tensor:
-    """(..., 0..1) -> what the ViT sees."""
+    """Normalize pixels 0..1 for the ViT."""
     return (images - MEAN) / STD
 
 
@@ -184,7 +184,7 @@ def unit_parts(outputs: torch.Tensor) -> torch.Tensor:
 def distillation_loss(
     features: torch.Tensor, targets: torch.Tensor, others: torch.Tensor, config: VitConfig
 ) -> torch.Tensor:
-    """Cosine to the teacher, and finding the drawing's own target among all and `others`.
+    """Return the cosine loss to the teacher and the contrastive loss among all and `others`.
 
     Args:
         features: (B, 2, E) of the ViT.
@@ -200,13 +200,13 @@ def distillation_loss(
 
 
 def learning_rate(step: int, config: VitConfig) -> float:
-    """Warm-up, then constant, then linearly to zero: the end can be moved while it is running."""
+    """Return the rate: warm-up, constant, linear to zero; the end can be moved while running."""
     left = (config.steps - step) / (config.decay_share * config.steps)
     return config.learning_rate * min(1.0, (step + 1) / config.warm_up, left)
 
 
 def new_optimizer(vit: Any, config: VitConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and the class token do not decay."""
+    """Build AdamW without decay for biases, norms and the class token."""
     weights = list(vit.parameters())
     groups: list[dict[str, Any]] = [
         {"params": [w for w in weights if w.ndim >= 2]},
@@ -222,7 +222,7 @@ def new_optimizer(vit: Any, config: VitConfig) -> torch.optim.Optimizer:
 
 
 class Training:
-    """One run with all its state, so that a killed one goes on exactly where it was."""
+    """One run with all its state, so that an interrupted run resumes exactly."""
 
     def __init__(self, drawings: Drawings, config: VitConfig) -> None:
         torch.manual_seed(config.seed)
@@ -233,7 +233,7 @@ class Training:
         self.step = 0
 
     def load(self, path: Path) -> None:
-        """Go on from a checkpoint."""
+        """Resume from a checkpoint."""
         stored = torch.load(path, weights_only=True)
         self.vit.load_state_dict(stored["vit"])
         self.optimizer.load_state_dict(stored["optimizer"])
@@ -241,7 +241,7 @@ class Training:
         self.step = stored["step"]
 
     def save(self, path: Path) -> None:
-        """Everything that `load` needs."""
+        """Return the state for `load`."""
         with written_whole(path) as draft:
             torch.save(
                 {
@@ -271,12 +271,12 @@ class Training:
 
 
 def embedding_weights(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The ViT's tensors without the part that is only learned along."""
+    """Return the ViT's tensors without the auxiliary output."""
     return {**weights, "proj": weights["proj"][:, :EMBED_DIM].clone()}
 
 
 def train_small_vit(work: WorkDir, config: VitConfig = FINAL) -> None:
-    """The final run, on all trained styles; goes on from its checkpoint."""
+    """Run the final training on all trained styles; resumes from its checkpoint."""
     if work.small_vit.exists():
         return
     torch.set_flush_denormal(True)
@@ -304,7 +304,7 @@ def train_small_vit(work: WorkDir, config: VitConfig = FINAL) -> None:
 
 
 def main() -> None:
-    """Train, or go on training."""
+    """Train or resume training."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="The pipeline's work folder.")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads. [default: 2]")

@@ -1,4 +1,4 @@
-"""The two npm packages the pipeline draws on, fetched once with `npm pack`."""
+"""Download the two npm packages of the pipeline with `npm pack`."""
 
 import subprocess
 import tarfile
@@ -9,7 +9,7 @@ PACKAGES = {"iconify": "@iconify/json@2.2.535", "emojibase": "emojibase-data@17.
 
 
 def fetch_sources(work: WorkDir) -> None:
-    """Unpack both packages under the work folder, unless they are there."""
+    """Unpack both packages into the work folder unless they exist."""
     for folder, package in PACKAGES.items():
         target = work.root / folder
         if (target / "package").exists():

@@ -1,4 +1,4 @@
-"""The causal text tower: it learns to say what MiniLM says of a name, in whatever template.
+"""The causal text tower, distilled from MiniLM's embeddings of names in any template.
 
 Two savings make it fit two cores, both exact because the tower is causal: all texts of a batch
 share one template, so the words before the name are computed once; and names are batched by
@@ -28,7 +28,7 @@ TEXT_CFG = {
     "layers": 4,
 }
 PRODUCT_TEMPLATE = "a photo of a {}."
-TEMPLATES = {  # template -> how often
+TEMPLATES = {  # template -> sampling weight
     "{}": 3.0,
     "{}.": 1.0,
     PRODUCT_TEMPLATE: 4.0,
@@ -44,7 +44,7 @@ CONTRAST_SCALE = 30.0
 
 
 class TokenTable:
-    """Names as token ids, split into the shared start of a template and the rest."""
+    """Names as token ids, split into the shared prefix of a template and the rest."""
 
     def __init__(self, words: tuple[str, ...], work: WorkDir) -> None:
         self.tokenizer = load_tokenizer(work.bpe)
@@ -52,7 +52,7 @@ class TokenTable:
         self.lengths = np.array([len(name) for name in self.names])
 
     def split(self, template: str, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids before the names (P,), and from the names to the end of text (B, S)."""
+        """Return token ids before the names (P,), and from the names to the end of text (B, S)."""
         before, after = template.split("{}")
         prefix = [self.tokenizer.sot_token_id, *self.tokenizer.encode(before)]
         ending = [*self.tokenizer.encode(after), self.tokenizer.eot_token_id]
@@ -63,7 +63,7 @@ class TokenTable:
 
 
 def new_text_tower() -> TextTransformer:
-    """The tower as open_clip builds it inside CLIP, with its own initial weights."""
+    """Build the tower as open_clip does inside CLIP, with open_clip's initial weights."""
     return TextTransformer(**TEXT_CFG, output_dim=EMBED_DIM, pool_type="argmax")
 
 
@@ -80,7 +80,7 @@ def encode_texts(tower: Any, prefix: torch.Tensor, texts: torch.Tensor) -> torch
     vectors = prefix if prefix.is_floating_point() else tower.token_embedding(prefix)
     shared = (vectors + positions[:start])[None]
     own = tower.token_embedding(texts) + positions[start : start + texts.shape[1]]
-    # Own tokens see the whole prefix, and themselves causally.
+    # Tokens attend to the whole prefix, and causally to each other.
     seen = torch.ones(texts.shape[1], start + texts.shape[1], dtype=torch.bool).tril(start)
     for block in tower.transformer.resblocks:
         query, key, value = _qkv(block, shared)
@@ -126,7 +126,7 @@ def name_features(
 def batches(
     names: Names, table: TokenTable, size: int, rng: np.random.Generator
 ) -> Iterator[tuple[np.ndarray, str]]:
-    """Endless batches of name rows, each with one template; alike in length within a batch."""
+    """Yield endless batches of name rows, one template each, with similar lengths."""
     chance = names.weights / names.weights.sum()
     templates, often = list(TEMPLATES), np.array(list(TEMPLATES.values()))
     while True:
@@ -139,7 +139,7 @@ def batches(
 def distillation_loss(
     features: torch.Tensor, rows: torch.Tensor, targets: torch.Tensor, negatives: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Point where the target points, and be nearer to it than to any other name's target.
+    """Return the cosine loss to the target plus the contrastive loss against other targets.
 
     Args:
         features: (B, E), not normalized.
@@ -162,7 +162,7 @@ def distillation_loss(
 def train_text_tower(
     work: WorkDir, steps: int = 2000, size: int = 512, peak: float = 2e-3, seed: int = 0
 ) -> None:
-    """Train the tower; every 250 steps a checkpoint, from which a killed run goes on."""
+    """Train the tower with a checkpoint every 250 steps; an interrupted run resumes."""
     if work.text_tower.exists():
         return
     names, rng = load_names(work), np.random.default_rng(seed)
@@ -202,7 +202,7 @@ def train_text_tower(
 
 
 def learning_rate(step: int, steps: int, peak: float, warm_up: int = 150) -> float:
-    """Linear warm-up, then a cosine to 1 % of the peak."""
+    """Return the rate: linear warm-up, then a cosine to 1 % of the peak."""
     if step < warm_up:
         return peak * (step + 1) / warm_up
     done = (step - warm_up) / max(1, steps - warm_up)
@@ -252,7 +252,7 @@ def _resume(
 
 @torch.no_grad()
 def _check_encoding(tower: Any, table: TokenTable) -> None:
-    """Sharing the prefix changes nothing: hold `encode_texts` against open_clip's own forward."""
+    """Check that sharing the prefix gives the same features as open_clip's forward."""
     prefix, texts = table.split(PRODUCT_TEMPLATE, np.arange(16))
     whole = torch.zeros(16, CONTEXT_LENGTH, dtype=torch.long)
     whole[:, : len(prefix)] = prefix

@@ -36,5 +36,5 @@ def cut_bpe(work: WorkDir) -> None:
 
 @lru_cache(maxsize=2)
 def load_tokenizer(path: Path) -> open_clip.SimpleTokenizer:
-    """The tokenizer as the product loads it."""
+    """Load the tokenizer as the product does."""
     return open_clip.SimpleTokenizer(bpe_path=str(path), context_length=CONTEXT_LENGTH)

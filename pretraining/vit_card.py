@@ -1,4 +1,4 @@
-"""MODEL_CARD.md beside the small ViT: figures with their command, limits, how it was made."""
+"""MODEL_CARD.md beside the small ViT: figures with their command, limits, training."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 
 
 def write_vit_card(work: WorkDir) -> None:
-    """Fill the template with what this run reached."""
+    """Fill the template with the figures of this run."""
     template = (Path(__file__).parent / "vit_card.md.in").read_text()
     card = template.format(
         patch=FINAL.patch,

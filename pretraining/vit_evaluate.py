@@ -30,7 +30,7 @@ from prompt_serve.research.iconbench.styles import UNSEEN_STYLES
 from prompt_serve.research.iconbench.svg_rendering import on_background
 from prompt_serve.training.clip.backbone import EMBEDDED_VIT, Backbone, load_backbone
 
-Rows = dict[str, tuple[str, str]]  # what was measured -> of the ViT, of its teacher
+Rows = dict[str, tuple[str, str]]  # measurement -> ViT, teacher
 BATCH = 256
 
 
@@ -78,7 +78,7 @@ def measure_styles(pair: Pair) -> Rows:
 
 
 def measure_folder(title: str, folder: Path, pair: Pair) -> Rows:
-    """Zero-shot on both splits, and by class means of the training images."""
+    """Measure zero-shot on both splits, and accuracy by class means of the training images."""
     rows: Rows = {}
     means: list[torch.Tensor] = []
     for split in ("train", "test"):
@@ -99,7 +99,7 @@ def measure_folder(title: str, folder: Path, pair: Pair) -> Rows:
 
 
 def _images(folder: Path) -> Iterator[Image.Image]:
-    """In the order of `encode_labeled`."""
+    """Return labels in the order of `encode_labeled`."""
     for path in sorted(path for path in folder.glob("*/*") if path.suffix in (".jpg", ".png")):
         yield Image.open(path).convert("RGB")
 
@@ -112,14 +112,14 @@ def _class_means(features: torch.Tensor, labels: np.ndarray) -> torch.Tensor:
 def _scores(
     student: torch.Tensor, teacher: torch.Tensor, classes: list[torch.Tensor], labels: np.ndarray
 ) -> tuple[str, str]:
-    """Top-1 of both, each against its own (C, E)."""
+    """Return top-1 of both, each against its own (C, E)."""
     ours = accuracy(student, classes[0], labels.tolist())
     theirs = accuracy(teacher, classes[1], labels.tolist())
     return f"{ours:.1%}", f"{theirs:.1%}"
 
 
 def evaluate_vit(work: WorkDir) -> None:
-    """Measure the files in `prompt_serve/assets`, print the figures and keep them."""
+    """Measure the files in `prompt_serve/assets`, print the figures and store them."""
     pair = Pair(vit=load_backbone(EMBEDDED_VIT), teacher=load_shipped(), work=work)
     rows = measure_styles(pair)
     rows |= measure_folder("emoji sample", EMOJI_SAMPLE, pair)

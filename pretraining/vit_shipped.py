@@ -41,13 +41,13 @@ CONFIG = {
         "interpolation": "bicubic",
         "resize_mode": "shortest",
     },
-    # All tensors outside `visual.` and the tokenizer are those of this folder beside it.
+    # Tensors outside `visual.` and the tokenizer are loaded from this folder.
     "text_from": EMBEDDED.name,
 }
 
 
 def vit_weights(work: WorkDir) -> dict[str, torch.Tensor]:
-    """The trained ViT, or its latest checkpoint while it is still training."""
+    """Load the trained ViT, or its latest checkpoint while it is still training."""
     if work.small_vit.exists():
         weights = torch.load(work.small_vit, weights_only=True)
     else:
@@ -57,7 +57,7 @@ def vit_weights(work: WorkDir) -> dict[str, torch.Tensor]:
 
 
 def write_vit(work: WorkDir) -> None:
-    """model.safetensors (fp16) and config.json under `prompt_serve/assets/embedded-vit`."""
+    """Write model.safetensors (fp16) and config.json to `prompt_serve/assets/embedded-vit`."""
     weights = vit_weights(work)
     wanted = {
         name for name in open_clip.CLIP(**MODEL_CFG).state_dict() if name.startswith("visual.")

@@ -1,4 +1,4 @@
-"""Where the pipeline keeps what it made. Every stage skips itself when its output is there."""
+"""Work folder of the pipeline. Every stage is skipped if its output exists."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ class WorkDir:
 
     root: Path
     photo_features: Path  # npz: features (1000, 1280), one photograph per ImageNet class
-    flowers: Path  # image folder with train/ and test/, for measuring only
+    flowers: Path  # image folder with train/ and test/, for evaluation only
 
     @property
     def iconify(self) -> Path:
@@ -83,7 +83,7 @@ class WorkDir:
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """Yield a neighbor of `path` to write to; it takes the name only when all went well.
+    """Yield a temporary path beside `path`; it is renamed to `path` only on success.
 
     A stage that is killed half-way therefore never looks finished.
     """

@@ -108,7 +108,6 @@ def select_method(
     *,
     max_bytes: int,
     candidates: CandidateSet | Sequence[TrainConfig] = "text",
-    one_standard_error: bool = False,
     name: str = "task",
     cache: FeatureCache | None = None,
     workers: int = 4,
@@ -130,9 +129,6 @@ def select_method(
         candidates: "text" for prompts of the text tower, "all" to include those of the image tower
             (they need a vision transformer and cannot use cached features: far slower), or
             configurations.
-        one_standard_error: select the smallest candidate whose accuracy is within one standard
-            error ``sqrt(a (1 - a) / N)`` of the best. A few validation images hardly tell
-            candidates apart, and a small prompt has less room to fit noise.
         name: of the prompt, kept in its file.
         cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
@@ -160,7 +156,8 @@ def select_method(
     trials = _tried([found for found in sized if not found[1].skipped], trainer, max_bytes)
     for trial in trials:
         on_candidate(trial.row)
-    best = _best(trials, len(images.val), one_standard_error=one_standard_error)
+    able = [trial for trial in trials if not trial.row.skipped]  # zero-shot is always one
+    best = min(able, key=lambda trial: trial.row.selection_key)
     rows = mark_frontier(
         [*skipped, *(replace(trial.row, chosen=trial is best) for trial in trials)]
     )
@@ -265,17 +262,6 @@ def _measured(
         seconds=fit.seconds,
         skipped=TOO_LARGE if too_large else "",
     )
-
-
-def _best(trials: Sequence[_Trial], images: int, *, one_standard_error: bool) -> _Trial:
-    able = [trial for trial in trials if not trial.row.skipped]
-    best = min(able, key=lambda trial: trial.row.selection_key)
-    if not one_standard_error:
-        return best
-    accuracy = best.row.val_accuracy or 0.0
-    least = accuracy - math.sqrt(accuracy * (1.0 - accuracy) / images)
-    near = [trial for trial in able if (trial.row.val_accuracy or 0.0) >= least]
-    return min(near, key=lambda trial: (trial.row.size_bytes or 0, trial.row.selection_key))
 
 
 def _notes(rows: Sequence[Candidate], best: Candidate, max_bytes: int) -> tuple[str, ...]:

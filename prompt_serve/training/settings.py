@@ -35,6 +35,14 @@ class Setting:
     also: tuple[object, ...] = ()  # values accepted beside the bounds or choices
     unset: str = ""  # meaning of None, for the help text
 
+    def shown(self, value: object) -> str:
+        """Return a value as help texts show it."""
+        if value is None:
+            return self.unset
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return str(value)
+
     def fault(self, name: str, value: object) -> str | None:
         """Return a sentence that says why ``value`` is invalid, or None if it is valid."""
         if any(value is other or (value == other and value is not True) for other in self.also):
@@ -113,7 +121,7 @@ def _field(default: object, unset: str, also: tuple[str, ...], **described: Any)
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """How learned text vectors stand in a sentence."""
+    """Places of learned text vectors and class name in a sentence."""
 
     class_position: ClassPosition = "end"  # of the class name among the vectors
     class_specific: bool = False  # every class has vectors of its own
@@ -134,7 +142,7 @@ class MethodSettings:
             raise ConfigInvalid(f"{type(self).__name__} are invalid:", faults)
 
     def placement(self) -> Placement:
-        """Return where the text vectors stand; overridden by methods that let the user choose."""
+        """Return the places of the text vectors; overridden by methods that let the user choose."""
         return Placement()
 
 

@@ -1,6 +1,6 @@
 """Train prompts: one (``train_prompt``), or one per configuration (``train_prompts``)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from prompt_serve.training.batched_loop import OnBatchedEpoch
@@ -10,13 +10,11 @@ from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.loading import read_dataset, unreadable_images
-from prompt_serve.training.loop import EpochRecord, check_names
+from prompt_serve.training.loop import OnEpoch, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
 from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.trainer import Trainer
-
-OnEpoch = Callable[[EpochRecord], object]
 
 
 def open_dataset(

@@ -1,5 +1,6 @@
 """Form of the pages, and the comparison that ``test_code_blocks`` relies on."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,22 @@ def test_a_text_block_belongs_to_the_code_above_it(tmp_path: Path) -> None:
     skipped, python = blocks_of(page)
     assert (skipped.language, skipped.runs, skipped.output) == ("sh", False, ())
     assert (python.language, python.text, python.output) == ("python", "print(1)\n", ("1",))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_named_files_exist(page: Path) -> None:
+    folders = "prompt_serve|tests|deploy|benchmarks|training|service|prompts"
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)`", page.read_text())
+
+    assert [path for path in named if not _exists(path)] == []
+
+
+def _exists(path: str) -> bool:
+    return (ROOT / path).exists() or (ROOT / "prompt_serve" / path).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md"])
+def test_links_outside_of_the_site_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
+
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

@@ -77,10 +77,10 @@ def test_each_run_ends_where_it_would_alone(
         ours, theirs = numbers_of(together), numbers_of(alone)
         assert together.template == alone.template
         assert np.abs(ours - theirs).max() < TOLERANCE
-        for record, wanted in zip(together.history, alone.history, strict=True):
-            assert record.loss == pytest.approx(wanted.loss, abs=1e-4)
-            assert record.learning_rate == wanted.learning_rate
-            assert record.val_loss == pytest.approx(wanted.val_loss, abs=1e-3)
+        for record, expected in zip(together.history, alone.history, strict=True):
+            assert record.loss == pytest.approx(expected.loss, abs=1e-4)
+            assert record.learning_rate == expected.learning_rate
+            assert record.val_loss == pytest.approx(expected.val_loss, abs=1e-3)
     # They differ among each other by far more.
     rows = [numbers_of(alone) for _, alone in pairs]
     for first, second in itertools.pairwise(rows):

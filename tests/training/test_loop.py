@@ -73,11 +73,11 @@ def test_the_gradient_is_that_of_coops_own_loop(
         return float(loss.detach()), context.grad
 
     loss, grad = gradient(ours)
-    wanted_loss, wanted = gradient(lambda c: reference.loss_of_features(c, images, labels))
-    difference = float((grad - wanted).abs().max())
-    print(f"largest gradient {float(wanted.abs().max()):.2e}, difference {difference:.2e}")
-    assert float(wanted.abs().max()) > 1e-4
-    assert loss == pytest.approx(wanted_loss, abs=1e-5)
+    expected_loss, expected = gradient(lambda c: reference.loss_of_features(c, images, labels))
+    difference = float((grad - expected).abs().max())
+    print(f"largest gradient {float(expected.abs().max()):.2e}, difference {difference:.2e}")
+    assert float(expected.abs().max()) > 1e-4
+    assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert difference < 1e-5
 
 

@@ -23,9 +23,9 @@ from prompt_serve.training.train import train_prompt, train_prompts
 
 CONFIG = make_config(method="zero-shot", shots=4, epochs=3, views=1)
 TRIED = [
-    make_config(**{**CONFIG.shared(), "method": "dip", "rank": 1}),
-    make_config(**{**CONFIG.shared(), "method": "dip", "rank": 2}),
-    make_config(**{**CONFIG.shared(), "method": "coop", "learning_rate": 5.0}),
+    CONFIG.replace(method="dip", rank=1),
+    CONFIG.replace(method="dip", rank=2),
+    CONFIG.replace(method="coop", learning_rate=5.0),
 ]
 
 

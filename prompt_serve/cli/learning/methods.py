@@ -43,5 +43,4 @@ def _lines(method: "Method[Any]") -> Iterable[str]:
         yield ""
         yield f"Settings (prompt-serve train --method {method.name} --help lists all):"
     for name, setting in own.items():
-        default = setting.unset if defaults[name] is None else defaults[name]
-        yield f"  --{name.replace('_', '-'):<20} {setting.help} [{default}]"
+        yield f"  --{name.replace('_', '-'):<20} {setting.help} [{setting.shown(defaults[name])}]"

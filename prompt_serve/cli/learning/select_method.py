@@ -32,7 +32,8 @@ def auto_options() -> list[click.Parameter]:
         ),
         click.Option(
             ["--candidates"], type=click.Choice(["text", "all"]), default="text", show_default=True,
-            help="Methods to try: those of the text tower, or all; all need a ViT and take longer.",
+            help="Methods to try: those that prompt the text tower, or all, which needs a ViT and "
+            "takes longer.",
         ),
     ]  # fmt: skip
 

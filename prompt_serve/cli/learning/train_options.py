@@ -167,11 +167,10 @@ def setting_options(
 
 def _option(name: str, setting: Setting, default: Any) -> click.Option:
     flag = f"--{name.replace('_', '-')}"
+    help_ = f"{setting.help} [default: {setting.shown(default)}]"
     if set(setting.choices) == {True, False}:
         off = f"--no-{name.replace('_', '-')}"
-        help_ = f"{setting.help} [default: {'yes' if default else 'no'}]"
         return click.Option([f"{flag}/{off}", name], default=None, help=help_)
-    help_ = f"{setting.help} [default: {setting.unset if default is None else default}]"
     if setting.choices:
         kind: Any = type(setting.choices[0])
         metavar = "|".join(map(str, setting.choices))

@@ -103,8 +103,8 @@ def _described(row: "Baseline") -> dict[str, Any]:
 
 def _table(rows: Sequence["Baseline"]) -> Iterable[str]:
     parts = list(rows[0].parts)
-    heads = "".join(f" {part:>8}" for part in parts)
-    yield f"{'baseline':<14}{heads} {'numbers':>10}  settings"
+    headers = "".join(f" {part:>8}" for part in parts)
+    yield f"{'baseline':<14}{headers} {'numbers':>10}  settings"
     for row in rows:
         figures = "".join(f" {row.parts[part].accuracy:>8.1%}" for part in parts)
         settings = ", ".join(f"{name} {value:.3g}" for name, value in row.settings.items())

@@ -107,11 +107,11 @@ def build_iconbench(
 
 
 def _counts(task: str, rows: Iterable[ManifestRow]) -> dict[str, int]:
-    own = [row for row in rows if row.task == task]
-    parts = Counter(row.part for row in own)
-    styles = Counter(row.style for row in own)
+    of_task = [row for row in rows if row.task == task]
+    parts = Counter(row.part for row in of_task)
+    styles = Counter(row.style for row in of_task)
     return {
-        "classes": len({row.class_name for row in own}),
+        "classes": len({row.class_name for row in of_task}),
         **{part: parts[part] for part in (TRAIN, VAL, TEST)},
         **{style: styles[style] for style in DOMAIN_STYLES},
     }

@@ -8,7 +8,7 @@ from prompt_serve.research.protocols.comparison_lines import ComparedFigure, Com
 from prompt_serve.research.protocols.summary import TRANSFER
 
 NOTHING = "-"
-WIDTH = 100  # characters per line of wrapped sentences
+WIDTH, MARKDOWN_WIDTH = 100, 120  # characters per line of wrapped sentences
 
 
 def as_text(comparison: Comparison) -> str:
@@ -24,7 +24,9 @@ def as_markdown(comparison: Comparison) -> str:
     parts = [f"**{_title(comparison)}**", ""]
     parts += [f"| {' | '.join(row)} |" for row in (head, rule, *rows)]
     for title, points in _lists(comparison):
-        parts += ["", f"{title}:", "", *(f"- {point}" for point in points)]
+        parts += ["", f"{title}:", ""]
+        for point in points:
+            parts += _wrapped(point, MARKDOWN_WIDTH, "- ", "  ")
     return "\n".join(parts) + "\n"
 
 
@@ -46,15 +48,24 @@ def _text_lines(comparison: Comparison) -> Iterator[str]:
         yield ""
         yield f"{title}:"
         for point in points:
-            yield from textwrap.wrap(
-                point, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=False
-            )
+            yield from _wrapped(point, WIDTH, "  ", "    ")
+
+
+def _wrapped(text: str, width: int, first: str, others: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=first,
+        subsequent_indent=others,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _title(comparison: Comparison) -> str:
     learned = f", learned on {comparison.learned_on}" if comparison.learned_on else ""
     spread = any(cell.ours and cell.ours.seeds > 1 for cell in _all_cells(comparison))
-    unit = "accuracy in percent" + (", mean ± standard deviation over seeds" if spread else "")
+    unit = "accuracy (%)" + (", mean ± standard deviation over seeds" if spread else "")
     beside = "; the paper's figure, and ours minus theirs" if comparison.with_papers else ""
     return (
         f"{comparison.protocol} on {comparison.suite}{learned}, {comparison.backbone}: "

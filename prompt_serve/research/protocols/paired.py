@@ -137,8 +137,8 @@ def _differences(
 def _paired(
     label: str, other: str, test_set: str, differences: Mapping[str, Sequence[float]]
 ) -> PairedComparison:
-    pairs = [value for own in differences.values() for value in own]
-    means = {name: statistics.fmean(own) for name, own in differences.items()}
+    pairs = [value for values in differences.values() for value in values]
+    means = {name: statistics.fmean(values) for name, values in differences.items()}
     low, high = _interval(list(differences.values()))
     return PairedComparison(
         label=label,
@@ -163,10 +163,10 @@ def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
     count = len(differences)
     drawn = rng.integers(count, size=(RESAMPLES, count))  # (RESAMPLES, count) dataset indexes
     means = np.empty((RESAMPLES, count))  # mean over resampled seeds of each drawn dataset
-    for index, own in enumerate(differences):
+    for index, values in enumerate(differences):
         chosen = drawn == index
-        seeds = rng.integers(len(own), size=(int(chosen.sum()), len(own)))
-        means[chosen] = np.asarray(own)[seeds].mean(axis=1)
+        seeds = rng.integers(len(values), size=(int(chosen.sum()), len(values)))
+        means[chosen] = np.asarray(values)[seeds].mean(axis=1)
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(means.mean(axis=1), (tail, 1 - tail))
     return float(low), float(high)

@@ -154,9 +154,9 @@ def _cleaned(svg: str, name: str) -> Markup:
                 parent.remove(child)
     used = set(re.findall(r'(?:url\(|href=")#([^)"]+)', svg))
     for element in root.iter():
-        own = element.attrib.pop("id", None)
-        if own in used:
-            element.set("id", f"{name}-{own}")
+        element_id = element.attrib.pop("id", None)
+        if element_id in used:
+            element.set("id", f"{name}-{element_id}")
         for key, value in list(element.attrib.items()):
             value = value.replace("url(#", f"url(#{name}-")
             if key.endswith("href") and value.startswith("#"):

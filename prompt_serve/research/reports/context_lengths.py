@@ -32,15 +32,15 @@ def context_lengths_section(runs: Sequence[StoredRun], options: ReportOptions) -
     """Build a chart for each row that prunes; few-shot runs with the most shots only."""
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
-        own = [run for run in most_shots(group) if _prunes(run)]
-        for dataset in options.chosen_datasets(own):
-            of_dataset = [run for run in own if run.result.dataset == dataset]
+        selected = [run for run in most_shots(group) if _prunes(run)]
+        for dataset in options.chosen_datasets(selected):
+            of_dataset = [run for run in selected if run.result.dataset == dataset]
             labels = list(dict.fromkeys(run.result.label for run in of_dataset))
             labels = [options.row] if options.row in labels else labels[:ROWS]
-            for place, label in enumerate(labels):
+            for position, label in enumerate(labels):
                 chosen = [run for run in of_dataset if run.result.label == label]
                 title = f"{label}: {title_of(*key)}, {dataset}"
-                blocks.append(_chart(chosen, title, f"lengths{number}-{len(blocks)}-{place}"))
+                blocks.append(_chart(chosen, title, f"lengths{number}-{len(blocks)}-{position}"))
     return Section(
         anchor="lengths",
         title="Pruning of context lengths",
@@ -98,7 +98,7 @@ def _chart(runs: Sequence[StoredRun], title: str, name: str) -> Chart:
         title=title,
         svg=draw(paint, name=name, height=1.1 + 0.19 * blocks),
         alt="keys and values left in each block, by epoch, for both towers; at the end "
-        + "; ".join(f"{tower}: {_listed(own)}" for tower, own in end.items()),
+        + "; ".join(f"{tower}: {_listed(lengths)}" for tower, lengths in end.items()),
         caption=f"Keys and values left in each block, of {_short(highest)}; darker means more. "
         f"The numbers to the right are those at the end. {_over(seeds)}",
         tables=[_table(found, title)],
@@ -114,7 +114,7 @@ def _map(
     colors = LinearSegmentedColormap.from_list("lengths", BLUES)
     blocks = len(by_epoch[0])
     for block in range(blocks):
-        column = [own[block] for own in by_epoch]
+        column = [lengths[block] for lengths in by_epoch]
         spans, shades, first = [], [], 0
         for length, same in groupby(column):
             count = len(list(same))
@@ -152,8 +152,8 @@ def _short(length: float) -> str:
     return f"{length:.1f}".removesuffix(".0")
 
 
-def _listed(own: Sequence[float]) -> str:
-    return ", ".join(_short(length) for length in own)
+def _listed(lengths: Sequence[float]) -> str:
+    return ", ".join(_short(length) for length in lengths)
 
 
 def _over(seeds: int) -> str:

@@ -66,11 +66,11 @@ def curves_section(runs: Sequence[StoredRun]) -> Section:
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         shots = max(run.result.shots for run in group)
-        own = [run for run in group if run.result.shots == shots and run.history]
+        selected = [run for run in group if run.result.shots == shots and run.history]
         title = f"{title_of(*key)}, {shots} shots"
         row_styles = styles(run.result.label for run in group)
         for measure in MEASURES:
-            blocks += _charts(own, measure, row_styles, title, f"curves{number}-{measure.key}")
+            blocks += _charts(selected, measure, row_styles, title, f"curves{number}-{measure.key}")
     return Section(
         anchor="curves",
         title="Learning curves",
@@ -91,17 +91,17 @@ def mean_curve(runs: Sequence[StoredRun], of: Callable[[EpochRecord], float | No
         {record.epoch + 1: found for record in run.history if (found := of(record)) is not None}
         for run in runs
     ]
-    shared = sorted(set.intersection(*(set(own) for own in values))) if values else []
-    shared = [epoch for epoch in shared if all(math.isfinite(own[epoch]) for own in values)]
+    shared = sorted(set.intersection(*(set(of_run) for of_run in values))) if values else []
+    shared = [epoch for epoch in shared if all(math.isfinite(of_run[epoch]) for of_run in values)]
     seeds = dict.fromkeys(run.result.seed for run in runs)
     by_seed = [
-        [own for own, run in zip(values, runs, strict=True) if run.result.seed == seed]
+        [of_run for of_run, run in zip(values, runs, strict=True) if run.result.seed == seed]
         for seed in seeds
     ]
     means, spreads = [], []
     for epoch in shared:
-        each = [statistics.fmean(own[epoch] for own in of_seed) for of_seed in by_seed]
-        means.append(statistics.fmean(own[epoch] for own in values))
+        each = [statistics.fmean(of_run[epoch] for of_run in of_seed) for of_seed in by_seed]
+        means.append(statistics.fmean(of_run[epoch] for of_run in values))
         spreads.append(statistics.stdev(each) if len(each) > 1 else 0.0)
     return Curve(epochs=tuple(shared), mean=tuple(means), spread=tuple(spreads))
 
@@ -165,9 +165,9 @@ def _charts(
                     else f" The {len(shown)} rows with the best validation accuracy."
                 ),
                 tables=[
-                    _table(own, measure, f"{title}: {dataset}")
-                    for dataset, own in apart.items()
-                    if own
+                    _table(selected, measure, f"{title}: {dataset}")
+                    for dataset, selected in apart.items()
+                    if selected
                 ],
             )
         )
@@ -175,8 +175,8 @@ def _charts(
 
 
 def _of_dataset(runs: Sequence[StoredRun], dataset: str, label: str, measure: CurveMetric) -> Curve:
-    own = [run for run in runs if (run.result.dataset, run.result.label) == (dataset, label)]
-    return mean_curve(own, measure.of)
+    selected = [run for run in runs if (run.result.dataset, run.result.label) == (dataset, label)]
+    return mean_curve(selected, measure.of)
 
 
 def _most_accurate(runs: Sequence[StoredRun], labels: list[str]) -> list[str]:
@@ -226,9 +226,9 @@ def _by_dataset(
 ) -> None:
     columns = min(4, max(2, len(curves)))
     axes = panels(figure, len(curves), columns, sharex=True)
-    for one, (dataset, own) in zip(axes, curves.items(), strict=True):
+    for one, (dataset, selected) in zip(axes, curves.items(), strict=True):
         whole_steps(one)
-        for label, curve in own.items():
+        for label, curve in selected.items():
             _line(one, curve, row_styles[label], label, band=False)
         one.set_title(name_of(dataset, 30))
     named = {t.get_label(): t for one in axes for t in one.get_lines()}

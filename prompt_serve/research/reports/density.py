@@ -105,15 +105,15 @@ def centered(points: Sequence[RunPoint]) -> list[RunPoint]:
     """Subtract the mean of its dataset from each point."""
     moved = []
     for name in dict.fromkeys(point.dataset for point in points):
-        own = [point for point in points if point.dataset == name]
-        density = math.fsum(point.density for point in own) / len(own)
-        accuracy = math.fsum(point.accuracy for point in own) / len(own)
+        selected = [point for point in points if point.dataset == name]
+        density = math.fsum(point.density for point in selected) / len(selected)
+        accuracy = math.fsum(point.accuracy for point in selected) / len(selected)
         # Rounded so that values equal up to the last bit keep equal ranks.
         moved += [
             RunPoint(dataset=name, label=point.label, seed=point.seed,
                 density=round(point.density - density, 12),
                 accuracy=round(point.accuracy - accuracy, 12))
-            for point in own
+            for point in selected
         ]  # fmt: skip
     return moved
 
@@ -159,9 +159,9 @@ def _chart(runs: Sequence[StoredRun], ks: Sequence[int], title: str, number: int
 
 def _scatter(axes: "Axes", points: Sequence[RunPoint], row_styles: Mapping[str, Style]) -> None:
     for label in dict.fromkeys(point.label for point in points):
-        own = [point for point in points if point.label == label]
+        selected = [point for point in points if point.label == label]
         axes.plot(
-            [point.density for point in own], [100 * point.accuracy for point in own],
+            [point.density for point in selected], [100 * point.accuracy for point in selected],
             row_styles[label].mark, color=row_styles[label].color, markersize=4.5, alpha=0.8,
             label=name_of(label), markeredgewidth=0,
         )  # fmt: skip
@@ -213,10 +213,10 @@ def _points_table(points: Sequence[RunPoint], title: str) -> ReportTable:
             [
                 dataset,
                 label,
-                f"{math.fsum(point.density for point in own) / len(own):.4f}",
-                percent(math.fsum(point.accuracy for point in own) / len(own)),
-                str(len(own)),
+                f"{math.fsum(point.density for point in selected) / len(selected):.4f}",
+                percent(math.fsum(point.accuracy for point in selected) / len(selected)),
+                str(len(selected)),
             ]
-            for (dataset, label), own in groups.items()
+            for (dataset, label), selected in groups.items()
         ],
     )

@@ -36,8 +36,8 @@ def overview_section(runs: Sequence[StoredRun], summaries: Sequence[Summary]) ->
     """Build the section on runs, backbones, versions and caveats."""
     groups = by_comparison(runs)
     rows = []
-    for (protocol, suite, backbone), own in groups.items():
-        results = [run.result for run in own]
+    for (protocol, suite, backbone), group in groups.items():
+        results = [run.result for run in group]
         rows.append(
             [
                 PROTOCOLS.get(protocol, protocol),
@@ -78,9 +78,9 @@ def notes(runs: Sequence[StoredRun], summaries: Sequence[Summary]) -> list[str]:
             "There are several backbones. Their rows are in separate tables; figures on one "
             "backbone cannot be compared with figures on another."
         )
-    for (protocol, _, backbone), own in groups.items():
+    for (protocol, _, backbone), group in groups.items():
         where = f"{PROTOCOLS.get(protocol, protocol)} on {backbone}"
-        results = [run.result for run in own]
+        results = [run.result for run in group]
         apart = f"{backbone}: " if several else ""
         found += [f"{apart}{note}" for note in fairness_notes(results)]
         found += [f"{where}: {note}" for note in _precision(results)]

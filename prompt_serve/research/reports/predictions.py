@@ -126,11 +126,11 @@ def confusions(predictions: StoredPredictions) -> list[tuple[int, int, int]]:
 
 def _shown(runs: Sequence[StoredRun], options: ReportOptions) -> Iterator[ShownRun]:
     for number, (key, group) in enumerate(by_comparison(runs).items()):
-        own = most_shots(group)
-        rows = options.rows(own)
-        kept = [run for run in own if run.result.label in rows and run.predicted_test_sets]
-        for place, dataset in enumerate(options.chosen_datasets(kept)):
-            of_dataset = [run for run in kept if run.result.dataset == dataset]
+        selected = most_shots(group)
+        rows = options.rows(selected)
+        stored = [run for run in selected if run.result.label in rows and run.predicted_test_sets]
+        for position, dataset in enumerate(options.chosen_datasets(stored)):
+            of_dataset = [run for run in stored if run.result.dataset == dataset]
             if not of_dataset:
                 continue
             run = min(of_dataset, key=lambda run: run.result.seed)
@@ -139,9 +139,9 @@ def _shown(runs: Sequence[StoredRun], options: ReportOptions) -> Iterator[ShownR
                     run=run,
                     test_set=test_set,
                     predictions=run.predictions(test_set),
-                    zero_shot=_zero_shot(own, run, test_set),
+                    zero_shot=_zero_shot(selected, run, test_set),
                     title=f"{run.result.label}, {title_of(*key)}, {dataset} ({test_set})",
-                    name=f"answers{number}-{place}-{run.predicted_test_sets.index(test_set)}",
+                    name=f"predictions{number}-{position}-{run.predicted_test_sets.index(test_set)}",
                 )
 
 

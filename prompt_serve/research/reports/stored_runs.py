@@ -138,9 +138,9 @@ def best_row(runs: Sequence[StoredRun]) -> str | None:
     datasets = {run.result.dataset for run in runs}
     means: dict[str, float] = {}
     for label in dict.fromkeys(run.result.label for run in runs):
-        own = [run.result for run in runs if run.result.label == label]
-        validated = [r.validation_accuracy for r in own if r.validation_accuracy is not None]
-        if len(validated) == len(own) and {r.dataset for r in own} == datasets:
+        of_label = [run.result for run in runs if run.result.label == label]
+        validated = [r.validation_accuracy for r in of_label if r.validation_accuracy is not None]
+        if len(validated) == len(of_label) and {r.dataset for r in of_label} == datasets:
             means[label] = sum(validated) / len(validated)
     return max(means, key=lambda label: means[label], default=None)
 

@@ -40,11 +40,11 @@ def confused_pairs(predictions: StoredPredictions, title: str, thumbnails: Thumb
     names = predictions.class_names
     pairs = []
     for image in most_confident_mistakes(predictions):
-        own, predicted = int(predictions.labels[image]), int(predictions.predicted[image, 0])
+        true_class, predicted = int(predictions.labels[image]), int(predictions.predicted[image, 0])
         confidence = percent(float(predictions.probabilities[image, 0]))
         left = _described(
             thumbnails(predictions.paths[image]),
-            f"{names[own]}",
+            f"{names[true_class]}",
             f"predicted {names[predicted]}, {confidence}\N{NO-BREAK SPACE}%",
             Path(predictions.paths[image]).name,
         )

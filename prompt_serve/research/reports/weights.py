@@ -46,9 +46,9 @@ def weights_section(runs: Sequence[StoredRun], options: ReportOptions) -> Sectio
     blocks: list[Block] = []
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         row_styles = styles(run.result.label for run in group)
-        own = most_shots(group)
-        blocks += _histograms(own, options, row_styles, title_of(*key), number)
-        blocks += _trends(own, options, row_styles, title_of(*key), number)
+        selected = most_shots(group)
+        blocks += _histograms(selected, options, row_styles, title_of(*key), number)
+        blocks += _trends(selected, options, row_styles, title_of(*key), number)
     return Section(
         anchor="weights",
         title="Learned numbers and codebooks",
@@ -260,16 +260,17 @@ def _trend_table(runs: Sequence[StoredRun], title: str) -> ReportTable:
     for run in runs:
         groups.setdefault(run.result.label, []).append(run)
     rows = []
-    for label, own in groups.items():
-        made = [int(run.history[-1].facts.get(RECLUSTERINGS, 0)) for run in own]
-        ends = [float(run.history[-1].facts.get(DIVERGENCE, 0.0)) for run in own]
+    for label, selected in groups.items():
+        made = [int(run.history[-1].facts.get(RECLUSTERINGS, 0)) for run in selected]
+        ends = [float(run.history[-1].facts.get(DIVERGENCE, 0.0)) for run in selected]
         largest = [
-            max(float(record.facts.get(DIVERGENCE, 0.0)) for record in run.history) for run in own
+            max(float(record.facts.get(DIVERGENCE, 0.0)) for record in run.history)
+            for run in selected
         ]
         rows.append(
             [
                 label,
-                str(len(own)),
+                str(len(selected)),
                 f"{statistics.fmean(made):.2f}",
                 str(max(made)),
                 f"{statistics.fmean(largest):.4f}",
@@ -288,8 +289,8 @@ def _of_one_dataset(
 ) -> tuple[str, list[StoredRun]]:
     """Return runs of the first requested or available dataset, by default of its first seed."""
     datasets = options.chosen_datasets(runs)
-    own = [run for run in runs if run.result.dataset in datasets[:1]]
-    if one_seed and own:
-        seed = min(run.result.seed for run in own)
-        own = [run for run in own if run.result.seed == seed]
-    return "".join(datasets[:1]), own
+    selected = [run for run in runs if run.result.dataset in datasets[:1]]
+    if one_seed and selected:
+        seed = min(run.result.seed for run in selected)
+        selected = [run for run in selected if run.result.seed == seed]
+    return "".join(datasets[:1]), selected

@@ -65,7 +65,10 @@ class AdaptSettings(CodebookSettings):
         also=(AUTO,),
     )  # fmt: skip
     tokens_per_block: int = whole(16, 1, 255, "Rows per block before pruning.")
-    prune_score: PruneScore = choice("snip", get_args(PruneScore), "Measure of importance.")
+    prune_score: PruneScore = choice(
+        "snip", get_args(PruneScore),
+        "Importance of a row: gradient times value (snip), norm of the gradient, or norm (l2).",
+    )  # fmt: skip
     prune_step: int = whole(4, 1, 10_000, "Rows removed at each pruning.")
     prune_interval: int = whole(
         80, 1, 1_000_000,

@@ -1,4 +1,4 @@
-"""What a method of prompt learning is, and what the training loop calls it for.
+"""The interface between a method of prompt learning and the training loop.
 
 Learning contexts (``PromptLearner``), storing them (``prompts.encodings``) and folding them for use
 (``prompts.folding``) are three things. A learner does the first and hands over the second; only

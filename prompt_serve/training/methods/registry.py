@@ -61,7 +61,7 @@ class MethodRegistry(Mapping[str, "Method[Any]"]):
                     owner = _distribution(self._found[place.name])
                 if owner is None:
                     self._found[place.name] = place
-                elif place != self._found.get(place.name):
+                else:
                     _log.warning(
                         "Method %r of %s is ignored: %s has a method of that name.",
                         place.name, _distribution(place), owner,

@@ -44,11 +44,14 @@ class CodebookSettings(MethodSettings):
     """Settings of methods whose values can be stored in codebooks."""
 
     bits: int | None = choice(
-        None, BITS, "Bits per learned number: 1, 2, 4 or 8.", unset="float16 numbers, no codebook"
+        None,
+        BITS,
+        "Bits per learned number, through a codebook.",
+        unset="float16 numbers, no codebook",
     )
     quantization: Quantization = choice(
         "qat", get_args(Quantization),
-        "Quantize in training (qat), or what was learned without a codebook (ptq).",
+        "Quantize in training (qat), or after training without a codebook (ptq).",
     )  # fmt: skip
     recluster_above: float = number(
         0.01, 0.0, 100.0, "KL divergence of the code histogram above which a new codebook is made."
@@ -57,7 +60,7 @@ class CodebookSettings(MethodSettings):
         50, 1, 1_000_000, "Training steps between two checks of that divergence."
     )
     recluster_on_error: bool = switch(
-        False, "Make a new codebook only if the quantization error has grown, too."
+        False, "Also require that the quantization error has grown before a new codebook is made."
     )
 
     def new_codebook(self, initial: Tensor) -> "AdaptiveCodebook | None":

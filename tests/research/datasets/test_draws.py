@@ -96,7 +96,7 @@ def test_eurosats_lists_are_one_stream_over_ranges(shots: int, seed: int) -> Non
 
 
 def test_classes_are_drawn_in_the_order_in_which_they_appear() -> None:
-    """As in Flowers102 and StanfordCars, whose lists do not begin with label 0."""
+    """The lists of Flowers102 and StanfordCars do not begin with label 0."""
     sizes, order = (30, 50, 40), (2, 0, 1)
     at = 0
     items = []

@@ -1,4 +1,4 @@
-"""What is said of the public datasets."""
+"""Specifications of the public datasets."""
 
 from pathlib import PurePosixPath
 

@@ -46,7 +46,7 @@ HIDDEN = {"noto-v1": "frog"}
 
 
 def emoji_data() -> list[dict[str, Any]]:
-    """As emojibase lists them: in another order, with skin tones and what belongs to no group."""
+    """Emojibase data: unordered, with skin tones and an entry without group."""
     listed = [
         {"label": label, "order": n, "group": group, "subgroup": subgroup, "hexcode": f"{n:04X}"}
         for n, (label, group, subgroup) in enumerate(EMOJI)

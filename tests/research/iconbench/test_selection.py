@@ -1,4 +1,4 @@
-"""What is chosen from a small hand-made world: nine emoji in eleven styles."""
+"""Selection from a small hand-made world: nine emoji in eleven styles."""
 
 from dataclasses import replace
 

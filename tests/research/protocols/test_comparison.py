@@ -224,7 +224,7 @@ ROWS = [
 def test_one_dataset_as_text() -> None:
     head, _, *table = as_text(only(ROWS)).splitlines()
 
-    assert head.startswith("base-to-new on papers, ViT-B-16/openai: accuracy in percent; the paper")
+    assert head.startswith("base-to-new on papers, ViT-B-16/openai: accuracy (%); the paper")
     assert table[:3] == [
         "dataset      row           base  paper  diff.    new  paper  diff.      H  paper  diff.",
         "oxford_pets  CLIP         91.17  91.17  +0.00  97.26  97.26  +0.00  94.12  94.12  +0.00",

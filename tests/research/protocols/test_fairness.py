@@ -1,4 +1,4 @@
-"""What should be equal between runs and is not, is said."""
+"""Differences between runs that should be equal are reported."""
 
 from prompt_serve.research.protocols.fairness import fairness_notes
 from tests.research.protocols.made_up import base_new

@@ -1,4 +1,4 @@
-"""How rows of a table are written down on the command line."""
+"""Notation of table rows on the command line."""
 
 import pytest
 

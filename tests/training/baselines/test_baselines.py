@@ -303,8 +303,8 @@ def test_cocoops_class_features_are_those_of_padded_sentences(
             words[1:5] = context
             hidden = (words + clip.positional_embedding).unsqueeze(0)
             hidden = clip.ln_final(clip.transformer(hidden, attn_mask=clip.attn_mask))
-            wanted = F.normalize(hidden[0, len(ids) - 1] @ clip.text_projection, dim=-1)
-            assert float((row[c] - wanted).detach().abs().max()) < 1e-5
+            expected = F.normalize(hidden[0, len(ids) - 1] @ clip.text_projection, dim=-1)
+            assert float((row[c] - expected).detach().abs().max()) < 1e-5
 
 
 def test_cocoop_validates_what_its_file_holds_and_cannot_be_served(
