@@ -39,21 +39,23 @@ COMMANDS: dict[str, LazyCommand] = {
         "Measure a prompt file on labeled images.",
     ),
     "baselines": LazyCommand(
-        "prompt_serve.cli.research.baselines", "baselines", "Measure what a prompt has to beat."
+        "prompt_serve.cli.research.baselines",
+        "baselines",
+        "Evaluate zero-shot and adapter baselines.",
     ),
     "data": LazyCommand(
-        "prompt_serve.cli.research.data", "data", "See and fetch benchmark datasets."
+        "prompt_serve.cli.research.data", "data", "List, check and build benchmark datasets."
     ),
     "protocol": LazyCommand(
         "prompt_serve.cli.research.protocol",
         "protocol",
-        "Measure methods on your datasets, as papers do.",
+        "Evaluate methods on your datasets by the papers' protocols.",
     ),
     "reproduce": LazyCommand(
-        "prompt_serve.cli.research.reproduce", "reproduce", "Put the papers' figures beside ours."
+        "prompt_serve.cli.research.reproduce", "reproduce", "Reproduce the papers' benchmarks."
     ),
     "report": LazyCommand(
-        "prompt_serve.cli.research.report", "report", "Show runs on one HTML page."
+        "prompt_serve.cli.research.report", "report", "Write the results of runs to one HTML page."
     ),
     "inspect": LazyCommand(
         "prompt_serve.cli.learning.inspect", "inspect", "Show what a file holds."
