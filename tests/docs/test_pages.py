@@ -1,6 +1,7 @@
 """Form of the pages, and the comparison that ``test_code_blocks`` relies on."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,12 @@ import pytest
 from tests.docs.pages import blocks_of, missing_lines
 from tests.service.process import ROOT
 
-OTHERS = {"docs/protocols.md", "docs/report.md", "docs/datasets.md", "docs/iconbench.md"}
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINE_LENGTH = 120
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_lines_of_prose_are_short(page: Path) -> None:
-    if str(page.relative_to(ROOT)) in OTHERS:
-        pytest.skip("written elsewhere")
     lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
 
     assert [line for line in lines if len(line) > LINE_LENGTH] == []
@@ -62,3 +60,14 @@ def test_links_outside_of_the_site_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
 
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.name)
+def test_members_that_an_api_page_lists_exist(page: Path) -> None:
+    blocks = re.split(r"^::: ", page.read_text(), flags=re.MULTILINE)[1:]
+    assert blocks
+    for block in blocks:
+        name = block.split("\n", 1)[0].strip()
+        listed = re.search(r"members: \[(.*?)\]", block, re.DOTALL)
+        for member in re.findall(r"\w+", listed.group(1)) if listed else ():
+            assert hasattr(import_module(name), member), f"{name} has no {member}"

@@ -83,9 +83,10 @@ class ListedDataset:
 @root_option
 @json_option
 def list_datasets(root: Path, as_json: bool) -> None:
-    """List the papers' datasets, with download instructions for missing ones.
+    """List the papers' datasets on disk.
 
-    Only folders are checked; "data check" reads a dataset.
+    Missing datasets are listed with download instructions. Only folders are checked; "data check"
+    reads a dataset.
 
     \b
     prompt-serve data list --datasets-root /data

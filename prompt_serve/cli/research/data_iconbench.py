@@ -40,9 +40,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @json_option
 def iconbench(**options: Any) -> None:
-    """Download 36 MB of emoji from npm and render IconBench: eleven tasks in eleven styles.
+    """Build IconBench from emoji on npm.
 
-    Packages are verified by checksum. Existing files are kept, so an interrupted run resumes.
+    Downloads 36 MB and renders eleven tasks in eleven styles. Packages are verified by checksum.
+    Existing files are kept, so an interrupted run resumes.
 
     Example: prompt-serve data iconbench --workers 4
     """

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from prompt_serve.research.protocols.results import Result
 
 DESCRIBED = (
-    ("base-to-new", "Train on half of the classes; test on them and on the other half."),
-    ("few-shot", "Train on all classes with 1, 2, 4, 8 and 16 images each."),
+    ("base-to-new", "Train on half of the classes; test on both halves."),
+    ("few-shot", "Train on all classes with few images each."),
     ("cross-dataset", "Train on one dataset; test on all others."),
-    ("domain-generalization", "Train on one dataset; test on its classes in other domains."),
+    ("domain-generalization", "Train on one dataset; test on its domains."),
 )
 
 

@@ -96,9 +96,7 @@ def _load(
 ) -> BenchDataset:
     return BenchDataset(
         name=spec.name,
-        title=spec.title,
         split=read_split(location, spec),
         template=template,
         domains=ImagesByName(domains if spec.name == SOURCE else {}),
-        note=spec.note,
     )

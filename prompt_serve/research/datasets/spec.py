@@ -47,11 +47,6 @@ def imagenet_domains() -> Mapping[str, DatasetSpec]:
     return _specs("domains")
 
 
-def template_sets() -> tuple[str, ...]:
-    """Return the names of the sets of hand-written sentences."""
-    return tuple(_document()["templates"])
-
-
 def template_of(dataset: str, templates: str = COOP) -> str:
     """Return the hand-written sentence of a dataset, with ``{}`` for the class name.
 

@@ -12,13 +12,11 @@ class BenchDataset:
     """Input dataset of a protocol."""
 
     name: str  # as on the command line and in results: "oxford_pets"
-    title: str  # as in tables: "OxfordPets"
     split: Split
     template: str  # hand-written sentence with {}, for the zero-shot row
     # Domains by name, each over its own classes, which may be a subset of the dataset's
     # (ImageNet-A and -R have 200 of 1,000).
     domains: Mapping[str, ImageSet] = field(default_factory=dict)
-    note: str = ""  # caveat for readers of its figures
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -78,7 +78,6 @@ def _load(
 ) -> BenchDataset:
     return BenchDataset(
         name=name,
-        title=name,
         split=read_dataset(path),
         template=template,
         domains=ImagesByName(domains),

@@ -24,9 +24,9 @@ TEST_STYLE = "emojione"
 OUTDOORS = ("wildlife", "transport", "nature", "architecture", "weather")
 INDOORS = ("people", "groceries", "office supplies", "emotion", "music", "gesture", "sports")
 SAMPLE_TASKS = {
-    "everything": ("Everything", (*OUTDOORS, *INDOORS)),
-    "outdoors": ("Outdoors", OUTDOORS),
-    "indoors": ("Indoors", INDOORS),
+    "everything": (*OUTDOORS, *INDOORS),
+    "outdoors": OUTDOORS,
+    "indoors": INDOORS,
 }
 
 
@@ -48,12 +48,11 @@ def sample_suite() -> Suite:
 
 
 def _dataset(name: str) -> BenchDataset:
-    title, classes = SAMPLE_TASKS[name]
+    classes = SAMPLE_TASKS[name]
     folder, rows = sample_folder(), _rows(name, classes)
     train, test = ([row for row in rows if row.part == part] for part in (TRAIN, TEST))
     return BenchDataset(
         name=name,
-        title=title,
         split=Split(train=image_set(train, classes, folder), test=image_set(test, classes, folder)),
         template=TEMPLATE,
         domains={

@@ -14,8 +14,6 @@ from prompt_serve.research.iconbench.tasks import SOURCE, TASKS, TEMPLATE, IconT
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split, limited
 
-NAMED_NOTE = "Each class has five or six training images, one per style; more shots use all."
-
 
 def default_folder() -> Path:
     """Return ``$PROMPT_SERVE_CACHE/iconbench``, or ``prompt-serve/iconbench`` in the user cache."""
@@ -68,11 +66,9 @@ def _dataset(task: IconTask, rows: Sequence[ManifestRow], folder: Path) -> Bench
     }
     return BenchDataset(
         name=task.name,
-        title=task.title,
         split=Split(train=parts[TRAIN], val=parts[VAL], test=parts[TEST]),
         template=TEMPLATE,
         domains={style: domain(rows, style, names, folder) for style in DOMAIN_STYLES},
-        note=NAMED_NOTE if task.named else "",
     )
 
 

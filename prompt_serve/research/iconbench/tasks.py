@@ -16,7 +16,6 @@ class IconTask:
     """A classification task and its classes."""
 
     name: str  # as on the command line: "animals"
-    title: str  # as in tables: "Animals"
     # Class name -> sub-groups or groups, as emojibase spells them.
     classes: Mapping[str, tuple[str, ...]]
     # Each emoji of these sub-groups is a class of its own; ``classes`` is empty then.
@@ -142,18 +141,17 @@ _KINDS = {
 
 # In the order of the tables. The first, with all kinds, plays the role of ImageNet in the papers.
 TASKS = (
-    IconTask(name="kinds", title="Kinds", classes=_KINDS),
-    IconTask(name="groups", title="Groups", classes=_GROUPS),
-    IconTask(name="animals", title="Animals", classes=_ANIMALS),
-    IconTask(name="food", title="Food", classes=_FOOD),
-    IconTask(name="travel", title="Travel", classes=_TRAVEL),
-    IconTask(name="objects", title="Objects", classes=_OBJECTS),
-    IconTask(name="smileys", title="Smileys", classes=_SMILEYS),
-    IconTask(name="people", title="People", classes=_PEOPLE),
-    IconTask(name="signs", title="Signs", classes=_SIGNS),
+    IconTask(name="kinds", classes=_KINDS),
+    IconTask(name="groups", classes=_GROUPS),
+    IconTask(name="animals", classes=_ANIMALS),
+    IconTask(name="food", classes=_FOOD),
+    IconTask(name="travel", classes=_TRAVEL),
+    IconTask(name="objects", classes=_OBJECTS),
+    IconTask(name="smileys", classes=_SMILEYS),
+    IconTask(name="people", classes=_PEOPLE),
+    IconTask(name="signs", classes=_SIGNS),
     IconTask(
         name="animal-names",
-        title="AnimalNames",
         classes={},
         named=(
             "animal-mammal",
@@ -166,7 +164,6 @@ TASKS = (
     ),
     IconTask(
         name="food-names",
-        title="FoodNames",
         classes={},
         named=("food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet"),
     ),

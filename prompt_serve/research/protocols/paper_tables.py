@@ -3,19 +3,16 @@
 import math
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
 from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
 from prompt_serve.research.protocols.summary import (
-    AVERAGE,
     BASE,
     HARMONIC,
     NEW,
-    SOURCE,
-    TRANSFER,
     harmonic_mean,
 )
 from prompt_serve.training.config import make_config
@@ -41,8 +38,6 @@ IDENTITY = (
 )
 # The papers set the depth of these methods by protocol (MaPLe: 9 blocks, 3 in transfer).
 DEEP = ("vpt", "ivlp", "maple", "dip-maple", "qmaple", "promptsrc")
-# Tables round to 0.01; a harmonic mean of two rounded numbers is off by up to as much again.
-ROUNDING = 0.0101
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +56,6 @@ class PaperRow:
     ablation: bool = False  # trained with other settings than the paper's main table
     from_memory: bool = False  # not read in the paper
     settings: Mapping[str, Any] | None = None  # of our method; None: not implemented here
-    size: str = ""  # trained numbers and bytes, as printed
 
     @property
     def source(self) -> str:
@@ -74,19 +68,13 @@ class PaperRow:
         return None if found is None else replace(self, figures={name: found})
 
 
-@dataclass(frozen=True)
-class _Tables:
-    rows: tuple[PaperRow, ...]
-    methods: Mapping[str, Mapping[str, Any]] = field(repr=False)
-
-
 def paper_rows(
     protocol: str | None = None, *, dataset: str | None = None, ablations: bool = True
 ) -> tuple[PaperRow, ...]:
     """Return the rows of all tables in file order, optionally of one protocol or dataset."""
     return tuple(
         row
-        for row in _tables().rows
+        for row in _tables()
         if protocol in (None, row.protocol)
         and dataset in (None, row.dataset)
         and (ablations or not row.ablation)
@@ -151,54 +139,11 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**values, "depth": None if deep else saved.get("depth") or 1}
 
 
-def known_methods() -> Mapping[str, Mapping[str, Any]]:
-    """Return the papers' method names with their settings here."""
-    return _tables().methods
-
-
-def check_tables(rows: Sequence[PaperRow]) -> Iterator[str]:
-    """Yield averages and harmonic means in the papers that do not match their parts."""
-    for row in rows:
-        figures = row.figures
-        if {BASE, NEW, HARMONIC} <= figures.keys():
-            expected = harmonic_mean(figures[BASE], figures[NEW])
-            yield from _off(row, HARMONIC, figures[HARMONIC], expected)
-        if row.protocol in TRANSFER and AVERAGE in figures:
-            targets = [v for name, v in figures.items() if name not in (SOURCE, AVERAGE)]
-            yield from _off(row, "the average", figures[AVERAGE], math.fsum(targets) / len(targets))
-    yield from _averages_off(rows)
-
-
-def _averages_off(rows: Sequence[PaperRow]) -> Iterator[str]:
-    plain = [row for row in rows if not row.ablation and row.protocol not in (*TRANSFER, "cost")]
-    for average in (row for row in plain if row.dataset == AVERAGE):
-        key = (average.label, average.protocol, average.shots)
-        panels = {
-            row.dataset: row.figures
-            for row in plain
-            if (row.label, row.protocol, row.shots) == key and row.dataset != AVERAGE
-        }
-        if set(panels) != set(DATASETS):
-            continue  # H of an average is not a mean of H; it is checked above
-        for name in (name for name in average.figures if name != HARMONIC):
-            mean = math.fsum(panel[name] for panel in panels.values()) / len(panels)
-            yield from _off(average, f"the average of {name!r}", average.figures[name], mean)
-
-
-def _off(row: PaperRow, what: str, printed: float, expected: float) -> Iterator[str]:
-    if abs(printed - expected) > ROUNDING:
-        yield (
-            f"{row.source}, {row.label}, {row.protocol} of {row.dataset}: {what} is printed as "
-            f"{printed:.2f}, and comes to {expected:.2f}"
-        )
-
-
 @cache
-def _tables() -> _Tables:
+def _tables() -> tuple[PaperRow, ...]:
     text = resources.files(__package__).joinpath("paper_tables.toml").read_text(encoding="utf-8")
     content = tomllib.loads(text)
-    rows = tuple(row for table in content["tables"] for row in _rows(table, content))
-    return _Tables(rows, content["methods"])
+    return tuple(row for table in content["tables"] for row in _rows(table, content))
 
 
 def _rows(table: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[PaperRow]:
@@ -218,7 +163,6 @@ def _rows(table: Mapping[str, Any], content: Mapping[str, Any]) -> Iterator[Pape
                 ablation=table.get("ablation", False),
                 from_memory=table.get("from_memory", False),
                 settings=content["methods"].get(label),
-                size=content["sizes"].get(label, ""),
             )
 
 

@@ -97,31 +97,6 @@ def few_shot_learning(
     return results
 
 
-def cross_dataset(
-    suite: Suite,
-    experiment: Experiment,
-    *,
-    source: str | None = None,
-    datasets: Sequence[str] = (),
-    shots: int = SHOTS,
-) -> list[Result]:
-    """Learn all classes of the source; test on it and, with the same context, on all classes of
-    every other dataset (CoCoOp, section 4.2). See ``transfer``."""
-    return transfer(
-        suite, experiment, [CROSS_DATASET], source=source, datasets=datasets, shots=shots
-    )
-
-
-def domain_generalization(
-    suite: Suite, experiment: Experiment, *, source: str | None = None, shots: int = SHOTS
-) -> list[Result]:
-    """Learn all classes of the source; test on it and on its domains (CoCoOp, section 4.3).
-
-    See ``transfer``.
-    """
-    return transfer(suite, experiment, [DOMAIN_GENERALIZATION], source=source, shots=shots)
-
-
 def transfer(
     suite: Suite,
     experiment: Experiment,
@@ -131,7 +106,10 @@ def transfer(
     datasets: Sequence[str] = (),
     shots: int = SHOTS,
 ) -> list[Result]:
-    """Learn on one dataset and test the same prompt on other datasets, on domains, or both.
+    """Learn all classes of one dataset; test the same prompt on other datasets, domains, or both.
+
+    CROSS_DATASET tests on all classes of every other dataset, DOMAIN_GENERALIZATION on the domains
+    of the source (CoCoOp, sections 4.2 and 4.3). Both also test on the source.
 
     Args:
         suite: datasets to run on.

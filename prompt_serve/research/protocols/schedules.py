@@ -31,11 +31,6 @@ class PaperSettings:
     open: tuple[str, ...]  # settings that the paper does not state
     source: str  # section of the paper, and the origin of values it does not state
 
-    @property
-    def stated(self) -> bool:
-        """Return True if the paper states all settings."""
-        return not self.open
-
 
 def paper_settings(protocol: str, method: str, dataset: str = "", shots: int = 16) -> PaperSettings:
     """Return the papers' training settings for ``method``.

@@ -161,4 +161,4 @@ def test_baselines_are_a_table_or_json(run: Run, photos: Path, tiny_folder: Path
     assert "linear probe" in table
     none_left = run("baselines", photos, "--backbone", tiny_folder, "--shots", "4", "--no-cache")
     assert none_left.exit_code == 1
-    assert "Take fewer shots" in none_left.output
+    assert "Use fewer shots" in none_left.output

@@ -22,7 +22,7 @@ def test_every_kind_of_source_is_a_dataset_called_after_its_file(tmp_path: Path)
     assert (suite.name, suite.source) == ("user", "colors")
     for name in suite.datasets:
         dataset = suite.load(name)
-        assert (dataset.name, dataset.title) == (name, name)
+        assert dataset.name == name
         assert dataset.split.class_names == tuple(sorted(COLORS))
         assert dataset.split.test is not None
         assert not dataset.domains

@@ -15,8 +15,6 @@ from prompt_serve.research.datasets.suite import BenchDataset, Suite
 from prompt_serve.research.protocols.experiment import Experiment
 from prompt_serve.research.protocols.protocols import (
     base_to_new,
-    cross_dataset,
-    domain_generalization,
     few_shot_learning,
     transfer,
 )
@@ -27,6 +25,7 @@ from prompt_serve.research.protocols.results import (
     read_results,
 )
 from prompt_serve.research.protocols.rows import parse_rows
+from prompt_serve.research.protocols.summary import CROSS_DATASET, DOMAIN_GENERALIZATION
 from prompt_serve.training.class_sets import of_labels, with_classes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.dataset import ImageSet
@@ -44,7 +43,7 @@ def make_suite(colors: Path, **domains: Path) -> Suite:
 
     def load(name: str, template: str, shifted: Mapping[str, Path]) -> BenchDataset:
         images = {key: _test(folder) for key, folder in shifted.items()}
-        return BenchDataset(name=name, title=name, split=whole, template=template, domains=images)
+        return BenchDataset(name=name, split=whole, template=template, domains=images)
 
     return Suite(
         name="user",
@@ -182,7 +181,7 @@ def test_zero_shot_takes_the_sentence_of_each_target(
 ) -> None:
     run = replace(experiment(tiny_backbone, tmp_path, rows="zero-shot"), seeds=(1,))
 
-    (result,) = cross_dataset(make_suite(colors), run, shots=2)
+    (result,) = transfer(make_suite(colors), run, [CROSS_DATASET], shots=2)
 
     prompt = read_prompt_file(prompt_of(tmp_path, result))
     images = image_features(_test(colors), tiny_backbone)
@@ -260,8 +259,8 @@ def test_a_source_without_domains_and_one_without_targets_are_refused(
     suite = make_suite(colors)
 
     with pytest.raises(ConfigInvalid, match="has no domains"):
-        domain_generalization(suite, experiment(tiny_backbone), shots=2)
+        transfer(suite, experiment(tiny_backbone), [DOMAIN_GENERALIZATION], shots=2)
     with pytest.raises(ConfigInvalid, match="no dataset beside the source"):
-        cross_dataset(suite, experiment(tiny_backbone), datasets=["colors"], shots=2)
+        transfer(suite, experiment(tiny_backbone), [CROSS_DATASET], datasets=["colors"], shots=2)
     with pytest.raises(ConfigInvalid, match="has no dataset 'pets'"):
         base_to_new(suite, experiment(tiny_backbone), datasets=["pets"], shots=2)

@@ -40,7 +40,7 @@ def drawn_dataset(folder: Path, name: str, seed: int) -> BenchDataset:
                 items.append(LabeledImage(path, label))
         parts[part] = ImageSet(class_names=CLASSES, items=tuple(items))
     split = Split(train=parts["train"], test=parts["test"])
-    return BenchDataset(name=name, title=name, split=split, template="a photo of a {}.")
+    return BenchDataset(name=name, split=split, template="a photo of a {}.")
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ def test_prompts_for_the_image_tower_and_conditional_ones_are_refused(
     for kind, (text, image) in unservable(TEXT_WIDTH, 64, EMBED_DIM).items():
         prompt = probed(unprobed(tiny_backbone, PETS, text, image), tiny_backbone)
         detail = refused(http, to_bytes(prompt), "prompt-unsupported")
-        why = "other class features for every image" if kind == "CoCoOp" else "the image tower"
+        why = "different class features for every image" if kind == "CoCoOp" else "the image tower"
         assert why in detail
         assert "'dip'" in detail
     assert http.get("/v1/info").json()["revision"] == revision

@@ -289,7 +289,7 @@ def test_two_vectors_keep_of_a_behind_them(tiny_backbone: Backbone) -> None:
 def test_features_are_no_pixels(tiny_backbone: Backbone, noise: PixelSet) -> None:
     features = FeatureSet(features=np.ones((8, 1, 24), dtype=np.float32), labels=noise.labels)
     config = make_config(method="maple", epochs=1)
-    with pytest.raises(TypeError, match="want pixels to learn from, not features"):
+    with pytest.raises(TypeError, match="need pixels to learn from, not features"):
         fit(tiny_backbone, NAMES, features, None, config, learning_rate=0.1)
 
 
