@@ -62,6 +62,12 @@ def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone)
         PromptFileInvalid: the class names are invalid.
         BackboneMismatch, PromptTooLong: as for the class features.
     """
+    if prompt.classes is not None:
+        raise PromptUnsupported(
+            f"Prompt {prompt.name!r} has class vectors, which were learned from images of its own "
+            f"classes and take no other names. Train a prompt to name new classes, for example "
+            f"with --method qcoop."
+        )
     if isinstance(prompt.text, Dense) and prompt.text.n_classes is not None:
         raise PromptUnsupported(
             f"Prompt {prompt.name!r} has a context of its own for each of its classes, so it "

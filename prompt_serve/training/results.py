@@ -8,6 +8,7 @@ import numpy as np
 
 from prompt_serve import __version__
 from prompt_serve.calibration import calibrate
+from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.training.clip.backbone import Backbone
@@ -49,8 +50,11 @@ def draft_prompt(
     config: TrainConfig,
     fitted: Fitted | None,
     name: str,
+    learned: LearnedClasses | None = None,
 ) -> Prompt:
-    """Return the learned numbers as a prompt, without probe, temperature and metrics.
+    """Return what was learned as a prompt, without probe and metrics.
+
+    Its temperature is set by ``finish_prompt``, except for class vectors, which bring their own.
 
     Args:
         backbone: frozen CLIP.
@@ -58,11 +62,22 @@ def draft_prompt(
         config: settings.
         fitted: outcome of the run; None for a method that learns nothing.
         name: of the prompt, kept in its file.
+        learned: class vectors of a method in closed form.
     """
     templates = (fitted.template,) if fitted else config.templates or (config.template,)
     training = config.to_dict()
     if fitted:
         training["learning_rate"] = fitted.learning_rate
+    classes: dict[str, Any] = {}
+    if learned:
+        training |= {"shrinkage": learned.shrinkage, "text_weight": round(learned.text_factor, 4)}
+        classes = {
+            "classes": learned.classes,
+            "temperature": learned.temperature,
+            "unknown_below": _unknown_below(learned, config.unknown_share),
+            "sketch": learned.sketch,
+            "unlike_below": learned.unlike_below,
+        }
     return Prompt(
         name=name,
         method=config.method,
@@ -75,7 +90,16 @@ def draft_prompt(
         image=fitted.encodings.image if fitted else None,
         training=training,
         tool_version=__version__,
+        **classes,
     )
+
+
+def _unknown_below(learned: LearnedClasses, unknown_share: float) -> float:
+    held = learned.out_of_fold
+    if held is None or not unknown_share:
+        return 0.0
+    logits = held.logits.astype(np.float32)
+    return calibrate(logits, held.labels, unknown_share=unknown_share).unknown_below
 
 
 def finish_prompt(
@@ -84,6 +108,7 @@ def finish_prompt(
     config: TrainConfig,
     held_out: Mapping[str, ImageData],
     images: Mapping[str, int],
+    cross_validation: ZeroShotComparison | None = None,
 ) -> tuple[Prompt, dict[str, ZeroShotComparison]]:
     """Calibrate and measure a draft; return the finished prompt and its comparisons by part.
 
@@ -93,10 +118,12 @@ def finish_prompt(
         config: settings.
         held_out: plain views of the parts "val" and "test", where they exist.
         images: number of images used, by part.
+        cross_validation: comparison on held-out training images, if there is one.
     """
     # Through the file's bytes on purpose: what is measured is what will be served.
     stored = _calibrated(from_bytes(to_bytes(draft)), backbone, config, held_out.get("val"))
-    comparisons = _compare(backbone, stored, held_out)
+    validated = {} if cross_validation is None else {"cross-validation": cross_validation}
+    comparisons = {**validated, **_compare(backbone, stored, held_out)}
     finished = replace(
         stored,
         probe=probe(probed_features(stored, backbone)),
@@ -108,7 +135,7 @@ def finish_prompt(
 def _calibrated(
     prompt: Prompt, backbone: Backbone, config: TrainConfig, val: ImageData | None
 ) -> Prompt:
-    if val is None or not (config.calibrate or config.unknown_share):
+    if val is None or prompt.classes is not None or not (config.calibrate or config.unknown_share):
         return prompt
     found = calibrate(
         prompt_logits(prompt, backbone, val), val.labels, unknown_share=config.unknown_share
@@ -153,6 +180,9 @@ def _zero_shot(prompt: Prompt) -> Prompt:
         prompt,
         text=None,
         image=None,
+        classes=None,
+        sketch=None,
+        unlike_below=-1.0,
         templates=(template,),
         class_position="end",
         temperature=1.0,

@@ -1,23 +1,34 @@
 """Steps from a dataset to finished prompts: draw, provide features, fit, choose, draft, measure."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
+from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.scoring import class_logits
 from prompt_serve.training.batched_loop import OnBatchedEpoch
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.feature_provider import FeatureProvider
-from prompt_serve.training.data.features import FeatureCache
+from prompt_serve.training.data.features import FeatureCache, FeatureSet
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.image_batches import ImageData
+from prompt_serve.training.evaluate import class_features_of, evaluate
 from prompt_serve.training.loop import Fitted
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.methods.base import ClosedFormInputs
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
-from prompt_serve.training.results import TrainingResult, draft_prompt, finish_prompt
+from prompt_serve.training.results import (
+    TrainingResult,
+    ZeroShotComparison,
+    draft_prompt,
+    finish_prompt,
+)
 from prompt_serve.training.select_tokens import (
     TokenCandidate,
     fewest_within_one_standard_error,
@@ -28,6 +39,7 @@ from prompt_serve.training.select_tokens import (
     with_tokens,
 )
 from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
+from prompt_serve.types import FloatArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +65,7 @@ class BestFit:
     fitted: Fitted | None  # None: the method learns nothing
     seconds: float = 0.0  # of learning, all runs tried
     note: str = ""  # for the user
+    classes: LearnedClasses | None = None  # of a method in closed form
 
 
 class Trainer:
@@ -89,6 +102,8 @@ class Trainer:
     def plan(self, config: TrainConfig, name: str, checkpoint: Path | None = None) -> PromptPlan:
         """Draw the images of a prompt."""
         images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
+        if METHODS[config.method].closed_form is not None:
+            images = _without_validation(self._dataset, images, config.shots)
         return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
 
     def fit(
@@ -108,7 +123,7 @@ class Trainer:
         jobs = [self._jobs(plan) for plan in plans]
         owners = [index for index, own in enumerate(jobs) for _ in own]
         if not owners:
-            return [BestFit(config=plan.config, fitted=None) for plan in plans]
+            return [self._without_steps(plan) for plan in plans]
         with self._timer("learning"):
             fits = fit_jobs(
                 self.backbone,
@@ -122,13 +137,15 @@ class Trainer:
         return [
             _best(plan, [(job, next(remaining)) for job in own])
             if own
-            else BestFit(config=plan.config, fitted=None)
+            else self._without_steps(plan)
             for plan, own in zip(plans, jobs, strict=True)
         ]
 
     def draft(self, plan: PromptPlan, best: BestFit) -> Prompt:
         """Return what was learned as a prompt, without what is measured afterwards."""
-        return draft_prompt(self.backbone, self.class_names, best.config, best.fitted, plan.name)
+        return draft_prompt(
+            self.backbone, self.class_names, best.config, best.fitted, plan.name, best.classes
+        )
 
     def features(self, plan: PromptPlan, part: str) -> ImageData:
         """Return plain views of a part that the plan has, as its method reads them."""
@@ -145,6 +162,7 @@ class Trainer:
                 best.config,
                 held_out,
                 counts,
+                self._cross_validation(plan, best),
             )
         return TrainingResult(
             prompt=prompt,
@@ -155,6 +173,48 @@ class Trainer:
             seconds=self._timer.seconds,
             trained_numbers=best.fitted.trained_numbers if best.fitted else 0,
         )
+
+    def _without_steps(self, plan: PromptPlan) -> BestFit:
+        """Learn class vectors in closed form, or nothing."""
+        closed_form = METHODS[plan.config.method].closed_form
+        if closed_form is None:
+            return BestFit(config=plan.config, fitted=None)
+        train, text_features = self._train_features(plan), self._text_features(plan)
+        with self._timer("learning"):
+            classes = closed_form(
+                ClosedFormInputs(
+                    features=train.plain,
+                    labels=train.labels,
+                    text_features=text_features,
+                    logit_scale=self.backbone.logit_scale,
+                    seed=plan.config.seed,
+                ),
+                plan.config.settings,
+            )
+        return BestFit(config=plan.config, fitted=None, classes=classes)
+
+    def _cross_validation(self, plan: PromptPlan, best: BestFit) -> ZeroShotComparison | None:
+        """Compare out-of-fold scores with the template, on the training images."""
+        held = best.classes.out_of_fold if best.classes else None
+        if held is None:
+            return None
+        features = self._train_features(plan).plain[held.images]
+        zero_shot = class_logits(features, self._text_features(plan), self.backbone.logit_scale)
+        return ZeroShotComparison(
+            zero_shot=evaluate(zero_shot, held.labels),
+            prompt=evaluate(held.logits.astype(np.float32), held.labels),
+        )
+
+    def _train_features(self, plan: PromptPlan) -> FeatureSet:
+        images = self._provide("train", plan.images.train, as_pixels=False)
+        if not isinstance(images, FeatureSet):
+            raise TypeError("Class vectors are learned from features, not from pixels.")
+        return images
+
+    def _text_features(self, plan: PromptPlan) -> FloatArray:
+        """Class features (C, E) of the template alone."""
+        template = draft_prompt(self.backbone, self.class_names, plan.config, None, plan.name)
+        return class_features_of(template, self.backbone)
 
     def _jobs(self, plan: PromptPlan) -> list[Job]:
         """Return the runs to try: one, unless a setting is "auto"."""
@@ -184,6 +244,17 @@ class Trainer:
             for variant in variants
             for rate in rates
         ]
+
+
+def _without_validation(dataset: Split, drawn: Split, shots: int) -> Split:
+    """Return the images that a method learns from which needs none to validate on.
+
+    With ``shots`` images per class these are the training images that were drawn; else all.
+    """
+    if shots:
+        return replace(drawn, val=None)
+    given = (*dataset.train.items, *(dataset.val.items if dataset.val else ()))
+    return replace(drawn, train=drawn.train.with_items(given), val=None)
 
 
 def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> Path | None:
@@ -221,7 +292,7 @@ def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
     """Return what the user should know of the images."""
     images, shots = plan.images, plan.config.shots
     notes = []
-    if images.val is None:
+    if images.val is None and METHODS[plan.config.method].closed_form is None:
         notes.append("There are no images left to validate on; training runs without validation.")
     if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")

@@ -236,7 +236,13 @@ def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[st
         yield ""
         yield from _per_class(part, comparison, prompt.class_names, prompt.method)
     yield ""
-    if prompt.encodings:
+    if prompt.classes is not None:
+        yield (
+            f"learned      {prompt.learned_numbers:,} numbers (shrinkage "
+            f"{prompt.training['shrinkage']:g}, weight of the text "
+            f"{prompt.training['text_weight']:g})"
+        )
+    elif prompt.encodings:
         rate = prompt.training["learning_rate"]
         yield f"learned      {prompt.learned_numbers:,} numbers (learning rate {rate:g})"
     yield f"payload      {prompt.payload_bytes:,} bytes"

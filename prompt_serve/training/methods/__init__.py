@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 METHODS = MethodRegistry(
     {
         "zero-shot": "prompt_serve.training.methods.zero_shot:METHOD",
+        "class-vectors": "prompt_serve.training.methods.class_vectors:METHOD",
         "coop": "prompt_serve.training.methods.coop:METHOD",
         "dip": "prompt_serve.training.methods.dip:METHOD",
         "adapt": "prompt_serve.training.methods.adapt:METHOD",

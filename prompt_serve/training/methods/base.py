@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid
 from prompt_serve.prompts.encodings import ImageEncoding, TextEncoding
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.training.settings import MethodSettings
-from prompt_serve.types import HalfArray
+from prompt_serve.types import FloatArray, HalfArray, IntArray
 
 NO_VECTORS: PromptVectors[Tensor] = PromptVectors()
 Settings = TypeVar("Settings", bound=MethodSettings)
@@ -193,14 +194,27 @@ class PromptLearner(nn.Module, ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClosedFormInputs:
+    """Everything a method in closed form learns from beside its settings."""
+
+    features: FloatArray  # (N, E), unit length, plain views
+    labels: IntArray  # (N,)
+    text_features: FloatArray  # (C, E) of the template, by the frozen model
+    logit_scale: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method(Generic[Settings]):
     """A method as the registry lists it."""
 
     name: str
     summary: str  # one line for users
     settings: type[Settings]
-    # None: nothing is learned, the templates are used as they are.
+    # Learns a context by gradient steps. None, and no closed form: nothing is learned.
     learner: Callable[[LearnerInputs, Settings], PromptLearner] | None
+    # Learns class vectors from image features at once, in place of a context.
+    closed_form: Callable[[ClosedFormInputs, Settings], LearnedClasses] | None = None
     paper: str = ""  # source, with the equation
     learning_rate: float = 0.0  # where the user gives none
     learning_rates: tuple[float, ...] = ()  # tried by ``--learning-rate auto``
