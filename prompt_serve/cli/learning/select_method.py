@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.select_method import Candidate, MethodSelection
+    from prompt_serve.training.selection.by_validation import Candidate, MethodSelection
 
 AUTO_METHOD = "auto"
 MAX_BYTES = 4_096  # CoOp's size on ViT-B/16
@@ -83,8 +83,8 @@ def train_auto(
         frontier: table, plot or folder to write (``write_frontier``).
         log: called with a line for every candidate.
     """
-    from prompt_serve.training.pareto import check_frontier_path, write_frontier
-    from prompt_serve.training.select_method import select_method
+    from prompt_serve.training.selection.by_validation import select_method
+    from prompt_serve.training.selection.pareto import check_frontier_path, write_frontier
 
     if frontier:
         check_frontier_path(frontier)

@@ -12,13 +12,13 @@ from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.pareto import check_frontier_path, write_frontier
-from prompt_serve.training.select_method import (
+from prompt_serve.training.selection.by_validation import (
     Candidate,
     candidate_configs,
     mark_frontier,
     select_method,
 )
+from prompt_serve.training.selection.pareto import check_frontier_path, write_frontier
 from prompt_serve.training.train import train_prompt, train_prompts
 
 CONFIG = make_config(method="zero-shot", shots=4, epochs=3, views=1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_serve.errors import ConfigInvalid, DependencyMissing
-from prompt_serve.training.select_method import Candidate
+from prompt_serve.training.selection.by_validation import Candidate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
