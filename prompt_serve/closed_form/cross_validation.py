@@ -38,6 +38,20 @@ class Settings:
     temperature: float = 1.0  # of the scores of these vectors
     out_of_fold: OutOfFold | None = None  # None: every class has one image, so none is held out
 
+    def vectors(
+        self,
+        features: FloatArray,
+        labels: IntArray,
+        n_classes: int,
+        text_features: FloatArray | None = None,
+    ) -> DoubleArray:
+        """Learn class vectors (C, E) at temperature 1 from images (N, E) with labels (N,)."""
+        statistics = class_statistics(features, labels, n_classes)
+        vectors = discriminant_vectors(statistics, self.shrinkage)
+        if text_features is not None:
+            vectors = vectors + self.text_factor * text_features
+        return vectors / self.temperature
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Candidate:

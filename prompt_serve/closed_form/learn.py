@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from prompt_serve.closed_form.codes import quantize_rows
-from prompt_serve.closed_form.cross_validation import OutOfFold, cross_validate
-from prompt_serve.closed_form.discriminant import class_statistics, discriminant_vectors
+from prompt_serve.closed_form.cross_validation import OutOfFold, Settings, cross_validate
 from prompt_serve.closed_form.sketch import sketch_images
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
@@ -58,14 +57,11 @@ def learn_classes(
     """
     _check_classes(labels, n_classes)
     settings = cross_validate(features, labels, n_classes, seed=seed, text_features=text_features)
-    statistics = class_statistics(features, labels, n_classes)
-    vectors = discriminant_vectors(statistics, settings.shrinkage)  # (C, E)
-    if text_features is not None:
-        vectors = vectors + settings.text_factor * text_features
+    vectors = settings.vectors(features, labels, n_classes, text_features)
     if settings.out_of_fold is None:
         # Nothing was held out, so nothing says how far scores can be trusted: as far as the text's.
         vectors = logit_scale * vectors / np.linalg.norm(vectors, axis=1).mean()
-    classes = encode_vectors(vectors / settings.temperature, bits, features)
+    classes = encode_vectors(vectors, bits, features)
     _, scale = classes.class_features()
     sketch = sketch_images(features, labels, n_classes, seed=seed)
     return LearnedClasses(
@@ -98,3 +94,38 @@ def _check_classes(labels: IntArray, n_classes: int) -> None:
     counts = np.bincount(labels, minlength=n_classes)
     if missing := np.flatnonzero(counts == 0).tolist():
         raise ConfigInvalid(f"Classes {missing} have no images; every class needs at least one.")
+
+
+def rounded_scores(
+    features: FloatArray,
+    labels: IntArray,
+    n_classes: int,
+    settings: Settings,
+    bits: int,
+    text_features: FloatArray | None = None,
+) -> DoubleArray:
+    """Score held-out images by vectors that were learned without them and rounded to ``bits``.
+
+    Args:
+        features: (N, E), as in ``learn_classes``.
+        labels: (N,).
+        n_classes: C.
+        settings: from ``cross_validate`` on the same images; its folds are used.
+        bits: per number.
+        text_features: (C, E), as given to ``cross_validate``.
+
+    Returns:
+        Logits (N', C) at temperature 1 of the images that ``settings.out_of_fold`` holds.
+    """
+    held = settings.out_of_fold
+    if held is None:
+        raise ValueError("No image was held out, so there are no out-of-fold scores.")
+    logits = np.empty_like(held.logits)
+    for fold in np.unique(held.folds):
+        rows = held.folds == fold
+        others = np.ones(len(labels), dtype=bool)
+        others[held.images[rows]] = False
+        vectors = settings.vectors(features[others], labels[others], n_classes, text_features)
+        classes, scale = encode_vectors(vectors, bits, features[others]).class_features()
+        logits[rows] = scale * features[held.images[rows]] @ classes.T
+    return logits

@@ -8,6 +8,7 @@ import numpy as np
 
 from prompt_serve import __version__
 from prompt_serve.calibration import calibrate
+from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
@@ -108,6 +109,7 @@ def finish_prompt(
     config: TrainConfig,
     held_out: Mapping[str, ImageData],
     images: Mapping[str, int],
+    held: OutOfFold | None = None,
     cross_validation: ZeroShotComparison | None = None,
 ) -> tuple[Prompt, dict[str, ZeroShotComparison]]:
     """Calibrate and measure a draft; return the finished prompt and its comparisons by part.
@@ -118,10 +120,13 @@ def finish_prompt(
         config: settings.
         held_out: plain views of the parts "val" and "test", where they exist.
         images: number of images used, by part.
+        held: scores of held-out training images, to calibrate on where there is no "val".
         cross_validation: comparison on held-out training images, if there is one.
     """
     # Through the file's bytes on purpose: what is measured is what will be served.
-    stored = _calibrated(from_bytes(to_bytes(draft)), backbone, config, held_out.get("val"))
+    stored = from_bytes(to_bytes(draft))
+    if stored.classes is None:  # class vectors bring their own temperature
+        stored = _calibrated(stored, backbone, config, held_out.get("val"), held)
     validated = {} if cross_validation is None else {"cross-validation": cross_validation}
     comparisons = {**validated, **_compare(backbone, stored, held_out)}
     finished = replace(
@@ -133,13 +138,21 @@ def finish_prompt(
 
 
 def _calibrated(
-    prompt: Prompt, backbone: Backbone, config: TrainConfig, val: ImageData | None
+    prompt: Prompt,
+    backbone: Backbone,
+    config: TrainConfig,
+    val: ImageData | None,
+    held: OutOfFold | None,
 ) -> Prompt:
-    if val is None or prompt.classes is not None or not (config.calibrate or config.unknown_share):
+    if not (config.calibrate or config.unknown_share):
         return prompt
-    found = calibrate(
-        prompt_logits(prompt, backbone, val), val.labels, unknown_share=config.unknown_share
-    )
+    if val is not None:
+        logits, labels = prompt_logits(prompt, backbone, val), val.labels
+    elif held is not None:
+        logits, labels = held.logits.astype(np.float32), held.labels
+    else:
+        return prompt
+    found = calibrate(logits, labels, unknown_share=config.unknown_share)
     temperature = found.temperature if config.calibrate else 1.0
     return replace(prompt, temperature=temperature, unknown_below=found.unknown_below)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_serve.calibration import fit_temperature
+from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import class_logits
@@ -50,6 +52,7 @@ class PromptPlan:
     config: TrainConfig
     images: Split  # drawn
     checkpoint: Path | None = None
+    cross_validated: bool = False  # chosen by folds of the training images; there is no val part
 
     @property
     def as_pixels(self) -> bool:
@@ -103,8 +106,14 @@ class Trainer:
         """Draw the images of a prompt."""
         images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
         if METHODS[config.method].closed_form is not None:
-            images = _without_validation(self._dataset, images, config.shots)
+            return self.plan_all(config, name)
         return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
+
+    def plan_all(self, config: TrainConfig, name: str) -> PromptPlan:
+        """Draw the images of a task that is validated on folds, so that none is set aside."""
+        images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
+        images = _without_validation(self._dataset, images, config.shots)
+        return PromptPlan(name=name, config=config, images=images, cross_validated=True)
 
     def fit(
         self,
@@ -151,8 +160,17 @@ class Trainer:
         """Return plain views of a part that the plan has, as its method reads them."""
         return self._provide(part, plan.images.parts[part], as_pixels=plan.as_pixels)
 
-    def finish(self, plan: PromptPlan, best: BestFit) -> TrainingResult:
-        """Calibrate a prompt and measure it on the validation and test images."""
+    def finish(
+        self, plan: PromptPlan, best: BestFit, held: OutOfFold | None = None
+    ) -> TrainingResult:
+        """Calibrate a prompt and measure it on the validation and test images.
+
+        Args:
+            plan: the prompt.
+            best: its outcome.
+            held: scores of held-out training images, where there is no validation part.
+        """
+        held = best.classes.out_of_fold if best.classes else held
         counts = {part: len(images) for part, images in plan.images.parts.items()}
         held_out = {part: self.features(plan, part) for part in counts if part != "train"}
         with self._timer("evaluation"):
@@ -162,7 +180,8 @@ class Trainer:
                 best.config,
                 held_out,
                 counts,
-                self._cross_validation(plan, best),
+                held,
+                self._cross_validation(plan, held),
             )
         return TrainingResult(
             prompt=prompt,
@@ -179,7 +198,7 @@ class Trainer:
         closed_form = METHODS[plan.config.method].closed_form
         if closed_form is None:
             return BestFit(config=plan.config, fitted=None)
-        train, text_features = self._train_features(plan), self._text_features(plan)
+        train, text_features = self.train_features(plan), self.text_features(plan)
         with self._timer("learning"):
             classes = closed_form(
                 ClosedFormInputs(
@@ -193,26 +212,31 @@ class Trainer:
             )
         return BestFit(config=plan.config, fitted=None, classes=classes)
 
-    def _cross_validation(self, plan: PromptPlan, best: BestFit) -> ZeroShotComparison | None:
+    def _cross_validation(
+        self, plan: PromptPlan, held: OutOfFold | None
+    ) -> ZeroShotComparison | None:
         """Compare out-of-fold scores with the template, on the training images."""
-        held = best.classes.out_of_fold if best.classes else None
         if held is None:
             return None
-        features = self._train_features(plan).plain[held.images]
-        zero_shot = class_logits(features, self._text_features(plan), self.backbone.logit_scale)
+        temperature = 1.0  # that of class vectors is in their scores
+        if METHODS[plan.config.method].closed_form is None:
+            temperature = fit_temperature(held.logits.astype(np.float32), held.labels)
+        features = self.train_features(plan).plain[held.images]
+        zero_shot = class_logits(features, self.text_features(plan), self.backbone.logit_scale)
         return ZeroShotComparison(
             zero_shot=evaluate(zero_shot, held.labels),
-            prompt=evaluate(held.logits.astype(np.float32), held.labels),
+            prompt=evaluate((held.logits / temperature).astype(np.float32), held.labels),
         )
 
-    def _train_features(self, plan: PromptPlan) -> FeatureSet:
+    def train_features(self, plan: PromptPlan) -> FeatureSet:
+        """Return the plain views of the training images."""
         images = self._provide("train", plan.images.train, as_pixels=False)
         if not isinstance(images, FeatureSet):
             raise TypeError("Class vectors are learned from features, not from pixels.")
         return images
 
-    def _text_features(self, plan: PromptPlan) -> FloatArray:
-        """Class features (C, E) of the template alone."""
+    def text_features(self, plan: PromptPlan) -> FloatArray:
+        """Return the class features (C, E) of the template alone."""
         template = draft_prompt(self.backbone, self.class_names, plan.config, None, plan.name)
         return class_features_of(template, self.backbone)
 
@@ -292,7 +316,7 @@ def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
     """Return what the user should know of the images."""
     images, shots = plan.images, plan.config.shots
     notes = []
-    if images.val is None and METHODS[plan.config.method].closed_form is None:
+    if images.val is None and not plan.cross_validated:
         notes.append("There are no images left to validate on; training runs without validation.")
     if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from prompt_serve.training.selection.by_validation import Candidate, MethodSelection
 
 AUTO_METHOD = "auto"
-MAX_BYTES = 4_096  # CoOp's size on ViT-B/16
+MAX_BYTES = 16_384
+MAX_SECONDS = 60.0
 
 
 def auto_options() -> list[click.Parameter]:
@@ -26,14 +27,24 @@ def auto_options() -> list[click.Parameter]:
             help="Size limit of the learned numbers, in bytes.",
         ),
         click.Option(
+            ["--max-seconds"], type=click.FloatRange(min=0), default=MAX_SECONDS, show_default=True,
+            help="Time limit in seconds, features included. A prompt that would take longer is "
+            "skipped.",
+        ),
+        click.Option(
+            ["--open-vocabulary"], is_flag=True,
+            help="Choose a prompt, which takes new class names; class vectors do not.",
+        ),
+        click.Option(
             ["--frontier"], type=click.Path(path_type=Path),
             help="Table (.tsv, .json) or plot (.svg, .png) of bytes against accuracy to write, or "
             "a folder for all of them.",
         ),
         click.Option(
-            ["--candidates"], type=click.Choice(["text", "all"]), default="text", show_default=True,
-            help="Methods to try: those that prompt the text tower, or all, which needs a ViT and "
-            "takes longer.",
+            ["--candidates"], type=click.Choice(["text", "all"]),
+            help="Try many prompts of the text tower, or of both towers, and choose by validation "
+            "images. Takes minutes; all needs a ViT. [default: class vectors, a prompt and "
+            "zero-shot, by cross-validation]",
         ),
     ]  # fmt: skip
 
@@ -68,8 +79,10 @@ def train_auto(
     config: "TrainConfig",
     *,
     max_bytes: int,
+    max_seconds: float,
+    open_vocabulary: bool,
     frontier: Path | None,
-    candidates: str = "text",
+    candidates: str | None,
     name: str,
     cache: "FeatureCache | None",
     workers: int,
@@ -80,26 +93,50 @@ def train_auto(
 
     Args:
         config: made of ``base_settings``.
+        max_bytes: limit of the learned numbers.
+        max_seconds: time limit, where the choice is by cross-validation.
+        open_vocabulary: leave out class vectors.
         frontier: table, plot or folder to write (``write_frontier``).
+        candidates: "text" or "all" prompts by validation images; None: by cross-validation.
         log: called with a line for every candidate.
     """
+    from prompt_serve.training.selection.by_cross_validation import select_by_cross_validation
     from prompt_serve.training.selection.by_validation import select_method
     from prompt_serve.training.selection.pareto import check_frontier_path, write_frontier
 
     if frontier:
         check_frontier_path(frontier)
-    chosen = select_method(
-        backbone,
-        dataset,
-        config,
-        max_bytes=max_bytes,
-        candidates="all" if candidates == "all" else "text",
-        name=name,
-        cache=cache,
-        workers=workers,
-        progress=progress,
-        on_candidate=lambda candidate: log({"candidate": candidate.to_dict()}),
-    )
+
+    def on_candidate(candidate: "Candidate") -> None:
+        log({"candidate": candidate.to_dict()})
+
+    if candidates is None:
+        chosen = select_by_cross_validation(
+            backbone,
+            dataset,
+            config,
+            max_bytes=max_bytes,
+            max_seconds=max_seconds,
+            open_vocabulary=open_vocabulary,
+            name=name,
+            cache=cache,
+            workers=workers,
+            progress=progress,
+            on_candidate=on_candidate,
+        )
+    else:
+        chosen = select_method(
+            backbone,
+            dataset,
+            config,
+            max_bytes=max_bytes,
+            candidates="all" if candidates == "all" else "text",
+            name=name,
+            cache=cache,
+            workers=workers,
+            progress=progress,
+            on_candidate=on_candidate,
+        )
     if frontier:
         write_frontier(chosen.candidates, frontier)
     return chosen

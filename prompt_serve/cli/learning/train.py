@@ -9,6 +9,7 @@ import click
 
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
 from prompt_serve.cli.learning.select_method import (
+    AUTO_METHOD,
     base_settings,
     frontier_report,
     is_auto,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.results import TrainingResult, ZeroShotComparison
 
 CLASSES_SHOWN = 40
+ALL_IMAGES = 0  # --shots where it is not given
 
 
 @click.command(cls=TrainCommand)
@@ -40,8 +42,9 @@ CLASSES_SHOWN = 40
 )  # fmt: skip
 @click.option(
     "--method", metavar="NAME",
-    help="Method, such as dip or coop ('prompt-serve methods' lists all), or auto to choose by "
-    "validation. Each has options of its own: --method NAME --help. [default: dip]",
+    help="Method, such as class-vectors or dip ('prompt-serve methods' lists all), or auto to "
+    "choose by cross-validation. Each has options of its own: --method NAME --help. "
+    "[default: auto]",
 )  # fmt: skip
 @click.option(
     "--template", "templates", multiple=True,
@@ -68,14 +71,14 @@ CLASSES_SHOWN = 40
 @image_options
 @click.option("--quiet", is_flag=True, help="Show no progress bars and no report.")
 def train(**options: Any) -> None:
-    """Learn a compact prompt for DATASET and write it to a prompt file.
+    """Learn a classifier for DATASET and write it to a prompt file.
 
     DATASET is a folder with one folder of images per class (or with train, val and test folders of
     such), a CSV or Parquet table with the columns path, label and optionally split, or CoOp's
-    split_zhou_*.json. Without validation images, some training images are held out; test images
-    are used once, at the end.
+    split_zhou_*.json. All images are used unless --shots limits them; test images are used once,
+    at the end. Prompts hold out some training images where there are none to validate on.
 
-    Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
+    Example: prompt-serve train flowers/ --out flowers.safetensors
     """
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.config import make_config
@@ -151,6 +154,8 @@ def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any
 def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
     chosen = train_auto(
         max_bytes=options["max_bytes"],
+        max_seconds=options["max_seconds"],
+        open_vocabulary=options["open_vocabulary"],
         frontier=options["frontier"],
         candidates=options["candidates"],
         name=options["name"] or options["out"].stem,
@@ -171,12 +176,13 @@ def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by name: those of the file, overridden by those of the command line."""
-    from prompt_serve.training.config import DEFAULT_METHOD, TrainConfig, read_config_file
+    from prompt_serve.training.config import TrainConfig, read_config_file
     from prompt_serve.training.methods import find_method
     from prompt_serve.training.settings import settings_of
 
     values = read_config_file(options["config_file"]) if options["config_file"] else {}
-    values.setdefault("method", DEFAULT_METHOD)
+    values.setdefault("method", AUTO_METHOD)
+    values.setdefault("shots", ALL_IMAGES)
     values |= {"method": options["method"]} if options["method"] else {}
     own = () if is_auto(values) else settings_of(find_method(values["method"]).settings)
     given = {name: options[name] for name in (*settings_of(TrainConfig), *own)}

@@ -12,7 +12,6 @@ import click
 
 from prompt_serve.cli.learning.select_method import AUTO_METHOD, auto_options
 from prompt_serve.training.config import (
-    DEFAULT_METHOD,
     TrainConfig,
     read_config_file,
     setting_owners,
@@ -58,11 +57,12 @@ class NamedMethod:
 
     def shared_options(self) -> list[click.Parameter]:
         """Options of the settings that all methods have, with this method's defaults."""
-        defaults = {}
+        defaults: dict[str, Any] = {}
         if self.method is not None and self.method.learner is not None:
             defaults["learning_rate"] = self.method.learning_rate
         if self.method is not None and self.method.n_ctx is not None:
             defaults["n_ctx"] = self.method.n_ctx
+        defaults["shots"] = 0  # of the command; protocols draw the papers' sixteen
         return setting_options(TrainConfig, defaults)
 
 
@@ -131,7 +131,7 @@ def _named_method(ctx: click.Context, args: Sequence[str]) -> NamedMethod:
     if name is None and path is not None:
         name = read_config_file(Path(path)).get("method")
     if name is None:
-        name = DEFAULT_METHOD
+        name = AUTO_METHOD
     if name == AUTO_METHOD:
         return NamedMethod(name=name, method=None)
     try:

@@ -1,1 +1,1 @@
-"""Choosing what to train: a method under a budget of bytes, and the frontier of bytes and accuracy."""
+"""Choice of a method under a budget of bytes, and the frontier of bytes against accuracy."""

@@ -207,7 +207,8 @@ def mark_frontier(rows: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(marked)
 
 
-def _row(config: TrainConfig) -> Candidate:
+def describe_candidate(config: TrainConfig) -> Candidate:
+    """Return a candidate with its label, before it is measured."""
     defaults = defaults_of(type(config.settings))
     own = {
         name: value
@@ -219,7 +220,7 @@ def _row(config: TrainConfig) -> Candidate:
 
 def _sized(plan: PromptPlan, trainer: Trainer, max_bytes: int) -> Candidate:
     """Return the candidate with its size, or with the reason why it is not learned."""
-    config, row = plan.config, _row(plan.config)
+    config, row = plan.config, describe_candidate(plan.config)
     if METHODS[config.method].learner is None:
         return replace(row, size_bytes=0)
     try:
