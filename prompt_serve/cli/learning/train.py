@@ -75,8 +75,9 @@ def train(**options: Any) -> None:
 
     DATASET is a folder with one folder of images per class (or with train, val and test folders of
     such), a CSV or Parquet table with the columns path, label and optionally split, or CoOp's
-    split_zhou_*.json. All images are used unless --shots limits them; test images are used once,
-    at the end. Prompts hold out some training images where there are none to validate on.
+    split_zhou_*.json. By default all images are used
+    and a method is chosen; test images are used once, at the end. Prompts hold out some training
+    images where there are none to validate on.
 
     Example: prompt-serve train flowers/ --out flowers.safetensors
     """
@@ -227,17 +228,28 @@ class _Log:
 
 
 def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[str]:
+    from prompt_serve.training.findings import wilson_interval
+
     prompt = result.prompt
     images = ", ".join(f"{count} {part}" for part, count in result.images.items())
     yield f"{len(prompt.class_names)} classes; images: {images}"
     yield from (f"Note: {note}" for note in result.notes)
     if result.comparisons:
         yield ""
-        yield f"{'accuracy':<12} {'zero-shot':>9} {prompt.method:>9} {'ECE':>7}"
+        width = max(12, *map(len, result.comparisons))
+        method_width = max(9, len(prompt.method))
+        yield (
+            f"{'accuracy':<{width}} {'zero-shot':>9} {prompt.method:>{method_width}} {'ECE':>7} "
+            f"{'95 % interval':>16}"
+        )
         for part, comparison in result.comparisons.items():
             zero_shot, learned = comparison.zero_shot.accuracy, comparison.prompt
             error = learned.calibration_error
-            yield f"{part:<12} {zero_shot:>9.1%} {learned.accuracy:>9.1%} {error:>7.1%}"
+            low, high = wilson_interval(learned.accuracy, learned.images)
+            yield (
+                f"{part:<{width}} {zero_shot:>9.1%} {learned.accuracy:>{method_width}.1%} "
+                f"{error:>7.1%} {low:>9.1%} to {high:.1%}"
+            )
         part, comparison = list(result.comparisons.items())[-1]
         yield ""
         yield from _per_class(part, comparison, prompt.class_names, prompt.method)

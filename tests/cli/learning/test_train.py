@@ -29,10 +29,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def invoke(photos: Path, backbone: Path, out: Path, *options: str) -> Result:
+    """Train with few images and epochs; with DIP unless the options name a method."""
     arguments = [photos, "--backbone", backbone, "--out", out, "--cache", out.parent / "cache"]
+    method = [] if {"--method", "--config"} & set(options) else ["--method", "dip"]
+    few = ["--shots", "3", "--epochs", "3", "--views", "2"]
     return CliRunner().invoke(
         train,
-        [*map(str, arguments), "--shots", "3", "--epochs", "3", "--views", "2", *options],
+        [*map(str, arguments), *method, *few, *options],
         catch_exceptions=False,
     )
 
@@ -153,7 +156,7 @@ def test_the_help_of_a_method_lists_its_own_settings_and_no_others(name: str) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_the_help_states_each_default(name: str) -> None:
     text, method = help_of("--method", name), METHODS[name]
-    defaults = make_config(method=name).to_dict()
+    defaults = make_config(method=name, shots=0).to_dict()  # the command uses all images
     for setting in (*settings_of(TrainConfig), *settings_of(method.settings)):
         line = next(one for one in text.splitlines() if one.startswith(f"  {flag_of(setting)} "))
         found = re.search(r"\[default: ([^]]+)\]$", line)
@@ -173,7 +176,8 @@ def test_the_help_follows_the_settings_file(tmp_path: Path) -> None:
     assert "--tokens-per-block" in help_of("--config", str(path))
     assert "--rank" not in help_of("--config", str(path))
     assert "--rank" in help_of("--config", str(path), "--method=dip")
-    assert "--rank" in help_of()  # the default method's
+    assert "--rank" not in help_of()
+    assert "--max-seconds" in help_of()  # of auto, the default
     assert "--max-bytes" in help_of("--method", "auto")
     assert "--max-bytes" not in help_of("--method", "dip")
 
@@ -236,7 +240,7 @@ def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
             setting.replace("_", "-") for setting in settings_of(method.settings)
         }
         assert f"Learning rate: {method.learning_rate:g};" in own or not method.learner
-    assert "is none of zero-shot, coop" in shown("magic")
+    assert "is none of zero-shot, class-vectors, coop" in shown("magic")
 
 
 def test_settings_of_methods_are_read_as_what_they_are(
@@ -307,6 +311,21 @@ def test_auto_chooses_under_a_budget_and_writes_the_frontier(
     settings.write_text('method = "auto"\nrank = 2\n')
     with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
         invoke(photos, tiny_folder, out, "--config", str(settings))
+
+
+def test_without_options_all_images_are_used_and_a_method_is_chosen(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.safetensors"
+    arguments = [photos, "--backbone", tiny_folder, "--out", out, "--cache", tmp_path / "cache"]
+    result = CliRunner().invoke(train, [*map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    prompt = read_prompt_file(out)
+    n_images = len(list((photos / "train").rglob("*.png")))
+    assert prompt.metrics["images"]["train"] == n_images
+    assert prompt.metrics["cross-validation"]["images"] == n_images
+    assert re.search(r"^> class-vectors bits=4 ", result.stdout, re.MULTILINE)
+    assert re.search(r"^cross-validation .* \d+\.\d% to \d+\.\d%$", result.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["zero_shot", "dense_class_specific", "low_rank"])
