@@ -75,9 +75,8 @@ def train(**options: Any) -> None:
 
     DATASET is a folder with one folder of images per class (or with train, val and test folders of
     such), a CSV or Parquet table with the columns path, label and optionally split, or CoOp's
-    split_zhou_*.json. By default all images are used
-    and a method is chosen; test images are used once, at the end. Prompts hold out some training
-    images where there are none to validate on.
+    split_zhou_*.json. By default all images are used and a method is chosen; test images are used
+    once, at the end. Prompts hold out some training images where there are none to validate on.
 
     Example: prompt-serve train flowers/ --out flowers.safetensors
     """

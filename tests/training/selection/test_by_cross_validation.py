@@ -55,8 +55,7 @@ def test_test_images_change_nothing_and_the_seed_gives_the_same_bytes(
         select_by_cross_validation(tiny_backbone, images, CONFIG, max_seconds=0, cache=cache)
         for images in (split, without)
     )
-    strip = {"metrics": {}}
-    a, b = replace(first.result.prompt, **strip), replace(second.result.prompt, **strip)
+    a, b = (replace(found.result.prompt, metrics={}) for found in (first, second))
     assert to_bytes(a) == to_bytes(b)
 
 
