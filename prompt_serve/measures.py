@@ -56,7 +56,7 @@ def wilson_interval(right: int, images: int) -> tuple[float, float]:
     center = (share + z2 / (2 * images)) / (1 + z2 / images)
     spread = math.sqrt(share * (1 - share) / images + z2 / (4 * images**2))
     half = _Z_95 * spread / (1 + z2 / images)
-    return max(0.0, center - half), min(1.0, center + half)
+    return center - half if right else 0.0, center + half if right < images else 1.0
 
 
 def class_counts(labels: IntArray, predicted: IntArray, n_classes: int) -> list[ClassCounts]:

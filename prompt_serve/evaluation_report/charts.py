@@ -11,7 +11,7 @@ from prompt_serve.measures import Answered
 
 FEW = 10  # images; shares of fewer are drawn pale or not at all
 _WIDTH, _HEIGHT = 360, 276
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40, 350, 10, 234  # of the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 340, 10, 234  # of the axes
 
 
 def reliability_diagram(bins: Sequence[ConfidenceBin | None], alt: str) -> Markup:
@@ -40,7 +40,7 @@ def reliability_diagram(bins: Sequence[ConfidenceBin | None], alt: str) -> Marku
             _line([(0, 0), (1, 1)], "diagonal"),
             _line(corners, "shares"),
         ),
-        x_label="confidence (%)",
+        x_label="confidence",
         alt=alt,
     )
 
@@ -62,7 +62,7 @@ def coverage_chart(
             _line([(p.threshold, p.images / images) for p in points], "answered"),
             _line(accurate, "accuracy"),
         ),
-        x_label="threshold on the largest probability (%)",
+        x_label="threshold for the largest probability",
         alt=alt,
     )
 
@@ -72,7 +72,7 @@ def _axes(inside: Markup, *, x_label: str, alt: str) -> Markup:
     ticks = []
     for quarter in range(5):
         at = quarter / 4
-        text = f"{25 * quarter}"
+        text = f"{25 * quarter}" + " %" * (quarter == 4)
         ticks += [
             tag("line", x1=_LEFT, x2=_RIGHT, y1=_y(at), y2=_y(at), class_="grid"),
             tag("text", text, x=_LEFT - 6, y=_y(at) + 4, text_anchor="end"),
@@ -82,7 +82,6 @@ def _axes(inside: Markup, *, x_label: str, alt: str) -> Markup:
         "svg",
         *ticks,
         inside,
-        tag("text", "%", x=2, y=_y(1) + 4),
         tag("text", x_label, x=(_LEFT + _RIGHT) / 2, y=_HEIGHT - 8, text_anchor="middle"),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}",
         role="img",

@@ -28,11 +28,13 @@ from prompt_serve.measures import (
 )
 
 MATRIX_CLASSES = 40  # a larger confusion matrix cannot be read
+NARROW_CLASSES = 12  # a smaller matrix leaves room beside it
 LISTED_CLASSES = 500
 LISTED_CONFUSIONS = 20
 SHOWN_MISTAKES = 24
 THRESHOLDS = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)  # in the table
 _STEPS = 100  # thresholds of the chart
+_SHORT = 20  # characters of a class name in the matrix
 _RIGHT, _WRONG = "57 135 216", "226 106 50"  # red, green and blue of shaded cells
 
 
@@ -111,18 +113,25 @@ def _classes(facts: EvaluationFacts, counts: Sequence[ClassCounts]) -> Markup:
     rows = [
         [
             facts.class_names[c],
-            f"{counts[c].images:,}",
-            f"{counts[c].predicted:,}",
             _share_cell(counts[c].recall),
             _share_cell(counts[c].precision),
-            tag("td", first.get(c, ""), class_="words"),
+            f"{counts[c].images:,}",
+            f"{counts[c].predicted:,}",
+            _words(first.get(c, "")),
         ]
         for c in order[:LISTED_CLASSES]
     ]
     hidden = len(counts) - LISTED_CLASSES
     return table(
         "Classes, the lowest recall first",
-        ["class", "images", "predicted", "recall (%)", "precision (%)", "most often mistaken for"],
+        [
+            "class",
+            "recall (%)",
+            "precision (%)",
+            "images",
+            "predicted",
+            _words("most often mistaken for", "th"),
+        ],
         rows,
         note="Recall: share of the images of the class that are recognized. Precision: share of "
         "the predictions of the class that are right."
@@ -137,11 +146,11 @@ def _confusions(facts: EvaluationFacts, counts: Sequence[ClassCounts]) -> Markup
     names = facts.class_names
     frequent = table(
         "Most frequent confusions",
-        ["class", "predicted", "images", "of the class (%)"],
+        ["class", _words("predicted", "th"), "images", "of the class (%)"],
         [
             [
                 names[true],
-                tag("td", names[other], class_="words"),
+                _words(names[other]),
                 f"{images:,}",
                 percent(images / counts[true].images),
             ]
@@ -151,7 +160,10 @@ def _confusions(facts: EvaluationFacts, counts: Sequence[ClassCounts]) -> Markup
         if len(pairs) > LISTED_CONFUSIONS
         else None,
     )
-    return joined(_matrix(facts) if len(names) <= MATRIX_CLASSES else None, frequent)
+    if len(names) > MATRIX_CLASSES:
+        return frequent
+    beside = "beside" if len(names) <= NARROW_CLASSES else None
+    return tag("div", tag("div", _matrix(facts)), tag("div", frequent), class_=beside)
 
 
 def _matrix(facts: EvaluationFacts) -> Markup:
@@ -168,15 +180,18 @@ def _matrix(facts: EvaluationFacts) -> Markup:
             )
             for other, count in enumerate(row)
         ]
-        rows.append([tag("th", shortened(names[true], 30), scope="row"), *cells])
-    head = [tag("th", tag("span", shortened(name, 22)), scope="col") for name in names]
+        name = shortened(names[true], _SHORT)
+        rows.append([tag("th", name, scope="row", title=names[true]), *cells])
+    head = [
+        tag("th", tag("span", shortened(name, _SHORT)), scope="col", title=name) for name in names
+    ]
     return table(
         "Confusion matrix",
         ["true class", *head],
         rows,
         note="Images by true class (row) and predicted class (column). Blue is right, orange is "
-        "wrong; the darker, the larger the share of the class.",
-        class_="matrix",
+        "wrong; the stronger the color, the larger the share of the class.",
+        class_="matrix dense" if len(names) > 2 * NARROW_CLASSES else "matrix",
     )
 
 
@@ -215,7 +230,7 @@ def _threshold(facts: EvaluationFacts) -> Markup:
     own = facts.unknown_below
     steps = [_answered(facts, step / _STEPS) for step in range(_STEPS + 1)]
     rows = [
-        _answered_row(point, facts.images, own=point.threshold == own)
+        _answered_row(point, facts.images, own=own > 0 and point.threshold == own)
         for point in (_answered(facts, at) for at in sorted({*THRESHOLDS, own}))
     ]
     half = _answered(facts, 0.5)
@@ -231,17 +246,20 @@ def _threshold(facts: EvaluationFacts) -> Markup:
         else ""
     )
     mark = f" The dotted line is the threshold of the file, {own:.3g}." if own else ""
+    caption = tag(
+        "figcaption",
+        tag("div", "— accuracy on the answered images", class_="key accuracy"),
+        tag("div", "– – share of images answered", class_="key answered"),
+        f"Accuracy on fewer than {FEW} images is not drawn.{mark}",
+    )
+    headers = ["threshold", "answered", "share (%)", "accuracy (%)", "95 % interval"]
     return joined(
         tag("p", "An image is answered with unknown if its largest probability is below the "
             f"threshold (unknown_below).{sketch}"),
-        tag("figure", chart,
-            tag("figcaption", tag("span", "— accuracy on the answered images",
-                                  class_="key accuracy"),
-                tag("span", "– – share of images answered", class_="key answered"),
-                f"In percent; accuracy on fewer than {FEW} images is not drawn.{mark}"),
-            class_="chart"),
-        table("Accuracy by threshold",
-              ["threshold", "answered", "answered (%)", "accuracy (%)", "95 % interval"], rows),
+        tag("div",
+            tag("figure", chart, caption),
+            tag("div", table("Accuracy by threshold", headers, rows)),
+            class_="beside"),
     )  # fmt: skip
 
 
@@ -275,21 +293,24 @@ def _calibration(facts: EvaluationFacts) -> Markup:
     ]
     bins_table = table(
         "Bins of confidence",
-        ["confidence (%)", "images", "mean confidence (%)", "accuracy (%)"],
+        ["confidence (%)", "images", "mean (%)", "accuracy (%)"],
         rows,
     )
-    return joined(
-        tag("figure",
-            reliability_diagram(
-                bins, f"accuracy by confidence; expected calibration error {error} %"),
-            tag("figcaption", f"Accuracy (%) in {BINS} equal bins of confidence, the probability "
-                "of the predicted class. On the dotted diagonal, confidence equals accuracy; a "
-                f"bar below it is overconfident. Pale bars hold fewer than {FEW} images; the "
-                f"thin line is the share of images in each bin. Expected calibration error: "
-                f"{error} %."),
-            class_="chart"),
-        tag("details", tag("summary", "Numbers of the diagram"), bins_table),
-    )  # fmt: skip
+    diagram = reliability_diagram(
+        bins, alt=f"accuracy by confidence; expected calibration error {error} %"
+    )
+    caption = (
+        f"Accuracy in {BINS} equal bins of confidence, the probability of the predicted class. On "
+        "the dotted diagonal, confidence equals accuracy; a bar below it is overconfident. Pale "
+        f"bars hold fewer than {FEW} images; the thin line is the share of images in each bin. "
+        f"Expected calibration error: {error} %."
+    )
+    return tag(
+        "div",
+        tag("figure", diagram, tag("figcaption", caption)),
+        tag("div", bins_table),
+        class_="beside",
+    )
 
 
 def _data(facts: EvaluationFacts, counts: Sequence[ClassCounts]) -> Markup:
@@ -313,6 +334,10 @@ def _card(name: str, share: float, detail: str) -> Markup:
 def _interval(right: int, images: int, *, words: bool = True) -> str:
     low, high = wilson_interval(right, images)
     return f"{'95 % interval ' if words else ''}{percent(low)} to {percent(high)}"
+
+
+def _words(text: str, name: str = "td") -> Markup:
+    return tag(name, text, scope="col" if name == "th" else None, class_="words")
 
 
 def _share_cell(share: float | None) -> Markup:
