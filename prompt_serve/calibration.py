@@ -1,12 +1,13 @@
 """Calibration of probabilities: temperature, threshold for unknown images, calibration error
 (Guo et al. 2017, arXiv 1706.04599)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from prompt_serve.scoring import calibrated
-from prompt_serve.types import FloatArray, IntArray
+from prompt_serve.types import BoolArray, DoubleArray, FloatArray, IntArray
 
 BINS = 15  # of the expected calibration error, as in the paper
 LARGEST = float(np.nextafter(np.float32(1.0), np.float32(0.0)))  # largest threshold
@@ -20,6 +21,15 @@ class Calibration:
 
     temperature: float = 1.0
     unknown_below: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfidenceBin:
+    """Predictions with similar confidence."""
+
+    images: int
+    confidence: float  # mean
+    accuracy: float
 
 
 def calibrate(logits: FloatArray, labels: IntArray, *, unknown_share: float = 0.0) -> Calibration:
@@ -74,11 +84,33 @@ def expected_calibration_error(probabilities: FloatArray, labels: IntArray) -> f
         labels: (N,).
     """
     confidence = probabilities.max(axis=-1)
-    right = probabilities.argmax(axis=-1) == labels
-    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    gaps = [
-        abs(float(right[chosen].mean()) - float(confidence[chosen].mean())) * float(chosen.mean())
+    return calibration_error(confidence_bins(confidence, probabilities.argmax(axis=-1) == labels))
+
+
+def confidence_bins(
+    confidence: FloatArray | DoubleArray, right: BoolArray
+) -> tuple[ConfidenceBin | None, ...]:
+    """Sort predictions into equal bins of confidence; None marks an empty bin.
+
+    Args:
+        confidence: (N,) probabilities of the predicted classes.
+        right: (N,) True where the prediction is right.
+    """
+    numbers = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    return tuple(
+        ConfidenceBin(
+            images=int(chosen.sum()),
+            confidence=float(confidence[chosen].mean()),
+            accuracy=float(right[chosen].mean()),
+        )
+        if (chosen := numbers == number).any()
+        else None
         for number in range(BINS)
-        if (chosen := bins == number).any()
-    ]
-    return float(sum(gaps))
+    )
+
+
+def calibration_error(bins: Sequence[ConfidenceBin | None]) -> float:
+    """Return the expected calibration error of bins of confidence (equation 3)."""
+    filled = [one for one in bins if one]
+    images = max(1, sum(one.images for one in filled))
+    return float(sum(abs(one.accuracy - one.confidence) * (one.images / images) for one in filled))

@@ -6,6 +6,7 @@ left; a process that is killed leaves a hidden ``.NAME.xxxxxxxx.tmp``.
 """
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
@@ -70,6 +71,21 @@ def atomic_folder(path: Path, *, mode: int) -> Iterator[Path]:
         _replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise an OSError if a file cannot be written to ``path``; leave nothing behind.
+
+    A command calls it before long work. Missing parent folders are not created; the nearest
+    existing one must take new files.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    temporary = _temporary_name(folder / path.name)
+    with _named(path):
+        temporary.touch(mode=0o600, exist_ok=False)
+        temporary.unlink()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -11,6 +11,7 @@ DoubleArray = NDArray[np.float64]
 HalfArray = NDArray[np.float16]
 IntArray = NDArray[np.int64]
 PixelArray = NDArray[np.uint8]
+BoolArray = NDArray[np.bool_]
 
 ClassPosition = Literal["end", "middle", "front"]
 Precision = Literal["fp32", "fp16", "int8"]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.files import atomic_file, atomic_folder, sha256_of_file
+from prompt_serve.files import atomic_file, atomic_folder, check_writable, sha256_of_file
 
 
 def write(path: Path, text: str) -> None:
@@ -220,3 +220,16 @@ def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(data)
 
     assert sha256_of_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+def test_a_path_that_takes_no_file_is_noticed_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)
+    with pytest.raises(NotADirectoryError) as found:
+        check_writable(tmp_path / "file" / "a" / "b.html")
+    assert found.value.filename == str(tmp_path / "file" / "a" / "b.html")
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "missing" / "folder" / "b.html")
+    assert names(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "old"

@@ -160,7 +160,7 @@ def _calibrated(
 def _compare(
     backbone: Backbone, prompt: Prompt, held_out: Mapping[str, ImageData]
 ) -> dict[str, ZeroShotComparison]:
-    zero_shot = _zero_shot(prompt)
+    zero_shot = zero_shot_prompt(prompt)
     return {
         part: ZeroShotComparison(
             zero_shot=evaluate_prompt(zero_shot, backbone, images),
@@ -184,11 +184,11 @@ def _metrics(
     return {**parts, "images": dict(images)}
 
 
-def _zero_shot(prompt: Prompt) -> Prompt:
+def zero_shot_prompt(prompt: Prompt) -> Prompt:
     """Return the prompt without learning: the template that learning started from."""
     if not prompt.encodings:
         return prompt
-    template = prompt.training["template"]
+    template = prompt.training.get("template", TrainConfig.template)
     return replace(
         prompt,
         text=None,
@@ -200,4 +200,5 @@ def _zero_shot(prompt: Prompt) -> Prompt:
         class_position="end",
         temperature=1.0,
         unknown_below=0.0,
+        unlike_below=-1.0,
     )

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.learning.evaluation_report import write_report
 from prompt_serve.cli.learning.image_options import (
     device_of,
     feature_cache,
     image_options,
     json_option,
 )
+from prompt_serve.cli.output_file import OutputFile
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
@@ -42,6 +44,10 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--fewer-classes-ok", is_flag=True, help="Allow classes without images in DATASET.")
 @image_options
+@click.option(
+    "--report", type=OutputFile(),
+    help="HTML file to write: accuracy, confusions, mistakes, thresholds and calibration.",
+)  # fmt: skip
 @json_option
 def evaluate(**options: Any) -> None:
     """Measure the accuracy of the prompt file PROMPT on the images of DATASET.
@@ -77,11 +83,15 @@ def evaluate(**options: Any) -> None:
             workers=options["workers"],
             advance=advance,
         )
+    if options["report"]:
+        write_report(options, prompt, backbone, split, part, images, data)
     description = _description(prompt, part, evaluate_prompt(prompt, backbone, data))
     if options["as_json"]:
         click.echo(json.dumps(description, ensure_ascii=False, indent=2))
     else:
         click.echo("\n".join(_lines(description)))
+        if options["report"]:
+            click.echo(f"\nreport             {options['report']}")
 
 
 def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     BASE,
@@ -19,7 +20,7 @@ from prompt_serve.research.protocols.summary import (
 )
 from prompt_serve.research.reports.charts import draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
-from prompt_serve.research.reports.page import shortened
+from prompt_serve.evaluation_report.markup import shortened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.reports.charts import (
     PALE,
     Style,
@@ -16,7 +17,7 @@ from prompt_serve.research.reports.charts import (
     whole_steps,
 )
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 from prompt_serve.training.loop import EpochRecord
 

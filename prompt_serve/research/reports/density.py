@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.summary import BASE_TO_NEW, NEW
 from prompt_serve.research.reports.charts import Style, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.schedules import paper_settings
 from prompt_serve.research.protocols.summary import (
@@ -22,7 +23,7 @@ from prompt_serve.research.reports.accuracy import (
     points,
 )
 from prompt_serve.research.reports.overview import PROTOCOLS
-from prompt_serve.research.reports.page import Block, Cell, ReportTable, Section, Text, percent
+from prompt_serve.research.reports.page import Block, Cell, ReportTable, Section, Text
 from prompt_serve.research.reports.stored_runs import StoredRun
 
 FEW_STEPS = 1_000  # within fewer steps, a codebook is hardly updated

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.fairness import fairness_notes
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import (
@@ -14,7 +15,7 @@ from prompt_serve.research.protocols.summary import (
     TRANSFER,
     Summary,
 )
-from prompt_serve.research.reports.page import Block, ReportTable, Section, Text, percent
+from prompt_serve.research.reports.page import Block, ReportTable, Section, Text
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
 
 PROTOCOLS = {

@@ -4,7 +4,6 @@ Names of classes, files and rows are untrusted, so everything is escaped; only t
 ``charts`` draws is inserted as it is.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -12,8 +11,8 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-# Control characters and lone surrogates are not allowed in HTML or XML.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+from prompt_serve.evaluation_report.markup import printable
+from prompt_serve.evaluation_report.page import base_style
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,24 +105,8 @@ def render_page(title: str, summary: str, sections: Sequence[Section]) -> str:
         finalize=_printable,
     )
     page = environment.get_template("page.html")
-    style = Markup(_file("page.css"))  # noqa: S704  # a file of ours
+    style = Markup(base_style() + _file("page.css"))  # noqa: S704  # files of ours
     return page.render(title=title, summary=summary, sections=sections, style=style)
-
-
-def printable(text: str) -> str:
-    """Replace characters that are not allowed in HTML."""
-    return _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def shortened(text: str, length: int) -> str:
-    """Truncate a text to at most ``length`` characters."""
-    text = printable(text)
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
-def percent(share: float | None, digits: int = 1) -> str:
-    """Format a fraction as a percentage without the sign; "–" for None."""
-    return "–" if share is None else f"{100 * share:.{digits}f}"
 
 
 def _printable(value: object) -> object:

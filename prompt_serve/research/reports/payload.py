@@ -4,11 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.summary import Summary, TableRow
 from prompt_serve.research.reports.accuracy import headline, headline_name, headline_rows
 from prompt_serve.research.reports.charts import GRAY, INK, PALE, Style, draw, name_of, styles
 from prompt_serve.research.reports.overview import title_of
-from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section, percent
+from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

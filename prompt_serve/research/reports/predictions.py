@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prompt_serve.calibration import BINS
+from prompt_serve import measures
+from prompt_serve.calibration import BINS, ConfidenceBin, calibration_error, confidence_bins
+from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of
@@ -17,7 +19,6 @@ from prompt_serve.research.reports.page import (
     ReportTable,
     Section,
     Text,
-    percent,
 )
 from prompt_serve.research.reports.report_options import ReportOptions, most_shots
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
@@ -35,15 +36,6 @@ LISTED = 200  # maximum number of classes in a table
 CONFUSIONS = 15
 REDS = ("#fdf3ec", "#b04a00")
 ZERO_SHOT = "zero-shot"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConfidenceBin:
-    """Predictions with similar confidence."""
-
-    images: int
-    confidence: float  # mean
-    accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,42 +78,20 @@ def predictions_section(
 
 def confusion_matrix(predictions: StoredPredictions) -> IntArray:
     """Count test images by true class (row) and predicted class (column): (C, C)."""
-    classes = len(predictions.class_names)
-    counts = np.zeros((classes, classes), dtype=np.int64)
-    np.add.at(counts, (predictions.labels, predictions.predicted[:, 0]), 1)
-    return counts
+    return measures.confusion_matrix(
+        predictions.labels, predictions.predicted[:, 0], len(predictions.class_names)
+    )
 
 
 def reliability(predictions: StoredPredictions) -> tuple[ConfidenceBin | None, ...]:
     """Sort predictions into equal bins of confidence; None marks an empty bin."""
     confidence = predictions.probabilities[:, 0].astype(np.float64)
-    right = predictions.predicted[:, 0] == predictions.labels
-    numbers = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
-    return tuple(
-        ConfidenceBin(
-            images=int(chosen.sum()),
-            confidence=float(confidence[chosen].mean()),
-            accuracy=float(right[chosen].mean()),
-        )
-        if (chosen := numbers == number).any()
-        else None
-        for number in range(BINS)
-    )
-
-
-def calibration_error(bins: Sequence[ConfidenceBin | None]) -> float:
-    """Return the expected calibration error (Guo et al. 2017, equation 3)."""
-    filled = [one for one in bins if one]
-    images = sum(one.images for one in filled)
-    return sum(abs(one.accuracy - one.confidence) * one.images for one in filled) / max(1, images)
+    return confidence_bins(confidence, predictions.predicted[:, 0] == predictions.labels)
 
 
 def confusions(predictions: StoredPredictions) -> list[tuple[int, int, int]]:
     """Return (class, predicted class, images) of all mistakes, the most frequent first."""
-    counts = confusion_matrix(predictions)
-    np.fill_diagonal(counts, 0)
-    pairs = [(int(i), int(j), int(counts[i, j])) for i, j in np.argwhere(counts)]
-    return sorted(pairs, key=lambda pair: (-pair[2], pair[0], pair[1]))
+    return measures.confusions(predictions.labels, predictions.predicted[:, 0])
 
 
 def _shown(runs: Sequence[StoredRun], options: ReportOptions) -> Iterator[ShownRun]:

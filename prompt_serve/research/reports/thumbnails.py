@@ -1,23 +1,18 @@
 """Thumbnails of the most confident mistakes, each beside an image of the predicted class."""
 
-import base64
-import io
 from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
-from prompt_serve.errors import ImageInvalid, ImageTooLarge
-from prompt_serve.preprocess import decode_image
+from prompt_serve.evaluation_report.markup import percent
+from prompt_serve.evaluation_report.thumbnails import thumbnail
+from prompt_serve.measures import confident_mistakes
 from prompt_serve.research.protocols.results import StoredPredictions
-from prompt_serve.research.reports.page import Pairs, Picture, percent
+from prompt_serve.research.reports.page import Pairs, Picture
 
 PAIRS = 6  # per test set
 MOST = 96  # thumbnails per page, about 4 KB each
-SIDE = 128  # pixels
-QUALITY = 82
-MAX_FILE_BYTES = 64 * 2**20
 
 
 class Thumbnails:
@@ -31,7 +26,9 @@ class Thumbnails:
         if path not in self._done:
             if sum(one.source is not None for one in self._done.values()) >= MOST:
                 return Picture(source=None, fault=f"left out: {MOST} images are on this page")
-            self._done[path] = _thumbnail(Path(path))
+            made = thumbnail(Path(path))
+            source = None if made.source is None else Markup(made.source)  # noqa: S704  # base64
+            self._done[path] = Picture(source=source, fault=made.fault)
         return self._done[path]
 
 
@@ -72,10 +69,11 @@ def confused_pairs(predictions: StoredPredictions, title: str, thumbnails: Thumb
 
 def most_confident_mistakes(predictions: StoredPredictions) -> list[int]:
     """Return indexes of misclassified images, most confident first, one per pair of classes."""
-    wrong = np.flatnonzero(predictions.predicted[:, 0] != predictions.labels)
-    order = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")]
+    order = confident_mistakes(
+        predictions.labels, predictions.predicted[:, 0], predictions.probabilities[:, 0]
+    )
     chosen: dict[tuple[int, int], int] = {}
-    for image in order.tolist():
+    for image in order:
         pair = int(predictions.labels[image]), int(predictions.predicted[image, 0])
         chosen.setdefault(pair, image)
     return list(chosen.values())[:PAIRS]
@@ -105,19 +103,3 @@ def _prediction(predictions: StoredPredictions, image: int) -> str:
 
 def _described(picture: Picture, *lines: str) -> Picture:
     return Picture(source=picture.source, fault=picture.fault, lines=lines)
-
-
-def _thumbnail(path: Path) -> Picture:
-    try:
-        if not path.is_file():
-            return Picture(source=None, fault="the image file is not there")
-        if path.stat().st_size > MAX_FILE_BYTES:
-            return Picture(source=None, fault="the image file is too large")
-        image = decode_image(path.read_bytes())
-    except (ImageInvalid, ImageTooLarge, OSError, ValueError):
-        return Picture(source=None, fault="the image file cannot be read")
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=QUALITY, optimize=True)
-    text = base64.b64encode(data.getvalue()).decode("ascii")
-    return Picture(source=Markup(f"data:image/jpeg;base64,{text}"))  # noqa: S704  # base64 alone

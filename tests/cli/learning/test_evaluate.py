@@ -8,17 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from prompt_serve.closed_form.learn import learn_classes
 from prompt_serve.errors import PromptUnsupported
 from prompt_serve.prompts.encodings import Conditional, Dense
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file, write_prompt_file
 from prompt_serve.training.class_sets import with_classes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
+from prompt_serve.training.data.features import image_features
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import Evaluation, class_features_of
 from prompt_serve.training.train import train_prompt
 from tests.cli.conftest import Run
 from tests.drawings import draw_dataset
+from tests.parsed_page import Page
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +151,81 @@ def test_prompts_of_images_are_evaluated_too(
     result = run("evaluate", path, photos, "--backbone", tiny_folder, "--no-cache", "--new-classes")
     assert result.exit_code == 0, result.output
     assert "8 of part test" in result.output
+
+
+def test_a_report_shows_the_figures_of_the_command(
+    run: Run, photos: Path, learned: tuple[Path, Evaluation], tiny_folder: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    path, expected = learned
+    report = tmp_path / "pages" / "report.html"
+    options = ("--backbone", tiny_folder, "--no-cache", "--report", report)
+    result = run("evaluate", path, photos, *options)
+    assert result.exit_code == 0, result.output
+    assert str(report) in result.output
+    first = report.read_bytes()
+    page = Page(first.decode())
+    cards = [one for one in page.all("div") if one.attributes.get("class") == "card"]
+    accuracy, zero_shot, calibration_error, unknown = (float(one.data[0]) for one in cards)
+    assert accuracy == expected.accuracy
+    assert zero_shot == read_prompt_file(path).metrics["test"]["zero_shot_accuracy"]
+    assert calibration_error == expected.calibration_error
+    assert unknown == pytest.approx(expected.unknown)
+    classes = page.table("Classes, the lowest recall first")
+    colors = ("blue", "green", "red", "yellow")
+    recalls = dict(zip(colors, expected.per_class, strict=True))
+    assert {name: float(row[0]) for name, row in classes.items()} == recalls
+    assert "Left out: 16 images of part train." in page.all("body")[0].text
+    assert len(page.all("img")) == round((1 - expected.accuracy) * 8)
+    run("evaluate", path, photos, *options, "--json")
+    assert report.read_bytes() == first
+
+
+def test_the_report_of_class_vectors_counts_unlike_images(
+    run: Run, photos: Path, tiny_backbone: Backbone, tiny_folder: Path, tmp_path: Path
+) -> None:
+    train = image_features(read_dataset(photos).train, tiny_backbone)
+    found = learn_classes(train.plain, train.labels, 4, logit_scale=tiny_backbone.logit_scale)
+    prompt = Prompt(
+        name="colors",
+        method="classes",
+        class_names=("blue", "green", "red", "yellow"),
+        templates=("a photo of a {}.",),
+        backbone=tiny_backbone.ref,
+        probe=np.zeros(4, dtype=np.float16),
+        temperature=found.temperature,
+        classes=found.classes,
+        sketch=found.sketch,
+        unlike_below=0.999,  # a random backbone finds all images alike
+    )
+    path, report = tmp_path / "colors.safetensors", tmp_path / "report.html"
+    write_prompt_file(prompt, path)
+    options = ("--backbone", tiny_folder, "--no-cache", "--report", report)
+    assert run("evaluate", path, photos, *options).exit_code == 0
+    test = read_dataset(photos).test
+    assert test is not None
+    cosines = image_features(test, tiny_backbone).plain @ found.sketch.directions().T
+    unlike = sum(max(row) < 0.999 for row in cosines.tolist())
+    assert unlike > 0
+    page = Page(report.read_text())
+    assert f"{unlike} images are unlike the training images" in page.all("body")[0].text
+    assert "zero-shot accuracy" in page.all("body")[0].text
+
+
+def test_a_report_that_cannot_be_written_is_an_error_before_any_work(
+    run: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("old")
+    # Neither the prompt nor the images exist: the report is checked first.
+    for report, fault in (
+        (tmp_path, f"{tmp_path} is a folder; name a file in it."),
+        (tmp_path / "file" / "report.html", "cannot be written: Not a directory."),
+    ):
+        result = run("evaluate", tmp_path / "no.safetensors", tmp_path / "none", "--report", report)
+        assert result.exit_code == 2
+        assert result.output.splitlines()[-1].startswith("Error: Invalid value for '--report': ")
+        assert result.output.rstrip().endswith(fault)
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
 def test_baselines_are_a_table_or_json(run: Run, photos: Path, tiny_folder: Path) -> None:

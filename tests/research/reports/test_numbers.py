@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from prompt_serve.calibration import expected_calibration_error
+from prompt_serve.calibration import calibration_error, expected_calibration_error
 from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.protocols.summary import summarize
@@ -22,7 +22,6 @@ from prompt_serve.research.reports.overview import notes
 from prompt_serve.research.reports.page import Cell, ReportTable
 from prompt_serve.research.reports.payload import frontier
 from prompt_serve.research.reports.predictions import (
-    calibration_error,
     confusion_matrix,
     confusions,
     reliability,
@@ -38,8 +37,8 @@ from prompt_serve.research.reports.weights import start_numbers, text_numbers
 from prompt_serve.training.clip.backbone import load_backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.results import draft_prompt
+from tests.parsed_page import Page
 from tests.research.reports.conftest import COOP, ROWS, SEEDS
-from tests.research.reports.parsed import Page
 
 Lines = list[dict[str, Any]]
 WHERE = "base to new, suite user, backbone tiny, 4 shots"

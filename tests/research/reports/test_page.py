@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.errors import ConfigInvalid, ResultsInvalid
-from prompt_serve.research.reports.page import printable
+from prompt_serve.evaluation_report.markup import printable
 from prompt_serve.research.reports.report import write_report
 from prompt_serve.research.reports.stored_runs import read_runs
 from tests.cli.conftest import Run
 from tests.cli.conftest import run as run  # the fixture
+from tests.parsed_page import Page
 from tests.research.reports.conftest import COOP, HOSTILE
-from tests.research.reports.parsed import Page
 
 SECTIONS = [
     "summary",
