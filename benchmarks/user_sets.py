@@ -331,8 +331,10 @@ def left_out(images: UserSet, foreign: FloatArray, scale: float, seed: int) -> S
     """
     learn = partial(learn_classes, logit_scale=scale, seed=seed)
     task = learn(images.features, images.labels, images.n_classes)
-    own, others = (_similarity(task, x) for x in (images.test_features, foreign))
-    shares = [float((cosines < task.unlike_below).mean()) for cosines in (own, others)]
+    shares = [
+        float((_similarity(task, features) < task.unlike_below).mean()) if len(features) else np.nan
+        for features in (images.test_features, foreign)
+    ]
     if images.n_classes == 2:
         return [*shares, *[np.nan] * 3]
     aurocs = []
