@@ -31,6 +31,8 @@ class ClassVectors:
 
     def __post_init__(self) -> None:
         check_tensor("rows", self.rows, dims=(2,))
+        if not isinstance(self.scales, np.ndarray):
+            raise PromptFileInvalid("The scales of class vectors are quantized; expected float16.")
         check_tensor("scales", self.scales, dims=(1,))
         if self.rows.shape[0] < 2 or self.scales.shape != self.rows.shape[:1]:
             raise PromptFileInvalid(

@@ -54,7 +54,7 @@ def halves(whole: Split) -> tuple[Split, ImageSet]:
 def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone) -> Prompt:
     """Return the learned context with other class names, such as classes it was not trained on.
 
-    Metrics and the threshold for unknown images, which belong to the old classes, are dropped; the
+    Metrics, the sketch and the thresholds for unknown images, which belong to the old classes, are dropped; the
     temperature stays.
 
     Raises:
@@ -81,6 +81,8 @@ def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone)
         probe=np.zeros(len(names), dtype=np.float16),
         metrics={},
         unknown_below=0.0,
+        sketch=None,
+        unlike_below=-1.0,
     )
     return replace(other, probe=probe(probed_features(other, backbone)))
 

@@ -1,9 +1,9 @@
 """Plain findings about a trained task: what its maker should know before relying on it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from prompt_serve.measures import wilson_interval
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import file_digests
 from prompt_serve.training.evaluate import Evaluation
@@ -13,17 +13,6 @@ FEW_IMAGES = 5  # per class: below, cross-validation says little about the class
 LOW_RECALL = 0.2
 NAMED = 5  # classes or files listed in a note
 TRIAL_BACKBONES = ("embedded", "embedded-vit")
-
-
-def wilson_interval(accuracy: float, images: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of an accuracy (Wilson 1927), both ends from 0 to 1."""
-    if images == 0:
-        return 0.0, 1.0
-    shrunk = 1 + z * z / images
-    center = (accuracy + z * z / (2 * images)) / shrunk
-    spread = accuracy * (1 - accuracy) / images + z * z / (4 * images * images)
-    half = z * math.sqrt(spread) / shrunk
-    return max(0.0, center - half), min(1.0, center + half)
 
 
 def findings(
@@ -99,7 +88,7 @@ def _low_recall(class_names: Sequence[str], part: str, evaluation: Evaluation) -
 
 def _as_good_as_zero_shot(part: str, comparison: ZeroShotComparison) -> list[str]:
     learned, zero_shot = comparison.prompt, comparison.zero_shot
-    low, _ = wilson_interval(learned.accuracy, learned.images)
+    low, _ = wilson_interval(round(learned.accuracy * learned.images), learned.images)
     if zero_shot.accuracy < low:
         return []
     return [

@@ -200,5 +200,4 @@ def zero_shot_prompt(prompt: Prompt) -> Prompt:
         class_position="end",
         temperature=1.0,
         unknown_below=0.0,
-        unlike_below=-1.0,
     )

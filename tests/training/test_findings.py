@@ -6,7 +6,7 @@ import pytest
 
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import Evaluation
-from prompt_serve.training.findings import findings, wilson_interval
+from prompt_serve.training.findings import findings
 from prompt_serve.training.results import ZeroShotComparison
 from tests.drawings import draw_dataset
 
@@ -23,22 +23,6 @@ def comparison(
 def found(root: Path, backbone: str = "ViT-B-16/openai", **measured: object) -> str:
     comparisons = {"cross-validation": comparison(**measured)}  # type: ignore[arg-type]
     return "\n".join(findings(read_dataset(root), comparisons, backbone))
-
-
-@pytest.mark.parametrize(
-    ("accuracy", "images", "expected"),
-    [
-        # Newcombe 1998, table I, method 3.
-        (81 / 263, 263, (0.2553, 0.3662)),
-        (15 / 148, 148, (0.0624, 0.1605)),
-        (0 / 20, 20, (0.0, 0.1611)),
-        (1 / 29, 29, (0.0061, 0.1718)),
-    ],
-)
-def test_the_interval_is_wilsons(
-    accuracy: float, images: int, expected: tuple[float, float]
-) -> None:
-    assert wilson_interval(accuracy, images) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_sound_task_has_no_findings(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ class _Log:
 
 
 def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[str]:
-    from prompt_serve.training.findings import wilson_interval
+    from prompt_serve.measures import wilson_interval
 
     prompt = result.prompt
     images = ", ".join(f"{count} {part}" for part, count in result.images.items())
@@ -244,7 +244,7 @@ def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[st
         for part, comparison in result.comparisons.items():
             zero_shot, learned = comparison.zero_shot.accuracy, comparison.prompt
             error = learned.calibration_error
-            low, high = wilson_interval(learned.accuracy, learned.images)
+            low, high = wilson_interval(round(learned.accuracy * learned.images), learned.images)
             yield (
                 f"{part:<{width}} {zero_shot:>9.1%} {learned.accuracy:>{method_width}.1%} "
                 f"{error:>7.1%} {low:>9.1%} to {high:.1%}"
