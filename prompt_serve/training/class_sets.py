@@ -54,8 +54,8 @@ def halves(whole: Split) -> tuple[Split, ImageSet]:
 def with_classes(prompt: Prompt, class_names: Sequence[str], backbone: Backbone) -> Prompt:
     """Return the learned context with other class names, such as classes it was not trained on.
 
-    Metrics, the sketch and the thresholds for unknown images, which belong to the old classes, are dropped; the
-    temperature stays.
+    Metrics, the sketch and the thresholds for unknown images belong to the old classes and are
+    dropped; the temperature stays.
 
     Raises:
         PromptUnsupported: every class has a context of its own.

@@ -103,21 +103,31 @@ def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> Floa
 
 def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Evaluation:
     """Return the accuracy of a prompt on plain views; see ``prompt_logits``."""
-    return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt)
+    features = images.plain if isinstance(images, FeatureSet) else None
+    return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt, features)
 
 
-def evaluate(logits: FloatArray, labels: IntArray, prompt: Prompt | None = None) -> Evaluation:
+def evaluate(
+    logits: FloatArray,
+    labels: IntArray,
+    prompt: Prompt | None = None,
+    features: FloatArray | None = None,
+) -> Evaluation:
     """Return the accuracy of logits; of equal logits the first class counts.
 
     Args:
         logits: (N, C), before the temperature.
         labels: (N,).
-        prompt: supplies temperature and threshold; None for neither.
+        prompt: supplies temperature and thresholds; None for neither.
+        features: (N, E) of the images, to recognize those that are unlike the prompt's sketch.
     """
     temperature = prompt.temperature if prompt else 1.0
     probabilities = calibrated(logits, temperature)
     right = logits.argmax(axis=1) == labels
     known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
+    if prompt and prompt.sketch and features is not None:
+        similarities = (features @ prompt.sketch.directions().T).max(axis=1)  # (N,)
+        known &= similarities >= prompt.unlike_below
     return Evaluation(
         images=len(labels),
         accuracy=float(right.mean()),

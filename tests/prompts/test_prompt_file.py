@@ -13,6 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.prompts.class_vectors import ClassVectors
 from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
@@ -568,3 +569,27 @@ def test_a_prompt_cannot_be_made_inconsistent() -> None:
         )
     with pytest.raises(PromptFileInvalid, match="expected float16"):
         replace(LOW_RANK, probe=np.zeros(2, np.float32))
+
+
+def test_quantized_scales_of_class_vectors_are_refused() -> None:
+    scales = quantized([0, 1], [0.5, 1.0])
+    rows = LATEST["class_vectors_4"].classes
+    assert rows is not None
+    with pytest.raises(PromptFileInvalid, match="scales of class vectors are quantized"):
+        ClassVectors(rows=rows.rows, scales=scales)  # type: ignore[arg-type]  # as a file may have
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"text": LOW_RANK.text}, "stand alone"),
+        ({"class_names": ("a", "b", "c"), "probe": np.zeros(3, np.float16)}, "no further names"),
+        ({"sketch": None}, "but no sketch"),
+        ({"unlike_below": 1.0}, "expected a cosine"),
+    ],
+)
+def test_class_vectors_that_contradict_their_prompt_are_refused(
+    parts: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(PromptFileInvalid, match=reason):
+        replace(LATEST["class_vectors_4"], **parts)

@@ -52,6 +52,8 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "tensors": {name: _tensor(tensor) for name, tensor in prompt.tensors.items()},
         "temperature": prompt.temperature,
         "unknown_below": prompt.unknown_below,
+        "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
+        "takes_new_names": prompt.classes is None,
         "learned_numbers": prompt.learned_numbers,
         "payload_bytes": prompt.payload_bytes,
         "file_bytes": file_bytes,
@@ -104,6 +106,10 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield f"{'temperature':<16} {description['temperature']:.4g}"
     if description["unknown_below"]:
         yield f"{'unknown below':<16} {description['unknown_below']:.4g}"
+    if description["unlike_below"] is not None:
+        yield f"{'unlike below':<16} {description['unlike_below']:.4g} (cosine to the sketch)"
+    if not description["takes_new_names"]:
+        yield f"{'new names':<16} none: class vectors know the classes they were learned from"
     yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
     yield f"{'file':<16} {description['file_bytes']:,} bytes"
     yield from _table("training", description["training"])
