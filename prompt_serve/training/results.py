@@ -23,6 +23,9 @@ from prompt_serve.training.evaluate import (
 )
 from prompt_serve.training.loop import EpochRecord, Fitted
 
+# Shared settings that matter where nothing is learned step by step.
+CLOSED_FORM_SETTINGS = ("method", "shots", "seed", "fewer_shots_ok", "template", "unknown_share")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotComparison:
@@ -71,6 +74,7 @@ def draft_prompt(
         training["learning_rate"] = fitted.learning_rate
     classes: dict[str, Any] = {}
     if learned:
+        training = {name: training[name] for name in (*CLOSED_FORM_SETTINGS, *config.own())}
         training |= {"shrinkage": learned.shrinkage, "text_weight": round(learned.text_factor, 4)}
         classes = {
             "classes": learned.classes,

@@ -277,13 +277,15 @@ def _threshold(unknown_below: float) -> str:
 def _per_class(
     part: str, comparison: "ZeroShotComparison", class_names: tuple[str, ...], method: str
 ) -> Iterable[str]:
-    width = min(40, max(12, *(len(name) for name in class_names[:CLASSES_SHOWN])))
-    yield f"{f'class ({part})':<{width}} {'zero-shot':>9} {method:>9}"
+    names = (f"class ({part})", *class_names[:CLASSES_SHOWN])
+    width = min(40, max(12, *map(len, names)))
+    method_width = max(9, len(method))
+    yield f"{f'class ({part})':<{width}} {'zero-shot':>9} {method:>{method_width}}"
     rows = zip(
         class_names, comparison.zero_shot.per_class, comparison.prompt.per_class, strict=True
     )
     for name, before, after in list(rows)[:CLASSES_SHOWN]:
-        yield f"{name[:width]:<{width}} {_percent(before):>9} {_percent(after):>9}"
+        yield f"{name[:width]:<{width}} {_percent(before):>9} {_percent(after):>{method_width}}"
     if len(class_names) > CLASSES_SHOWN:
         yield f"... and {len(class_names) - CLASSES_SHOWN} more; the prompt file has them all"
 
