@@ -55,7 +55,7 @@ def test_all_faults_come_at_once() -> None:
 
 
 def test_an_unknown_method_is_named_beside_the_known_ones() -> None:
-    expected = "method is 'magic'; expected one of 'zero-shot', 'coop'"
+    expected = "method is 'magic'; expected one of 'zero-shot', 'class-vectors', 'coop'"
     with pytest.raises(ConfigInvalid, match=expected) as caught:
         make_config(method="magic", rank=2, shots=-1)
     assert len(caught.value.faults) == 2

@@ -76,6 +76,14 @@ def _row(word: str) -> Row:
     method, *pairs = word.split(":")
     if method not in METHODS:
         raise ConfigInvalid("", [f"unknown method {method!r}; expected {', '.join(METHODS)}"])
+    if METHODS[method].closed_form is not None:
+        raise ConfigInvalid(
+            "",
+            [
+                f"method {method!r} takes no new classes, and the protocols compare prompts; "
+                f"compare it on your own images with prompt-serve train"
+            ],
+        )
     values = parse_settings(pairs)
     row = Row(label=" ".join([method, *pairs]), settings={"method": method, **values})
     row.config()

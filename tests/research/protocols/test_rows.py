@@ -53,7 +53,9 @@ def test_the_set_of_text_methods_has_all_of_them() -> None:
     of_text = {
         name
         for name, method in METHODS.items()
-        if not method.prompts_images(row_config(name).settings) and name != "adapt"
+        if method.closed_form is None
+        and not method.prompts_images(row_config(name).settings)
+        and name != "adapt"
     }
     assert methods == of_text
 
@@ -61,3 +63,8 @@ def test_the_set_of_text_methods_has_all_of_them() -> None:
 def row_config(name: str) -> TrainConfig:
     (row,) = parse_rows(name)
     return row.config()
+
+
+def test_class_vectors_are_no_row_of_a_protocol() -> None:
+    with pytest.raises(ConfigInvalid, match="'class-vectors' takes no new classes"):
+        parse_rows("coop,class-vectors")

@@ -1,5 +1,7 @@
 """Class vectors of every bit width over HTTP: uploaded, described, answered beside prompts."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import httpx
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor, dequantize
+from prompt_serve.schemas import TaskPrediction
 from prompt_serve.scoring import softmax
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray
 from tests.backbones import EMBED_DIM
-from tests.service.prompts import Numbers, picture, probed
+from tests.service.prompts import Numbers, learned_prompt, picture, probed
 from tests.service.tasks.test_prompt_kinds import LOGIT_ROUNDING, PETS, ask, put
 
 pytestmark = pytest.mark.serve
@@ -91,3 +94,31 @@ def test_an_image_unlike_the_sketch_is_unknown(
     assert (alike.unknown, different.unknown) == (False, True)
     assert alike.similarity == pytest.approx(1.0, abs=1e-3)
     assert different.similarity == pytest.approx(-1.0, abs=1e-3)
+
+
+def test_widths_and_prompts_answer_as_alone_under_load(
+    http: httpx.Client, tiny_backbone: Backbone
+) -> None:
+    names = [f"load-{bits}" for bits in (1, 2, 4, 8, 16)]
+    for name, bits in zip(names, (1, 2, 4, 8, 16), strict=True):
+        put(http, name, class_vector_prompt(tiny_backbone, vectors(bits, seed=bits)))
+    put(http, "load-prompt", learned_prompt(tiny_backbone, PETS))
+    names.append("load-prompt")
+    images = [picture(seed) for seed in range(4)]
+    alone = {(i, n): ask(http, image, [n])[0] for i, image in enumerate(images) for n in names}
+
+    def mixed(turn: int) -> list[tuple[int, str, TaskPrediction]]:
+        image, chosen = turn % len(images), names[turn % 3 :: 2] + names[: turn % 2]
+        chosen = list(dict.fromkeys(chosen))
+        answers = ask(http, images[image], chosen)
+        return [(image, n, answer) for n, answer in zip(chosen, answers, strict=True)]
+
+    with ThreadPoolExecutor(8) as pool:
+        answered = [found for turn in pool.map(mixed, range(120)) for found in turn]
+
+    assert {name for _, name, _ in answered} == set(names)
+    for image, name, answer in answered:
+        expected = {c.class_name: c.probability for c in alone[image, name].classes}
+        assert {c.class_name: c.probability for c in answer.classes} == pytest.approx(
+            expected, abs=1e-3
+        )

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_method_goes_by_its_name() -> None:
-    assert list(METHODS)[:3] == ["zero-shot", "coop", "dip"]
+    assert list(METHODS)[:3] == ["zero-shot", "class-vectors", "coop"]
     assert all(method.name == name for name, method in METHODS.items())
     assert find_method("dip") is METHODS["dip"]
 
