@@ -11,6 +11,7 @@ import torch
 from pretraining.assemble import assemble
 from pretraining.drawings import draw_sets
 from pretraining.evaluate import evaluate
+from pretraining.graphs import write_graphs
 from pretraining.image_features import convert_trunk, encode_icons, export_trunk
 from pretraining.joint import train_joint
 from pretraining.model_card import write_model_card
@@ -43,6 +44,7 @@ STAGES = (
     write_vit,
     evaluate_vit,
     write_vit_card,
+    write_graphs,
 )
 
 

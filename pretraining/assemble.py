@@ -68,7 +68,7 @@ def write_shipped(work: WorkDir, model: open_clip.CLIP) -> None:
     """Write model.safetensors (fp16), config.json and the BPE to `prompt_serve/assets/embedded`."""
     EMBEDDED.mkdir(parents=True, exist_ok=True)
     weights = {
-        name: tensor.to_float16().contiguous() if tensor.is_floating_point() else tensor
+        name: tensor.half().contiguous() if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
     }
     with written_whole(EMBEDDED / "model.safetensors") as draft:

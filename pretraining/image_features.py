@@ -73,7 +73,7 @@ def convert_trunk(work: WorkDir) -> None:
             f"at most {EQUALITY_TOLERANCE:.0e} is rounding."
         )
     rounded = {
-        name: tensor.to_float16().float() if tensor.is_floating_point() else tensor
+        name: tensor.half().float() if tensor.is_floating_point() else tensor
         for name, tensor in converted.state_dict().items()
     }
     with written_whole(work.trunk) as draft:

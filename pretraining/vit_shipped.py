@@ -53,7 +53,7 @@ def vit_weights(work: WorkDir) -> dict[str, torch.Tensor]:
     else:
         checkpoint = torch.load(work.small_vit.with_suffix(".checkpoint.pt"), weights_only=True)
         weights = embedding_weights(checkpoint["vit"])
-    return {f"visual.{name}": tensor.to_float16().contiguous() for name, tensor in weights.items()}
+    return {f"visual.{name}": tensor.half().contiguous() for name, tensor in weights.items()}
 
 
 def write_vit(work: WorkDir) -> None:

@@ -6,6 +6,10 @@
     token_embedding.npy   (V, D) float32, memory-mapped when read
     tokenizer.json        Hugging Face tokenizers
 
+The shipped backbones are bundles as well, without a second copy of their weights: their manifest
+names the safetensors file (``weights``) that the graphs and the token embeddings are read from, and
+``text_from`` the folder beside it that has the text encoder, the embeddings and the tokenizer.
+
 Both graphs return features of unit length. ``precision`` is the image encoder's. The text encoder
 is float32 in every bundle: it runs once per uploaded prompt, and the probe relies on its accuracy.
 One graph serves prompts of every depth. Its inputs, for a text tower of L blocks:
@@ -24,10 +28,12 @@ Format 1 had the first three inputs only.
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import safe_open
 
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.files import sha256_of_file
@@ -42,6 +48,8 @@ IMAGE_ENCODER = "image_encoder.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKEN_EMBEDDING = "token_embedding.npy"  # noqa: S105 (no password)
 TOKENIZER = "tokenizer.json"
+SHIPPED = ("embedded", "embedded-vit")  # backbones that come as bundles with the package
+_EMBEDDING_TENSOR = "token_embedding.weight"
 
 
 class FileDigest(BaseModel):
@@ -69,6 +77,8 @@ class Manifest(BaseModel):
     files: dict[str, FileDigest]
     created: str
     tool_version: str
+    weights: str | None = None  # safetensors file with the weights; None: the graphs have them
+    text_from: str | None = None  # folder beside this one with the text side; None: this one
 
 
 @dataclass(frozen=True)
@@ -80,12 +90,16 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_json(self.path / TOKENIZER)
+        return Tokenizer.from_json(self._text_folder / TOKENIZER)
 
     @cached_property
     def token_embedding(self) -> FloatArray:
-        """Token embeddings (V, D) float32, memory-mapped: only the rows used are read."""
-        embedding: FloatArray = np.load(self.path / TOKEN_EMBEDDING, mmap_mode="r")
+        """Token embeddings (V, D) float32, memory-mapped unless stored in half precision."""
+        if self.manifest.weights is not None:
+            with safe_open(self._text_folder / self.manifest.weights, framework="np") as weights:
+                stored: FloatArray = weights.get_tensor(_EMBEDDING_TENSOR).astype(np.float32)
+            return stored
+        embedding: FloatArray = np.load(self._text_folder / TOKEN_EMBEDDING, mmap_mode="r")
         return embedding
 
     @cached_property
@@ -105,7 +119,21 @@ class Bundle:
 
     @property
     def text_encoder(self) -> Path:
-        return self.path / TEXT_ENCODER
+        return self._text_folder / TEXT_ENCODER
+
+    @property
+    def _text_folder(self) -> Path:
+        return text_folder(self.path, self.manifest)
+
+
+def shipped_bundle(name: str) -> Path:
+    """Return the folder of a backbone that comes with the package; ``name`` is one of SHIPPED."""
+    return Path(str(resources.files("prompt_serve") / "assets" / name))
+
+
+def text_folder(path: Path, manifest: Manifest) -> Path:
+    """Return the folder with the text side of the bundle in ``path``."""
+    return path if manifest.text_from is None else path.parent / manifest.text_from
 
 
 def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
@@ -118,7 +146,7 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     if not manifest_path.is_file():
         raise BundleInvalid(
             f"There is no bundle in {path} (no {MANIFEST}). "
-            f"Make one with: prompt-serve export embedded -o {path}",
+            f"Make one with: prompt-serve export BACKBONE -o {path}",
             path=str(path),
         )
     # First of all, because another format has other fields.
@@ -139,6 +167,8 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
         ) from error
     for name, digest in manifest.files.items():
         _check_file(path / name, digest, verify=verify)
+    if manifest.text_from is not None:
+        open_bundle(text_folder(path, manifest), verify=verify)
     return Bundle(path, manifest)
 
 
@@ -159,7 +189,7 @@ def digest_file(path: Path) -> FileDigest:
 
 def manifest_json(manifest: Manifest) -> str:
     """Return the content of ``manifest.json``."""
-    return manifest.model_dump_json(indent=2) + "\n"
+    return manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
 def _check_file(path: Path, expected: FileDigest, *, verify: bool) -> None:

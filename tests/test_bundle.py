@@ -54,7 +54,7 @@ def test_a_missing_file_is_named(copy: Path) -> None:
 
 
 def test_an_empty_folder_says_how_to_make_a_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleInvalid, match="prompt-serve export embedded -o"):
+    with pytest.raises(BundleInvalid, match="prompt-serve export BACKBONE -o"):
         open_bundle(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from prompt_serve.bundle import SHIPPED, shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.preprocess import MAX_IMAGE_PIXELS
 from prompt_serve.schemas import Limits
@@ -28,9 +29,11 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: Path = Field(Path("~/.prompt-serve"), description="Folder of registry.db and bundles/.")
+    home: Path = Field(Path("~/.prompt-serve"), description="Folder of registry.db.")
     bundle: Path | None = Field(
-        None, description="Exported backbone. Default: bundles/embedded in the home folder."
+        None,
+        description="Folder of an exported backbone, or embedded or embedded-vit, which come with "
+        "the package. Default: embedded.",
     )
     database_url: str | None = Field(
         None,
@@ -172,7 +175,11 @@ class Settings(BaseModel):
 
     @property
     def bundle_path(self) -> Path:
-        return (self.bundle or self.home_path / "bundles" / "embedded").expanduser()
+        """Folder of the bundle to serve."""
+        bundle = self.bundle or Path(SHIPPED[0])
+        if str(bundle) in SHIPPED:
+            return shipped_bundle(str(bundle))
+        return bundle.expanduser()
 
     @property
     def database(self) -> str:

@@ -1,6 +1,5 @@
 """Start, restart, two processes on one registry, and starts that must fail."""
 
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -12,14 +11,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from prompt_serve.bundle import BUNDLE_FORMAT, MANIFEST, Bundle, open_bundle
+from prompt_serve import onnx_encoders
+from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.prompts.prompt_file import to_bytes
-from prompt_serve.service import preflight
-from prompt_serve.service.inference import engine as engine_module
 from prompt_serve.service.inference.engine import Engine, batch_buckets
-from prompt_serve.service.inference.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
-from prompt_serve.service.settings import Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
 from tests.service.prompts import learned_prompt, picture
@@ -79,7 +76,7 @@ def test_matrix_products_on_another_provider_stop_the_start(
     assert left["Conv"] == products["Conv"] > 0
     assert left.keys() == products.keys()
 
-    monkeypatch.setattr(engine_module, "nodes_on_other_providers", lambda *_: left)
+    monkeypatch.setattr(onnx_encoders, "nodes_on_other_providers", lambda *_: left)
     with pytest.raises(ProviderUnavailable, match=r"in image_encoder.onnx to another provider"):
         Engine(bundle, cuda_device=None, threads=1, max_batch=1)
 
@@ -128,28 +125,6 @@ def test_a_damaged_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> No
 
     with pytest.raises(BundleInvalid, match=r"image_encoder.onnx is not the file"):
         open_bundle(tmp_path)
-
-
-def test_only_a_default_bundle_of_an_older_format_is_made_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exported: list[tuple[str, ...]] = []
-
-    def export(*command: str) -> subprocess.CompletedProcess[str]:
-        exported.append(command)
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(preflight, "_run", export)  # it would take a minute
-    default = Settings(home=tmp_path)
-    default.bundle_path.mkdir(parents=True)
-    chosen = Settings(home=tmp_path, bundle=default.bundle_path)
-    for version in (BUNDLE_FORMAT - 1, BUNDLE_FORMAT, BUNDLE_FORMAT + 1):
-        (default.bundle_path / MANIFEST).write_text(json.dumps({"format_version": version}))
-        preflight.ensure_bundle(default)
-        preflight.ensure_bundle(chosen)
-
-    command = ("prompt_serve", "export", "embedded", "-o", str(default.bundle_path))
-    assert exported == [command]
 
 
 def test_batches_for_cuda_are_padded_to_powers_of_two() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from prompt_serve.bundle import shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.service.settings import Settings
 
@@ -11,10 +12,18 @@ from prompt_serve.service.settings import Settings
 def test_everything_has_a_default_under_one_home() -> None:
     settings = Settings.from_environment({"PROMPT_SERVE_HOME": "/srv/ps"})
 
-    assert settings.bundle_path == Path("/srv/ps/bundles/embedded")
+    assert settings.bundle_path == shipped_bundle("embedded")
     assert settings.database == "sqlite:////srv/ps/registry.db"
     assert settings.device == "cpu"
     assert settings.cuda_device is None
+
+
+def test_a_bundle_is_a_folder_or_a_backbone_that_comes_with_the_package() -> None:
+    def path(bundle: str) -> Path:
+        return Settings.from_environment({"PROMPT_SERVE_BUNDLE": bundle}).bundle_path
+
+    assert path("embedded-vit") == shipped_bundle("embedded-vit")
+    assert path("bundles/embedded") == Path("bundles/embedded")
 
 
 def test_a_device_number_is_read() -> None:

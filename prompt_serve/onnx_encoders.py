@@ -1,0 +1,142 @@
+"""Image and text encoder of a bundle, run by ONNX Runtime: for the service, and to learn from.
+
+Sessions run on the requested device or not at all: there is no silent fallback.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from prompt_serve.bundle import Bundle
+from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
+from prompt_serve.prompts.sequences import Sequences
+from prompt_serve.prompts.text_inputs import text_inputs
+from prompt_serve.types import FloatArray, PixelArray
+
+_CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+
+class OnnxEncoders:
+    """Both encoders of a bundle. Thread-safe, as ONNX Runtime's sessions are.
+
+    Args:
+        bundle: an exported backbone.
+        image_session: from ``open_session``, of ``bundle.image_encoder``.
+        text_session: of ``bundle.text_encoder``.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        image_session: ort.InferenceSession,
+        text_session: ort.InferenceSession,
+    ) -> None:
+        self.bundle = bundle
+        self._image_session, self._text_session = image_session, text_session
+
+    @classmethod
+    def open(cls, bundle: Bundle, *, cuda_device: int | None, threads: int) -> "OnnxEncoders":
+        """Open both graphs on one device; see ``open_session``."""
+        image, text = (
+            open_session(path, cuda_device=cuda_device, threads=threads)
+            for path in (bundle.image_encoder, bundle.text_encoder)
+        )
+        return cls(bundle, image, text)
+
+    @property
+    def provider(self) -> str:
+        """Execution provider of the image encoder."""
+        return str(self._image_session.get_providers()[0])
+
+    @property
+    def text_provider(self) -> str:
+        """Execution provider of the text encoder."""
+        return str(self._text_session.get_providers()[0])
+
+    def encode_images(self, pixels: PixelArray) -> FloatArray:
+        """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length."""
+        (features,) = self._image_session.run(["image_features"], {"pixels": pixels})
+        return np.asarray(features, dtype=np.float32)
+
+    def encode_text(self, sequences: Sequences) -> FloatArray:
+        """Encode the assembled sequences of C classes to (C, E) features of unit length.
+
+        Raises:
+            PromptFileInvalid: the sequences have vectors for a different number of blocks.
+        """
+        inputs = text_inputs(sequences, self.bundle.manifest.text_layers)
+        (features,) = self._text_session.run(["class_features"], inputs)
+        return np.asarray(features, dtype=np.float32)
+
+
+def open_session(path: Path, *, cuda_device: int | None, threads: int) -> ort.InferenceSession:
+    """Open a graph on a CUDA device, or on the CPU where None.
+
+    Args:
+        path: the graph.
+        cuda_device: index of a CUDA device.
+        threads: number of threads of the CPU kernels.
+
+    Raises:
+        ProviderUnavailable: CUDA was requested and does not run. ONNX Runtime would fall back to
+            the CPU silently.
+        BundleInvalid: the graph cannot be loaded.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Threads may spin between two operators, which is fast, but not between two batches: they would
+    # take the cores from the threads that decode the next images.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Work in small blocks: a thread that briefly loses its core to a decoding thread then does not
+    # hold up all others with a large block.
+    options.add_session_config_entry("session.dynamic_block_base", "4")
+    options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
+    options.log_severity_level = 3
+    expected = _CPU if cuda_device is None else _CUDA
+    providers = [(_CPU, {})] if cuda_device is None else _cuda_providers(cuda_device)
+    try:
+        session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
+    # ONNX Runtime's own exceptions share no base class but Exception.
+    except Exception as error:
+        if cuda_device is not None:
+            raise _cuda_unavailable(cuda_device, str(error)) from error
+        raise BundleInvalid(f"{path} cannot be loaded: {error}", path=str(path)) from error
+    # Neither get_available_providers() nor disable_fallback() prevents a silent fallback.
+    active = session.get_providers()[0]
+    if active != expected:
+        raise _cuda_unavailable(cuda_device, f"the session runs on {active}")
+    if misplaced := nodes_on_other_providers(session, expected):
+        nodes = ", ".join(f"{count} {op}" for op, count in misplaced.most_common())
+        raise _cuda_unavailable(
+            cuda_device,
+            f"it leaves matrix products in {path.name} to another provider ({nodes}); an "
+            f"int8 bundle is for CPUs, export one with --precision fp16",
+        )
+    return session
+
+
+def _cuda_providers(device: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return CUDA with its options: no TF32, whose rounding of the text encoder fails the probe."""
+    if hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # finds the CUDA libraries of the nvidia-* wheels
+    options = {
+        "device_id": device,
+        "use_tf32": 0,
+        "arena_extend_strategy": "kSameAsRequested",
+        "cudnn_conv_algo_search": "HEURISTIC",
+    }
+    return [(_CUDA, options)]
+
+
+def _cuda_unavailable(device: int | None, reason: str) -> ProviderUnavailable:
+    return ProviderUnavailable(
+        f"CUDA device {device} was requested, but ONNX Runtime {ort.__version__} cannot run on it: "
+        f"{reason}. Providers built into this onnxruntime: "
+        f"{', '.join(ort.get_available_providers())}. Check the driver (nvidia-smi) and the CUDA "
+        f"and cuDNN libraries, or set PROMPT_SERVE_DEVICE=cpu.",
+        reason=reason,
+    )
