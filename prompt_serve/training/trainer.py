@@ -17,7 +17,7 @@ from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.loop import Fitted
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
-from prompt_serve.training.results import TrainingResult, draft_prompt, finish_prompt
+from prompt_serve.training.results import draft_prompt, finish_prompt
 from prompt_serve.training.select_tokens import (
     TokenCandidate,
     fewest_within_one_standard_error,
@@ -28,6 +28,7 @@ from prompt_serve.training.select_tokens import (
     with_tokens,
 )
 from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
+from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,9 +16,11 @@ from prompt_serve.cli.learning.select_method import (
 )
 from prompt_serve.cli.learning.train_options import TrainCommand
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
+from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 
 if TYPE_CHECKING:
-    from prompt_serve.training.results import TrainingResult, ZeroShotComparison
+    from prompt_serve.training.without_torch.evaluation import ZeroShotComparison
+    from prompt_serve.training.without_torch.outcome import TrainingResult
 
 CLASSES_SHOWN = 40
 
@@ -77,6 +79,9 @@ def train(**options: Any) -> None:
 
     Example: prompt-serve train flowers/ --method dip --shots 16 --seed 1 --out flowers.safetensors
     """
+    if torch_is_missing():
+        _train_without_torch(options)
+        return
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.config import make_config
     from prompt_serve.training.progress import Progress
@@ -111,6 +116,14 @@ def train(**options: Any) -> None:
                 "progress": progress,
             },
         )
+    if not options["quiet"]:
+        click.echo("\n".join(report))
+
+
+def _train_without_torch(options: Mapping[str, Any]) -> None:
+    _check_options(options, by_itself=False)
+    with _Log(options["log_file"]) as log:
+        report = _written(train_without_torch(options), options, log)
     if not options["quiet"]:
         click.echo("\n".join(report))
 
@@ -236,7 +249,13 @@ def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[st
         yield ""
         yield from _per_class(part, comparison, prompt.class_names, prompt.method)
     yield ""
-    if prompt.encodings:
+    if prompt.classes is not None:
+        yield (
+            f"learned      {prompt.learned_numbers:,} numbers (shrinkage "
+            f"{prompt.training['shrinkage']:g}, weight of the text "
+            f"{prompt.training['text_weight']:g})"
+        )
+    elif prompt.encodings:
         rate = prompt.training["learning_rate"]
         yield f"learned      {prompt.learned_numbers:,} numbers (learning rate {rate:g})"
     yield f"payload      {prompt.payload_bytes:,} bytes"
