@@ -21,9 +21,9 @@ from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.progress import Progress
-from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.settings import AUTO
 from prompt_serve.training.train import open_dataset, train_prompt
+from prompt_serve.training.without_torch.outcome import TrainingResult
 
 LearningRate = float | Literal["auto"] | None
 

@@ -49,8 +49,9 @@ from prompt_serve.training.config import make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.evaluate import class_features_of, evaluate
+from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.training.train import train_prompt
+from prompt_serve.training.without_torch.evaluation import evaluate
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
 ALL_IMAGES = {"shots": 0, "views": 0, "epochs": 200}

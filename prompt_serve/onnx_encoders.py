@@ -3,6 +3,7 @@
 Sessions run on the requested device or not at all: there is no silent fallback.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import onnxruntime as ort
 from prompt_serve.bundle import Bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
 from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
+from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.text_inputs import text_inputs
-from prompt_serve.types import FloatArray, PixelArray
+from prompt_serve.types import BackboneRef, FloatArray, PixelArray
 
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU_BATCH, CUDA_BATCH = 8, 32  # images
 
 
 class OnnxEncoders:
@@ -47,6 +50,26 @@ class OnnxEncoders:
         return cls(bundle, image, text)
 
     @property
+    def ref(self) -> BackboneRef:
+        """The backbone."""
+        return self.bundle.manifest.backbone
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become pixels."""
+        return self.bundle.manifest.preprocessing
+
+    @property
+    def runtime(self) -> str:
+        """What runs the image encoder, and in which precision."""
+        return f"onnxruntime {self.bundle.manifest.precision}"
+
+    @property
+    def batch_size(self) -> int:
+        """Images to encode at once where speed counts, not the delay of one."""
+        return CPU_BATCH if self.provider == _CPU else CUDA_BATCH
+
+    @property
     def provider(self) -> str:
         """Execution provider of the image encoder."""
         return str(self._image_session.get_providers()[0])
@@ -56,7 +79,7 @@ class OnnxEncoders:
         """Execution provider of the text encoder."""
         return str(self._text_session.get_providers()[0])
 
-    def encode_images(self, pixels: PixelArray) -> FloatArray:
+    def encode_pixels(self, pixels: PixelArray) -> FloatArray:
         """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length."""
         (features,) = self._image_session.run(["image_features"], {"pixels": pixels})
         return np.asarray(features, dtype=np.float32)
@@ -117,6 +140,13 @@ def open_session(path: Path, *, cuda_device: int | None, threads: int) -> ort.In
             f"int8 bundle is for CPUs, export one with --precision fp16",
         )
     return session
+
+
+def available_cores() -> int:
+    """Return the cores this process may use (a container's CPU set counts, its quota does not)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _cuda_providers(device: int) -> list[tuple[str, dict[str, Any]]]:

@@ -7,15 +7,15 @@ from pathlib import Path
 
 # Python imports this module at the start of every process, those of BentoML included.
 _SITECUSTOMIZE = """
-import sys
+from importlib.machinery import PathFinder
 
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        package = name.partition(".")[0]
-        if package in {"torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript"}:
-            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+find_spec = PathFinder.find_spec
+ABSENT = {"torch", "torchvision", "open_clip", "timm", "onnx", "onnxscript"}
 
-sys.meta_path.insert(0, NotInstalled())
+def find_unless_absent(name, path=None, target=None):
+    return None if name.partition(".")[0] in ABSENT else find_spec(name, path, target)
+
+PathFinder.find_spec = find_unless_absent
 """
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from prompt_serve.scoring import unit
 from prompt_serve.training.data.features import FeatureSet
-from prompt_serve.training.evaluate import Evaluation, evaluate
+from prompt_serve.training.without_torch.evaluation import Evaluation, evaluate
 from prompt_serve.types import FloatArray
 
 Logits = Callable[[FloatArray], FloatArray]  # (N, E) of unit length -> (N, C)

@@ -21,8 +21,9 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
 from prompt_serve.training.data.few_shot import few_shot
-from prompt_serve.training.evaluate import Evaluation, class_features_of, evaluate_prompt
+from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.progress import SILENT, Progress
+from prompt_serve.training.without_torch.evaluation import Evaluation
 from prompt_serve.types import FloatArray
 
 

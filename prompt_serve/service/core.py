@@ -10,6 +10,7 @@ from functools import partial
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.onnx_encoders import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
 from prompt_serve.service.health import Health
@@ -17,7 +18,7 @@ from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.observability.startup_timer import StartupTimer
-from prompt_serve.service.settings import Settings, available_cores
+from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.cache import TaskCache

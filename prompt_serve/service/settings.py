@@ -217,13 +217,6 @@ class Settings(BaseModel):
         )
 
 
-def available_cores() -> int:
-    """Return the cores this process may use (a container's CPU set counts, its quota does not)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _describe_error(
     location: tuple[int | str, ...], message: str, values: Mapping[str, str]
 ) -> str:

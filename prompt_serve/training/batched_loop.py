@@ -21,9 +21,10 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import CachedImages, ImageData
-from prompt_serve.training.loop import Batch, EpochRecord, Fitted, Run, accuracy_and_loss
+from prompt_serve.training.loop import Batch, Fitted, Run, accuracy_and_loss
 from prompt_serve.training.methods import find_method
 from prompt_serve.training.methods.base import NO_VECTORS, PromptLearner, StepOutput
+from prompt_serve.training.without_torch.outcome import EpochRecord
 
 OnBatchedEpoch = Callable[[int, EpochRecord], object]  # number of the run, its record
 

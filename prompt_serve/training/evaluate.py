@@ -4,54 +4,25 @@ Nothing here depends on a learner: the numbers went through float16, ``folding``
 the same code that serving runs.
 """
 
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prompt_serve.calibration import expected_calibration_error
 from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompts.class_features import class_features, folded_image, template_features
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
-from prompt_serve.scoring import calibrated, class_logits
+from prompt_serve.scoring import class_logits
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
-from prompt_serve.types import FloatArray, IntArray
+from prompt_serve.training.without_torch.evaluation import Evaluation, evaluate
+from prompt_serve.types import FloatArray
 
 IMAGES_AT_ONCE = 32  # batch size of the prompted image tower
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evaluation:
-    """Top-1 accuracy and calibration of a prompt on a set of images."""
-
-    images: int
-    accuracy: float  # 0..1, over all images
-    per_class: tuple[float | None, ...]  # by label; None where a class has no image
-    calibration_error: float  # expected calibration error, 0..1
-    unknown: float = 0.0  # share of images answered with "unknown"
-    known_accuracy: float | None = None  # of the other images; None where all are unknown
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the metrics of a prompt file, rounded to four digits."""
-        rounded = {
-            "images": self.images,
-            "accuracy": round(self.accuracy, 4),
-            "per_class": [None if a is None else round(a, 4) for a in self.per_class],
-            "calibration_error": round(self.calibration_error, 4),
-        }
-        if self.unknown:
-            known = self.known_accuracy
-            rounded["unknown"] = round(self.unknown, 4)
-            rounded["known_accuracy"] = None if known is None else round(known, 4)
-        return rounded
 
 
 def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
@@ -105,40 +76,6 @@ def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Ev
     """Return the accuracy of a prompt on plain views; see ``prompt_logits``."""
     features = images.plain if isinstance(images, FeatureSet) else None
     return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt, features)
-
-
-def evaluate(
-    logits: FloatArray,
-    labels: IntArray,
-    prompt: Prompt | None = None,
-    features: FloatArray | None = None,
-) -> Evaluation:
-    """Return the accuracy of logits; of equal logits the first class counts.
-
-    Args:
-        logits: (N, C), before the temperature.
-        labels: (N,).
-        prompt: supplies temperature and thresholds; None for neither.
-        features: (N, E) of the images, to recognize those that are unlike the prompt's sketch.
-    """
-    temperature = prompt.temperature if prompt else 1.0
-    probabilities = calibrated(logits, temperature)
-    right = logits.argmax(axis=1) == labels
-    known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
-    if prompt and prompt.sketch and features is not None:
-        similarities = (features @ prompt.sketch.directions().T).max(axis=1)  # (N,)
-        known &= similarities >= prompt.unlike_below
-    return Evaluation(
-        images=len(labels),
-        accuracy=float(right.mean()),
-        per_class=tuple(
-            float(right[of_class].mean()) if (of_class := labels == label).any() else None
-            for label in range(logits.shape[1])
-        ),
-        calibration_error=expected_calibration_error(probabilities, labels),
-        unknown=float(1.0 - known.mean()),
-        known_accuracy=float(right[known].mean()) if known.any() else None,
-    )
 
 
 def check_backbone(prompt: Prompt, backbone: Backbone) -> None:

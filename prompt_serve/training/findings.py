@@ -6,8 +6,7 @@ from pathlib import Path
 from prompt_serve.measures import wilson_interval
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import file_digests
-from prompt_serve.training.evaluate import Evaluation
-from prompt_serve.training.results import ZeroShotComparison
+from prompt_serve.training.without_torch.evaluation import Evaluation, ZeroShotComparison
 
 FEW_IMAGES = 5  # per class: below, cross-validation says little about the class
 LOW_RECALL = 0.2

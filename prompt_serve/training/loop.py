@@ -6,8 +6,8 @@ is prompted, image features are computed at every step; otherwise they are looke
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,28 +43,12 @@ from prompt_serve.training.methods.base import (
     StepOutput,
 )
 from prompt_serve.training.methods.information_density import mean_information_density
+from prompt_serve.training.without_torch.outcome import EpochRecord
 from prompt_serve.types import FloatArray
 
 WARM_UP_LEARNING_RATE = 1e-5
 VALIDATION_CHUNK = 64  # images at a time through a prompted image tower
 VALIDATE_EVERY = 10  # epochs, if the image tower is prompted; and always after the last
-
-
-@dataclass(frozen=True, kw_only=True)
-class EpochRecord:
-    """One line of the log."""
-
-    epoch: int  # from 0
-    learning_rate: float
-    loss: float  # mean over the steps of the epoch
-    val_accuracy: float | None  # after the epoch; None without validation images
-    val_loss: float | None
-    idk: tuple[float, ...]  # ID_k for k = 1, 2, ...; see ``information_density``
-    seconds: float
-    facts: Mapping[str, Any] = field(default_factory=dict)  # ``PromptLearner.log_metrics``
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

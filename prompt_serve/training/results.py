@@ -1,7 +1,7 @@
 """From learned contexts to a finished prompt: draft, calibrate, measure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,37 +15,12 @@ from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.evaluate import (
-    Evaluation,
-    evaluate_prompt,
-    probed_features,
-    prompt_logits,
-)
-from prompt_serve.training.loop import EpochRecord, Fitted
+from prompt_serve.training.evaluate import evaluate_prompt, probed_features, prompt_logits
+from prompt_serve.training.loop import Fitted
+from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, metrics_of
 
 # Shared settings that matter where nothing is learned step by step.
 CLOSED_FORM_SETTINGS = ("method", "shots", "seed", "fewer_shots_ok", "template", "unknown_share")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZeroShotComparison:
-    """Accuracy of the prompt and of the template alone, on the same images."""
-
-    zero_shot: Evaluation
-    prompt: Evaluation
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """A finished prompt, its measurements and the history of its training."""
-
-    prompt: Prompt
-    comparisons: Mapping[str, ZeroShotComparison]  # by part: "val", "test"; only those that exist
-    history: tuple[EpochRecord, ...]
-    images: Mapping[str, int]  # used, by part
-    notes: tuple[str, ...]  # for the user
-    seconds: Mapping[str, float]  # by stage: "features", "learning", "evaluation"
-    trained_numbers: int = 0  # changed by the optimizer; the file may hold fewer
 
 
 def draft_prompt(
@@ -136,7 +111,7 @@ def finish_prompt(
     finished = replace(
         stored,
         probe=probe(probed_features(stored, backbone)),
-        metrics=_metrics(comparisons, images),
+        metrics=metrics_of(comparisons, images),
     )
     return finished, comparisons
 
@@ -172,20 +147,6 @@ def _compare(
         )
         for part, images in held_out.items()
     }
-
-
-def _metrics(
-    comparisons: Mapping[str, ZeroShotComparison], images: Mapping[str, int]
-) -> dict[str, Any]:
-    """Return the metrics of the prompt file."""
-    parts = {
-        part: {
-            **comparison.prompt.to_dict(),
-            "zero_shot_accuracy": round(comparison.zero_shot.accuracy, 4),
-        }
-        for part, comparison in comparisons.items()
-    }
-    return {**parts, "images": dict(images)}
 
 
 def zero_shot_prompt(prompt: Prompt) -> Prompt:

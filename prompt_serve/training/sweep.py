@@ -15,10 +15,11 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.loop import EpochRecord, Fitted, Run, fit
+from prompt_serve.training.loop import Fitted, Run, fit
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.settings import AUTO
+from prompt_serve.training.without_torch.outcome import EpochRecord
 
 # Sequences R C in one pass of the text tower. More are not faster, and each keeps its
 # activations for the backward pass: about 3 MB on ViT-B/16.

@@ -13,8 +13,8 @@ from prompt_serve.training.data.loading import read_dataset, unreadable_images
 from prompt_serve.training.loop import OnEpoch, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
-from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.trainer import Trainer
+from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
 def open_dataset(

@@ -20,17 +20,12 @@ from prompt_serve.training.data.feature_provider import FeatureProvider
 from prompt_serve.training.data.features import FeatureCache, FeatureSet
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.evaluate import class_features_of, evaluate
+from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.training.loop import Fitted
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import ClosedFormInputs
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
-from prompt_serve.training.results import (
-    TrainingResult,
-    ZeroShotComparison,
-    draft_prompt,
-    finish_prompt,
-)
+from prompt_serve.training.results import draft_prompt, finish_prompt
 from prompt_serve.training.select_tokens import (
     TokenCandidate,
     fewest_within_one_standard_error,
@@ -41,6 +36,8 @@ from prompt_serve.training.select_tokens import (
     with_tokens,
 )
 from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
+from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, evaluate
+from prompt_serve.training.without_torch.outcome import TrainingResult
 from prompt_serve.types import FloatArray
 
 

@@ -13,7 +13,8 @@ from prompt_serve.prompts.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import class_features_of, evaluate
+from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.without_torch.evaluation import evaluate
 from prompt_serve.types import FloatArray
 from tests.golden import to_float16
 

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.evaluate import Evaluation
 from prompt_serve.training.findings import findings
-from prompt_serve.training.results import ZeroShotComparison
+from prompt_serve.training.without_torch.evaluation import Evaluation, ZeroShotComparison
 from tests.drawings import draw_dataset
 
 

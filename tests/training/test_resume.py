@@ -12,8 +12,9 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
-from prompt_serve.training.loop import EpochRecord, Fitted, fit
+from prompt_serve.training.loop import Fitted, fit
 from prompt_serve.training.methods import METHODS
+from prompt_serve.training.without_torch.outcome import EpochRecord
 from tests.training.test_batched_loop import NAMES, features_of
 from tests.training.trained import numbers_of
 

@@ -26,9 +26,9 @@ from prompt_serve.training.data.dataset import LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
-from prompt_serve.training.loop import EpochRecord, fit
-from prompt_serve.training.results import TrainingResult
+from prompt_serve.training.loop import fit
 from prompt_serve.training.train import open_dataset, train_prompt, train_prompts
+from prompt_serve.training.without_torch.outcome import EpochRecord, TrainingResult
 from tests.drawings import draw_dataset
 
 # A random tower hardly listens to its context, so learning takes large steps.

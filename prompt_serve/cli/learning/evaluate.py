@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
     from prompt_serve.training.clip.backbone import Backbone
     from prompt_serve.training.data.dataset import ImageSet, Split
-    from prompt_serve.training.evaluate import Evaluation
+    from prompt_serve.training.without_torch.evaluation import Evaluation
 
 
 @click.command()

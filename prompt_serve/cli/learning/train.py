@@ -17,9 +17,11 @@ from prompt_serve.cli.learning.select_method import (
 )
 from prompt_serve.cli.learning.train_options import TrainCommand
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
+from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 
 if TYPE_CHECKING:
-    from prompt_serve.training.results import TrainingResult, ZeroShotComparison
+    from prompt_serve.training.without_torch.evaluation import ZeroShotComparison
+    from prompt_serve.training.without_torch.outcome import TrainingResult
 
 CLASSES_SHOWN = 40
 ALL_IMAGES = 0  # --shots where it is not given
@@ -80,6 +82,9 @@ def train(**options: Any) -> None:
 
     Example: prompt-serve train flowers/ --out flowers.safetensors
     """
+    if torch_is_missing():
+        _train_without_torch(options)
+        return
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.config import make_config
     from prompt_serve.training.progress import Progress
@@ -114,6 +119,14 @@ def train(**options: Any) -> None:
                 "progress": progress,
             },
         )
+    if not options["quiet"]:
+        click.echo("\n".join(report))
+
+
+def _train_without_torch(options: Mapping[str, Any]) -> None:
+    _check_options(options, by_itself=False)
+    with _Log(options["log_file"]) as log:
+        report = _written(train_without_torch(options), options, log)
     if not options["quiet"]:
         click.echo("\n".join(report))
 

@@ -11,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_serve.cli.learning.select_method import AUTO_METHOD, auto_options
+from prompt_serve.cli.learning.train_without_torch import (
+    CLASS_VECTORS,
+    learns_without_torch,
+    torch_is_missing,
+)
 from prompt_serve.training.config import (
     TrainConfig,
     read_config_file,
     setting_owners,
 )
 from prompt_serve.training.methods import find_method
+from prompt_serve.training.methods.class_vector_settings import ClassVectorSettings
 from prompt_serve.training.settings import Setting, defaults_of, settings_of
 
 if TYPE_CHECKING:
@@ -53,6 +59,8 @@ class NamedMethod:
         """Options that only this method has."""
         if self.name == AUTO_METHOD:
             return auto_options()
+        if self.name == CLASS_VECTORS:
+            return setting_options(ClassVectorSettings)
         return [] if self.method is None else setting_options(self.method.settings)
 
     def shared_options(self) -> list[click.Parameter]:
@@ -97,7 +105,7 @@ class TrainCommand(click.Command):
         groups["Other options"] = list(by_name.values())
         for title, parameters in groups.items():
             _write_group(ctx, formatter, title, parameters)
-        if named.method is None and named.name != AUTO_METHOD:
+        if named.method is None and named.name not in (AUTO_METHOD, CLASS_VECTORS):
             formatter.write_paragraph()
             formatter.write_text(
                 f"The settings of method {named.name} are listed once torch is installed: "
@@ -132,13 +140,14 @@ def _named_method(ctx: click.Context, args: Sequence[str]) -> NamedMethod:
         name = read_config_file(Path(path)).get("method")
     if name is None:
         name = AUTO_METHOD
-    if name == AUTO_METHOD:
+    if name == AUTO_METHOD or (name == CLASS_VECTORS and torch_is_missing()):
         return NamedMethod(name=name, method=None)
     try:
         return NamedMethod(name=name, method=find_method(name))
     except ImportError:
         # Help must work without torch; anything else says what is missing.
         if not set(args) & set(ctx.help_option_names):
+            learns_without_torch(name)  # raises, where torch is what is missing
             raise
         return NamedMethod(name=name, method=None)
 

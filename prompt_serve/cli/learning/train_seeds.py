@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.results import TrainingResult
+    from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
 def parse_seeds(

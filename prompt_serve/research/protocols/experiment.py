@@ -35,11 +35,12 @@ from prompt_serve.training.data.feature_provider import image_data
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.evaluate import Evaluation, evaluate, prompt_logits
+from prompt_serve.training.evaluate import prompt_logits
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.train import train_prompts
+from prompt_serve.training.without_torch.evaluation import Evaluation, evaluate
+from prompt_serve.training.without_torch.outcome import TrainingResult
 
 TOP_CLASSES = 5  # most probable classes stored per image
 

@@ -19,7 +19,7 @@ from prompt_serve.research.reports.charts import (
 from prompt_serve.research.reports.overview import title_of
 from prompt_serve.research.reports.page import Block, Cell, Chart, ReportTable, Section
 from prompt_serve.research.reports.stored_runs import StoredRun, by_comparison
-from prompt_serve.training.loop import EpochRecord
+from prompt_serve.training.without_torch.outcome import EpochRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -24,7 +24,7 @@ from prompt_serve.research.protocols.summary import (
     DOMAIN_GENERALIZATION,
     comparison_of,
 )
-from prompt_serve.training.loop import EpochRecord
+from prompt_serve.training.without_torch.outcome import EpochRecord
 
 PROMPT, HISTORY = "prompt.safetensors", "history.jsonl"
 

@@ -59,7 +59,7 @@ class Engine:
         n = len(pixels)
         if self._buckets is not None:
             pixels = _pad(pixels, self._buckets)
-        return self._encoders.encode_images(pixels)[:n]
+        return self._encoders.encode_pixels(pixels)[:n]
 
     def encode_text(self, sequences: Sequences) -> FloatArray:
         """Encode the assembled sequences of C classes to (C, E) features of unit length.

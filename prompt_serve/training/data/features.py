@@ -12,26 +12,47 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-import torch
 
 from prompt_serve.files import atomic_file, sha256_of_file
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
-from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.augment import make_views
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
-from prompt_serve.types import FloatArray, HalfArray, IntArray, PixelArray
+from prompt_serve.types import BackboneRef, FloatArray, HalfArray, IntArray, PixelArray
 
-# Views per batch of the image tower. On a CPU the activations of a large batch are allocated from
-# the system and freed at every layer: batches of 4 are more than twice as fast as batches of 64.
-CPU_BATCH = 4
-CUDA_BATCH = 64
 DECODE_CHUNK = 64  # views that are decoded while the previous ones are encoded
 CACHE_VERSION = 1  # of the views and the file layout; a new number invalidates the cache
+
+
+class ImageEncoder(Protocol):
+    """Image tower of a backbone: in PyTorch (``Backbone``) or in ONNX Runtime (``OnnxEncoders``).
+
+    The two round differently, in the sixth digit; ``runtime`` keeps their features apart.
+    """
+
+    @property
+    def ref(self) -> BackboneRef:
+        """The backbone."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become pixels."""
+
+    @property
+    def runtime(self) -> str:
+        """Name of what runs the tower; empty for PyTorch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images to encode at once."""
+
+    def encode_pixels(self, pixels: PixelArray, /) -> FloatArray:
+        """Encode (B, S, S, 3) uint8 pixels to (B, E) features of unit length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +100,7 @@ class FeatureCache:
 
 def image_features(
     images: ImageSet,
-    backbone: Backbone,
+    encoder: ImageEncoder,
     *,
     views: int = 0,
     seed: int = 0,
@@ -91,7 +112,7 @@ def image_features(
 
     Args:
         images: N readable images.
-        backbone: frozen CLIP.
+        encoder: image tower.
         views: K augmented views per image; 0 for the plain view only.
         seed: random seed of the views.
         cache: feature cache; None keeps nothing on disk.
@@ -100,12 +121,12 @@ def image_features(
     """
     paths = [item.path for item in images.items]
     digests = file_digests(paths, workers=workers)
-    shape = (len(paths), max(views, 1), backbone.embed_dim)
-    key = feature_key(backbone, digests, views=views, seed=seed)
+    shape = (len(paths), max(views, 1), encoder.ref.embed_dim)
+    key = feature_key(encoder, digests, views=views, seed=seed)
     rounded = cache.load(key, shape) if cache else None
     if rounded is None:
         rounded = extract_features(
-            paths, digests, backbone, views=views, seed=seed, workers=workers, advance=advance
+            paths, digests, encoder, views=views, seed=seed, workers=workers, advance=advance
         )
         if cache:
             cache.store(key, rounded)
@@ -120,7 +141,7 @@ def image_features(
 def extract_features(
     paths: Sequence[Path],
     digests: Sequence[str],
-    backbone: Backbone,
+    encoder: ImageEncoder,
     *,
     views: int = 0,
     seed: int = 0,
@@ -128,34 +149,36 @@ def extract_features(
     advance: Advance = no_advance,
 ) -> HalfArray:
     """Decode and encode images, without a cache; return (N, max(K, 1), E) float16."""
-    features = np.empty((len(paths), max(views, 1), backbone.embed_dim), dtype=np.float16)
-    batch = CPU_BATCH if backbone.device.type == "cpu" else CUDA_BATCH
+    features = np.empty((len(paths), max(views, 1), encoder.ref.embed_dim), dtype=np.float16)
+    batch = encoder.batch_size
     per_chunk = max(1, DECODE_CHUNK // max(views, 1))
     done = 0
     sources = list(zip(paths, digests, strict=True))
     chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        for pixels in decoded_views(pool, chunks, backbone.preprocessing, views, seed):
+        for pixels in decoded_views(pool, chunks, encoder.preprocessing, views, seed):
             n, k, *square = pixels.shape
-            flat = torch.from_numpy(pixels.reshape(n * k, *square))  # (n K, S, S, 3)
-            parts = torch.split(flat, batch)
-            encoded = torch.cat([backbone.encode_images(part) for part in parts])  # (n K, E)
-            features[done : done + n] = encoded.cpu().numpy().reshape(n, k, -1)
+            flat = pixels.reshape(n * k, *square)  # (n K, S, S, 3)
+            parts = [flat[start : start + batch] for start in range(0, n * k, batch)]
+            encoded = np.concatenate([encoder.encode_pixels(part) for part in parts])  # (n K, E)
+            features[done : done + n] = encoded.reshape(n, k, -1)
             done += n
             advance(n)
     return features
 
 
-def feature_key(backbone: Backbone, digests: Sequence[str], *, views: int, seed: int) -> str:
+def feature_key(encoder: ImageEncoder, digests: Sequence[str], *, views: int, seed: int) -> str:
     """Return a sha256 over everything that the features depend on, in hexadecimal."""
     document = {
         "cache_version": CACHE_VERSION,
-        "fingerprint": backbone.ref.fingerprint,
-        "preprocessing": asdict(backbone.preprocessing),
+        "fingerprint": encoder.ref.fingerprint,
+        "preprocessing": asdict(encoder.preprocessing),
         "images": list(digests),
         "views": views,
         "seed": seed if views else 0,  # the plain view has no seed
     }
+    if encoder.runtime:
+        document["runtime"] = encoder.runtime
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 

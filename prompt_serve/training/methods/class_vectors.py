@@ -5,21 +5,9 @@ codes of a few bits. It takes about a second, uses the plain view of every image
 no other class names. With ``text_prior`` the class names count as far as cross-validation says.
 """
 
-from dataclasses import dataclass
-
 from prompt_serve.closed_form.learn import LearnedClasses, learn_classes
 from prompt_serve.training.methods.base import ClosedFormInputs, Method
-from prompt_serve.training.settings import MethodSettings, choice, switch
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassVectorSettings(MethodSettings):
-    """Settings of class vectors."""
-
-    bits: int = choice(4, (1, 2, 4, 8, 16), "Bits per number of the class vectors.")
-    text_prior: bool = switch(
-        True, "Let the class names count as far as cross-validation says that they help."
-    )
+from prompt_serve.training.methods.class_vector_settings import ClassVectorSettings
 
 
 def learn(inputs: ClosedFormInputs, settings: ClassVectorSettings) -> LearnedClasses:

@@ -26,9 +26,9 @@ from prompt_serve.training.loop import Run
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.adapt import AdaptSettings
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.settings import defaults_of
 from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
+from prompt_serve.training.without_torch.outcome import TrainingResult
 
 CandidateSet = Literal["text", "all"]
 TOO_LARGE = "larger than the budget"

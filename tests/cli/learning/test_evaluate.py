@@ -17,8 +17,9 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import image_features
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.evaluate import Evaluation, class_features_of
+from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.training.train import train_prompt
+from prompt_serve.training.without_torch.evaluation import Evaluation
 from tests.cli.conftest import Run
 from tests.drawings import draw_dataset
 from tests.parsed_page import Page

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -21,6 +19,7 @@ from prompt_serve.training.methods import METHODS
 from prompt_serve.training.settings import settings_of
 from tests.drawings import draw_dataset
 from tests.golden import path_of
+from tests.no_torch import run_without_torch
 
 
 @pytest.fixture(scope="module")
@@ -182,23 +181,18 @@ def test_the_help_follows_the_settings_file(tmp_path: Path) -> None:
     assert "--max-bytes" not in help_of("--method", "dip")
 
 
-def test_without_torch_the_help_lists_the_common_options() -> None:
-    code = (
-        "import sys; sys.modules['torch'] = None\n"
-        "from prompt_serve.cli.main import main\n"
-        "main(['train', *sys.argv[1:]])"
-    )
-
+def test_without_torch_the_help_lists_the_common_options(tmp_path: Path) -> None:
     def shown(*arguments: str) -> str:
-        command = [sys.executable, "-c", code, *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = run_without_torch(tmp_path, "-m", "prompt_serve", "train", *arguments)
         return " ".join((done.stdout + done.stderr).split())
 
     text = shown("--method", "coop", "--help")
     assert "--shots" in text
     assert "--class-specific" not in text
     assert "settings of method coop are listed once torch is installed" in text
-    assert "Training and export need torch: pip install" in shown("photos", "--out", "x")
+    needed = "Training dip needs torch: pip install 'prompt-serve[train]'"
+    assert needed in shown("photos", "--method", "dip", "--out", "x")
+    assert "--bits" in shown("--method", "class-vectors", "--help")
 
 
 def test_options_of_other_methods_are_refused(

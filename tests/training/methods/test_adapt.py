@@ -23,7 +23,7 @@ from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
 from prompt_serve.training.evaluate import evaluate_prompt
-from prompt_serve.training.loop import EpochRecord, Fitted, Run, fit
+from prompt_serve.training.loop import Fitted, Run, fit
 from prompt_serve.training.methods.adapt import (
     Adapt,
     AdaptSettings,
@@ -39,6 +39,7 @@ from prompt_serve.training.select_tokens import (
     token_counts,
 )
 from prompt_serve.training.train import train_prompt
+from prompt_serve.training.without_torch.outcome import EpochRecord
 from tests.training.by_hand import block
 from tests.training.learners import inputs_of
 from tests.training.trained import numbers_of

@@ -26,8 +26,8 @@ from prompt_serve.training.loop import Run, fit
 from prompt_serve.training.methods.base import PromptLearner
 from prompt_serve.training.methods.dip import LowRankVectors
 from prompt_serve.training.methods.maple import Coupled
-from prompt_serve.training.results import TrainingResult
 from prompt_serve.training.train import train_prompt
+from prompt_serve.training.without_torch.outcome import TrainingResult
 from tests.training.learners import learner_of
 
 WORDS = torch.randn(4, 512, generator=torch.Generator().manual_seed(5))
