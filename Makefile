@@ -4,8 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
+SERVE_VENV ?= .venv-serve
+SERVE_INSTALLED := $(SERVE_VENV)/.installed
 
-.PHONY: help install check fix test test-all docs demo serve pretrain clean
+.PHONY: help install check fix test test-all docs quickstart demo serve pretrain clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -14,6 +16,11 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+$(SERVE_INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(SERVE_VENV)
+	$(SERVE_VENV)/bin/python -m pip install --quiet --editable '.[serve]'
 	touch $@
 
 install: $(INSTALLED) ## make .venv and install everything into it
@@ -37,15 +44,18 @@ test-all: $(INSTALLED) ## those that take long as well: every method, further im
 docs: $(INSTALLED) ## build the documentation into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-demo: $(INSTALLED) ## learn a prompt, serve it, ask it
+quickstart: $(SERVE_INSTALLED) ## learn a task, serve it, ask it; installs no torch
+	PROMPT_SERVE_HOME=$(HOME_DIR) $(SERVE_VENV)/bin/python examples/quickstart.py
+
+demo: $(INSTALLED) ## the same with everything installed, and a prompt beside it
 	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/python examples/demo.py
 
-serve: $(INSTALLED) ## serve the embedded backbone on http://localhost:3000
-	PROMPT_SERVE_HOME=$(HOME_DIR) $(BIN)/bentoml serve
+serve: $(SERVE_INSTALLED) ## serve the embedded backbone on http://localhost:3000; installs no torch
+	PROMPT_SERVE_HOME=$(HOME_DIR) $(SERVE_VENV)/bin/bentoml serve
 
 pretrain: $(INSTALLED) ## make the embedded backbone anew (npm; about two hours on two cores)
 	$(BIN)/python -m pip install --quiet --requirement pretraining/requirements.txt
 	$(BIN)/python -m pretraining --work build/pretraining
 
 clean: ## remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(SERVE_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
