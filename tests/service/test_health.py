@@ -63,7 +63,7 @@ def test_a_service_that_works_is_ready(core: Core) -> None:
 
 def _unplug(session: str) -> Callable[[Core, pytest.MonkeyPatch], None]:
     def unplug(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(core.engine, session, None)
+        monkeypatch.setattr(core.engine._encoders, session, None)
 
     return unplug
 
