@@ -17,7 +17,11 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import evaluate_prompt, probed_features, prompt_logits
 from prompt_serve.training.loop import Fitted
-from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, metrics_of
+from prompt_serve.training.without_torch.evaluation import (
+    ZeroShotComparison,
+    metrics_of,
+    unknown_threshold,
+)
 
 # Shared settings that matter where nothing is learned step by step.
 CLOSED_FORM_SETTINGS = ("method", "shots", "seed", "fewer_shots_ok", "template", "unknown_share")
@@ -54,7 +58,7 @@ def draft_prompt(
         classes = {
             "classes": learned.classes,
             "temperature": learned.temperature,
-            "unknown_below": _unknown_below(learned, config.unknown_share),
+            "unknown_below": unknown_threshold(learned, config.unknown_share),
             "sketch": learned.sketch,
             "unlike_below": learned.unlike_below,
         }
@@ -72,14 +76,6 @@ def draft_prompt(
         tool_version=__version__,
         **classes,
     )
-
-
-def _unknown_below(learned: LearnedClasses, unknown_share: float) -> float:
-    held = learned.out_of_fold
-    if held is None or not unknown_share:
-        return 0.0
-    logits = held.logits.astype(np.float32)
-    return calibrate(logits, held.labels, unknown_share=unknown_share).unknown_below
 
 
 def finish_prompt(

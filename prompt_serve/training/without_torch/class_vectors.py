@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from prompt_serve import __version__
-from prompt_serve.calibration import calibrate
 from prompt_serve.closed_form.learn import LearnedClasses, learn_classes
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.onnx_encoders import OnnxEncoders
@@ -28,6 +27,7 @@ from prompt_serve.training.without_torch.evaluation import (
     ZeroShotComparison,
     evaluate,
     metrics_of,
+    unknown_threshold,
 )
 from prompt_serve.training.without_torch.outcome import TrainingResult
 from prompt_serve.types import FloatArray
@@ -163,7 +163,7 @@ class _Training:
             method=METHOD,
             classes=learned.classes,
             temperature=learned.temperature,
-            unknown_below=_unknown_below(learned, self._run.unknown_share),
+            unknown_below=unknown_threshold(learned, self._run.unknown_share),
             sketch=learned.sketch,
             unlike_below=learned.unlike_below,
             training=self._run.to_dict(learned, bits),
@@ -229,14 +229,6 @@ def _drawn(dataset: Split, run: ClassVectorRun) -> Split:
         return replace(few_shot(dataset, shots=run.shots, seed=run.seed), val=None)
     given = (*dataset.train.items, *(dataset.val.items if dataset.val else ()))
     return replace(dataset, train=dataset.train.with_items(given), val=None)
-
-
-def _unknown_below(learned: LearnedClasses, unknown_share: float) -> float:
-    held = learned.out_of_fold
-    if held is None or not unknown_share:
-        return 0.0
-    logits = held.logits.astype(np.float32)
-    return calibrate(logits, held.labels, unknown_share=unknown_share).unknown_below
 
 
 def _image_notes(images: Split, shots: int) -> tuple[str, ...]:

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from prompt_serve.calibration import expected_calibration_error
+import numpy as np
+
+from prompt_serve.calibration import calibrate, expected_calibration_error
+from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import calibrated
 from prompt_serve.types import FloatArray, IntArray
@@ -90,3 +93,12 @@ def metrics_of(
         for part, comparison in comparisons.items()
     }
     return {**parts, "images": dict(images)}
+
+
+def unknown_threshold(learned: LearnedClasses, unknown_share: float) -> float:
+    """Return the probability that ``unknown_share`` of held-out images stay below; 0 if none."""
+    held = learned.out_of_fold
+    if held is None or not unknown_share:
+        return 0.0
+    logits = held.logits.astype(np.float32)
+    return calibrate(logits, held.labels, unknown_share=unknown_share).unknown_below
