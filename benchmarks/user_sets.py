@@ -45,7 +45,7 @@ from prompt_serve.research.adapters import WEIGHT_DECAYS, logistic_regression
 from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.scoring import class_logits, softmax
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
-from prompt_serve.training.config import make_config
+from prompt_serve.training.config import make_config, with_user_settings
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.loading import read_dataset
@@ -54,13 +54,7 @@ from prompt_serve.training.train import train_prompt
 from prompt_serve.training.without_torch.evaluation import evaluate
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
-ALL_IMAGES = {"shots": 0, "views": 0, "epochs": 200}
-PROMPTS: dict[str, dict[str, Any]] = {
-    "zero-shot": {"method": "zero-shot", "shots": 0, "views": 0},
-    "dip": {"method": "dip", **ALL_IMAGES},
-    "coop": {"method": "coop", **ALL_IMAGES},
-    "qcoop": {"method": "qcoop", "bits": 4, "n_ctx": 16, "init": "random", **ALL_IMAGES},
-}
+PROMPTS = ("zero-shot", "dip", "coop", "qcoop")  # with the defaults of the command
 LABELS = {
     "defaults": "`train FOLDER` (seconds in all)",
     "vectors-16": "class vectors, float16",
@@ -156,7 +150,7 @@ def default_task(images: UserSet, backbone: Backbone, seed: int, *, name: str) -
 
 
 def prompt(images: UserSet, backbone: Backbone, seed: int, *, name: str) -> Classifier:
-    config = make_config({**PROMPTS[name], "seed": seed})
+    config = make_config(with_user_settings({"method": name, "seed": seed}))
     result = train_prompt(backbone, images.split, config, cache=FeatureCache())
     seconds = result.seconds.get("learning", 0.0)
     return from_file(to_bytes(result.prompt), images, backbone, seconds)

@@ -124,6 +124,8 @@ class Stack:
             return sources.setdefault(id(data), CachedImages(data, runs[0].backbone.device))
 
         self._images = [source(data) for data in trains]
+        for run, images in zip(runs, self._images, strict=True):
+            run.scale_steps(images)
         self._vals = [None if data is None else source(data) for data in vals]
 
     def epoch(self, epoch: int) -> list[EpochRecord]:

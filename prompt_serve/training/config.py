@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid
 from prompt_serve.prompts.prompt_file import check_templates
@@ -26,8 +26,25 @@ from prompt_serve.training.settings import (
     whole,
 )
 
+if TYPE_CHECKING:
+    from prompt_serve.training.methods.base import Method
+
 TowerPrecision = Literal["fp32", "bf16", "fp16"]
+StepUnit = Literal["absolute", "relative"]
 DEFAULT_METHOD: Final = "dip"
+RELATIVE_RATE: Final = 0.01  # of all methods, where learning rates are relative
+RELATIVE_RATES: Final = (0.002, 0.01, 0.05)  # tried by ``--learning-rate auto``
+# Defaults of ``prompt-serve train`` for methods that learn step by step, where they differ from
+# those below, which are the papers'. ``Method.user_settings`` has those of single methods.
+USER_SETTINGS: Final[Mapping[str, Any]] = {
+    "shots": 0,
+    "augmentation": "none",
+    "epochs": 20,
+    "min_steps": 1_000,
+    "step_unit": "relative",
+}
+# The image tower runs at every step: fewer and smaller ones.
+USER_IMAGE_SETTINGS: Final[Mapping[str, Any]] = {"batch_size": 8, "epochs": 10, "min_steps": 400}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +65,11 @@ class TrainConfig:
     fewer_shots_ok: bool = switch(
         False, "Use all images of a class that has fewer than --shots, instead of an error."
     )
+    augmentation: Literal["none", "light", "crops", "auto"] = choice(
+        "crops", ("none", "light", "crops", AUTO),
+        "Augmented views: none, light crops without flips, or CoOp's crops of 8 to 100 % with "
+        "flips; auto picks by validation.",
+    )  # fmt: skip
     views: int = whole(
         16, 0, 10_000, "Augmented views per training image; 0 for the plain image only."
     )
@@ -61,10 +83,18 @@ class TrainConfig:
     )  # fmt: skip
     init_std: float = number(0.02, 0.0, 10.0, "Standard deviation of random initial values.")
     epochs: int = whole(50, 1, 1_000_000, "Number of training epochs.")
+    min_steps: int = whole(
+        0, 0, 100_000_000, "Fewest training steps; epochs are added until they are reached."
+    )
     batch_size: int = whole(32, 1, 1_000_000, "Images per training step.")
     learning_rate: float | Literal["auto"] | None = number(
         None, 1e-9, 1e4, "SGD learning rate at the start of the cosine; auto picks by validation.",
         also=(AUTO,), unset="the method's",
+    )  # fmt: skip
+    step_unit: StepUnit = choice(
+        "absolute", get_args(StepUnit),
+        "Unit of the learning rate: relative to the length of the context, which is one scale for "
+        "all methods and backbones, or absolute, as in the papers.",
     )  # fmt: skip
     momentum: float = number(0.9, 0.0, 0.999, "SGD momentum.")
     weight_decay: float = number(5e-4, 0.0, 10.0, "SGD weight decay.")
@@ -115,6 +145,12 @@ class TrainConfig:
         """M: ``n_ctx``, or else the method's; None: as many as the template has tokens."""
         return self.n_ctx or find_method(self.method).n_ctx
 
+    def with_min_steps(self, n_images: int) -> "TrainConfig":
+        """Return a copy with as many epochs as ``min_steps`` takes with ``n_images`` images."""
+        steps_per_epoch = max(1, n_images // self.batch_size)
+        epochs = max(self.epochs, -(-self.min_steps // steps_per_epoch))
+        return self if epochs == self.epochs else dataclasses.replace(self, epochs=epochs)
+
     def shared(self) -> dict[str, Any]:
         """Return the settings that all methods share, by name; the method is not among them."""
         return {name: getattr(self, name) for name in SHARED if name != "method"}
@@ -128,16 +164,23 @@ class TrainConfig:
         return make_config({"method": self.method, **self.shared(), **self.own(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat table of JSON types, as the prompt file stores it."""
+        """Return one flat table of JSON types, as the prompt file stores it.
+
+        ``LATER`` settings with the papers' value are left out, so that prompt files and results
+        of the protocols stay as they were before there were such settings.
+        """
+        shared = self.shared()
+        unchanged = [name for name in LATER if shared[name] == getattr(TrainConfig, name)]
         return {
             "method": self.method,
-            **self.shared(),
+            **{name: value for name, value in shared.items() if name not in unchanged},
             **self.own(),
             "n_ctx": self.n_vectors,
             "templates": list(self.templates),
         }
 
 
+LATER: Final = ("augmentation", "min_steps", "step_unit")
 # Names of the settings that every method has.
 SHARED: Final = tuple(f.name for f in dataclasses.fields(TrainConfig) if f.name != "settings")
 
@@ -176,6 +219,40 @@ def make_config(values: Mapping[str, Any] | None = None, /, **more: Any) -> Trai
     if config is None or faults:
         raise _invalid(faults, () if all(foreign.values()) else (*SHARED, *known))
     return config
+
+
+def with_user_settings(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings for ``make_config``: those given, and else the defaults for users.
+
+    A number of epochs that is given is not raised, and a number of views is not ignored. Where
+    learning is to start from words, there are as many vectors as words.
+
+    Args:
+        values: settings by name; the method "auto" has the defaults that all methods share.
+    """
+    given = {name: value for name, value in values.items() if value is not None}
+    name = given.get("method", DEFAULT_METHOD)
+    defaults = dict(USER_SETTINGS) if name == AUTO else user_settings(find_method(name))
+    if "epochs" in given:
+        defaults.pop("min_steps", None)
+    if given.get("views"):
+        defaults.pop("augmentation", None)
+    if given.get("init") == "template" or ("template" in given and "init" not in given):
+        defaults.pop("n_ctx", None)
+        defaults.pop("init", None)
+    return {**defaults, **given}
+
+
+def user_settings(method: "Method[Any]") -> dict[str, Any]:
+    """Return the defaults of a method for users, as far as they differ from the papers'."""
+    if method.learner is None:
+        return {"shots": 0}
+    prompts_images = method.prompts_images(method.settings())
+    return {
+        **USER_SETTINGS,
+        **(USER_IMAGE_SETTINGS if prompts_images else {}),
+        **method.user_settings,
+    }
 
 
 def setting_owners(name: str) -> tuple[str, ...]:

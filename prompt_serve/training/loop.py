@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.optim.optimizer import ParamsT
 
 from prompt_serve import __version__
 from prompt_serve.errors import BackboneUnsupported, ConfigInvalid, PromptError
@@ -43,10 +44,12 @@ from prompt_serve.training.methods.base import (
     StepOutput,
 )
 from prompt_serve.training.methods.information_density import mean_information_density
+from prompt_serve.training.step_sizes import MEASURED_BATCHES, StepSizes
 from prompt_serve.training.without_torch.outcome import EpochRecord
 from prompt_serve.types import FloatArray
 
 WARM_UP_LEARNING_RATE = 1e-5
+WARM_UP_SHARE = 0.005  # of a relative learning rate: CoOp's 1e-5 of 2e-3
 VALIDATION_CHUNK = 64  # images at a time through a prompted image tower
 VALIDATE_EVERY = 10  # epochs, if the image tower is prompted; and always after the last
 
@@ -100,6 +103,7 @@ def fit(
     """
     run = Run(backbone, class_names, config, learning_rate=learning_rate)
     images = image_batches(train, run.towers)
+    run.scale_steps(images)
     kept = Checkpoint(checkpoint, run.identity(train)) if checkpoint else None
     history = [EpochRecord(**record) for record in kept.load(run)] if kept else []
     for epoch in range(len(history), config.epochs):
@@ -111,7 +115,9 @@ def fit(
     return run.fitted(history)
 
 
-def learning_rate_at(epoch: int, *, base: float, epochs: int) -> float:
+def learning_rate_at(
+    epoch: int, *, base: float, epochs: int, warm_up: float = WARM_UP_LEARNING_RATE
+) -> float:
     """Return the learning rate of an epoch in CoOp's schedule: a warm-up epoch, then a cosine.
 
     ``lr(0) = 1e-5`` and ``lr(e) = base / 2 * (1 + cos(pi * (e - 1) / T))`` with T = ``epochs``.
@@ -122,9 +128,10 @@ def learning_rate_at(epoch: int, *, base: float, epochs: int) -> float:
         epoch: from 0 to ``epochs`` - 1.
         base: the learning rate after the warm-up.
         epochs: T, of the whole run.
+        warm_up: the learning rate of the first epoch.
     """
     if epoch == 0:
-        return min(WARM_UP_LEARNING_RATE, base)
+        return min(warm_up, base)
     return 0.5 * base * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
 
@@ -162,12 +169,7 @@ class Run:
         ids = template_ids(backbone.tokenizer, config.template)
         self.words = backbone.token_embedding[ids].cpu()
         self.learner = self._make_learner().to(backbone.device)
-        self.optimizer = torch.optim.SGD(
-            self.learner.parameters(),
-            lr=learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
+        self.optimizer = self._make_optimizer(self.learner.parameters())
         text = self.folded().text
         template = learned_template(config.template, len(ids), config)
         self.template = config.template if text.context is None else template
@@ -183,6 +185,37 @@ class Run:
             causal=backbone.text_tower.causal,
         )
         self.vectors = PlanVectors(self.plan, backbone.token_embedding)
+
+    def _make_optimizer(self, parameters: ParamsT) -> torch.optim.SGD:
+        return torch.optim.SGD(
+            parameters,
+            lr=self.learning_rate,
+            momentum=self.config.momentum,
+            weight_decay=self.config.weight_decay,
+        )
+
+    def scale_steps(self, images: ImageBatches) -> None:
+        """Give every parameter the learning rate that a relative rate stands for.
+
+        Done once, before the first step; nothing is done for absolute rates.
+        """
+        if self.config.step_unit == "absolute":
+            return
+        state, rng = self.generator.get_state(), np.random.default_rng(self.config.seed)
+        self.learner.train()
+        sizes = StepSizes(self.learner)
+        with sizes.measuring():
+            for _ in range(MEASURED_BATCHES):
+                size = min(self.config.batch_size, len(images.labels))
+                chosen = torch.from_numpy(rng.permutation(len(images.labels))[:size])
+                contexts = self.learner.contexts()
+                features = images.features(chosen, torch.zeros_like(chosen), contexts.image)
+                _, logits = self.scores(features, contexts.text)
+                sizes.add(contexts, logits, images.labels[chosen])
+        self.generator.set_state(state)
+        self.optimizer = self._make_optimizer(
+            [{"params": [parameter], "scale": scale} for parameter, scale in sizes.scales()]
+        )
 
     def _make_learner(self) -> PromptLearner:
         config, backbone = self.config, self.backbone
@@ -208,6 +241,7 @@ class Run:
             template=config.template,
             given_n_ctx=config.n_vectors,
             init_std=config.init_std,
+            balanced=config.step_unit == "relative",
             text_layers=backbone.text_tower.layers,
             embed_dim=backbone.embed_dim,
             image_width=image_tower.width if image_tower else None,
@@ -255,7 +289,7 @@ class Run:
     def begin_epoch(self, epoch: int, images: ImageBatches) -> list[Batch]:
         """Set the learning rate and draw the epoch's batches."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.rate_at(epoch)
+            group["lr"] = self.rate_at(epoch) * group.get("scale", 1.0)
         self.learner.train()
         epochs = self.config.epochs
         drawn = list(self.batches(len(images.labels), images.n_views))
@@ -275,7 +309,11 @@ class Run:
 
     def rate_at(self, epoch: int) -> float:
         """Return the learning rate at an epoch."""
-        return learning_rate_at(epoch, base=self.learning_rate, epochs=self.config.epochs)
+        relative = self.config.step_unit == "relative"
+        warm_up = WARM_UP_SHARE * self.learning_rate if relative else WARM_UP_LEARNING_RATE
+        return learning_rate_at(
+            epoch, base=self.learning_rate, epochs=self.config.epochs, warm_up=warm_up
+        )
 
     def record(
         self,

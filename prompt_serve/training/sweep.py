@@ -12,7 +12,7 @@ from prompt_serve.training.batched_loop import (
     shape_of,
 )
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.config import TrainConfig
+from prompt_serve.training.config import RELATIVE_RATE, RELATIVE_RATES, TrainConfig
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.loop import Fitted, Run, fit
@@ -38,22 +38,42 @@ class Job:
 
 
 def learning_rates(config: TrainConfig, *, has_val: bool) -> tuple[float, ...]:
-    """Return the learning rates to try: one, or the method's list for "auto".
+    """Return the learning rates to try: one, or several for "auto".
+
+    Relative rates are the same for all methods; each method has absolute ones of its own.
 
     Raises:
         ConfigInvalid: "auto" without validation images.
     """
     method = METHODS[config.method]
+    relative = config.step_unit == "relative"
+    usual = RELATIVE_RATE if relative else method.learning_rate
     if config.learning_rate is None:
-        return (method.learning_rate,)
+        return (usual,)
     if config.learning_rate != AUTO:
         return (float(config.learning_rate),)
     if not has_val:
         raise ConfigInvalid(
             "learning_rate 'auto' chooses by validation images, and there are none. "
-            f"Give a number, such as {method.learning_rate}, or more images."
+            f"Give a number, such as {usual}, or more images."
         )
-    return method.learning_rates
+    return RELATIVE_RATES if relative else method.learning_rates
+
+
+def augmentations(config: TrainConfig, *, has_val: bool) -> tuple[TrainConfig, ...]:
+    """Return the configurations to try: this one, or one per kind of augmentation for "auto".
+
+    Raises:
+        ConfigInvalid: "auto" without validation images.
+    """
+    if config.augmentation != AUTO:
+        return (config,)
+    if not has_val:
+        raise ConfigInvalid(
+            "augmentation 'auto' chooses by validation images, and there are none. "
+            "Give none, light or crops, or more images."
+        )
+    return tuple(config.replace(augmentation=kind) for kind in ("none", "light", "crops"))
 
 
 def selection_key(fitted: Fitted) -> tuple[float, float]:

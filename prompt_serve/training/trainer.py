@@ -35,7 +35,14 @@ from prompt_serve.training.select_tokens import (
     tokens_of,
     with_tokens,
 )
-from prompt_serve.training.sweep import Job, fit_jobs, learning_rates, selection_key
+from prompt_serve.training.settings import AUTO
+from prompt_serve.training.sweep import (
+    Job,
+    augmentations,
+    fit_jobs,
+    learning_rates,
+    selection_key,
+)
 from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, evaluate
 from prompt_serve.training.without_torch.outcome import TrainingResult
 from prompt_serve.types import FloatArray
@@ -104,6 +111,7 @@ class Trainer:
         images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
         if METHODS[config.method].closed_form is not None:
             return self.plan_all(config, name)
+        config = config.with_min_steps(len(images.train))
         return PromptPlan(name=name, config=config, images=images, checkpoint=checkpoint)
 
     def plan_all(self, config: TrainConfig, name: str) -> PromptPlan:
@@ -245,26 +253,35 @@ class Trainer:
         variants: Sequence[TrainConfig] = [config]
         if selects_tokens(config):
             variants = token_configs(config, self.backbone, has_val=has_val)
+        variants = [tried for one in variants for tried in augmentations(one, has_val=has_val)]
         rates = learning_rates(config, has_val=has_val)
-        train = self._provide(
-            "train",
-            plan.images.train,
-            as_pixels=plan.as_pixels,
-            views=config.views,
-            seed=config.seed,
-        )
         val = self.features(plan, "val") if has_val else None
         return [
             Job(
                 config=variant,
                 learning_rate=rate,
-                train=train,
+                train=self._augmented(plan, variant),
                 val=val,
                 checkpoint=_checkpoint(plan, variant, rate if len(rates) > 1 else None),
             )
             for variant in variants
             for rate in rates
         ]
+
+    def _augmented(self, plan: PromptPlan, config: TrainConfig) -> ImageData:
+        """Return the training images in the views that ``config`` asks for."""
+        kind = config.augmentation
+        images = plan.images.train
+        if kind == "none" or kind == "auto":  # mypy narrows no "in"
+            return self._provide("train", images, as_pixels=plan.as_pixels)
+        return self._provide(
+            "train",
+            images,
+            as_pixels=plan.as_pixels,
+            views=config.views,
+            seed=config.seed,
+            augmentation=kind,
+        )
 
 
 def _without_validation(dataset: Split, drawn: Split, shots: int) -> Split:
@@ -282,8 +299,9 @@ def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> P
     """Return the checkpoint file of a run; runs that are tried side by side each have their own."""
     if plan.checkpoint is None:
         return None
-    tokens = f".tokens-{tokens_of(variant)}" if selects_tokens(plan.config) else ""
-    suffix = tokens if rate is None else f"{tokens}.{rate:g}"
+    suffix = f".tokens-{tokens_of(variant)}" if selects_tokens(plan.config) else ""
+    suffix += f".{variant.augmentation}" if plan.config.augmentation == AUTO else ""
+    suffix += "" if rate is None else f".{rate:g}"
     return plan.checkpoint.with_name(f"{plan.checkpoint.name}{suffix}")
 
 
@@ -291,7 +309,8 @@ def _best(plan: PromptPlan, fits: Sequence[tuple[Job, Fitted]]) -> BestFit:
     """Choose among the runs of a prompt by validation."""
     seconds = sum(record.seconds for _, fitted in fits for record in fitted.history)
     if not selects_tokens(plan.config):
-        return BestFit(config=plan.config, fitted=_best_validated(fits), seconds=seconds)
+        job, fitted = min(fits, key=lambda tried: selection_key(tried[1]))
+        return BestFit(config=job.config, fitted=fitted, seconds=seconds)
     candidates = [
         TokenCandidate(tokens=tokens, fitted=_best_validated(tried))
         for tokens, tried in groupby(fits, key=lambda tried: tokens_of(tried[0].config))

@@ -4,15 +4,23 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.training.config import SHARED, TrainConfig, make_config, read_config_file
+from prompt_serve.training.config import (
+    SHARED,
+    TrainConfig,
+    make_config,
+    read_config_file,
+    with_user_settings,
+)
 from prompt_serve.training.loop import learning_rate_at
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.coop import CoopSettings
 from prompt_serve.training.methods.dip import DipSettings
+from prompt_serve.training.methods.qcoop import QcoopSettings
 from prompt_serve.training.settings import defaults_of, settings_of
 
 
@@ -158,6 +166,48 @@ def test_the_learning_rate_is_the_closed_form(epochs: int) -> None:
 
 def test_the_warm_up_never_exceeds_the_rate_asked_for() -> None:
     assert learning_rate_at(0, base=1e-6, epochs=5) == 1e-6
+
+
+def test_settings_of_the_papers_are_stored_as_before_there_were_others() -> None:
+    stored = make_config(method="coop").to_dict()
+    assert not {"augmentation", "min_steps", "step_unit"} & set(stored)
+    changed = make_config(method="coop", min_steps=7, step_unit="relative")
+    assert changed.to_dict() == stored | {"min_steps": 7, "step_unit": "relative"}
+    assert make_config(changed.to_dict()) == changed
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"step_unit": "relative", "augmentation": "none", "min_steps": 1_000, "shots": 0}),
+        ({"epochs": 3}, {"epochs": 3, "min_steps": 0}),
+        ({"epochs": 3, "min_steps": 9}, {"epochs": 3, "min_steps": 9}),
+        ({"views": 4}, {"views": 4, "augmentation": "crops"}),
+        ({"views": 4, "augmentation": "light"}, {"augmentation": "light"}),
+        ({"shots": 2, "step_unit": "absolute"}, {"shots": 2, "step_unit": "absolute"}),
+        ({"method": "qcoop"}, {"n_ctx": 16, "settings": QcoopSettings(bits=4, init="random")}),
+        ({"method": "qcoop", "bits": 1, "n_ctx": 4}, {"n_ctx": 4}),
+        ({"method": "qcoop", "init": "template"}, {"n_ctx": None}),
+        (
+            {"method": "qcoop", "template": "{} it is"},
+            {"n_ctx": None, "settings": QcoopSettings(bits=4)},
+        ),
+        ({"method": "maple"}, {"batch_size": 8, "step_unit": "relative"}),
+        ({"method": "dip", "branch": "text"}, {"batch_size": 32}),
+        ({"method": "class-vectors"}, {"shots": 0, "min_steps": 0, "step_unit": "absolute"}),
+    ],
+)
+def test_the_defaults_for_users_give_way(given: dict[str, Any], expected: dict[str, Any]) -> None:
+    config = make_config(with_user_settings({"method": "coop"} | given))
+    assert {name: getattr(config, name) for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs"), [(5, 100), (32, 100), (63, 100), (64, 50), (100, 34), (10_000, 20)]
+)
+def test_epochs_are_added_until_there_are_enough_steps(images: int, epochs: int) -> None:
+    config = make_config(method="coop", epochs=20, min_steps=100, batch_size=32)
+    assert config.with_min_steps(images).epochs == epochs
 
 
 def test_every_method_that_learns_has_learning_rates() -> None:

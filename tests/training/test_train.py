@@ -21,7 +21,7 @@ from prompt_serve.prompts.prompt_file import (
 from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
-from prompt_serve.training.config import make_config
+from prompt_serve.training.config import make_config, with_user_settings
 from prompt_serve.training.data.dataset import LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
 from prompt_serve.training.data.loading import read_dataset
@@ -135,6 +135,71 @@ def test_auto_chooses_the_learning_rate_that_validates_best(
     best = min(last, key=lambda r: (-(r.val_accuracy or 0), r.val_loss or 0))
     assert result.history[-1] == best
     assert result.prompt.training["learning_rate"] in (0.002, 0.01, 0.05)
+
+
+def test_auto_chooses_the_augmentation_that_validates_best(
+    tiny_backbone: Backbone, colors: Path, cache_of_colors: FeatureCache
+) -> None:
+    records: list[EpochRecord] = []
+    config = make_config(**{**COOP, "augmentation": "auto", "epochs": 4})
+    dataset = read_dataset(colors)
+    result = train_prompt(
+        tiny_backbone, dataset, config, cache=cache_of_colors, on_epoch=records.append
+    )
+    last = [record for record in records if record.epoch == 3]
+    assert len({record.loss for record in last}) == 3  # each kind of view is another training set
+    best = min(last, key=lambda r: (-(r.val_accuracy or 0), r.val_loss or 0))
+    assert result.history[-1] == best
+    kind = ("none", "light", "crops")[last.index(best)]
+    again = learn(
+        tiny_backbone, colors, cache_of_colors, **{**COOP, "augmentation": kind, "epochs": 4}
+    )
+    assert again.history[-1].loss == best.loss
+    # What the file says of itself is what it was learned with; crops are the papers'.
+    assert result.prompt.training.get("augmentation", "crops") == kind
+
+
+def test_augmentation_cannot_be_chosen_without_validation_images(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    root = draw_dataset(tmp_path, all=2)
+    with pytest.raises(ConfigInvalid, match="Give none, light or crops"):
+        learn(tiny_backbone, root, None, **{**COOP, "shots": 2, "augmentation": "auto"})
+
+
+def test_no_augmentation_is_the_plain_view(
+    tiny_backbone: Backbone, colors: Path, cache_of_colors: FeatureCache
+) -> None:
+    settings = {**COOP, "epochs": 2}
+    none = learn(tiny_backbone, colors, cache_of_colors, **settings, augmentation="none")
+    plain = learn(tiny_backbone, colors, cache_of_colors, **{**settings, "views": 0})
+    assert [r.loss for r in none.history] == [r.loss for r in plain.history]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"method": "coop", "class_specific": True},
+        {"method": "coop", "n_ctx": 8, "init": "random"},
+        {"method": "dip"},
+        {"method": "dip", "rank": 4},
+        {"method": "qcoop", "bits": 2},
+        {"method": "dip", "branch": "image", "n_ctx": 4},
+        {"method": "maple"},
+        {"method": "adapt"},
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_the_defaults_for_users_learn_on_a_backbone_that_takes_large_steps(
+    tiny_backbone: Backbone,
+    colors: Path,
+    cache_of_colors: FeatureCache,
+    settings: dict[str, Any],
+) -> None:
+    config = with_user_settings({**settings, "min_steps": 120})
+    result = learn(tiny_backbone, colors, cache_of_colors, **config)
+    # At the papers' absolute rates DIP and QCoOp do not move here at all.
+    assert result.history[-1].loss < 0.97 * result.history[0].loss
 
 
 def test_zero_shot_learns_nothing(

@@ -28,6 +28,7 @@ def methods(name: str | None) -> None:
 
 
 def _lines(method: "Method[Any]") -> Iterable[str]:
+    from prompt_serve.training.config import user_settings
     from prompt_serve.training.settings import defaults_of, settings_of
 
     yield f"{method.name}: {method.summary}"
@@ -35,10 +36,11 @@ def _lines(method: "Method[Any]") -> Iterable[str]:
         yield f"Source: {method.paper}."
     if method.learner:
         rates = ", ".join(f"{rate:g}" for rate in method.learning_rates)
-        yield f"Learning rate: {method.learning_rate:g}; auto tries {rates}."
+        yield f"Absolute learning rate: {method.learning_rate:g}; auto tries {rates}."
     if method.n_ctx:
         yield f"Vectors: {method.n_ctx}, unless --n-ctx is given."
-    own, defaults = settings_of(method.settings), defaults_of(method.settings)
+    own = settings_of(method.settings)
+    defaults = {**defaults_of(method.settings), **user_settings(method)}
     if own:
         yield ""
         yield f"Settings (prompt-serve train --method {method.name} --help lists all):"

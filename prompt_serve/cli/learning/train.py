@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from prompt_serve.training.without_torch.outcome import TrainingResult
 
 CLASSES_SHOWN = 40
-ALL_IMAGES = 0  # --shots where it is not given
 
 
 @click.command(cls=TrainCommand)
@@ -189,13 +188,16 @@ def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by name: those of the file, overridden by those of the command line."""
-    from prompt_serve.training.config import TrainConfig, read_config_file
+    from prompt_serve.training.config import (
+        TrainConfig,
+        read_config_file,
+        with_user_settings,
+    )
     from prompt_serve.training.methods import find_method
     from prompt_serve.training.settings import settings_of
 
     values = read_config_file(options["config_file"]) if options["config_file"] else {}
     values.setdefault("method", AUTO_METHOD)
-    values.setdefault("shots", ALL_IMAGES)
     values |= {"method": options["method"]} if options["method"] else {}
     own = () if is_auto(values) else settings_of(find_method(values["method"]).settings)
     given = {name: options[name] for name in (*settings_of(TrainConfig), *own)}
@@ -205,7 +207,7 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
             values |= {"template": template, "templates": ()}
         case (template, *_) as several:
             values |= {"template": template, "templates": several}
-    return values
+    return with_user_settings(values)
 
 
 def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:

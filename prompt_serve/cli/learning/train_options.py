@@ -17,9 +17,12 @@ from prompt_serve.cli.learning.train_without_torch import (
     torch_is_missing,
 )
 from prompt_serve.training.config import (
+    RELATIVE_RATE,
+    USER_SETTINGS,
     TrainConfig,
     read_config_file,
     setting_owners,
+    user_settings,
 )
 from prompt_serve.training.methods import find_method
 from prompt_serve.training.methods.class_vector_settings import ClassVectorSettings
@@ -30,11 +33,12 @@ if TYPE_CHECKING:
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": (
-        "images", "renames", "templates", "shots", "fewer_shots_ok", "seed", "seeds", "views",
+        "images", "renames", "templates", "shots", "fewer_shots_ok", "seed", "seeds",
+        "augmentation", "views",
     ),
     "Learning": (
-        "method", "config_file", "epochs", "batch_size", "learning_rate", "momentum",
-        "weight_decay", "n_ctx", "init_std", "calibrate", "unknown_share",
+        "method", "config_file", "epochs", "min_steps", "batch_size", "learning_rate",
+        "step_unit", "momentum", "weight_decay", "n_ctx", "init_std", "calibrate", "unknown_share",
     ),
     "Output": ("out", "name", "stamp", "log_file", "checkpoint", "quiet"),
     "Backbone": ("backbone", "precision", "device", "workers", "cache_folder", "no_cache"),
@@ -61,17 +65,22 @@ class NamedMethod:
             return auto_options()
         if self.name == CLASS_VECTORS:
             return setting_options(ClassVectorSettings)
-        return [] if self.method is None else setting_options(self.method.settings)
+        if self.method is None:
+            return []
+        return setting_options(self.method.settings, self.user_settings())
 
     def shared_options(self) -> list[click.Parameter]:
         """Options of the settings that all methods have, with this method's defaults."""
         defaults: dict[str, Any] = {}
         if self.method is not None and self.method.learner is not None:
-            defaults["learning_rate"] = self.method.learning_rate
+            defaults["learning_rate"] = RELATIVE_RATE
         if self.method is not None and self.method.n_ctx is not None:
             defaults["n_ctx"] = self.method.n_ctx
-        defaults["shots"] = 0  # of the command; protocols draw the papers' sixteen
-        return setting_options(TrainConfig, defaults)
+        return setting_options(TrainConfig, {**defaults, **self.user_settings()})
+
+    def user_settings(self) -> Mapping[str, Any]:
+        """Defaults of the command; protocols have the papers'."""
+        return USER_SETTINGS if self.method is None else user_settings(self.method)
 
 
 class TrainCommand(click.Command):

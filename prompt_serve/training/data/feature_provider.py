@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 
 from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.training.data.augment import Augmentation
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.image_batches import ImageData
@@ -19,6 +20,7 @@ def image_data(
     as_pixels: bool = False,
     views: int = PLAIN_VIEW,
     seed: int = 0,
+    augmentation: Augmentation = "crops",
     cache: FeatureCache | None = None,
     workers: int = 4,
     advance: Advance = no_advance,
@@ -31,6 +33,7 @@ def image_data(
         as_pixels: return pixels; ``cache`` is ignored.
         views: augmented views per image; 0 for the plain view only.
         seed: random seed of the views.
+        augmentation: kind of random crops.
         cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
         advance: called with the number of images done, N in all.
@@ -41,11 +44,19 @@ def image_data(
             backbone.preprocessing,
             views=views,
             seed=seed,
+            augmentation=augmentation,
             workers=workers,
             advance=advance,
         )
     return image_features(
-        images, backbone, views=views, seed=seed, cache=cache, workers=workers, advance=advance
+        images,
+        backbone,
+        views=views,
+        seed=seed,
+        augmentation=augmentation,
+        cache=cache,
+        workers=workers,
+        advance=advance,
     )
 
 
@@ -81,6 +92,7 @@ class FeatureProvider:
         as_pixels: bool,
         views: int = PLAIN_VIEW,
         seed: int = 0,
+        augmentation: Augmentation = "crops",
     ) -> ImageData:
         """Return the images of a part in ``views`` augmented views, or in the plain view.
 
@@ -89,7 +101,7 @@ class FeatureProvider:
         """
         if as_pixels:
             _ = self._backbone.image_tower  # raises before any image is decoded
-        key = (as_pixels, images.items, views, seed if views else None)
+        key = (as_pixels, images.items, views, (seed, augmentation) if views else None)
         if key not in self._provided:
             doing = f"{'decoding' if as_pixels else 'encoding'} {part}"
             with self._timer("features"), self._progress.bar(doing, len(images), "img") as advance:
@@ -99,6 +111,7 @@ class FeatureProvider:
                     as_pixels=as_pixels,
                     views=views,
                     seed=seed,
+                    augmentation=augmentation,
                     cache=self._cache,
                     workers=self._workers,
                     advance=advance,

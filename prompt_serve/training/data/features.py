@@ -19,7 +19,7 @@ import numpy as np
 from prompt_serve.files import atomic_file, sha256_of_file
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
-from prompt_serve.training.data.augment import make_views
+from prompt_serve.training.data.augment import Augmentation, make_views
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
@@ -104,6 +104,7 @@ def image_features(
     *,
     views: int = 0,
     seed: int = 0,
+    augmentation: Augmentation = "crops",
     cache: FeatureCache | None = None,
     workers: int = 4,
     advance: Advance = no_advance,
@@ -115,6 +116,7 @@ def image_features(
         encoder: image tower.
         views: K augmented views per image; 0 for the plain view only.
         seed: random seed of the views.
+        augmentation: kind of random crops.
         cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
         advance: called with the number of images done, N in all.
@@ -122,11 +124,18 @@ def image_features(
     paths = [item.path for item in images.items]
     digests = file_digests(paths, workers=workers)
     shape = (len(paths), max(views, 1), encoder.ref.embed_dim)
-    key = feature_key(encoder, digests, views=views, seed=seed)
+    key = feature_key(encoder, digests, views=views, seed=seed, augmentation=augmentation)
     rounded = cache.load(key, shape) if cache else None
     if rounded is None:
         rounded = extract_features(
-            paths, digests, encoder, views=views, seed=seed, workers=workers, advance=advance
+            paths,
+            digests,
+            encoder,
+            views=views,
+            seed=seed,
+            augmentation=augmentation,
+            workers=workers,
+            advance=advance,
         )
         if cache:
             cache.store(key, rounded)
@@ -145,6 +154,7 @@ def extract_features(
     *,
     views: int = 0,
     seed: int = 0,
+    augmentation: Augmentation = "crops",
     workers: int = 4,
     advance: Advance = no_advance,
 ) -> HalfArray:
@@ -156,7 +166,7 @@ def extract_features(
     sources = list(zip(paths, digests, strict=True))
     chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     with ThreadPoolExecutor(workers) as pool:
-        for pixels in decoded_views(pool, chunks, encoder.preprocessing, views, seed):
+        for pixels in decoded_views(pool, chunks, encoder.preprocessing, views, seed, augmentation):
             n, k, *square = pixels.shape
             flat = pixels.reshape(n * k, *square)  # (n K, S, S, 3)
             parts = [flat[start : start + batch] for start in range(0, n * k, batch)]
@@ -167,7 +177,14 @@ def extract_features(
     return features
 
 
-def feature_key(encoder: ImageEncoder, digests: Sequence[str], *, views: int, seed: int) -> str:
+def feature_key(
+    encoder: ImageEncoder,
+    digests: Sequence[str],
+    *,
+    views: int,
+    seed: int,
+    augmentation: Augmentation = "crops",
+) -> str:
     """Return a sha256 over everything that the features depend on, in hexadecimal."""
     document = {
         "cache_version": CACHE_VERSION,
@@ -177,6 +194,8 @@ def feature_key(encoder: ImageEncoder, digests: Sequence[str], *, views: int, se
         "views": views,
         "seed": seed if views else 0,  # the plain view has no seed
     }
+    if views and augmentation != "crops":
+        document["augmentation"] = augmentation
     if encoder.runtime:
         document["runtime"] = encoder.runtime
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
@@ -194,13 +213,16 @@ def decoded_views(
     preprocessing: Preprocessing,
     views: int,
     seed: int,
+    augmentation: Augmentation,
 ) -> Iterator[PixelArray]:
     """Yield pixels (n, K, S, S, 3) of each chunk; the next chunk is decoded in the background."""
 
     def decode(source: tuple[Path, str]) -> PixelArray:
         path, digest = source
         image = decode_image(path.read_bytes())
-        return make_views(image, preprocessing, digest=digest, views=views, seed=seed)
+        return make_views(
+            image, preprocessing, digest=digest, views=views, seed=seed, augmentation=augmentation
+        )
 
     ahead: list[Future[PixelArray]] = []
     for index in range(len(chunks) + 1):

@@ -17,7 +17,7 @@ import numpy as np
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.preprocess import Preprocessing, decode_image, to_pixels
-from prompt_serve.training.data.augment import augmented_view, view_generator
+from prompt_serve.training.data.augment import CROPS, Augmentation, augmented_view, view_generator
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.features import DECODE_CHUNK, decoded_views, file_digests
 from prompt_serve.training.progress import Advance, no_advance
@@ -67,6 +67,7 @@ class DecodedOnDemand:
         preprocessing: of the backbone.
         views: K augmented views per image; 0 for the plain view only.
         seed: random seed of the views.
+        augmentation: kind of random crops.
         workers: threads that decode.
     """
 
@@ -77,6 +78,7 @@ class DecodedOnDemand:
         *,
         views: int,
         seed: int,
+        augmentation: Augmentation = "crops",
         workers: int = 4,
     ) -> None:
         size = preprocessing.image_size
@@ -85,6 +87,7 @@ class DecodedOnDemand:
         self._preprocessing = preprocessing
         self._views = views
         self._seed = seed
+        self._crop = CROPS[augmentation]
         self._pool = ThreadPoolExecutor(workers)
 
     def __getitem__(self, index: tuple[IntArray, IntArray], /) -> PixelArray:
@@ -97,7 +100,7 @@ class DecodedOnDemand:
         if not self._views:
             return to_pixels(picture, self._preprocessing)
         return augmented_view(
-            picture, self._preprocessing, view_generator(digest, view, self._seed)
+            picture, self._preprocessing, view_generator(digest, view, self._seed), self._crop
         )
 
 
@@ -107,6 +110,7 @@ def image_pixels(
     *,
     views: int = 0,
     seed: int = 0,
+    augmentation: Augmentation = "crops",
     workers: int = 4,
     advance: Advance = no_advance,
     memory_bytes: int = MEMORY_BYTES,
@@ -118,6 +122,7 @@ def image_pixels(
         preprocessing: of the backbone.
         views: K augmented views per image.
         seed: random seed of the views.
+        augmentation: kind of random crops.
         workers: threads that decode images.
         advance: called with the number of images done, N in all.
         memory_bytes: larger sets are decoded on demand.
@@ -131,11 +136,18 @@ def image_pixels(
     shape = (len(paths), max(views, 1), size, size, 3)
     pixels: Pixels
     if math.prod(shape) > memory_bytes:
-        pixels = DecodedOnDemand(sources, preprocessing, views=views, seed=seed, workers=workers)
+        pixels = DecodedOnDemand(
+            sources,
+            preprocessing,
+            views=views,
+            seed=seed,
+            augmentation=augmentation,
+            workers=workers,
+        )
         advance(len(paths))
     else:
         pixels = np.empty(shape, dtype=np.uint8)
-        _decode_into(pixels, sources, preprocessing, views, seed, workers, advance)
+        _decode_into(pixels, sources, preprocessing, views, seed, augmentation, workers, advance)
     labels = np.asarray([item.label for item in images.items], dtype=np.int64)
     return PixelSet(pixels=pixels, labels=labels)
 
@@ -146,6 +158,7 @@ def _decode_into(
     preprocessing: Preprocessing,
     views: int,
     seed: int,
+    augmentation: Augmentation,
     workers: int,
     advance: Advance,
 ) -> None:
@@ -153,7 +166,8 @@ def _decode_into(
     chunks = [sources[start : start + per_chunk] for start in range(0, len(sources), per_chunk)]
     done = 0
     with ThreadPoolExecutor(workers) as pool:
-        for chunk in decoded_views(pool, chunks, preprocessing, views, seed):  # (n, K, S, S, 3)
+        decoded = decoded_views(pool, chunks, preprocessing, views, seed, augmentation)
+        for chunk in decoded:  # (n, K, S, S, 3)
             pixels[done : done + len(chunk)] = chunk
             done += len(chunk)
             advance(len(chunk))

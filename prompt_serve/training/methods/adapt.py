@@ -49,6 +49,7 @@ from prompt_serve.training.methods.base import (
     StepInfo,
     to_float16,
 )
+from prompt_serve.training.methods.parameters import StepScales, VectorModule
 from prompt_serve.training.quantization.codebook import CodebookSettings, quantized, saves_bytes
 from prompt_serve.training.settings import AUTO, choice, number, whole
 
@@ -93,8 +94,8 @@ class Adapt(PromptLearner):
 
     def contexts(self) -> Contexts:
         return Contexts(
-            text=PromptVectors(keys_values=self.text.by_block()),
-            image=PromptVectors(keys_values=self.image.by_block()),
+            text=PromptVectors(keys_values=self.text()),
+            image=PromptVectors(keys_values=self.image()),
         )
 
     def encodings(self) -> Encodings:
@@ -133,7 +134,7 @@ class Adapt(PromptLearner):
         return make_schedule(self._settings, steps=step_info.steps, surplus=surplus)
 
 
-class TowerRows(nn.Module):
+class TowerRows(VectorModule):
     """The rows of all blocks of one tower, with a mask of those that are kept.
 
     Pruned rows stay in the parameter, where nothing reads them: neither the momentum nor the weight
@@ -161,12 +162,15 @@ class TowerRows(nn.Module):
         self._bits = settings.bits
         self.codebook = settings.new_codebook(initial)
 
-    def by_block(self) -> tuple[Tensor, ...]:
+    def forward(self) -> tuple[Tensor, ...]:
         """Return the kept rows (n, D) of each block in this step, in order."""
         rows = self.rows[self.kept]  # (kept, D)
         if self.codebook is not None and self._is_coded(rows):
             rows = self.codebook(rows)
         return tuple(torch.split(rows, self.lengths()))
+
+    def step_scales(self, scale: float, inputs: tuple[Tensor, ...]) -> StepScales:
+        return [(self.rows, scale)]
 
     def lengths(self) -> list[int]:
         """Return the number of rows that each block has left."""

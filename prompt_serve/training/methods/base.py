@@ -39,6 +39,7 @@ class LearnerInputs:
     template: str = DEFAULT_TEMPLATE
     given_n_ctx: int | None = None  # the setting ``n_ctx``
     init_std: float = 0.02
+    balanced: bool = False  # factors start so that relative learning rates fit them
     text_layers: int = 1
     embed_dim: int = 1  # E
     image_width: int | None = None  # D of the image tower; None: it cannot be prompted
@@ -218,6 +219,8 @@ class Method(Generic[Settings]):
     paper: str = ""  # source, with the equation
     learning_rate: float = 0.0  # where the user gives none
     learning_rates: tuple[float, ...] = ()  # tried by ``--learning-rate auto``
+    # Defaults of ``prompt-serve train``, where they differ from the paper's.
+    user_settings: Mapping[str, Any] = field(default_factory=dict)
     n_ctx: int | None = None  # vectors M where the user gives none; None: the template's tokens
     # True: the image tower runs at every step, and its features cannot be cached.
     prompts_images: Callable[[Settings], bool] = lambda settings: False

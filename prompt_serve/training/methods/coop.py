@@ -20,6 +20,7 @@ from prompt_serve.prompts.encodings import Dense
 from prompt_serve.training.methods.base import LearnerInputs, Method
 from prompt_serve.training.methods.parameters import (
     QuantizableParameter,
+    StepScales,
     TextVectors,
     Vectors,
     check_placement,
@@ -96,6 +97,9 @@ class WholeVectors(Vectors):
 
     def layer(self) -> Dense:
         return Dense(context=self.v.stored())
+
+    def step_scales(self, scale: float, inputs: tuple[Tensor, ...]) -> StepScales:
+        return [(self.v.values, scale)]
 
 
 class Coop(TextVectors):

@@ -13,6 +13,9 @@ Traps:
   of the factors, so CoOp's 0.002 is far too small here: up to 0.02 the factors never leave the
   saddle at zero within 50 epochs (flowers, embedded backbone). The paper does not state its own.
 * Weight decay pulls the product to zero, that is the context to the template.
+* With relative learning rates (``step_sizes``) the factors are balanced: P_A starts with
+  orthogonal columns, P_B with the spread of the change, and each has the rate at which its steps
+  move the product as far as CoOp's would move the vectors.
 
 With a depth J every prompted block has factors of its own, 516 J numbers (appendix F); only the
 first adds to the template's words. In the image branch (``branch = "image"``) there are no words,
@@ -31,6 +34,7 @@ from prompt_serve.training.methods.base import LearnerInputs, Method, PromptLear
 from prompt_serve.training.methods.parameters import (
     ImageVectors,
     QuantizableParameter,
+    StepScales,
     TextVectors,
     Vectors,
     check_placement,
@@ -92,15 +96,17 @@ class LowRankVectors(Vectors):
     ) -> None:
         super().__init__()
         m, r = inputs.n_ctx, settings.rank
-        # A product that stands alone starts with the spread of vectors that are learned whole;
-        # were it nearly zero, the tower's layer norm would amplify what is nearly nothing.
-        std = inputs.init_std if p_init is not None else (inputs.init_std / r) ** 0.5
-        self.p_a = QuantizableParameter(inputs.normal(m, r, std=std), settings)
-        self.p_b = QuantizableParameter(inputs.normal(r, width, std=std), settings)
+        p_a, p_b = (_balanced_factors if inputs.balanced else _factors)(
+            p_init, (m, r, width), inputs
+        )
+        self.p_a = QuantizableParameter(p_a, settings)
+        self.p_b = QuantizableParameter(p_b, settings)
         frozen = torch.zeros(m, width) if p_init is None else p_init.clone()
         self.register_buffer("p_init", frozen, persistent=False)
         self._base: Base = "none" if p_init is None else "template"
         self._p = settings.dropout
+        start = p_a @ p_b if p_init is None else p_init
+        self._length = max(float(start.norm()), 1e-12)
         self._generator = inputs.generator
 
     def forward(self) -> Tensor:
@@ -115,6 +121,37 @@ class LowRankVectors(Vectors):
 
     def layer(self) -> LowRank:
         return LowRank(p_a=self.p_a.stored(), p_b=self.p_b.stored(), base=self._base)
+
+    def step_scales(self, scale: float, inputs: tuple[Tensor, ...]) -> StepScales:
+        # A step of P_B moves P by P_A P_A^T G, on average as far as G itself, by the choice of P_A.
+        # One of P_A moves it by G P_B^T P_B, as far once the change is as long as P_init.
+        return [(self.p_b.values, scale), (self.p_a.values, scale / self._length**2)]
+
+
+def _factors(
+    p_init: Tensor | None, shape: tuple[int, int, int], inputs: LearnerInputs
+) -> tuple[Tensor, Tensor]:
+    """Return P_A (M, R) and P_B (R, D), both with the same spread."""
+    m, r, width = shape
+    # A product that stands alone starts with the spread of vectors that are learned whole;
+    # were it nearly zero, the tower's layer norm would amplify what is nearly nothing.
+    std = inputs.init_std if p_init is not None else (inputs.init_std / r) ** 0.5
+    return inputs.normal(m, r, std=std), inputs.normal(r, width, std=std)
+
+
+def _balanced_factors(
+    p_init: Tensor | None, shape: tuple[int, int, int], inputs: LearnerInputs
+) -> tuple[Tensor, Tensor]:
+    """Return P_A (M, R) with orthogonal columns, and P_B (R, D) with the spread of the change.
+
+    The change starts with ``init_std`` times the spread of P_init, or stands alone with the spread
+    ``init_std``.
+    """
+    m, r, width = shape
+    scale = (m / r) ** 0.25
+    p_a = scale * torch.linalg.qr(inputs.normal(m, r, std=1.0)).Q  # (M, R)
+    spread = 1.0 if p_init is None else float(p_init.square().mean().sqrt())
+    return p_a, inputs.normal(r, width, std=scale * spread * inputs.init_std)
 
 
 class Dip(TextVectors):

@@ -46,7 +46,9 @@ from prompt_serve.training.methods.dip import (
 )
 from prompt_serve.training.methods.parameters import (
     QuantizableParameter,
+    StepScales,
     TextVectors,
+    VectorModule,
     Vectors,
     encoding_of,
     prompted_blocks,
@@ -94,7 +96,7 @@ class QmapleSettings(MapleSettings):
     bits: int | None = 4
 
 
-class LearnedProjection(nn.Module):
+class LearnedProjection(VectorModule):
     """F_j from text vectors (M, D) to image vectors (M, D'): ``x W + b``, or ``x W_A W_B``.
 
     All start as in ``nn.Linear``: uniform within one over the root of the inputs.
@@ -123,6 +125,20 @@ class LearnedProjection(nn.Module):
         return Projection(
             factors=factors, bias=None if self.bias is None else to_float16(self.bias)
         )
+
+    def step_scales(self, scale: float, inputs: tuple[Tensor, ...]) -> StepScales:
+        # x W + b: a step of W moves a row x W by |x|^2 times the row's gradient, one of b by the
+        # sum over the M rows; each goes half the way. In x W_A W_B, what W_A moves is stretched by
+        # W_B, by the mean of the squares of its singular values.
+        (vectors,) = inputs  # (M, D)
+        rows, half = _squared_length(vectors), scale / 2
+        first, *others = self.factors.parameters()
+        if self.bias is not None:
+            return [(first, half / rows), (self.bias, half / len(vectors))]
+        (second,) = others
+        stretch = float(second.detach().square().sum()) / len(second)
+        hidden = _squared_length(vectors @ first.detach())  # (M, R')
+        return [(first, half / (rows * stretch)), (second, half / hidden)]
 
 
 class Coupled(TextVectors):
@@ -188,6 +204,11 @@ def _depth(inputs: LearnerInputs, settings: ProjectionSettings) -> int:
     inputs.prompted_image_width()
     layers = min(inputs.text_layers, inputs.image_layers)
     return prompted_blocks(settings.depth, layers, default=DEPTH)
+
+
+def _squared_length(rows: Tensor) -> float:
+    """Return the mean of the squared lengths of rows (M, D)."""
+    return max(float(rows.square().sum(dim=-1).mean()), 1e-12)
 
 
 def _uniform(inputs: LearnerInputs, shape: tuple[int, ...], *, fan_in: int) -> Tensor:

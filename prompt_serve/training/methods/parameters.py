@@ -59,7 +59,24 @@ class QuantizableParameter(nn.Module):
         return to_float16(self.values)
 
 
-class Vectors(nn.Module, ABC):
+StepScales = list[tuple[nn.Parameter, float]]
+
+
+class VectorModule(nn.Module, ABC):
+    """Makes vectors of one tower from its parameters."""
+
+    @abstractmethod
+    def step_scales(self, scale: float, inputs: tuple[Tensor, ...]) -> StepScales:
+        """Return a learning rate for each parameter, for steps of one length (``step_sizes``).
+
+        Args:
+            scale: learning rate at which a step on the vectors themselves would be as long as
+                they are.
+            inputs: of ``forward``.
+        """
+
+
+class Vectors(VectorModule):
     """The learned vectors (M, D) of one block."""
 
     @abstractmethod

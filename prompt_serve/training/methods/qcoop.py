@@ -31,4 +31,6 @@ METHOD = Method(
     # at these three.
     learning_rate=0.01,
     learning_rates=(0.002, 0.01, 0.05),
+    # Four words in few bits are too small a prompt for most image folders; these take 1,568 bytes.
+    user_settings={"n_ctx": 16, "init": "random", "bits": 4},
 )

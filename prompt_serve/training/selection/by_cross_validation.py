@@ -40,7 +40,7 @@ from prompt_serve.training.selection.by_validation import (
     describe_candidate,
     mark_frontier,
 )
-from prompt_serve.training.sweep import Job, fit_jobs
+from prompt_serve.training.sweep import Job, fit_jobs, learning_rates
 from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
 from prompt_serve.types import DoubleArray, IntArray
 
@@ -51,8 +51,15 @@ PROMPT_FOLDS: Final = 3  # a prompt takes long to learn
 WIDTHS: Final = (4, 2, 1)
 # Many random vectors in a codebook: four words of a template are too small a prompt for most tasks.
 PROMPTS: Final[tuple[Mapping[str, Any], ...]] = (
-    {"method": "qcoop", "bits": 4, "n_ctx": 16, "init": "random", "epochs": 200, "views": 0},
+    {"method": "qcoop", "bits": 4, "n_ctx": 16, "init": "random"},
 )
+# A limit of steps, not of epochs: the time does not depend on the number of images.
+PROMPT_STEPS: Final[Mapping[str, Any]] = {
+    "epochs": 1,
+    "min_steps": 600,
+    "augmentation": "none",
+    "step_unit": "relative",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +242,8 @@ def _prompt_trials(
     skipped: list[Candidate],
 ) -> list[_Trial]:
     """Learn a prompt on folds, unless it is too large or takes too long."""
-    config = make_config(folds.config.shared(), **{"templates": (), **described})
+    shared = {**folds.config.shared(), "templates": (), **PROMPT_STEPS}
+    config = make_config(shared, **described).with_min_steps(len(folds.folds))
     row = describe_candidate(config)
     started = time.monotonic()
     once = _fit(folds, config.replace(epochs=1), [np.arange(len(folds.folds))], SILENT)
@@ -268,7 +276,7 @@ def _fit(
     folds: _Folds, config: TrainConfig, parts: Sequence[IntArray], progress: Progress
 ) -> list[BestFit]:
     """Fit a prompt on several parts of the training images, as one batch where shapes agree."""
-    rate = METHODS[config.method].learning_rate
+    (rate,) = learning_rates(config, has_val=False)
     jobs = [
         Job(
             config=config,

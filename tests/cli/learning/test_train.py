@@ -14,7 +14,12 @@ from prompt_serve.cli.learning.train import train
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
 from prompt_serve.prompts.prompt_file import read_prompt_file
 from prompt_serve.prompts.quantized_tensor import dequantize
-from prompt_serve.training.config import TrainConfig, make_config
+from prompt_serve.training.config import (
+    RELATIVE_RATE,
+    TrainConfig,
+    make_config,
+    with_user_settings,
+)
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.settings import settings_of
 from tests.drawings import draw_dataset
@@ -54,7 +59,7 @@ def test_it_prints_a_report_and_writes_file_and_log(
         r"val +\d+\.\d% +\d+\.\d%",
         r"test +\d+\.\d% +\d+\.\d%",
         r"crimson red +\d+\.\d% +\d+\.\d%",
-        r"learned +36 numbers \(learning rate 0.2\)",
+        r"learned +36 numbers \(learning rate 0.01\)",
         r"payload +72 bytes",
         rf"file +{out.stat().st_size:,} bytes, {out}",
     ):
@@ -155,7 +160,7 @@ def test_the_help_of_a_method_lists_its_own_settings_and_no_others(name: str) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_the_help_states_each_default(name: str) -> None:
     text, method = help_of("--method", name), METHODS[name]
-    defaults = make_config(method=name, shots=0).to_dict()  # the command uses all images
+    defaults = make_config(with_user_settings({"method": name})).to_dict()
     for setting in (*settings_of(TrainConfig), *settings_of(method.settings)):
         line = next(one for one in text.splitlines() if one.startswith(f"  {flag_of(setting)} "))
         found = re.search(r"\[default: ([^]]+)\]$", line)
@@ -166,7 +171,7 @@ def test_the_help_states_each_default(name: str) -> None:
         elif value is not None:
             assert shown == str(value)
         elif setting == "learning_rate" and method.learner:
-            assert float(shown) == method.learning_rate
+            assert float(shown) == RELATIVE_RATE
 
 
 def test_the_help_follows_the_settings_file(tmp_path: Path) -> None:

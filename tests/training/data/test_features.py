@@ -10,7 +10,13 @@ from PIL import Image
 
 from prompt_serve.preprocess import Preprocessing, pixels_from_bytes
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
-from prompt_serve.training.data.augment import RATIO, SCALE, _random_box, make_views, view_generator
+from prompt_serve.training.data.augment import (
+    CROPS,
+    Crop,
+    _random_box,
+    make_views,
+    view_generator,
+)
 from prompt_serve.training.data.features import (
     FeatureCache,
     extract_features,
@@ -127,16 +133,17 @@ def test_a_changed_image_misses_the_cache(tmp_path: Path, tiny_backbone: Backbon
     assert changed.tolist() == [n == 3 for n in range(len(images))]
 
 
-def test_random_boxes_keep_torchvisions_bounds() -> None:
+@pytest.mark.parametrize("crop", CROPS.values(), ids=list(CROPS))
+def test_random_boxes_keep_torchvisions_bounds(crop: Crop) -> None:
     for index, (width, height) in enumerate([(40, 48), (300, 20), (7, 500), (1, 1), (64, 64)] * 40):
         rng = view_generator("digest", index, 1)
-        left, top, right, bottom = _random_box(width, height, rng)
+        left, top, right, bottom = _random_box(width, height, rng, crop)
         assert 0 <= left < right <= width
         assert 0 <= top < bottom <= height
         if width == height == 64:
             area, ratio = (right - left) * (bottom - top) / 64**2, (right - left) / (bottom - top)
-            assert SCALE[0] * 0.9 < area <= SCALE[1]
-            assert RATIO[0] * 0.9 < ratio < RATIO[1] * 1.1
+            assert crop.area[0] * 0.9 < area <= crop.area[1]
+            assert crop.ratio[0] * 0.9 < ratio < crop.ratio[1] * 1.1
 
 
 def test_half_of_the_views_are_flipped() -> None:
@@ -148,6 +155,18 @@ def test_half_of_the_views_are_flipped() -> None:
     brighter_left = (views[:, :, :8].mean((1, 2, 3)) > views[:, :, 8:].mean((1, 2, 3))).sum()
     brighter_right = (views[:, :, :8].mean((1, 2, 3)) < views[:, :, 8:].mean((1, 2, 3))).sum()
     assert 0.4 < brighter_left / (brighter_left + brighter_right) < 0.6
+
+
+def test_light_views_are_never_flipped() -> None:
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    pixels[:, 32:] = 255
+    image = Image.fromarray(pixels)
+    preprocessing = Preprocessing(image_size=16, mean=(0.5,) * 3, std=(0.5,) * 3)
+    views = make_views(
+        image, preprocessing, digest="d", views=50, seed=1, augmentation="light"
+    ).astype(float)
+    assert (views[:, :, :8].mean((1, 2, 3)) < views[:, :, 8:].mean((1, 2, 3))).all()
+    assert len({view.tobytes() for view in views}) > 10  # and yet they differ
 
 
 def test_the_cache_folder_comes_from_the_environment(
