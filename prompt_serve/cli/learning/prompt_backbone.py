@@ -19,13 +19,12 @@ if TYPE_CHECKING:
 
 def remember_backbone(backbone: "Backbone", spec: str) -> None:
     """Note where a backbone's file or folder is, if it has one."""
-    label, at, file = spec.rpartition("@")
-    path = Path(file).expanduser()
+    before, path = _split(spec)
     if spec in SHIPPED or not path.exists():
         return
     try:
         with atomic_file(_note(backbone.ref)) as temporary:
-            temporary.write_text(f"{label}{at}{path.absolute()}", encoding="utf-8")
+            temporary.write_text(f"{before}{path.absolute()}", encoding="utf-8")
     except (OSError, ValueError):
         return  # a cache that cannot be written costs a convenience; ValueError: not UTF-8
 
@@ -38,18 +37,29 @@ def find_backbone(learned_on: "BackboneRef", prompt_file: Path) -> str:
     Raises:
         BackboneUnavailable: it has a file or folder, which is in none of these places.
     """
-    label, at, file = learned_on.id.rpartition("@")
+    label, at, file = learned_on.id.partition("@")
+    if not at:
+        label, file = "", label
     if not at and (file in SHIPPED or "/" in file):
         return file  # shipped, or MODEL/TAG
     places = [f"{label}{at}{folder / file}" for folder in (Path.cwd(), prompt_file.parent)]
     for spec in (_noted(learned_on), *places):
-        if spec is not None and Path(spec.rpartition("@")[2]).exists():
+        if spec is not None and _split(spec)[1].exists():
             return spec
     raise BackboneUnavailable(
         f"{prompt_file} was learned on {learned_on.id!r}, whose {'file' if at else 'folder'} "
         f"{file!r} is neither here nor beside the prompt file. Name it: "
         f"--backbone {label}{at}/path/to/{file}"
     )
+
+
+def _split(spec: str) -> tuple[str, Path]:
+    """Return ``MODEL@`` or nothing, and the path that follows."""
+    path = Path(spec).expanduser()
+    if path.exists():
+        return "", path
+    label, at, file = spec.partition("@")
+    return label + at, Path(file).expanduser()
 
 
 def _note(ref: "BackboneRef") -> Path:

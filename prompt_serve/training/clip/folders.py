@@ -13,6 +13,7 @@ from typing import Any
 from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.training.clip.checkpoint_file import StateDict, read_checkpoint, read_tensors
 from prompt_serve.training.clip.source import Source, clip_merges, supported_cfg
+from prompt_serve.training.clip.transformers_folder import MODEL_TYPE, transformers_source
 
 CONFIG = "config.json"
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -52,11 +53,15 @@ def folder_source(folder: Path) -> Source:
     config = _json(_required(folder, CONFIG))
     if "model_cfg" in config:
         return _own(folder, config)
+    if config.get("model_type") == MODEL_TYPE:
+        preprocessor = folder / "preprocessor_config.json"
+        return transformers_source(
+            folder, config, _json(preprocessor) if preprocessor.is_file() else {}
+        )
     kind = config.get("model_type") or ", ".join(config.get("architectures") or ()) or "unknown"
     raise BackboneUnsupported(
-        f"{folder} is a transformers folder of a {kind!r} model, which is not read. Take the same "
-        f"weights in open_clip's format, as MODEL/TAG such as ViT-B-16/openai, or as a folder with "
-        f"{OPEN_CLIP_CONFIG}."
+        f"{folder} is a transformers folder of a {kind!r} model, which is not a CLIP. Take "
+        f"a CLIP as MODEL/TAG such as ViT-B-16/openai, or a folder with {OPEN_CLIP_CONFIG}."
     )
 
 
