@@ -55,10 +55,10 @@ def find_backbone(learned_on: "BackboneRef", prompt_file: Path) -> str:
 
 def _split(spec: str) -> tuple[str, Path]:
     """Return ``MODEL@`` or nothing, and the path that follows."""
-    path = Path(spec).expanduser()
-    if path.exists():
-        return "", path
+    whole = Path(spec).expanduser()
     label, at, file = spec.partition("@")
+    if whole.exists() or not at:
+        return "", whole
     return label + at, Path(file).expanduser()
 
 
