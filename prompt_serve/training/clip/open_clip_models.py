@@ -110,20 +110,21 @@ def _warn_of_tags(name: str, file: str, config: Mapping[str, Any]) -> None:
     """Log the tags of a model whose settings differ from those that a bare MODEL@FILE gets."""
     used = _settings(name, {"quick_gelu": config.get("quick_gelu", False)})
     plain = name.removesuffix(_QUICK)  # lists the tags of both activations
-    others = []
+    others: dict[str, list[str]] = {}
     for tag in open_clip.list_pretrained_tags_by_model(plain):
         of_tag = _settings(name, open_clip.get_pretrained_cfg(plain, tag))
         differ = [f"{key} {value}" for key, value in of_tag.items() if value != used[key]]
         if differ:
-            others.append(f"  {plain}/{tag}@{file}: {', '.join(differ)}")
+            others.setdefault(", ".join(differ), []).append(f"{plain}/{tag}")
     if others:
         _log.warning(
-            "%s@%s is read with %s. If the file is one of these pretrained weights, its features "
-            "are wrong so; name it:\n%s",
+            "%s@%s is read with %s. If its weights are pretrained ones with other settings, its "
+            "features are wrong; write TAG@%s with their tag:\n%s",
             name,
             file,
             ", ".join(f"{key} {value}" for key, value in used.items()),
-            "\n".join(others),
+            file,
+            "\n".join(f"  {settings}: {', '.join(tags)}" for settings, tags in others.items()),
         )
 
 

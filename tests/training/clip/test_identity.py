@@ -191,11 +191,11 @@ def test_a_file_named_by_its_tag_has_the_tags_settings(
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("ViT-B-32", ["ViT-B-32/openai@{}: activation QuickGELU", "/laion400m_e31@"]),
-        ("ViT-B-32-quickgelu", ["ViT-B-32/laion2b_s34b_b79k@{}: activation GELU"]),
-        ("ViT-L-14", ["ViT-L-14/laion2b_s32b_b82k@{}: mean 0.5/0.5/0.5, std 0.5/0.5/0.5"]),
-        ("RN50", ["RN50/openai@{}: activation QuickGELU", "RN50/cc12m"]),
-        ("ViT-H-14", ["ViT-H-14/dfn5b@{}: activation QuickGELU"]),
+        ("ViT-B-32", ["activation QuickGELU: ViT-B-32/openai, ViT-B-32/laion400m_e31"]),
+        ("ViT-B-32-quickgelu", ["activation GELU: ViT-B-32/", "ViT-B-32/laion2b_s34b_b79k"]),
+        ("ViT-L-14", ["mean 0.5/0.5/0.5, std 0.5/0.5/0.5: ViT-L-14/laion2b_s32b_b82k"]),
+        ("RN50", ["activation QuickGELU: RN50/openai", "RN50/cc12m"]),
+        ("ViT-H-14", ["ViT-H-14/dfn5b", "TAG@{} with their tag"]),
         ("ViT-B-16-plus-240", []),
         ("ViT-S-16", []),
         ("ViT-B-32-256", []),
