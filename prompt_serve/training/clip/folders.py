@@ -43,7 +43,7 @@ def folder_source(folder: Path) -> Source:
             else f"There is no folder {folder}."
         )
     if (folder / OPEN_CLIP_CONFIG).is_file():
-        return _open_clip(folder)
+        return _open_clip(folder, folder / OPEN_CLIP_CONFIG)
     names = (_MANIFEST, CONFIG, _WEIGHTS)
     if [(folder / name).is_file() for name in names] == [True, False, False]:
         raise BackboneUnavailable(
@@ -51,8 +51,8 @@ def folder_source(folder: Path) -> Source:
             f"Name the backbone that it was exported from: {_exported_from(folder)}."
         )
     config = _json(_required(folder, CONFIG))
-    if "model_cfg" in config:
-        return _own(folder, config)
+    if "model_cfg" in config:  # open_clip's own has no id
+        return _own(folder, config) if "id" in config else _open_clip(folder, folder / CONFIG)
     if config.get("model_type") == MODEL_TYPE:
         preprocessor = folder / "preprocessor_config.json"
         return transformers_source(
@@ -95,10 +95,10 @@ def _own(folder: Path, config: Mapping[str, Any]) -> Source:
     )
 
 
-def _open_clip(folder: Path) -> Source:
-    config = _json(folder / OPEN_CLIP_CONFIG)
+def _open_clip(folder: Path, path: Path) -> Source:
+    config = _json(path)
     if "model_cfg" not in config:
-        raise BackboneUnavailable(f"{folder / OPEN_CLIP_CONFIG} has no model_cfg.")
+        raise BackboneUnavailable(f"{path} has no model_cfg, so it is not a model of open_clip.")
     cfg = supported_cfg(str(folder), config["model_cfg"])
     present = [folder / name for name in _OPEN_CLIP_WEIGHTS if (folder / name).is_file()]
     if not present:
@@ -108,7 +108,7 @@ def _open_clip(folder: Path) -> Source:
         )
     return Source(
         id=folder.absolute().name,
-        name=f"{folder}/{OPEN_CLIP_CONFIG}",
+        name=str(path),
         model_cfg=cfg,
         preprocess_cfg=config.get("preprocess_cfg", {}),
         merges=clip_merges(),

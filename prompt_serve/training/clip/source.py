@@ -1,6 +1,6 @@
 """Everything that a backbone is made of, known before its weights are read or downloaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,8 +100,13 @@ def preprocessing_of(name: str, size: Any, config: Mapping[str, Any]) -> Preproc
         raise BackboneUnsupported(f"{name} {fault}.")
     return Preprocessing(
         image_size=width,
-        mean=tuple(config.get("mean", OPENAI_DATASET_MEAN)),
-        std=tuple(config.get("std", OPENAI_DATASET_STD)),
+        mean=_rgb(config.get("mean", OPENAI_DATASET_MEAN)),
+        std=_rgb(config.get("std", OPENAI_DATASET_STD)),
         interpolation=interpolation,
         resize_mode=resize_mode,
     )
+
+
+def _rgb(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = map(float, values)  # 0 and 0.0 are one setting
+    return red, green, blue

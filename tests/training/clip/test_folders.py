@@ -69,6 +69,14 @@ def test_a_folder_of_open_clip_is_the_same_backbone(
     assert found.preprocessing == tiny_backbone.preprocessing
 
 
+def test_a_config_of_open_clip_may_have_the_general_name(
+    tiny_backbone: Backbone, tiny_folder: Path, tmp_path: Path
+) -> None:
+    folder = write_open_clip(tmp_path / "tiny", tiny_folder, "model.safetensors")
+    (folder / "open_clip_config.json").rename(folder / "config.json")
+    assert load_backbone(str(folder)).ref == tiny_backbone.ref
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_folder_of_transformers_gives_the_features_of_transformers(
     activation: str, tmp_path: Path

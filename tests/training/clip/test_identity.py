@@ -46,7 +46,7 @@ WITHOUT_EFFECT: dict[str, tuple[str, dict[str, Any]]] = {
     "a default in full": ("text_cfg", {"no_causal_mask": False}),
     "activation in full": ("model_cfg", {"quick_gelu": False}),
     "first logit scale": ("model_cfg", {"init_logit_scale": 1.0}),
-    "integers as a list": ("preprocess_cfg", {"std": [0.25, 0.25, 0.25]}),
+    "defaults of preprocessing": ("preprocess_cfg", {"interpolation": "bicubic"}),
 }
 
 
@@ -295,3 +295,9 @@ def test_a_seed_is_another_backbone(tiny_backbone: Backbone, tmp_path: Path) -> 
     other = load_backbone(str(write_tiny_backbone(tmp_path / "tiny", seed=5)))
     assert other.ref.fingerprint != tiny_backbone.ref.fingerprint
     assert other.settings == tiny_backbone.settings
+
+
+@pytest.mark.parametrize("values", [(0, 0, 0), [0.0, 0.0, 0.0], (0, 0.0, False)])
+def test_numbers_are_equal_however_they_are_written(values: Any) -> None:
+    assert preprocessing_of("x", 32, {"mean": values}).mean == (0.0, 0.0, 0.0)
+    assert all(type(value) is float for value in preprocessing_of("x", 32, {"mean": values}).mean)
