@@ -23,6 +23,7 @@ from prompt_serve.training.clip.source import (
 
 RANDOM = "random"
 _QUICK = "-quickgelu"
+_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")  # of a tag
 
 _log = logging.getLogger(__name__)
 
@@ -39,7 +40,8 @@ def open_clip_source(spec: str) -> Source:
     label, at, file = spec.partition("@")
     name, _, tag = label.partition("/")
     config = _config(name, spec)
-    tag_cfg = _tag_cfg(name, tag) if tag and (tag != RANDOM or at) else {}
+    without_tag = not tag if at else tag == RANDOM
+    tag_cfg = {} if without_tag else _tag_cfg(name, tag)
     if tag_cfg.get("quick_gelu"):
         config["quick_gelu"] = True
     checkpoint = Path(file).expanduser()
@@ -48,7 +50,7 @@ def open_clip_source(spec: str) -> Source:
             f"There is no checkpoint file {file or '(no name)'}. Write {label}@FILE with the path "
             f"of a .pt, .bin or .safetensors file."
         )
-    if at and not tag:
+    if at and without_tag:
         _warn_of_tags(name, file, config)
 
     def weights() -> StateDict:
@@ -60,11 +62,8 @@ def open_clip_source(spec: str) -> Source:
         model_cfg=config,
         preprocess_cfg={k: v for k, v in tag_cfg.items() if k in _PREPROCESSING},
         merges=clip_merges(),
-        read_weights=None if tag == RANDOM and not at else weights,
+        read_weights=None if without_tag and not at else weights,
     )
-
-
-_PREPROCESSING = ("mean", "std", "interpolation", "resize_mode")
 
 
 def _config(name: str, spec: str) -> dict[str, Any]:
@@ -118,11 +117,12 @@ def _warn_of_tags(name: str, file: str, config: Mapping[str, Any]) -> None:
             others.setdefault(", ".join(differ), []).append(f"{plain}/{tag}")
     if others:
         _log.warning(
-            "%s@%s is read with %s. If its weights are pretrained ones with other settings, its "
-            "features are wrong; write TAG@%s with their tag:\n%s",
+            "%s@%s is read with %s. These pretrained weights of the model need other settings; if "
+            "the file is one of them, write its tag, as in %s@%s:\n%s",
             name,
             file,
             ", ".join(f"{key} {value}" for key, value in used.items()),
+            next(iter(others.values()))[0],
             file,
             "\n".join(f"  {settings}: {', '.join(tags)}" for settings, tags in others.items()),
         )

@@ -195,7 +195,7 @@ def test_a_file_named_by_its_tag_has_the_tags_settings(
         ("ViT-B-32-quickgelu", ["activation GELU: ViT-B-32/", "ViT-B-32/laion2b_s34b_b79k"]),
         ("ViT-L-14", ["mean 0.5/0.5/0.5, std 0.5/0.5/0.5: ViT-L-14/laion2b_s32b_b82k"]),
         ("RN50", ["activation QuickGELU: RN50/openai", "RN50/cc12m"]),
-        ("ViT-H-14", ["ViT-H-14/dfn5b", "TAG@{} with their tag"]),
+        ("ViT-H-14", ["ViT-H-14/dfn5b", "as in ViT-H-14/metaclip_fullcc@{}"]),
         ("ViT-B-16-plus-240", []),
         ("ViT-S-16", []),
         ("ViT-B-32-256", []),
@@ -260,6 +260,8 @@ def test_towers_that_are_not_taken_are_refused_before_anything_is_downloaded(
     ("spec", "told"),
     [
         ("ViT-B-16/openia", "no pretrained weights called 'openia'. Known: openai"),
+        ("ViT-B-16", "no pretrained weights called ''. Known: openai"),
+        ("ViT-B-16/random@w.pt", "no pretrained weights called 'random'"),
         ("ViT-B-17/openai", "no model 'ViT-B-17'"),
         ("vit-b-32/openai", "Did you mean ViT-B-32"),
         ("ViT-B-32@missing.pt", "no checkpoint file missing.pt. Write ViT-B-32@FILE"),
