@@ -17,6 +17,7 @@ from prompt_serve.bundle import SHIPPED, open_bundle, shipped_bundle
 from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.preprocess import to_pixels
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
+from prompt_serve.training.clip.folders import folder_source
 from prompt_serve.training.clip.identity import (
     BackboneSettings,
     fingerprint,
@@ -52,12 +53,16 @@ WITHOUT_EFFECT: dict[str, tuple[str, dict[str, Any]]] = {
 
 def changed(folder: Path, tiny_folder: Path, part: str, values: dict[str, Any]) -> Backbone:
     """The tiny backbone with one part of its config changed, and the same weights."""
+    return load_backbone(str(changed_folder(folder, tiny_folder, part, values)))
+
+
+def changed_folder(folder: Path, tiny_folder: Path, part: str, values: dict[str, Any]) -> Path:
     shutil.copytree(tiny_folder, folder)
     config = json.loads((folder / "config.json").read_text())
     place = config["model_cfg"] if part in config["model_cfg"] else config
     place[part] |= values
     (folder / "config.json").write_text(json.dumps(config))
-    return load_backbone(str(folder))
+    return folder
 
 
 def features(backbone: Backbone, folder: Path) -> np.ndarray:
@@ -99,7 +104,7 @@ def test_what_changes_no_feature_keeps_the_identity(
 
 def test_all_identities_differ(tiny_folder: Path, tmp_path: Path) -> None:
     found = {
-        changed(tmp_path / name, tiny_folder, *change).ref.fingerprint
+        settings(folder_source(changed_folder(tmp_path / name, tiny_folder, *change))).digest
         for name, change in CHANGES.items()
     }
     assert len(found) == len(CHANGES)
