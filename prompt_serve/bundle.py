@@ -78,6 +78,8 @@ class Manifest(BaseModel):
     created: str
     tool_version: str
     weights: str | None = None  # safetensors file with the weights; None: the graphs have them
+    # The backbone's fingerprint in prompt files from before its settings counted, if another.
+    former_fingerprint: str | None = None
     text_from: str | None = None  # folder beside this one with the text side; None: this one
 
 

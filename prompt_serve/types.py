@@ -23,7 +23,17 @@ class BackboneRef(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1, max_length=500)
-    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the weights
+    fingerprint: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over all that changes a feature
     text_width: int = Field(ge=1)  # D of the text tower
     embed_dim: int = Field(ge=1)  # E
     context_length: int = Field(ge=2)  # longest sequence of the text tower, in tokens
+
+    def current(self, runs: "BackboneRef", former_fingerprint: str | None) -> "BackboneRef":
+        """Return ``runs`` if this is the same backbone under its former fingerprint, else self.
+
+        Args:
+            runs: the backbone that runs here.
+            former_fingerprint: its fingerprint in files from before settings counted, if another.
+        """
+        same = self.id == runs.id and self.fingerprint == former_fingerprint
+        return runs if same else self

@@ -105,6 +105,7 @@ def _manifest(
     return Manifest(
         format_version=BUNDLE_FORMAT,
         backbone=backbone.ref,
+        former_fingerprint=backbone.former_fingerprint,
         precision=precision,
         preprocessing=backbone.preprocessing,
         logit_scale=backbone.logit_scale,

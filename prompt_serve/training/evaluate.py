@@ -80,12 +80,20 @@ def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Ev
 
 def check_backbone(prompt: Prompt, backbone: Backbone) -> None:
     """Raise BackboneMismatch unless the prompt was learned on this backbone."""
-    if prompt.backbone.fingerprint != backbone.ref.fingerprint:
-        raise BackboneMismatch(
-            f"Prompt {prompt.name!r} was learned on {prompt.backbone.id!r} "
-            f"({prompt.backbone.fingerprint[:12]}), this is {backbone.id!r} "
-            f"({backbone.ref.fingerprint[:12]}). Train it again on this backbone."
+    learned_on = prompt.backbone.current(backbone.ref, backbone.former_fingerprint)
+    if learned_on.fingerprint == backbone.ref.fingerprint:
+        return
+    reason = "Train it again on this backbone, or name the one that it was learned on."
+    if learned_on.id == backbone.id:
+        reason = (
+            "The names are equal, but weights, activation, preprocessing or tokenizer are not. "
+            "Name the backbone that it was learned on, or train it again on this one."
         )
+    raise BackboneMismatch(
+        f"Prompt {prompt.name!r} was learned on {learned_on.id!r} "
+        f"({learned_on.fingerprint[:12]}), this is {backbone.id!r} "
+        f"({backbone.ref.fingerprint[:12]}). {reason}"
+    )
 
 
 @torch.inference_mode()

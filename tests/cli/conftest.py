@@ -1,6 +1,7 @@
 """The command, run in this process, and the fake service it calls."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
@@ -19,6 +20,13 @@ def run() -> Run:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture(autouse=True)
+def caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Cache folder of this test's commands."""
+    monkeypatch.setenv("PROMPT_SERVE_CACHE", str(tmp_path / "caches"))
+    return tmp_path / "caches"
 
 
 @pytest.fixture

@@ -46,13 +46,17 @@ def test_other_image_towers_compute_the_same(spec: str, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_on_disk_is_the_same_backbone(tmp_path: Path) -> None:
-    with quiet_libraries():
-        backbone = load_backbone("ViT-B-32/random")
-        torch.save(backbone.clip.state_dict(), tmp_path / "weights.pt")
-        loaded = load_backbone(f"ViT-B-32@{tmp_path / 'weights.pt'}")
+    backbone = load_backbone("ViT-B-32/random")
+    path = tmp_path / "weights.pt"
+    torch.save(backbone.clip.state_dict(), path)
+    loaded, of_tag = load_backbone(f"ViT-B-32@{path}"), load_backbone(f"ViT-B-32/openai@{path}")
 
     assert loaded.id == "ViT-B-32@weights.pt"
     assert loaded.ref.fingerprint == backbone.ref.fingerprint
+    assert of_tag.former_fingerprint == of_tag.weights_fingerprint == backbone.ref.fingerprint
+    assert of_tag.ref.fingerprint != backbone.ref.fingerprint
+    pixels = torch.zeros(1, 224, 224, 3, dtype=torch.uint8)
+    assert (of_tag.encode_images(pixels) - loaded.encode_images(pixels)).abs().max() > 1e-4
 
 
 @pytest.mark.skipif(

@@ -13,7 +13,7 @@ from prompt_serve.prompts.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.evaluate import check_backbone, class_features_of
 from prompt_serve.training.without_torch.evaluation import evaluate
 from prompt_serve.types import FloatArray
 from tests.golden import to_float16
@@ -135,3 +135,27 @@ def test_temperature_and_threshold_of_the_prompt_count(tiny_backbone: Backbone) 
     assert found.to_dict()["known_accuracy"] == 1.0
     sharp, soft = evaluate(LOGITS, LABELS), evaluate(LOGITS, LABELS, made)
     assert sharp.calibration_error != soft.calibration_error
+
+
+@pytest.mark.parametrize(
+    ("name", "usable"),
+    [
+        ("ViT-B-32/openai", True),
+        ("ViT-B-32@b32.pt", False),
+        ("ViT-B-32-quickgelu@b32.pt", False),
+        ("ViT-B-32/laion400m_e31", False),
+        ("tiny", False),
+    ],
+)
+def test_a_former_fingerprint_counts_under_the_same_name(
+    name: str, usable: bool, tiny_backbone: Backbone
+) -> None:
+    backbone = replace(tiny_backbone, id="ViT-B-32/openai")
+    assert backbone.former_fingerprint == backbone.weights_fingerprint != backbone.ref.fingerprint
+    update = {"id": name, "fingerprint": backbone.weights_fingerprint}
+    learned = replace(prompt(backbone), backbone=backbone.ref.model_copy(update=update))
+    if usable:
+        check_backbone(learned, backbone)
+    else:
+        with pytest.raises(BackboneMismatch, match="learned on"):
+            check_backbone(learned, backbone)

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import open_clip
 import pytest
-import torch
 
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
 from prompt_serve.prompts.folding import fold_text
@@ -20,7 +19,8 @@ from prompt_serve.prompts.prompt_file import (
 )
 from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.scoring import unit
-from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
+from prompt_serve.training.clip.backbone import Backbone, build_backbone
+from prompt_serve.training.clip.source import Source, clip_merges
 from prompt_serve.training.config import make_config, with_user_settings
 from prompt_serve.training.data.dataset import LabeledImage, Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
@@ -295,11 +295,16 @@ def test_dip_on_the_geometry_of_vit_b_16_stores_516_numbers_in_1032_bytes(
     config = open_clip.get_model_config("ViT-B-16")
     assert config is not None
     config["vision_cfg"] = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        clip = open_clip.CLIP(**config)
-    clip.visual.preprocess_cfg = {"size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
-    backbone = _from_open_clip("ViT-B-16/geometry", "ViT-B-16", clip)
+    backbone = build_backbone(
+        Source(
+            id="ViT-B-16/geometry",
+            name="ViT-B-16",
+            model_cfg=config,
+            preprocess_cfg={"mean": (0.5,) * 3, "std": (0.5,) * 3},
+            merges=clip_merges(),
+            read_weights=None,
+        )
+    )
     features = unit(rng.normal(size=(8, 1, 512)).astype(np.float32))
     train = FeatureSet(features=features, labels=np.arange(8) % 2)
     fitted = fit(backbone, ("cat", "dog"), train, None, make_config(epochs=2), learning_rate=0.02)

@@ -14,6 +14,7 @@ from prompt_serve.cli.learning.image_options import (
     image_options,
     json_option,
 )
+from prompt_serve.cli.learning.prompt_backbone import find_backbone
 from prompt_serve.cli.output_file import OutputFile
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option(
     "--backbone",
-    help="Frozen CLIP, as in prompt-serve train. [default: the backbone of PROMPT]",
+    help="Frozen CLIP, as in prompt-serve train. [default: the backbone of PROMPT, looked for "
+    "where it was at training, here, and beside PROMPT]",
 )
 @click.option(
     "--class-names", metavar="A,B,C",
@@ -61,15 +63,17 @@ def evaluate(**options: Any) -> None:
     from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.data.feature_provider import image_data
-    from prompt_serve.training.evaluate import evaluate_prompt
+    from prompt_serve.training.evaluate import check_backbone, evaluate_prompt
     from prompt_serve.training.progress import Progress
 
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
     prompt = read_prompt_file(options["prompt_file"])
     progress = Progress(quiet=options["as_json"])
-    name = options["backbone"] or prompt.backbone.id
-    backbone = load_backbone(name).to(device_of(options["device"]))
+    name = options["backbone"] or find_backbone(prompt.backbone, options["prompt_file"])
+    backbone = load_backbone(name)
+    check_backbone(prompt, backbone)
+    backbone.to(device_of(options["device"]))
     split = _dataset(options, progress)
     part, images = _part(split, options["part"], options["dataset"])
     prompt = _with_requested_classes(prompt, backbone, split, options)

@@ -43,17 +43,16 @@ def export(backbone: str, out: Path, precision: str) -> None:
       embedded                  the small CLIP that ships with prompt-serve
       embedded-vit              its variant with a small ViT, for image-branch prompts
       ViT-B-16/openai           an open_clip model and pretrained tag (downloaded once)
-      ViT-B-16@weights.pt       an open_clip model with a checkpoint file
+      ViT-B-16/openai@FILE      the weights of that tag from a checkpoint file
+      ViT-B-16@FILE             an open_clip model with other weights from a checkpoint file
       ViT-B-16/random           an open_clip model with random weights, to measure speed
-      path/to/folder            a folder with config.json, model.safetensors and merges
+      path/to/folder            a folder of open_clip or prompt-serve
     """
     from prompt_serve.export.build import export_bundle
-    from prompt_serve.export.quiet import quiet_libraries
     from prompt_serve.training.clip.backbone import load_backbone
 
     start = time.perf_counter()
-    with quiet_libraries():
-        loaded = load_backbone(backbone)
+    loaded = load_backbone(backbone)
     manifest = export_bundle(loaded, out, precision=cast(Precision, precision), report=click.echo)
     for name, file in manifest.files.items():
         click.echo(f"{name:<22}{file.size_bytes / 1e6:>9.1f} MB")

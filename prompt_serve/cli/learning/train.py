@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.learning.prompt_backbone import remember_backbone
 from prompt_serve.cli.learning.select_method import (
     AUTO_METHOD,
     base_settings,
@@ -34,8 +35,8 @@ CLASSES_SHOWN = 40
 )  # fmt: skip
 @click.option(
     "--backbone", default="embedded", show_default=True,
-    help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG as in ViT-B-16/openai, or MODEL@FILE "
-    "with a checkpoint.",
+    help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG as in ViT-B-16/openai, "
+    "MODEL/TAG@FILE or MODEL@FILE with a checkpoint, or a folder.",
 )  # fmt: skip
 @click.option(
     "--config", "config_file", type=click.Path(path_type=Path), default=None,
@@ -95,6 +96,7 @@ def train(**options: Any) -> None:
     config = make_config(base_settings(values) if by_itself else values)
     progress = Progress(quiet=options["quiet"])
     backbone = load_backbone(options["backbone"]).to(device_of(options["device"]))
+    remember_backbone(backbone, options["backbone"])
     dataset = open_dataset(
         options["dataset"],
         backbone,

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 @click.argument("dataset", type=click.Path(path_type=Path))
 @click.option(
     "--backbone", default="embedded", show_default=True,
-    help="Frozen CLIP: embedded, MODEL/TAG such as ViT-B-16/openai, or MODEL@FILE with a "
-    "checkpoint.",
+    help="Frozen CLIP: embedded, MODEL/TAG such as ViT-B-16/openai, MODEL/TAG@FILE or "
+    "MODEL@FILE with a checkpoint, or a folder.",
 )  # fmt: skip
 @click.option(
     "--shots",

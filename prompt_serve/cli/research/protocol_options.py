@@ -56,8 +56,8 @@ def protocol_options(command: Command) -> Command:
         ),
         click.option(
             "--backbone", default="embedded", show_default=True,
-            help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG such as ViT-B-16/openai, or "
-            "MODEL@FILE with a checkpoint.",
+            help="Frozen CLIP: embedded, embedded-vit, MODEL/TAG such as ViT-B-16/openai, "
+            "MODEL/TAG@FILE or MODEL@FILE with a checkpoint, or a folder.",
         ),
         click.option(
             "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True,

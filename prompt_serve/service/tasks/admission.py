@@ -6,7 +6,7 @@ from prompt_serve.bundle import Bundle
 from prompt_serve.errors import BackboneMismatch, ProbeMismatch, PromptUnsupported
 from prompt_serve.prompts.probe import TOLERANCE, probe_difference
 from prompt_serve.prompts.prompt_file import Prompt
-from prompt_serve.types import FloatArray
+from prompt_serve.types import BackboneRef, FloatArray
 
 
 def verified_class_features(
@@ -33,7 +33,7 @@ def verified_class_features(
 
 def check_backbone(prompt: Prompt, bundle: Bundle) -> None:
     """Raise BackboneMismatch unless the prompt was learned on the bundle's backbone."""
-    learned_on, served = prompt.backbone, bundle.manifest.backbone
+    learned_on, served = backbone_of(prompt, bundle), bundle.manifest.backbone
     expected = (served.fingerprint, served.text_width, served.embed_dim)
     if (learned_on.fingerprint, learned_on.text_width, learned_on.embed_dim) == expected:
         return
@@ -41,10 +41,25 @@ def check_backbone(prompt: Prompt, bundle: Bundle) -> None:
         f"Prompt {prompt.name!r} was learned on {learned_on.id!r} (text width "
         f"{learned_on.text_width}, fingerprint {learned_on.fingerprint[:12]}), but this server "
         f"runs {served.id!r} (text width {served.text_width}, fingerprint "
-        f"{served.fingerprint[:12]}). Train it again with --backbone {served.id}.",
+        f"{served.fingerprint[:12]}). {_way_out(learned_on, served)}",
         learned_on=learned_on.id,
         served=served.id,
     )
+
+
+def _way_out(learned_on: BackboneRef, served: BackboneRef) -> str:
+    if learned_on.id != served.id:
+        return f"Train it again with --backbone {served.id}."
+    return (
+        f"The names are equal, but weights, activation, preprocessing or tokenizer are not. If the "
+        f"bundle is older than the prompt, export {served.id} again; else train the prompt again."
+    )
+
+
+def backbone_of(prompt: Prompt, bundle: Bundle) -> BackboneRef:
+    """Return the backbone of a prompt, under its present fingerprint if the bundle has it."""
+    manifest = bundle.manifest
+    return prompt.backbone.current(manifest.backbone, manifest.former_fingerprint)
 
 
 def check_servable(prompt: Prompt) -> None:

@@ -11,6 +11,7 @@ from prompt_serve.schemas import TaskInfo, ZeroShotTask
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
@@ -83,6 +84,7 @@ class TaskStore:
 
     def _read(self, data: bytes) -> tuple[Prompt, FloatArray]:
         prompt = from_bytes(data)
+        prompt = replace(prompt, backbone=backbone_of(prompt, self._features.bundle))
         return prompt, self._features.of_upload(prompt, version_of(data))
 
     def _zero_shot(self, definition: ZeroShotTask) -> tuple[Prompt, FloatArray]:

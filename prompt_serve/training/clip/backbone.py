@@ -5,34 +5,40 @@ Names of backbones (``--backbone``, ``prompt-serve export``):
     embedded                        the small CLIP that ships with prompt-serve
     embedded-vit                    the same with a small ViT, for prompts in the image branch
     ViT-B-16/openai                 an open_clip model and pretrained tag; downloaded once
-    ViT-B-16@/path/to/weights.pt    an open_clip model with a checkpoint from disk
+    ViT-B-16/openai@weights.pt      the weights of that tag from a file, with the tag's settings
+    ViT-B-16@weights.pt             other weights from a file, with the model's own settings
     ViT-B-16/random                 random weights (seeded), for benchmarks and tests
-    /path/to/folder                 a folder with config.json, model.safetensors and merges
+    path/to/folder                  a folder of prompt-serve or open_clip (``folders``)
 """
 
-import hashlib
-import json
-import logging
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
+from prompt_serve.bundle import SHIPPED, shipped_bundle
+from prompt_serve.errors import BackboneUnavailable
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
+from prompt_serve.training.clip.checkpoint_file import StateDict
+from prompt_serve.training.clip.folders import folder_source
+from prompt_serve.training.clip.identity import (
+    BackboneSettings,
+    fingerprint,
+    identity,
+    settings_of,
+)
 from prompt_serve.training.clip.image_tower import ImageTower
+from prompt_serve.training.clip.open_clip_models import open_clip_source
+from prompt_serve.training.clip.source import Source, preprocessing_of
 from prompt_serve.training.clip.text_tower import TextTower
 from prompt_serve.types import BackboneRef, FloatArray, PixelArray
 
@@ -43,10 +49,7 @@ RANDOM_SEED = 0
 # the system and freed at every layer: batches of 4 are more than twice as fast as batches of 64.
 CPU_BATCH = 4
 CUDA_BATCH = 64
-_CONFIG = "config.json"
-_WEIGHTS = "model.safetensors"
-
-_log = logging.getLogger(__name__)
+_COUNTER = ".num_batches_tracked"  # of batch normalization, without effect in evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +59,33 @@ class Backbone:
     id: str
     clip: open_clip.CLIP
     tokenizer: Tokenizer
-    preprocessing: Preprocessing
+    settings: BackboneSettings
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images become pixels."""
+        return self.settings.preprocessing
+
+    @cached_property
+    def weights_fingerprint(self) -> str:
+        """Digest of the weights alone."""
+        return fingerprint(self.clip)
+
+    @property
+    def former_fingerprint(self) -> str | None:
+        """Fingerprint of this backbone in files from before settings counted; None if the same.
+
+        Also None for a folder, whose settings those files do not show.
+        """
+        unknown = self.weights_fingerprint == self.ref.fingerprint or not {"/", "@"} & set(self.id)
+        return None if unknown else self.weights_fingerprint
 
     @cached_property
     def ref(self) -> BackboneRef:
         """Reference to this backbone, stored in prompt files and bundles."""
         return BackboneRef(
             id=self.id,
-            fingerprint=fingerprint(self.clip),
+            fingerprint=identity(self.weights_fingerprint, self.settings),
             text_width=self.token_embedding.shape[1],
             embed_dim=self.embed_dim,
             context_length=self.clip.context_length,
@@ -173,164 +195,68 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
         BackboneUnavailable: no such model, or its weights cannot be loaded.
         BackboneUnsupported: the model is not an open_clip ``CLIP`` with a BPE tokenizer.
     """
-    if spec in (EMBEDDED, EMBEDDED_VIT):
-        return _load_folder(Path(str(resources.files("prompt_serve") / "assets" / spec)))
-    if (Path(spec) / _CONFIG).is_file() or Path(spec).is_absolute():
-        return _load_folder(Path(spec))
-    if "@" in spec:
-        name, checkpoint = spec.split("@", 1)
-        return _load_checkpoint(name, Path(checkpoint))
-    name, _, tag = spec.partition("/")
-    if tag == "random":
-        return _load_random(name)
-    return _load_pretrained(name, tag)
+    return build_backbone(_source(spec))
 
 
-def fingerprint(clip: torch.nn.Module) -> str:
-    """Return a sha256 over names, shapes and float32 values of all weights, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(clip.state_dict().items()):
-        if not tensor.is_floating_point():
-            continue  # counters of batch normalization, which do not affect features
-        values = tensor.detach().to("cpu", torch.float32).contiguous().numpy()
-        digest.update(f"{name} {tuple(values.shape)}\n".encode())
-        digest.update(values.astype("<f4", copy=False).tobytes())
-    return digest.hexdigest()
-
-
-def _load_folder(folder: Path) -> Backbone:
-    """Load a backbone from its files.
-
-    A config with ``"text_from": NAME`` has no text tower of its own: the tokenizer and all tensors
-    outside ``visual.`` come from the folder NAME beside it.
-    """
-    config = json.loads(_required(folder, _CONFIG).read_text())
-    weights = load_file(_required(folder, _WEIGHTS))
-    text_folder, text_config = folder, config
-    if "text_from" in config:
-        text_folder = folder.parent / config["text_from"]
-        text_config = json.loads(_required(text_folder, _CONFIG).read_text())
-        text_weights = load_file(_required(text_folder, _WEIGHTS))
-        weights |= {k: v for k, v in text_weights.items() if not k.startswith("visual.")}
-    tokenizer = Tokenizer.from_merges(_required(text_folder, text_config["tokenizer"]["bpe"]))
-    clip = open_clip.CLIP(**config["model_cfg"])
-    try:
-        clip.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in weights.items()}
-        )
-    except RuntimeError as error:
-        raise BackboneUnavailable(
-            f"The weights in {folder} do not fit its {_CONFIG}: {error}\n"
-            f"Take both files from one release."
-        ) from error
-    return _backbone(config["id"], clip, tokenizer, config["preprocess_cfg"])
-
-
-def _required(folder: Path, name: str) -> Path:
-    path = folder / name
-    if not path.is_file():
-        raise BackboneUnavailable(
-            f"The backbone in {folder} is incomplete: there is no {name}. "
-            f"If it came with prompt-serve, the installation is damaged: install it again."
-        )
-    return path
-
-
-def _load_random(name: str) -> Backbone:
-    _check_name(name)
+def build_backbone(source: Source) -> Backbone:
+    """Build a backbone from its description; see ``load_backbone``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
-        clip = open_clip.create_model(name, pretrained=None, device="cpu")
-    return _from_open_clip(f"{name}/random", name, clip)
-
-
-def _load_checkpoint(name: str, checkpoint: Path) -> Backbone:
-    _check_name(name)
-    if not checkpoint.is_file():
-        raise BackboneUnavailable(
-            f"There is no checkpoint file {checkpoint}. "
-            f"Give the path of a state dict for {name} (.pt, .bin or .safetensors)."
-        )
-    try:
-        clip = open_clip.create_model(name, pretrained=str(checkpoint), device="cpu")
-    except (RuntimeError, KeyError, ValueError, OSError) as error:
-        raise BackboneUnavailable(
-            f"{checkpoint} cannot be loaded as weights of {name}: {error}"
-        ) from error
-    return _from_open_clip(f"{name}@{checkpoint.name}", name, clip)
-
-
-def _load_pretrained(name: str, tag: str) -> Backbone:
-    _check_name(name)
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise BackboneUnavailable(
-            f"{name} has no pretrained weights called {tag!r}. Known: {', '.join(tags) or 'none'}. "
-            f"Write MODEL/TAG, as in ViT-B-16/openai, or MODEL@FILE for a checkpoint on disk."
-        )
-    # OpenAI's weights, and some others, were trained with QuickGELU; the plain model name is not.
-    quick = bool(open_clip.get_pretrained_cfg(name, tag).get("quick_gelu", False))
-    try:
-        clip = open_clip.create_model(name, pretrained=tag, device="cpu", force_quick_gelu=quick)
-    except Exception as error:  # the hub client raises a dozen unrelated types without a network
-        raise BackboneUnavailable(
-            f"The weights of {name}/{tag} could not be downloaded: {error}\n"
-            f"Download them where there is a network, copy the file here, and give its path: "
-            f"{name}@/path/to/the/file"
-        ) from error
-    return _from_open_clip(f"{name}/{tag}", name, clip)
-
-
-def _check_name(name: str) -> None:
-    models = open_clip.list_models()
-    if name not in models:
-        close = [model for model in models if name.lower() in model.lower()][:8]
-        raise BackboneUnavailable(
-            f"open_clip has no model {name!r}. "
-            + (f"Did you mean {', '.join(close)}? " if close else "")
-            + "Names look like ViT-B-16/openai, ViT-B-16@weights.pt, RN50/random, embedded or "
-            + "embedded-vit."
-        )
-
-
-def _from_open_clip(backbone_id: str, name: str, clip: torch.nn.Module) -> Backbone:
-    if not isinstance(clip, open_clip.CLIP):
-        raise BackboneUnsupported(
-            f"{name} is an open_clip {type(clip).__name__}; only its CLIP class "
-            f"(CLIP's own text transformer) can be prompted and exported."
-        )
-    if not isinstance(open_clip.get_tokenizer(name), SimpleTokenizer):
-        raise BackboneUnsupported(
-            f"{name} has a tokenizer other than CLIP's byte-pair encoding; that is not supported."
-        )
-    tokenizer = Tokenizer.from_merges(Path(default_bpe()))
-    return _backbone(backbone_id, clip, tokenizer, clip.visual.preprocess_cfg)
-
-
-def _backbone(
-    backbone_id: str, clip: open_clip.CLIP, tokenizer: Tokenizer, config: dict[str, Any]
-) -> Backbone:
+        clip = open_clip.CLIP(**source.model_cfg)
+    # Anything that is not supported is rejected before weights are read or downloaded.
+    TextTower(clip)
+    preprocessing = preprocessing_of(source.name, clip.visual.image_size, source.preprocess_cfg)
+    if source.read_weights is not None:
+        _load_weights(clip, source.read_weights(), source.name)
     clip.float().eval().requires_grad_(False)
     clip.visual.to(memory_format=torch.channels_last)
-    size = config["size"]
-    width = size if isinstance(size, int) else size[0]
-    if not isinstance(size, int) and size[0] != size[1]:
-        raise BackboneUnsupported(
-            f"{backbone_id} takes images of {size}; only square images are supported."
-        )
-    if config.get("resize_mode", "shortest") not in ("shortest", "squash"):
-        raise BackboneUnsupported(
-            f"{backbone_id} resizes by {config['resize_mode']!r}; expected 'shortest' or 'squash'."
-        )
     return Backbone(
-        id=backbone_id,
+        id=source.id,
         clip=clip,
-        tokenizer=tokenizer,
-        preprocessing=Preprocessing(
-            image_size=width,
-            mean=tuple(config["mean"]),
-            std=tuple(config["std"]),
-            interpolation=config.get("interpolation", "bicubic"),
-            resize_mode=config.get("resize_mode", "shortest"),
-        ),
+        tokenizer=Tokenizer.from_merges(source.merges),
+        settings=settings_of(source.model_cfg, preprocessing, source.merges),
     )
+
+
+def _source(spec: str) -> Source:
+    if spec in SHIPPED:
+        return folder_source(shipped_bundle(spec))
+    path = Path(spec).expanduser()
+    if path.exists() or path.is_absolute():
+        return folder_source(path)
+    return open_clip_source(spec)
+
+
+def _load_weights(clip: open_clip.CLIP, weights: StateDict, name: str) -> None:
+    """Copy weights into a model of the same shapes.
+
+    Raises:
+        BackboneUnavailable: they are those of another model.
+    """
+    expected = clip.state_dict()
+    given = {key: tensor for key, tensor in weights.items() if not key.endswith(_COUNTER)}
+    for key in given.keys() & expected.keys():  # a scalar, or an array of one
+        if given[key].numel() == expected[key].numel() == 1:
+            given[key] = given[key].reshape(expected[key].shape)
+    missing = [key for key in expected if key not in given and not key.endswith(_COUNTER)]
+    unknown = [key for key in given if key not in expected]
+    reshaped = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(expected[key].shape)}"
+        for key in given
+        if key in expected and given[key].shape != expected[key].shape
+    ]
+    faults = [
+        f"{len(keys)} {what} ({', '.join(keys[:2])}{', ...' if len(keys) > 2 else ''})"
+        for keys, what in (
+            (missing, "missing"),
+            (unknown, "unknown"),
+            (reshaped, "of another shape"),
+        )
+        if keys
+    ]
+    if faults:
+        raise BackboneUnavailable(
+            f"The weights do not fit {name}: tensors {'; '.join(faults)}. Name the model that the "
+            f"weights belong to."
+        )
+    clip.load_state_dict(given, strict=False)

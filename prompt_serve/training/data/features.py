@@ -26,7 +26,7 @@ from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.types import BackboneRef, FloatArray, HalfArray, IntArray, PixelArray
 
 DECODE_CHUNK = 64  # views that are decoded while the previous ones are encoded
-CACHE_VERSION = 1  # of the views and the file layout; a new number invalidates the cache
+CACHE_VERSION = 2  # of views, key and file layout; a new number invalidates the cache
 
 
 class ImageEncoder(Protocol):

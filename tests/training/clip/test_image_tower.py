@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.training.clip.backbone import Backbone, _from_open_clip
+from prompt_serve.training.clip.backbone import Backbone, build_backbone
 from prompt_serve.training.clip.image_tower import ImageTower
+from prompt_serve.training.clip.source import Source, clip_merges
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.data.pixels import PixelSet
@@ -219,21 +220,25 @@ def test_other_image_towers_are_refused_with_a_way_out(
 @pytest.fixture(scope="module")
 def resnet() -> Backbone:
     """A CLIP whose image tower is a small ResNet, as RN50's is a large one."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        clip = open_clip.CLIP(
-            embed_dim=24,
-            vision_cfg={"image_size": 32, "layers": (1, 1, 1, 1), "width": 8, "head_width": 32},
-            text_cfg={
-                "context_length": 32,
-                "vocab_size": 49408,
-                "width": 32,
-                "heads": 2,
-                "layers": 2,
+    return build_backbone(
+        Source(
+            id="small-resnet",
+            name="small-resnet",
+            model_cfg={
+                "embed_dim": 24,
+                "vision_cfg": {
+                    "image_size": 32,
+                    "layers": (1, 1, 1, 1),
+                    "width": 8,
+                    "head_width": 32,
+                },
+                "text_cfg": {"context_length": 32, "width": 32, "heads": 2, "layers": 2},
             },
+            preprocess_cfg={"mean": [0.5] * 3, "std": [0.25] * 3},
+            merges=clip_merges(),
+            read_weights=None,
         )
-    clip.visual.preprocess_cfg = {"size": 32, "mean": [0.5] * 3, "std": [0.25] * 3}
-    return _from_open_clip("small-resnet", "RN50", clip)
+    )
 
 
 IMAGE_METHODS = [

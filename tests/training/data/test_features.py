@@ -110,7 +110,10 @@ def test_the_key_knows_all_that_features_depend_on(tiny_backbone: Backbone, tmp_
     other_weights = load_backbone(str(write_tiny_backbone(tmp_path / "other", seed=1)))
     sharper = replace(
         tiny_backbone,
-        preprocessing=replace(tiny_backbone.preprocessing, interpolation="bilinear"),
+        settings=replace(
+            tiny_backbone.settings,
+            preprocessing=replace(tiny_backbone.preprocessing, interpolation="bilinear"),
+        ),
     )
 
     def key(backbone: Backbone = tiny_backbone, views: int = 2, seed: int = 1) -> str:
