@@ -17,7 +17,7 @@ from prompt_serve.closed_form.codes import normal_levels
 from prompt_serve.closed_form.discriminant import class_means
 from prompt_serve.closed_form.folds import MOST_FOLDS, stratified_folds
 from prompt_serve.prompts.class_vectors import ImageSketch
-from prompt_serve.prompts.quantized_tensor import QuantizedTensor
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, quantized_bytes
 from prompt_serve.types import FloatArray, IntArray
 
 MOST_BYTES = 1024
@@ -44,9 +44,8 @@ def sketch_images(
         n_classes: C.
         seed: of the folds that the threshold comes from.
     """
-    per_class = n_classes * features.shape[1] * _CLASS_BITS <= 8 * MOST_BYTES
-    groups = labels if per_class else np.zeros_like(labels)
-    n_groups, bits = (n_classes, _CLASS_BITS) if per_class else (1, _TASK_BITS)
+    n_groups, bits = _size(n_classes, features.shape[1])
+    groups = labels if n_groups == n_classes else np.zeros_like(labels)
     folds = stratified_folds(labels, seed=seed)
     cosines = np.full(len(labels), np.nan)  # of every image to the nearest mean without its fold
     for fold in range(MOST_FOLDS):
@@ -59,6 +58,19 @@ def sketch_images(
         encoding=_rounded_means(features, groups, n_groups, bits),
         unlike_below=float(np.quantile(known, REJECTED)) if len(known) else -1.0,
     )
+
+
+def sketch_bytes(n_classes: int, width: int) -> int:
+    """Return the bytes of the sketch of C classes, of features of width E, in a prompt file."""
+    n_groups, bits = _size(n_classes, width)
+    return quantized_bytes((n_groups, width), bits)
+
+
+def _size(n_classes: int, width: int) -> tuple[int, int]:
+    """Return the number of means and the bits per number."""
+    if n_classes * width * _CLASS_BITS <= 8 * MOST_BYTES:
+        return n_classes, _CLASS_BITS
+    return 1, _TASK_BITS
 
 
 def _rounded_means(features: FloatArray, groups: IntArray, n_groups: int, bits: int) -> ImageSketch:
