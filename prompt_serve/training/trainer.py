@@ -223,14 +223,10 @@ class Trainer:
         )
 
     def _sketch(self, plan: PromptPlan, prompt: Prompt) -> LearnedSketch:
-        """Sketch the images that a prompt was learned and validated with."""
-        parts = [self.features(plan, part) for part in plan.images.parts if part != "test"]
-        return sketch_images(
-            np.concatenate([image_features_of(prompt, self.backbone, part) for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            len(self.class_names),
-            seed=plan.config.seed,
-        )
+        """Sketch the training images by the tower that serves the prompt."""
+        images = self.features(plan, "train")
+        features = image_features_of(prompt, self.backbone, images)
+        return sketch_images(features, images.labels, len(self.class_names), seed=plan.config.seed)
 
     def _train_accuracy(self, plan: PromptPlan, prompt: Prompt) -> float | None:
         """Measure a finished prompt on its training images, if their plain views are encoded."""
@@ -245,11 +241,13 @@ class Trainer:
         if images is not None:
             features = image_features_of(prompt, self.backbone, self.features(plan, part))
             logits = logits_of(prompt, self.backbone, features)
-            return Scores(part=part, images=images.items, logits=logits, features=features)
+            return Scores.of_images(part, images.items, prompt, logits, features)
         if held is None:
             return None
         features = self.train_features(plan).plain
-        return out_of_fold_scores(held, prompt, plan.images.train.items, features)
+        return out_of_fold_scores(
+            held, prompt, plan.images.train.items, features, seed=plan.config.seed
+        )
 
     def _without_steps(self, plan: PromptPlan) -> BestFit:
         """Learn class vectors in closed form, or nothing."""

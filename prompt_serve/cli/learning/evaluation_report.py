@@ -52,7 +52,7 @@ def write_report(
         features=features,
         file_bytes=options["prompt_file"].stat().st_size,
         zero_shot_accuracy=zero_shot,
-        left_out=_other_parts(split, part),
+        left_out=_other_parts({name: len(other) for name, other in split.parts.items()}, part),
     )
     _write(options["report"], facts)
 
@@ -73,30 +73,34 @@ def write_training_report(
     scores, prompt = result.scores, result.prompt
     if scores is None:
         return "report       not written: no image was held out to measure the accuracy on"
+    is_cross_validated = scores.part == "cross-validation"
+    left_out = _other_parts(result.images, scores.part)
+    if is_cross_validated:
+        alone = result.images["train"] - len(scores.images)
+        left_out = [f"{alone:,} images, each the only one of its class."] if alone else []
+    not_drawn = sum(map(len, dataset.parts.values())) - sum(result.images.values())
+    if not_drawn:
+        left_out.append(f"{not_drawn:,} images that were not drawn (--shots).")
     facts = EvaluationFacts.of_prompt(
         prompt,
-        part=scores.part,
+        part="train (left out in turn)" if is_cross_validated else scores.part,
         labels=scores.labels,
         logits=scores.logits,
         paths=[image.path for image in scores.images],
-        features=scores.features,
+        similarities=scores.similarities,
         file_bytes=file_bytes,
         zero_shot_accuracy=result.comparisons[scores.part].zero_shot.accuracy
         if prompt.encodings
         else None,
         notes=result.notes,
-        left_out=_other_parts(dataset, scores.part),
+        left_out=left_out,
     )
     _write(path, facts)
     return f"report       {path}"
 
 
-def _other_parts(split: "Split", part: str) -> list[str]:
-    return [
-        f"{len(other):,} images of part {name}."
-        for name, other in split.parts.items()
-        if name != part
-    ]
+def _other_parts(images: Mapping[str, int], part: str) -> list[str]:
+    return [f"{count:,} images of part {name}." for name, count in images.items() if name != part]
 
 
 def _write(path: Path, facts: "EvaluationFacts") -> None:

@@ -222,11 +222,13 @@ class _Training:
         if test is not None and self._images.test is not None:
             logits = self._logits(test.plain, self._class_features(prompt))
             items = self._images.test.items
-            return Scores(part="test", images=items, logits=logits, features=test.plain)
+            return Scores.of_images("test", items, prompt, logits, test.plain)
         if learned.out_of_fold is None:
             return None
         items = self._images.train.items
-        return out_of_fold_scores(learned.out_of_fold, prompt, items, self._train.plain)
+        return out_of_fold_scores(
+            learned.out_of_fold, prompt, items, self._train.plain, seed=self._run.seed
+        )
 
     def _features(self, part: str, images: ImageSet) -> FeatureSet:
         with (

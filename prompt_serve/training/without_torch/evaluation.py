@@ -9,6 +9,7 @@ import numpy as np
 from prompt_serve.calibration import calibrate, expected_calibration_error
 from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
+from prompt_serve.closed_form.sketch import held_out_similarities
 from prompt_serve.measures import confusions, wilson_interval
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import calibrated
@@ -67,7 +68,20 @@ class Scores:
     part: str  # of the dataset, or "cross-validation"
     images: tuple[LabeledImage, ...]  # N
     logits: FloatArray  # (N, C), before the temperature of the prompt
-    features: FloatArray  # (N, E) of the images
+    similarities: FloatArray | None  # (N,) to the prompt's sketch; None without one
+
+    @classmethod
+    def of_images(
+        cls,
+        part: str,
+        images: tuple[LabeledImage, ...],
+        prompt: Prompt,
+        logits: FloatArray,
+        features: FloatArray,
+    ) -> "Scores":
+        """Return the scores of N images with logits (N, C) and features (N, E)."""
+        similarities = None if prompt.sketch is None else prompt.sketch.similarities(features)
+        return cls(part=part, images=images, logits=logits, similarities=similarities)
 
     @property
     def labels(self) -> IntArray:
@@ -95,8 +109,7 @@ def evaluate(
     right = predicted == labels
     known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
     if prompt and prompt.sketch and features is not None:
-        similarities = (features @ prompt.sketch.directions().T).max(axis=1)  # (N,)
-        known &= similarities >= prompt.unlike_below
+        known &= prompt.sketch.similarities(features) >= prompt.unlike_below
     return Evaluation(
         images=len(labels),
         accuracy=float(right.mean()),
@@ -129,23 +142,34 @@ def compare_out_of_fold(
 
 
 def out_of_fold_scores(
-    held: OutOfFold, prompt: Prompt, images: tuple[LabeledImage, ...], features: FloatArray
+    held: OutOfFold,
+    prompt: Prompt,
+    images: tuple[LabeledImage, ...],
+    features: FloatArray,
+    *,
+    seed: int,
 ) -> Scores:
-    """Return the scores of held-out training images.
+    """Return the scores of held-out training images; the sketch is made without them as well.
 
     Args:
         held: N' of the N training images.
         prompt: what was learned from all of them.
         images: N.
         features: (N, E).
+        seed: of the folds.
     """
     # Class vectors have divided these logits by their temperature, prompts have not.
     factor = prompt.temperature if prompt.classes is not None else 1.0
+    similarities = None
+    if prompt.sketch is not None:
+        labels = np.asarray([image.label for image in images], dtype=np.int64)
+        cosines = held_out_similarities(features, labels, len(prompt.class_names), seed=seed)
+        similarities = cosines[held.images].astype(np.float32)
     return Scores(
         part="cross-validation",
         images=tuple(images[index] for index in held.images),
         logits=(factor * held.logits).astype(np.float32),
-        features=features[held.images],
+        similarities=similarities,
     )
 
 

@@ -373,10 +373,10 @@ def test_the_page_of_a_training_is_that_of_its_test_images(
         catch_exceptions=False,
     )
     assert evaluated.exit_code == 0, evaluated.output
-    # The same numbers as evaluate measures with the file, and the notes of the training.
-    notes = re.compile(r'<ul class="notes">.*?</ul>', re.DOTALL)
+    # The same as of evaluate with the file, but for the notes and what was drawn.
+    differing = re.compile(r'<ul class="notes">.*?</ul>|<section id="data".*</section>', re.DOTALL)
     text = page.read_text()
-    assert notes.sub("", text) == again.read_text()
+    assert differing.sub("", text) == differing.sub("", again.read_text())
     assert f"of part {part}" in text
     noted = re.findall(r"^Note: (.*)$", result.stdout, re.MULTILINE)
     assert noted
@@ -384,22 +384,27 @@ def test_the_page_of_a_training_is_that_of_its_test_images(
 
 
 @pytest.mark.parametrize(
-    ("method", "part", "images"),
-    [("auto", "cross-validation", 16), ("class-vectors", "cross-validation", 16),
-     ("dip", "val", 4), ("zero-shot", "val", 4), ("maple", "val", 4)],
+    ("method", "part", "images", "left_out"),
+    [("auto", "cross-validation", 16, "nothing"),
+     ("class-vectors", "cross-validation", 16, "nothing"),
+     ("class-vectors --shots 3", "cross-validation", 12, "4 images that were not drawn"),
+     ("dip", "val", 4, "16 images of part train"), ("maple", "val", 4, "16 images of part train"),
+     ("zero-shot", "val", 4, "16 images of part train")],
 )  # fmt: skip
 def test_without_test_images_the_page_shows_images_that_were_left_out(
-    tiny_folder: Path, tmp_path: Path, method: str, part: str, images: int
+    tiny_folder: Path, tmp_path: Path, method: str, part: str, images: int, left_out: str
 ) -> None:
     root = draw_dataset(tmp_path / "photos", all=5 if part == "val" else 4)
     out, page = tmp_path / "x.safetensors", tmp_path / "x.html"
-    given = ["--method", method, "--shots", "4", "--report", str(page)]
+    given = ["--shots", "4", "--method", *method.split(), "--report", str(page)]
     result = invoke(root, tiny_folder, out, *given)
     assert result.exit_code == 0, result.output
     prompt = read_prompt_file(out)
     assert prompt.metrics[part]["images"] == images
     text = page.read_text()
-    assert f"{images} of part {part}" in text
+    shown = "train (left out in turn)" if part == "cross-validation" else part
+    assert f"{images} of part {shown}" in text
+    assert f"Left out: {left_out}" in text
     accuracy = re.search(r'accuracy<strong><data value="([0-9.]+)"', text)
     assert accuracy
     assert float(accuracy[1]) == pytest.approx(prompt.metrics[part]["accuracy"], abs=1e-3)
