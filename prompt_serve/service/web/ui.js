@@ -108,14 +108,14 @@ function taskFacts({ class_names: names, method, size_bytes: bytes, metrics }) {
   const isPart = ([, value]) => Number.isFinite(value?.accuracy) && Number.isInteger(value.images);
   const parts = Object.entries(metrics).filter(isPart);
   const nodes = [element("p", `${method}, ${bytes.toLocaleString("en")} bytes`)];
-  if (!parts.length) nodes.push(element("p", "The prompt file holds no measured accuracy."));
-  for (const [part, measured] of parts) nodes.push(...partFacts(part, measured, names));
   const warnings = Array.isArray(metrics.warnings) ? metrics.warnings : [];
   if (warnings.length) {
     const list = element("ul", undefined, "warnings");
     list.append(...warnings.map((warning) => element("li", warning)));
     nodes.push(list);
   }
+  if (!parts.length) nodes.push(element("p", "The prompt file holds no measured accuracy."));
+  for (const [part, measured] of parts) nodes.push(...partFacts(part, measured, names));
   return nodes;
 }
 
