@@ -13,7 +13,7 @@ from prompt_serve.training.without_torch.outcome import TrainingResult
 FEW_IMAGES = 5  # per class: below, cross-validation says little about the class
 LOW_RECALL = 0.2
 LARGE_GAP = 0.2  # between training and held-out accuracy
-CONFUSIONS = 5  # pairs of classes kept in the file, for each part
+CONFUSIONS = 3  # pairs of classes kept in the file, for each part
 NAMED = 5  # classes or files listed in a note
 LONGEST_NAME = 40  # characters
 TRIAL_BACKBONES = ("embedded", "embedded-vit")
@@ -189,4 +189,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _shortened(name: str) -> str:
+    """Return a name that a prompt file can hold: file names may not be Unicode."""
+    name = name.encode(errors="replace").decode()
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

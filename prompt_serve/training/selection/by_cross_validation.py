@@ -213,17 +213,16 @@ def _without_choice(folds: _Folds, max_bytes: int, *, keeps_sketch: bool) -> Met
     """Learn class means where no image can be left out to choose by."""
     shape = folds.text_features.shape
     bits = first_that_fits(WIDTHS, shape, max_bytes, sketch=keeps_sketch)
-    config, learned = folds.config, "no class vectors fit into the limit (zero-shot)"
-    if bits is not None:
-        config = make_config(config.shared(), method="class-vectors", bits=bits)
-        learned = "the result is class means (class-vectors)"
+    if bits is None:
+        config = folds.config
+        note = f"No class vectors fit into {max_bytes:,} bytes: the result is zero-shot."
+    else:
+        config = make_config(folds.config.shared(), method="class-vectors", bits=bits)
+        note = "The result is the mean image features of each class (class-vectors)."
     plan = replace(folds.plan, config=config)
     result = folds.trainer.finish(plan, folds.trainer.fit([plan])[0])
-    note = (
-        f"Every class has a single image, so none could be left out to compare methods: {learned}. "
-        f"Add images, two or more per class."
-    )
-    row = replace(describe_candidate(config), size_bytes=result.prompt.payload_bytes, chosen=True)
+    size = result.prompt.payload_bytes
+    row = replace(describe_candidate(config), size_bytes=size, chosen=True)
     result = replace(result, notes=(*result.notes, note))
     return MethodSelection(result=result, candidates=(row,))
 

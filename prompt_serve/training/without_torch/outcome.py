@@ -64,6 +64,12 @@ def image_notes(images: Split, shots: int, *, needs_validation: bool) -> tuple[s
     notes = []
     if images.val is None and needs_validation:
         notes.append("There are no images left to validate on; training runs without validation.")
+    alone = all(len(items) == 1 for items in images.train.by_label().values())
+    if alone and not needs_validation:
+        notes.append(
+            "Every class has a single image, so none could be left out to choose or to measure "
+            "by. Add images, two or more per class."
+        )
     if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")
     if fewer := shot_faults(images, shots):

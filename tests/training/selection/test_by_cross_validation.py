@@ -137,7 +137,9 @@ def test_single_images_give_class_means_and_a_note(
     split = read_dataset(draw_dataset(tmp_path, train=1, test=6))
     result = select_by_cross_validation(tiny_backbone, split, CONFIG, **options).result
     prompt = result.prompt
-    assert "Every class has a single image" in result.notes[-1]
+    assert result.notes[0].startswith("Every class has a single image")
+    expected = "zero-shot" if bits is None else "class-vectors"
+    assert expected in result.notes[-1]
     assert list(result.comparisons) == ["test"]
     assert prompt.payload_bytes <= options.get("max_bytes", 1000)
     if bits is None:
