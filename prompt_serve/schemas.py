@@ -173,7 +173,11 @@ class TaskInfo(TaskSummary):
     )
     learned_numbers: int
     payload_bytes: int
-    metrics: dict[str, object]
+    metrics: dict[str, object] = Field(
+        description="Measured accuracy, free form. prompt-serve train stores, for each part, "
+        "images, accuracy, 95 % interval, recall per class and the most frequent confusions; and "
+        "warnings."
+    )
 
 
 class TaskList(Schema):

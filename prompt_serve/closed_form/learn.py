@@ -1,14 +1,16 @@
 """From image features to class vectors and a sketch, in closed form: about a second, no torch."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from prompt_serve.closed_form.codes import quantize_rows
 from prompt_serve.closed_form.cross_validation import OutOfFold, Settings, cross_validate
-from prompt_serve.closed_form.sketch import sketch_images
+from prompt_serve.closed_form.sketch import sketch_bytes, sketch_images
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
+from prompt_serve.prompts.quantized_tensor import quantized_bytes
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
 PLAIN_BITS = 16  # float16 numbers, no codebook
@@ -25,7 +27,8 @@ class LearnedClasses:
     unlike_below: float
     shrinkage: float
     text_factor: float
-    out_of_fold: OutOfFold | None  # scores of held-out images; None if each class has one image
+    # Scores of held-out images, by rounded vectors; None if each class has one image.
+    out_of_fold: OutOfFold | None
 
 
 def learn_classes(
@@ -64,6 +67,10 @@ def learn_classes(
     classes = encode_vectors(vectors, bits, features)
     _, scale = classes.class_features()
     sketch = sketch_images(features, labels, n_classes, seed=seed)
+    held = settings.out_of_fold
+    if held is not None:
+        logits = rounded_scores(features, labels, n_classes, settings, bits, text_features)
+        held = replace(held, logits=logits)
     return LearnedClasses(
         classes=classes,
         temperature=float(np.clip(logit_scale / scale, *_TEMPERATURES)),
@@ -71,8 +78,30 @@ def learn_classes(
         unlike_below=sketch.unlike_below,
         shrinkage=settings.shrinkage,
         text_factor=settings.text_factor,
-        out_of_fold=settings.out_of_fold,
+        out_of_fold=held,
     )
+
+
+def first_that_fits(
+    widths: Iterable[int], shape: tuple[int, ...], max_bytes: int, *, sketch: bool = True
+) -> int | None:
+    """Return the first of some bits per number with which class vectors take few enough bytes.
+
+    Args:
+        widths: bits per number, in order of preference.
+        shape: (C, E) of the class vectors.
+        max_bytes: limit of the tensors in the prompt file.
+        sketch: count the sketch.
+    """
+    sizes = ((bits, stored_bytes(shape, bits, sketch=sketch)) for bits in widths)
+    return next((bits for bits, size in sizes if size <= max_bytes), None)
+
+
+def stored_bytes(shape: tuple[int, ...], bits: int, *, sketch: bool = True) -> int:
+    """Return the bytes of class vectors (C, E) and their sketch in a prompt file."""
+    n_classes, embed_dim = shape
+    rows = 2 * n_classes * embed_dim if bits == PLAIN_BITS else quantized_bytes(shape, bits)
+    return rows + 2 * n_classes + (sketch_bytes(n_classes, embed_dim) if sketch else 0)
 
 
 def encode_vectors(vectors: DoubleArray, bits: int, features: FloatArray) -> ClassVectors:

@@ -17,8 +17,8 @@ from prompt_serve.closed_form.codes import normal_levels
 from prompt_serve.closed_form.discriminant import class_means
 from prompt_serve.closed_form.folds import MOST_FOLDS, stratified_folds
 from prompt_serve.prompts.class_vectors import ImageSketch
-from prompt_serve.prompts.quantized_tensor import QuantizedTensor
-from prompt_serve.types import FloatArray, IntArray
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, quantized_bytes
+from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
 MOST_BYTES = 1024
 REJECTED = 0.05  # share of the training images, out of fold
@@ -44,21 +44,50 @@ def sketch_images(
         n_classes: C.
         seed: of the folds that the threshold comes from.
     """
-    per_class = n_classes * features.shape[1] * _CLASS_BITS <= 8 * MOST_BYTES
-    groups = labels if per_class else np.zeros_like(labels)
-    n_groups, bits = (n_classes, _CLASS_BITS) if per_class else (1, _TASK_BITS)
+    cosines = held_out_similarities(features, labels, n_classes, seed=seed)
+    known = cosines[np.isfinite(cosines)]
+    n_groups, bits = _size(n_classes, features.shape[1])
+    return LearnedSketch(
+        encoding=_rounded_means(features, _groups(labels, n_groups), n_groups, bits),
+        unlike_below=float(np.quantile(known, REJECTED)) if len(known) else -1.0,
+    )
+
+
+def held_out_similarities(
+    features: FloatArray, labels: IntArray, n_classes: int, *, seed: int
+) -> DoubleArray:
+    """Return the cosine (N,) of each training image to the sketch of those in other folds.
+
+    It is NaN for an image that is in no fold. See ``sketch_images`` for the arguments.
+    """
+    n_groups, bits = _size(n_classes, features.shape[1])
+    groups = _groups(labels, n_groups)
     folds = stratified_folds(labels, seed=seed)
-    cosines = np.full(len(labels), np.nan)  # of every image to the nearest mean without its fold
+    cosines = np.full(len(labels), np.nan)
     for fold in range(MOST_FOLDS):
         held_out = folds == fold
         if held_out.any() and not held_out.all():
             others = _rounded_means(features[~held_out], groups[~held_out], n_groups, bits)
-            cosines[held_out] = (features[held_out] @ others.directions().T).max(axis=1)
-    known = cosines[np.isfinite(cosines)]
-    return LearnedSketch(
-        encoding=_rounded_means(features, groups, n_groups, bits),
-        unlike_below=float(np.quantile(known, REJECTED)) if len(known) else -1.0,
-    )
+            cosines[held_out] = others.similarities(features[held_out])
+    return cosines
+
+
+def sketch_bytes(n_classes: int, width: int) -> int:
+    """Return the bytes of the sketch of C classes, of features of width E, in a prompt file."""
+    n_groups, bits = _size(n_classes, width)
+    return quantized_bytes((n_groups, width), bits)
+
+
+def _size(n_classes: int, width: int) -> tuple[int, int]:
+    """Return the number of means and the bits per number."""
+    if n_classes * width * _CLASS_BITS <= 8 * MOST_BYTES:
+        return n_classes, _CLASS_BITS
+    return 1, _TASK_BITS
+
+
+def _groups(labels: IntArray, n_groups: int) -> IntArray:
+    """Return the mean that each image belongs to: that of its class, or the only one."""
+    return labels if n_groups > 1 else np.zeros_like(labels)
 
 
 def _rounded_means(features: FloatArray, groups: IntArray, n_groups: int, bits: int) -> ImageSketch:

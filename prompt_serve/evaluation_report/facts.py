@@ -57,6 +57,7 @@ class EvaluationFacts:
         logits: FloatArray,
         paths: Sequence[Path],
         features: FloatArray | None = None,
+        similarities: FloatArray | None = None,
         file_bytes: int | None = None,
         zero_shot_accuracy: float | None = None,
         notes: Sequence[str] = (),
@@ -71,14 +72,14 @@ class EvaluationFacts:
             logits: (N, C), before the temperature.
             paths: N image files.
             features: (N, E) of unit length, for the sketch; None where they are not known.
+            similarities: (N,) cosines to the sketch, where there are no ``features``.
             file_bytes: size of the prompt file.
             zero_shot_accuracy: of the class names alone, on the same images.
             notes: warnings and remarks.
             left_out: what was not evaluated, a line each.
         """
-        similarities = None
         if prompt.sketch is not None and features is not None:
-            similarities = (features @ prompt.sketch.directions().T).max(axis=1)
+            similarities = prompt.sketch.similarities(features)
         return cls(
             task=prompt.name,
             method=prompt.method,

@@ -96,6 +96,11 @@ class ImageSketch:
         """Unit means (K, E)."""
         return unit(dequantize(self.means).astype(np.float32))
 
+    def similarities(self, features: FloatArray) -> FloatArray:
+        """Return the cosine (N,) of each image (N, E) to the nearest direction."""
+        nearest: FloatArray = (features @ self.directions().T).max(axis=1)
+        return nearest
+
 
 def image_encoding_from(
     kind: str, tensors: Mapping[str, Any], options: Mapping[str, Any]

@@ -194,10 +194,11 @@ class Prompt:
 
     @property
     def learned_numbers(self) -> int:
-        """Number of learned numbers."""
+        """Number of learned numbers; the sketch is measured, not learned."""
         return sum(
             t.size
-            for t in self.tensors.values()
+            for encoding in self.encodings.values()
+            for t in encoding.tensors().values()
             if isinstance(t, QuantizedTensor) or t.itemsize == 2
         )
 

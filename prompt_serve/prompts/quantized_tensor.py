@@ -5,6 +5,7 @@ numbers, and one b-bit index per element. N elements take ``ceil(b N / 8)`` byte
 and ``2 * 2**b`` for the codebook; 2,048 elements at one bit take 260 bytes.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,12 +61,17 @@ class QuantizedTensor:
     @property
     def nbytes(self) -> int:
         """Bytes in a prompt file: packed indices and codebook."""
-        return -(-self.size * self.bits // 8) + self.codebook.nbytes
+        return quantized_bytes(self.shape, self.bits)
 
     def dequantize(self) -> HalfArray:
         """Look up every index: float16, of the shape of the indices."""
         values: HalfArray = self.codebook[self.indices]
         return values
+
+
+def quantized_bytes(shape: tuple[int, ...], bits: int) -> int:
+    """Return the bytes of a quantized tensor in a prompt file: packed indices and codebook."""
+    return -(-math.prod(shape) * bits // 8) + (2 << bits)
 
 
 StoredTensor = HalfArray | QuantizedTensor

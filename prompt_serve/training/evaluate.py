@@ -65,7 +65,11 @@ def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> Floa
         BackboneMismatch, PromptFileInvalid, PromptTooLong: see ``class_features_of``.
         BackboneUnsupported: the prompt has an image branch, but the image tower cannot be prompted.
     """
-    features = _image_features(prompt, backbone, images)
+    return logits_of(prompt, backbone, image_features_of(prompt, backbone, images))
+
+
+def logits_of(prompt: Prompt, backbone: Backbone, features: FloatArray) -> FloatArray:
+    """Return logits (N, C) of the features (N, E) that ``image_features_of`` the prompt returns."""
     if isinstance(prompt.text, Conditional):
         return _conditional_logits(prompt, prompt.text, backbone, features)
     classes = class_features_of(prompt, backbone)
@@ -74,8 +78,8 @@ def prompt_logits(prompt: Prompt, backbone: Backbone, images: ImageData) -> Floa
 
 def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Evaluation:
     """Return the accuracy of a prompt on plain views; see ``prompt_logits``."""
-    features = images.plain if isinstance(images, FeatureSet) else None
-    return evaluate(prompt_logits(prompt, backbone, images), images.labels, prompt, features)
+    features = image_features_of(prompt, backbone, images)
+    return evaluate(logits_of(prompt, backbone, features), images.labels, prompt, features)
 
 
 def check_backbone(prompt: Prompt, backbone: Backbone) -> None:
@@ -97,7 +101,12 @@ def check_backbone(prompt: Prompt, backbone: Backbone) -> None:
 
 
 @torch.inference_mode()
-def _image_features(prompt: Prompt, backbone: Backbone, images: ImageData) -> FloatArray:
+def image_features_of(prompt: Prompt, backbone: Backbone, images: ImageData) -> FloatArray:
+    """Return features (N, E) of plain views, by the image tower with the prompt's vectors if any.
+
+    Raises:
+        BackboneUnsupported: the prompt has an image branch, but the image tower cannot be prompted.
+    """
     if isinstance(images, FeatureSet):
         if prompt.image is not None:
             raise TypeError("A prompt with an image branch is evaluated on pixels, not features.")

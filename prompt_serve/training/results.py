@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +16,8 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.evaluate import evaluate_prompt, probed_features, prompt_logits
 from prompt_serve.training.loop import Fitted
-from prompt_serve.training.without_torch.evaluation import (
-    ZeroShotComparison,
-    metrics_of,
-    unknown_threshold,
-)
+from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, metrics_of
+from prompt_serve.training.without_torch.outcome import add_class_vectors
 
 # Shared settings that matter where nothing is learned step by step.
 CLOSED_FORM_SETTINGS = ("method", "shots", "seed", "fewer_shots_ok", "template", "unknown_share")
@@ -51,18 +47,9 @@ def draft_prompt(
     training = config.to_dict()
     if fitted:
         training["learning_rate"] = fitted.learning_rate
-    classes: dict[str, Any] = {}
     if learned:
         training = {name: training[name] for name in (*CLOSED_FORM_SETTINGS, *config.own())}
-        training |= {"shrinkage": learned.shrinkage, "text_weight": round(learned.text_factor, 4)}
-        classes = {
-            "classes": learned.classes,
-            "temperature": learned.temperature,
-            "unknown_below": unknown_threshold(learned, config.unknown_share),
-            "sketch": learned.sketch,
-            "unlike_below": learned.unlike_below,
-        }
-    return Prompt(
+    prompt = Prompt(
         name=name,
         method=config.method,
         class_names=class_names,
@@ -74,8 +61,8 @@ def draft_prompt(
         image=fitted.encodings.image if fitted else None,
         training=training,
         tool_version=__version__,
-        **classes,
     )
+    return add_class_vectors(prompt, learned, config.unknown_share) if learned else prompt
 
 
 def finish_prompt(

@@ -14,7 +14,7 @@ from prompt_serve.training.loop import OnEpoch, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
 from prompt_serve.training.trainer import Trainer
-from prompt_serve.training.without_torch.outcome import TrainingResult
+from prompt_serve.training.without_torch.outcome import NO_EXTRAS, Extras, TrainingResult
 
 
 def open_dataset(
@@ -57,6 +57,7 @@ def train_prompt(
     on_epoch: OnEpoch = lambda record: None,
     checkpoint: Path | None = None,
     sampler: Sampler = few_shot,
+    extras: Extras = NO_EXTRAS,
 ) -> TrainingResult:
     """Learn a prompt for ``dataset``.
 
@@ -77,6 +78,7 @@ def train_prompt(
             several learning rates or numbers of tokens are tried, each run has its own file
             beside it.
         sampler: draws ``config.shots`` images per class with ``config.seed``.
+        extras: what is made beside the learned numbers.
     """
     (result,) = train_prompts(
         backbone,
@@ -91,6 +93,7 @@ def train_prompt(
         # A batch sums in another order: a single prompt must not depend on what is tried beside it.
         batched=False,
         sampler=sampler,
+        extras=extras,
     )
     return result
 
@@ -108,6 +111,7 @@ def train_prompts(
     checkpoints: Sequence[Path | None] = (),
     batched: bool = True,
     sampler: Sampler = few_shot,
+    extras: Extras = NO_EXTRAS,
 ) -> list[TrainingResult]:
     """Learn a prompt with each of ``configs``; images are encoded once for all.
 
@@ -127,6 +131,7 @@ def train_prompts(
             checkpoint are not batched.
         batched: False fits all runs one after the other.
         sampler: draws the images of each configuration.
+        extras: what is made beside the learned numbers.
     """
     names = names or ["task"] * len(configs)
     checkpoints = checkpoints or [None] * len(configs)
@@ -141,6 +146,7 @@ def train_prompts(
             progress=progress,
             timer=timer,
             sampler=sampler,
+            extras=extras,
         )
         plans = [trainer.plan(configs[i], names[i], checkpoints[i]) for i in indices]
         fits = trainer.fit(

@@ -10,6 +10,7 @@ import numpy as np
 from prompt_serve.calibration import fit_temperature
 from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
+from prompt_serve.closed_form.sketch import LearnedSketch, sketch_images
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import class_logits
 from prompt_serve.training.batched_loop import OnBatchedEpoch
@@ -18,9 +19,14 @@ from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.feature_provider import FeatureProvider
 from prompt_serve.training.data.features import FeatureCache, FeatureSet
-from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
+from prompt_serve.training.data.few_shot import Sampler, few_shot, without_validation
 from prompt_serve.training.data.image_batches import ImageData
-from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.evaluate import (
+    class_features_of,
+    evaluate_prompt,
+    image_features_of,
+    logits_of,
+)
 from prompt_serve.training.loop import Fitted
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import ClosedFormInputs
@@ -43,8 +49,18 @@ from prompt_serve.training.sweep import (
     learning_rates,
     selection_key,
 )
-from prompt_serve.training.without_torch.evaluation import ZeroShotComparison, evaluate
-from prompt_serve.training.without_torch.outcome import TrainingResult
+from prompt_serve.training.without_torch.evaluation import (
+    Scores,
+    ZeroShotComparison,
+    compare_out_of_fold,
+    out_of_fold_scores,
+)
+from prompt_serve.training.without_torch.outcome import (
+    NO_EXTRAS,
+    Extras,
+    TrainingResult,
+    image_notes,
+)
 from prompt_serve.types import FloatArray
 
 
@@ -86,6 +102,7 @@ class Trainer:
         progress: shows progress bars.
         timer: adds up the seconds per stage; a new one where None.
         sampler: draws images from ``dataset``.
+        extras: what is made beside the learned numbers.
     """
 
     def __init__(
@@ -98,9 +115,11 @@ class Trainer:
         progress: Progress = SILENT,
         timer: StageTimer | None = None,
         sampler: Sampler = few_shot,
+        extras: Extras = NO_EXTRAS,
     ) -> None:
         self.backbone, self.class_names = backbone, dataset.class_names
         self._dataset, self._sampler, self._progress = dataset, sampler, progress
+        self._extras = extras
         self._timer = timer or StageTimer()
         self._provide = FeatureProvider(
             backbone, self._timer, cache=cache, workers=workers, progress=progress
@@ -117,7 +136,7 @@ class Trainer:
     def plan_all(self, config: TrainConfig, name: str) -> PromptPlan:
         """Draw the images of a task that is validated on folds, so that none is set aside."""
         images = self._sampler(self._dataset, shots=config.shots, seed=config.seed)
-        images = _without_validation(self._dataset, images, config.shots)
+        images = without_validation(self._dataset, images, config.shots)
         return PromptPlan(name=name, config=config, images=images, cross_validated=True)
 
     def fit(
@@ -157,9 +176,15 @@ class Trainer:
 
     def draft(self, plan: PromptPlan, best: BestFit) -> Prompt:
         """Return what was learned as a prompt, without what is measured afterwards."""
-        return draft_prompt(
+        prompt = draft_prompt(
             self.backbone, self.class_names, best.config, best.fitted, plan.name, best.classes
         )
+        if self._extras.sketch is False:
+            return replace(prompt, sketch=None, unlike_below=-1.0)
+        if not self._extras.sketch or best.fitted is None:
+            return prompt
+        sketch = self._sketch(plan, prompt)
+        return replace(prompt, sketch=sketch.encoding, unlike_below=sketch.unlike_below)
 
     def features(self, plan: PromptPlan, part: str) -> ImageData:
         """Return plain views of a part that the plan has, as its method reads them."""
@@ -193,9 +218,43 @@ class Trainer:
             comparisons=comparisons,
             history=best.fitted.history if best.fitted else (),
             images=counts,
-            notes=(*_image_notes(plan), *([best.note] if best.note else [])),
+            notes=(
+                *image_notes(
+                    plan.images, plan.config.shots, needs_validation=not plan.cross_validated
+                ),
+                *([best.note] if best.note else []),
+            ),
             seconds=self._timer.seconds,
             trained_numbers=best.fitted.trained_numbers if best.fitted else 0,
+            train_accuracy=self._train_accuracy(plan, prompt),
+            scores=self._scores(plan, prompt, held) if self._extras.scores else None,
+        )
+
+    def _sketch(self, plan: PromptPlan, prompt: Prompt) -> LearnedSketch:
+        """Sketch the training images by the tower that serves the prompt."""
+        images = self.features(plan, "train")
+        features = image_features_of(prompt, self.backbone, images)
+        return sketch_images(features, images.labels, len(self.class_names), seed=plan.config.seed)
+
+    def _train_accuracy(self, plan: PromptPlan, prompt: Prompt) -> float | None:
+        """Measure a finished prompt on its training images, if their plain views are encoded."""
+        if not prompt.encodings or not (plan.cross_validated or prompt.sketch):
+            return None
+        return evaluate_prompt(prompt, self.backbone, self.features(plan, "train")).accuracy
+
+    def _scores(self, plan: PromptPlan, prompt: Prompt, held: OutOfFold | None) -> Scores | None:
+        """Return the scores of the test images, else of other images that were held out."""
+        part = "test" if plan.images.test else "val"
+        images = plan.images.parts.get(part)
+        if images is not None:
+            features = image_features_of(prompt, self.backbone, self.features(plan, part))
+            logits = logits_of(prompt, self.backbone, features)
+            return Scores.of_images(part, images.items, prompt, logits, features)
+        if held is None:
+            return None
+        features = self.train_features(plan).plain
+        return out_of_fold_scores(
+            held, prompt, plan.images.train.items, features, seed=plan.config.seed
         )
 
     def _without_steps(self, plan: PromptPlan) -> BestFit:
@@ -228,10 +287,7 @@ class Trainer:
             temperature = fit_temperature(held.logits.astype(np.float32), held.labels)
         features = self.train_features(plan).plain[held.images]
         zero_shot = class_logits(features, self.text_features(plan), self.backbone.logit_scale)
-        return ZeroShotComparison(
-            zero_shot=evaluate(zero_shot, held.labels),
-            prompt=evaluate((held.logits / temperature).astype(np.float32), held.labels),
-        )
+        return compare_out_of_fold(held, zero_shot, temperature)
 
     def train_features(self, plan: PromptPlan) -> FeatureSet:
         """Return the plain views of the training images."""
@@ -284,17 +340,6 @@ class Trainer:
         )
 
 
-def _without_validation(dataset: Split, drawn: Split, shots: int) -> Split:
-    """Return the images that a method learns from which needs none to validate on.
-
-    With ``shots`` images per class these are the training images that were drawn; else all.
-    """
-    if shots:
-        return replace(drawn, val=None)
-    given = (*dataset.train.items, *(dataset.val.items if dataset.val else ()))
-    return replace(drawn, train=drawn.train.with_items(given), val=None)
-
-
 def _checkpoint(plan: PromptPlan, variant: TrainConfig, rate: float | None) -> Path | None:
     """Return the checkpoint file of a run; runs that are tried side by side each have their own."""
     if plan.checkpoint is None:
@@ -326,17 +371,3 @@ def _best(plan: PromptPlan, fits: Sequence[tuple[Job, Fitted]]) -> BestFit:
 
 def _best_validated(fits: Iterable[tuple[Job, Fitted]]) -> Fitted:
     return min((fitted for _, fitted in fits), key=selection_key)
-
-
-def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
-    """Return what the user should know of the images."""
-    images, shots = plan.images, plan.config.shots
-    notes = []
-    if images.val is None and not plan.cross_validated:
-        notes.append("There are no images left to validate on; training runs without validation.")
-    if images.test is None:
-        notes.append("There are no test images; the accuracy on new images was not measured.")
-    fewer = shot_faults(images, shots)
-    if fewer:
-        notes.append(f"{len(fewer)} classes have fewer than {shots} training images.")
-    return tuple(notes)

@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from prompt_serve.closed_form.cross_validation import cross_entropy
-from prompt_serve.closed_form.learn import LearnedClasses, learn_classes
+from prompt_serve.closed_form.learn import (
+    LearnedClasses,
+    first_that_fits,
+    learn_classes,
+    stored_bytes,
+)
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.scoring import class_logits
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
@@ -45,6 +50,37 @@ def test_out_of_fold_scores_foretell_unseen_images(
     assert held is not None
     test_loss = cross_entropy(logits_of(learned, test_features), test_labels).mean()
     assert cross_entropy(held.logits, held.labels).mean() == pytest.approx(test_loss, abs=0.1)
+
+
+def test_out_of_fold_scores_show_what_rounding_costs(
+    task: tuple[FloatArray, IntArray, FloatArray, IntArray],
+) -> None:
+    features, labels, *_ = task
+
+    def loss(bits: int) -> float:
+        held = learn_classes(features, labels, 6, logit_scale=SCALE, bits=bits).out_of_fold
+        assert held is not None
+        return float(cross_entropy(held.logits, held.labels).mean())
+
+    assert loss(1) > loss(2) > loss(4) > loss(16)
+    assert loss(16) == pytest.approx(loss(8), abs=0.01)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize(("n_classes", "width"), [(2, 16), (6, 64), (5, 24), (90, 48), (200, 64)])
+def test_the_size_is_known_before_learning(
+    rng: np.random.Generator, bits: int, n_classes: int, width: int
+) -> None:
+    """One sketch of each kind: a mean per class, and one mean where these take over a kilobyte."""
+    features, labels = clusters(rng, classes=n_classes, per_class=2, width=width, spread=1.0)
+    learned = learn_classes(features, labels, n_classes, logit_scale=SCALE, bits=bits)
+    shape = (n_classes, width)
+    classes = sum(tensor.nbytes for tensor in learned.classes.tensors().values())
+    sketch = sum(tensor.nbytes for tensor in learned.sketch.tensors().values())
+    assert stored_bytes(shape, bits, sketch=False) == classes
+    assert stored_bytes(shape, bits) == classes + sketch
+    assert first_that_fits([bits, 1], shape, classes + sketch) == bits
+    assert first_that_fits([bits], shape, classes + sketch - 1) is None
 
 
 def test_the_same_seed_gives_the_same_codes(

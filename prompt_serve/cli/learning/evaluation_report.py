@@ -1,4 +1,4 @@
-"""``prompt-serve evaluate --report``: from an evaluation to the facts of its page."""
+"""``--report`` of ``prompt-serve evaluate`` and ``train``: from scores to the facts of a page."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from prompt_serve.evaluation_report.facts import EvaluationFacts
     from prompt_serve.prompts.prompt_file import Prompt
     from prompt_serve.training.clip.backbone import Backbone
     from prompt_serve.training.data.dataset import ImageSet, Split
     from prompt_serve.training.data.image_batches import ImageData
+    from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
 def write_report(
@@ -34,30 +36,76 @@ def write_report(
         data: their features or pixels.
     """
     from prompt_serve.evaluation_report.facts import EvaluationFacts
-    from prompt_serve.evaluation_report.page import write_evaluation_report
-    from prompt_serve.training.data.features import FeatureSet
-    from prompt_serve.training.evaluate import evaluate_prompt, prompt_logits
+    from prompt_serve.training.evaluate import evaluate_prompt, image_features_of, logits_of
     from prompt_serve.training.results import zero_shot_prompt
 
     zero_shot = None
     if prompt.encodings:
         zero_shot = evaluate_prompt(zero_shot_prompt(prompt), backbone, data).accuracy
+    features = image_features_of(prompt, backbone, data)
     facts = EvaluationFacts.of_prompt(
         prompt,
         part=part,
         labels=data.labels,
-        logits=prompt_logits(prompt, backbone, data),
+        logits=logits_of(prompt, backbone, features),
         paths=[item.path for item in images.items],
-        features=data.plain if isinstance(data, FeatureSet) else None,
+        features=features,
         file_bytes=options["prompt_file"].stat().st_size,
         zero_shot_accuracy=zero_shot,
-        left_out=[
-            f"{len(other):,} images of part {name}."
-            for name, other in split.parts.items()
-            if name != part
-        ],
+        left_out=_other_parts({name: len(other) for name, other in split.parts.items()}, part),
     )
-    path: Path = options["report"]
+    _write(options["report"], facts)
+
+
+def write_training_report(
+    path: Path, result: "TrainingResult", dataset: "Split", file_bytes: int
+) -> str:
+    """Write the page of a finished prompt; return a line that says where it is.
+
+    Args:
+        path: HTML file.
+        result: with the scores of held-out images, if there are any.
+        dataset: all images.
+        file_bytes: size of the prompt file.
+    """
+    from prompt_serve.evaluation_report.facts import EvaluationFacts
+
+    scores, prompt = result.scores, result.prompt
+    if scores is None:
+        return "report       not written: no image was held out to measure the accuracy on"
+    is_cross_validated = scores.part == "cross-validation"
+    left_out = _other_parts(result.images, scores.part)
+    if is_cross_validated:
+        alone = result.images["train"] - len(scores.images)
+        left_out = [f"{alone:,} images, each the only one of its class."] if alone else []
+    not_drawn = sum(map(len, dataset.parts.values())) - sum(result.images.values())
+    if not_drawn:
+        left_out.append(f"{not_drawn:,} images that were not drawn (--shots).")
+    facts = EvaluationFacts.of_prompt(
+        prompt,
+        part="train (left out in turn)" if is_cross_validated else scores.part,
+        labels=scores.labels,
+        logits=scores.logits,
+        paths=[image.path for image in scores.images],
+        similarities=scores.similarities,
+        file_bytes=file_bytes,
+        zero_shot_accuracy=result.comparisons[scores.part].zero_shot.accuracy
+        if prompt.encodings
+        else None,
+        notes=result.notes,
+        left_out=left_out,
+    )
+    _write(path, facts)
+    return f"report       {path}"
+
+
+def _other_parts(images: Mapping[str, int], part: str) -> list[str]:
+    return [f"{count:,} images of part {name}." for name, count in images.items() if name != part]
+
+
+def _write(path: Path, facts: "EvaluationFacts") -> None:
+    from prompt_serve.evaluation_report.page import write_evaluation_report
+
     try:
         write_evaluation_report(path, facts)
     except OSError as error:

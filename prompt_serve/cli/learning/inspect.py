@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.learning.inspect_metrics import metric_lines
 from prompt_serve.cli.plurals import counted
 
 if TYPE_CHECKING:
@@ -113,7 +114,9 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
     yield f"{'file':<16} {description['file_bytes']:,} bytes"
     yield from _table("training", description["training"])
-    yield from _table("metrics", description["metrics"])
+    measured, others = metric_lines(description["metrics"], description["class_names"])
+    yield from _table("metrics", others) if others or not measured else ["metrics"]
+    yield from measured
     yield f"{'created':<16} {description['created'] or 'not recorded'}"
     yield f"{'written by':<16} prompt-serve {description['tool_version'] or '(unknown version)'}"
 

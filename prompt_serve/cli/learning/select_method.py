@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.selection.by_validation import Candidate, MethodSelection
+    from prompt_serve.training.without_torch.outcome import Extras
 
 AUTO_METHOD = "auto"
 MAX_BYTES = 16_384
@@ -24,7 +25,7 @@ def auto_options() -> list[click.Parameter]:
     return [
         click.Option(
             ["--max-bytes"], type=click.IntRange(min=0), default=MAX_BYTES, show_default=True,
-            help="Size limit of the learned numbers, in bytes.",
+            help="Size limit of the learned numbers and of the sketch, in bytes.",
         ),
         click.Option(
             ["--max-seconds"], type=click.FloatRange(min=0), default=MAX_SECONDS, show_default=True,
@@ -87,6 +88,7 @@ def train_auto(
     cache: "FeatureCache | None",
     workers: int,
     progress: "Progress",
+    extras: "Extras",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
 ) -> "MethodSelection":
     """Train all candidates, choose a prompt, and write the frontier.
@@ -98,6 +100,7 @@ def train_auto(
         open_vocabulary: leave out class vectors.
         frontier: table, plot or folder to write (``write_frontier``).
         candidates: "text" or "all" prompts by validation images; None: by cross-validation.
+        extras: what is made beside the learned numbers.
         log: called with a line for every candidate.
     """
     from prompt_serve.training.selection.by_cross_validation import select_by_cross_validation
@@ -118,6 +121,7 @@ def train_auto(
             max_bytes=max_bytes,
             max_seconds=max_seconds,
             open_vocabulary=open_vocabulary,
+            extras=extras,
             name=name,
             cache=cache,
             workers=workers,
@@ -131,6 +135,7 @@ def train_auto(
             config,
             max_bytes=max_bytes,
             candidates="all" if candidates == "all" else "text",
+            extras=extras,
             name=name,
             cache=cache,
             workers=workers,

@@ -1,12 +1,13 @@
 """``prompt-serve train``: make a prompt file from a folder of images."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from prompt_serve.cli.learning.evaluation_report import write_training_report
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
 from prompt_serve.cli.learning.prompt_backbone import remember_backbone
 from prompt_serve.cli.learning.select_method import (
@@ -17,14 +18,14 @@ from prompt_serve.cli.learning.select_method import (
     train_auto,
 )
 from prompt_serve.cli.learning.train_options import TrainCommand
+from prompt_serve.cli.learning.train_report import training_report
 from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
+from prompt_serve.cli.output_file import OutputFile
 
 if TYPE_CHECKING:
-    from prompt_serve.training.without_torch.evaluation import ZeroShotComparison
+    from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.without_torch.outcome import TrainingResult
-
-CLASSES_SHOWN = 40
 
 
 @click.command(cls=TrainCommand)
@@ -56,6 +57,16 @@ CLASSES_SHOWN = 40
 @click.option(
     "--seeds", callback=parse_seeds, metavar="1,2,3",
     help="Train once per seed, all at once, and write NAME-seed1.safetensors, ...",
+)  # fmt: skip
+@click.option(
+    "--sketch/--no-sketch", default=True, show_default=True,
+    help="Store a sketch of the training images, by which the task recognizes images of another "
+    "kind as unknown.",
+)  # fmt: skip
+@click.option(
+    "--report", type=OutputFile(),
+    help="HTML file to write: accuracy, confusions, mistakes, thresholds and calibration on the "
+    "test images, or on training images that were left out in turn.",
 )  # fmt: skip
 @click.option("--name", help="Task name stored in the file. [default: the file's name]")
 @click.option(
@@ -118,6 +129,7 @@ def train(**options: Any) -> None:
                 "cache": feature_cache(options),
                 "workers": options["workers"],
                 "progress": progress,
+                "extras": _extras(options),
             },
         )
     if not options["quiet"]:
@@ -127,7 +139,8 @@ def train(**options: Any) -> None:
 def _train_without_torch(options: Mapping[str, Any]) -> None:
     _check_options(options, by_itself=False)
     with _Log(options["log_file"]) as log:
-        report = _written(train_without_torch(options), options, log)
+        result, dataset = train_without_torch(options, _extras(options))
+        report = _written(result, options, log, dataset)
     if not options["quiet"]:
         click.echo("\n".join(report))
 
@@ -137,6 +150,8 @@ def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
         raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
     if options["seeds"] and (by_itself or options["checkpoint"]):
         raise click.UsageError("--seeds works neither with --method auto nor with --checkpoint.")
+    if options["seeds"] and options["report"]:
+        raise click.UsageError("--report is for one run; --seeds does many.")
     if by_itself and options["checkpoint"]:
         raise click.UsageError("--checkpoint is for one run; --method auto does many.")
 
@@ -151,7 +166,7 @@ def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any])
         checkpoint=options["checkpoint"],
         **task,
     )
-    return _written(result, options, log)
+    return _written(result, options, log, task["dataset"])
 
 
 def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
@@ -176,16 +191,30 @@ def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]
         log=log.write,
         **task,
     )
-    return [*frontier_report(chosen.candidates), "", *_written(chosen.result, options, log)]
+    report = _written(chosen.result, options, log, task["dataset"])
+    return [*frontier_report(chosen.candidates), "", *report]
 
 
-def _written(result: "TrainingResult", options: Mapping[str, Any], log: "_Log") -> list[str]:
-    """Write the prompt file; return the report."""
+def _extras(options: Mapping[str, Any]) -> Any:
+    from prompt_serve.training.without_torch.outcome import Extras
+
+    return Extras(sketch=options["sketch"], scores=options["report"] is not None)
+
+
+def _written(
+    result: "TrainingResult", options: Mapping[str, Any], log: "_Log", dataset: "Split"
+) -> list[str]:
+    """Write the prompt file and the page of ``--report``; return the lines to print."""
     from prompt_serve.prompts.prompt_file import write_prompt_file
+    from prompt_serve.training.findings import with_findings
 
+    result = with_findings(result, dataset, workers=options["workers"])
     log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
     data = write_prompt_file(_stamped(result, stamp=options["stamp"]), options["out"])
-    return list(_report(result, options["out"], len(data)))
+    lines = list(training_report(result, options["out"], len(data)))
+    if options["report"]:
+        lines.append(write_training_report(options["report"], result, dataset, len(data)))
+    return lines
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,71 +270,3 @@ class _Log:
     def write(self, line: Mapping[str, Any]) -> None:
         if self._file:
             self._file.write(json.dumps(line) + "\n")
-
-
-def _report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[str]:
-    from prompt_serve.measures import wilson_interval
-
-    prompt = result.prompt
-    images = ", ".join(f"{count} {part}" for part, count in result.images.items())
-    yield f"{len(prompt.class_names)} classes; images: {images}"
-    yield from (f"Note: {note}" for note in result.notes)
-    if result.comparisons:
-        yield ""
-        width = max(12, *map(len, result.comparisons))
-        method_width = max(9, len(prompt.method))
-        yield (
-            f"{'accuracy':<{width}} {'zero-shot':>9} {prompt.method:>{method_width}} {'ECE':>7} "
-            f"{'95 % interval':>16}"
-        )
-        for part, comparison in result.comparisons.items():
-            zero_shot, learned = comparison.zero_shot.accuracy, comparison.prompt
-            error = learned.calibration_error
-            low, high = wilson_interval(round(learned.accuracy * learned.images), learned.images)
-            yield (
-                f"{part:<{width}} {zero_shot:>9.1%} {learned.accuracy:>{method_width}.1%} "
-                f"{error:>7.1%} {low:>9.1%} to {high:.1%}"
-            )
-        part, comparison = list(result.comparisons.items())[-1]
-        yield ""
-        yield from _per_class(part, comparison, prompt.class_names, prompt.method)
-    yield ""
-    if prompt.classes is not None:
-        yield (
-            f"learned      {prompt.learned_numbers:,} numbers (shrinkage "
-            f"{prompt.training['shrinkage']:g}, weight of the text "
-            f"{prompt.training['text_weight']:g})"
-        )
-    elif prompt.encodings:
-        rate = prompt.training["learning_rate"]
-        yield f"learned      {prompt.learned_numbers:,} numbers (learning rate {rate:g})"
-    yield f"payload      {prompt.payload_bytes:,} bytes"
-    if (prompt.temperature, prompt.unknown_below) != (1.0, 0.0):
-        yield f"calibration  temperature {prompt.temperature:.3g}{_threshold(prompt.unknown_below)}"
-    yield f"file         {file_bytes:,} bytes, {out}"
-    seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
-    yield f"seconds      {seconds}"
-
-
-def _threshold(unknown_below: float) -> str:
-    return f", unknown below {unknown_below:.3g}" if unknown_below else ""
-
-
-def _per_class(
-    part: str, comparison: "ZeroShotComparison", class_names: tuple[str, ...], method: str
-) -> Iterable[str]:
-    names = (f"class ({part})", *class_names[:CLASSES_SHOWN])
-    width = min(40, max(12, *map(len, names)))
-    method_width = max(9, len(method))
-    yield f"{f'class ({part})':<{width}} {'zero-shot':>9} {method:>{method_width}}"
-    rows = zip(
-        class_names, comparison.zero_shot.per_class, comparison.prompt.per_class, strict=True
-    )
-    for name, before, after in list(rows)[:CLASSES_SHOWN]:
-        yield f"{name[:width]:<{width}} {_percent(before):>9} {_percent(after):>{method_width}}"
-    if len(class_names) > CLASSES_SHOWN:
-        yield f"... and {len(class_names) - CLASSES_SHOWN} more; the prompt file has them all"
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"

@@ -39,8 +39,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Learning": (
         "method", "config_file", "epochs", "min_steps", "batch_size", "learning_rate",
         "step_unit", "momentum", "weight_decay", "n_ctx", "init_std", "calibrate", "unknown_share",
+        "sketch",
     ),
-    "Output": ("out", "name", "stamp", "log_file", "checkpoint", "quiet"),
+    "Output": ("out", "report", "name", "stamp", "log_file", "checkpoint", "quiet"),
     "Backbone": ("backbone", "precision", "device", "workers", "cache_folder", "no_cache"),
 }  # fmt: skip
 _META_KEY = "prompt_serve.train.method"

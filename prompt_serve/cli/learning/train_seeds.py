@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.without_torch.outcome import TrainingResult
+    from prompt_serve.training.without_torch.outcome import Extras, TrainingResult
 
 
 def parse_seeds(
@@ -48,6 +48,7 @@ def train_seeds(
     cache: "FeatureCache | None",
     workers: int,
     progress: "Progress",
+    extras: "Extras",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
     stamped: Callable[["TrainingResult"], "Prompt"] = lambda result: result.prompt,
 ) -> list[str]:
@@ -56,10 +57,12 @@ def train_seeds(
     Args:
         seeds: one or more, in place of ``config.seed``.
         out: each seed's file is named after it (``path_of_seed``).
+        extras: what is made beside the learned numbers.
         log: called with a line for every epoch and every result, with the seed.
         stamped: returns the prompt to write for a result.
     """
     from prompt_serve.prompts.prompt_file import write_prompt_file
+    from prompt_serve.training.findings import with_findings
     from prompt_serve.training.train import train_prompts
 
     paths = [path_of_seed(out, seed) for seed in seeds]
@@ -72,7 +75,9 @@ def train_seeds(
         workers=workers,
         progress=progress,
         on_epoch=lambda index, record: log({"seed": seeds[index], **record.to_dict()}),
+        extras=extras,
     )
+    results = [with_findings(result, dataset, workers=workers) for result in results]
     for seed, path, result in zip(seeds, paths, results, strict=True):
         write_prompt_file(stamped(result), path)
         log({"seed": seed, "metrics": dict(result.prompt.metrics)})

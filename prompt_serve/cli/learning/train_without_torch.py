@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prompt_serve.onnx_encoders import OnnxEncoders
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.progress import Progress
-    from prompt_serve.training.without_torch.outcome import TrainingResult
+    from prompt_serve.training.without_torch.outcome import Extras, TrainingResult
 
 CLASS_VECTORS = "class-vectors"
 AUTO_WIDTHS = (4, 2, 1)  # bits per number; held-out images do not show what fewer cost on others
@@ -48,8 +48,10 @@ def needs_torch(what: str) -> NoReturn:
     )
 
 
-def train_without_torch(options: Mapping[str, Any]) -> "TrainingResult":
-    """Learn class vectors with the options of the command."""
+def train_without_torch(
+    options: Mapping[str, Any], extras: "Extras"
+) -> "tuple[TrainingResult, Split]":
+    """Learn class vectors with the options of the command; return them with all images."""
     from prompt_serve.cli.learning.image_options import feature_cache
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.without_torch.class_vectors import (
@@ -74,15 +76,18 @@ def train_without_torch(options: Mapping[str, Any]) -> "TrainingResult":
         max_bytes=options.get("max_bytes") if by_itself else None,
         **given,
     )
-    return train_class_vectors(
+    dataset = _dataset(options, values, run.shots, progress)
+    result = train_class_vectors(
         encoders,
-        _dataset(options, values, run.shots, progress),
+        dataset,
         run,
         name=options["name"] or options["out"].stem,
         cache=feature_cache(options),
         workers=options["workers"],
         progress=progress,
+        extras=extras,
     )
+    return result, dataset
 
 
 def open_encoders(backbone: str, device: str) -> "OnnxEncoders":

@@ -2,6 +2,7 @@
 "use strict";
 
 const PAGE_OF_TASKS = 200;
+const RECALLS = 10; // classes listed in the details of a task
 const KEY = "prompt-serve-key";
 const byId = (id) => document.getElementById(id);
 
@@ -81,8 +82,59 @@ function taskRow(task) {
   const label = element("label");
   label.append(box, element("span", task.name), element("small", count(task.n_classes, "class", "classes")));
   const row = element("li");
-  row.append(label);
+  row.append(label, taskDetails(task.name));
   return row;
+}
+
+function taskDetails(name) {
+  const details = element("details");
+  const summary = element("summary", "Accuracy");
+  summary.setAttribute("aria-label", `Accuracy of ${name}`);
+  const facts = element("div", "Loading…", "facts");
+  details.append(summary, facts);
+  details.addEventListener("toggle", async () => {
+    if (!details.open) return;
+    try {
+      facts.replaceChildren(...taskFacts(await request(`tasks/${encodeURIComponent(name)}`)));
+    } catch (error) {
+      facts.replaceChildren(element("p", error.message, "error"));
+    }
+  });
+  return details;
+}
+
+// Metrics are free-form; parts of the images are recognized by what they contain.
+function taskFacts({ class_names: names, method, size_bytes: bytes, metrics }) {
+  const isPart = ([, value]) => Number.isFinite(value?.accuracy) && Number.isInteger(value.images);
+  const parts = Object.entries(metrics).filter(isPart);
+  const nodes = [element("p", `${method}, ${bytes.toLocaleString("en")} bytes`)];
+  const warnings = Array.isArray(metrics.warnings) ? metrics.warnings : [];
+  if (warnings.length) {
+    const list = element("ul", undefined, "warnings");
+    list.append(...warnings.map((warning) => element("li", warning)));
+    nodes.push(list);
+  }
+  if (!parts.length) nodes.push(element("p", "The prompt file holds no measured accuracy."));
+  for (const [part, measured] of parts) nodes.push(...partFacts(part, measured, names));
+  return nodes;
+}
+
+function partFacts(part, measured, names) {
+  const { accuracy, images, interval, zero_shot_accuracy: zeroShot } = measured;
+  let text = `${part}: ${percent(accuracy)} of ${count(images, "image")}`;
+  if (interval) text += `, 95 % interval ${interval.map(percent).join(" to ")}`;
+  if (Number.isFinite(zeroShot)) text += `; class names alone ${percent(zeroShot)}`;
+  const nodes = [element("p", text)];
+  const pairs = (measured.confusions || []).filter(([label, other]) => names[label] && names[other]);
+  const confused = pairs.map(([label, other, wrong]) => `${names[label]} as ${names[other]} (${wrong})`);
+  if (confused.length) nodes.push(element("p", `Most confused: ${confused.join(", ")}`));
+  const recalls = (measured.per_class || []).map((recall, label) => ({ recall, name: names[label] }));
+  const known = recalls.filter(({ recall, name }) => recall !== null && name).sort((a, b) => a.recall - b.recall);
+  if (known.length) {
+    nodes.push(element("p", known.length > RECALLS ? `Lowest recalls of ${known.length} classes:` : "Recall:"));
+    nodes.push(...known.slice(0, RECALLS).map(({ recall, name }) => shareRow(name, recall)));
+  }
+  return nodes;
 }
 
 function select(name, isSelected) {
@@ -170,13 +222,21 @@ function predictionRows(prediction) {
 }
 
 function classRow(score) {
+  return shareRow(score.class_name, score.probability);
+}
+
+function shareRow(name, share) {
   const row = element("div", undefined, "class");
   const bar = element("progress");
   bar.max = 1;
-  bar.value = score.probability;
-  bar.setAttribute("aria-label", score.class_name);
-  row.append(element("span", score.class_name), element("span", `${(100 * score.probability).toFixed(1)}%`), bar);
+  bar.value = share;
+  bar.setAttribute("aria-label", name);
+  row.append(element("span", name), element("span", percent(share)), bar);
   return row;
+}
+
+function percent(share) {
+  return `${(100 * share).toFixed(1)}%`;
 }
 
 function showStatus(text, bad = false) {

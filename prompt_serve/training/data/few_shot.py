@@ -46,6 +46,21 @@ def few_shot(split: Split, *, shots: int, seed: int) -> Split:
     return replace(split, train=train, val=_draw(rest, k, rng) if rest.items else None)
 
 
+def without_validation(dataset: Split, drawn: Split, shots: int) -> Split:
+    """Return the images that a method learns from which needs none to validate on.
+
+    Args:
+        dataset: all images.
+        drawn: those that a sampler drew of them.
+        shots: training images per class: those that were drawn are taken. 0 takes all images but
+            the test images.
+    """
+    if shots:
+        return replace(drawn, val=None)
+    given = (*dataset.train.items, *(dataset.val.items if dataset.val else ()))
+    return replace(drawn, train=drawn.train.with_items(given), val=None)
+
+
 def shot_faults(split: Split, shots: int) -> list[str]:
     """Return a line for each class with training images, but fewer than ``shots``."""
     return [

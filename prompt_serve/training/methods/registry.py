@@ -100,6 +100,8 @@ def _fault(method: object, name: str) -> str | None:
         return f"it is a {type(method).__name__}, not a Method"
     if method.name != name:
         return f"the method is named {method.name!r}"
+    if method.learner and method.closed_form:
+        return "it has both a learner and a closed form; a method learns in one way"
     settings = method.settings
     if not (isinstance(settings, type) and issubclass(settings, MethodSettings)):
         return f"its settings are {settings!r}, not a subclass of MethodSettings"

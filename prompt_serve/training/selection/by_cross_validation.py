@@ -18,9 +18,9 @@ from typing import Any, Final
 import numpy as np
 
 from prompt_serve.calibration import fit_temperature
-from prompt_serve.closed_form.cross_validation import OutOfFold, cross_entropy, cross_validate
+from prompt_serve.closed_form.cross_validation import OutOfFold, cross_entropy
 from prompt_serve.closed_form.folds import NEVER_HELD_OUT, stratified_folds
-from prompt_serve.closed_form.learn import rounded_scores
+from prompt_serve.closed_form.learn import first_that_fits, stored_bytes
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import class_logits
@@ -29,10 +29,8 @@ from prompt_serve.training.config import TrainConfig, make_config
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet
 from prompt_serve.training.evaluate import class_features_of
-from prompt_serve.training.findings import findings
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress
-from prompt_serve.training.results import draft_prompt
 from prompt_serve.training.selection.by_validation import (
     TOO_LARGE,
     Candidate,
@@ -41,7 +39,8 @@ from prompt_serve.training.selection.by_validation import (
     mark_frontier,
 )
 from prompt_serve.training.sweep import Job, fit_jobs, learning_rates
-from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
+from prompt_serve.training.trainer import BestFit, Trainer
+from prompt_serve.training.without_torch.outcome import NO_EXTRAS, Extras
 from prompt_serve.types import DoubleArray, IntArray
 
 MAX_BYTES: Final = 16_384
@@ -70,6 +69,7 @@ class _Trial:
     row: Candidate
     logits: DoubleArray  # (N', C)
     correct: DoubleArray  # (N',) 1.0 where the image is classified correctly
+    final: BestFit | None = None  # of all images, where it was learned from them already
 
 
 class _Folds:
@@ -82,11 +82,6 @@ class _Folds:
         self.text_features = trainer.text_features(self.plan)
         self.folds = stratified_folds(self.features.labels, seed=config.seed)
         self.images = np.flatnonzero(self.folds != NEVER_HELD_OUT)  # (N',)
-        if not len(self.images):
-            raise ConfigInvalid(
-                "Method 'auto' chooses by leaving images out, but every class has a single image. "
-                "Name a method, for example --method class-vectors, or add images."
-            )
 
     @property
     def labels(self) -> IntArray:
@@ -127,6 +122,7 @@ def select_by_cross_validation(
     workers: int = 4,
     progress: Progress = SILENT,
     on_candidate: Callable[[Candidate], object] = lambda candidate: None,
+    extras: Extras = NO_EXTRAS,
 ) -> MethodSelection:
     """Choose a method by cross-validation, and learn it from all training and validation images.
 
@@ -143,9 +139,11 @@ def select_by_cross_validation(
         workers: threads that decode images.
         progress: shows progress bars.
         on_candidate: called with each candidate once it has been measured.
+        extras: what is made beside the learned numbers; a sketch counts for ``max_bytes``.
 
     Raises:
-        ConfigInvalid: there is one class, or no class has two images; or ``max_bytes`` is negative.
+        ConfigInvalid: there is one class, or ``max_bytes`` is negative; or a prompt is requested,
+            and no class has two images.
     """
     started = time.monotonic()
     if max_bytes < 0:
@@ -155,8 +153,18 @@ def select_by_cross_validation(
             f"There is one class only, {dataset.class_names[0]!r}. Add a folder of images that do "
             f"not show it: with one class every answer has probability 1."
         )
-    trainer = Trainer(backbone, dataset, cache=cache, workers=workers, progress=progress)
+    trainer = Trainer(
+        backbone, dataset, cache=cache, workers=workers, progress=progress, extras=extras
+    )
     folds = _Folds(trainer, make_config(config.shared(), method="zero-shot"), name)
+    keeps_sketch = extras.sketch is not False
+    if not len(folds.images):
+        if open_vocabulary:
+            raise ConfigInvalid(
+                "Prompts are chosen by leaving images out, but every class has a single image. "
+                "Name a method, for example --method qcoop, or add images."
+            )
+        return _without_choice(folds, max_bytes, keeps_sketch=keeps_sketch)
     zero_shot = class_logits(
         folds.features.plain[folds.images], folds.text_features, backbone.logit_scale
     )
@@ -164,7 +172,7 @@ def select_by_cross_validation(
     trials[0] = replace(trials[0], row=replace(trials[0].row, size_bytes=0))
     skipped: list[Candidate] = []
     if not open_vocabulary:
-        trials += _class_vector_trials(folds, max_bytes, skipped)
+        trials += _class_vector_trials(folds, max_bytes, skipped, keeps_sketch=keeps_sketch)
     for position, described in enumerate(PROMPTS):
         left = max_seconds - (time.monotonic() - started)
         limit = None if open_vocabulary and position == 0 else left
@@ -179,11 +187,9 @@ def select_by_cross_validation(
     chosen = trials[best]
     rows = mark_frontier([*skipped, *(replace(t.row, chosen=t is chosen) for t in trials)])
     plan = trainer.plan_all(chosen.config, name)
-    learned = _learned(trainer, plan, folds, progress)
-    result = trainer.finish(plan, learned, folds.held(chosen.logits))
-    about = findings(dataset, result.comparisons, backbone.ref.id, workers=workers)
+    result = trainer.finish(plan, _learned(chosen, folds, progress), folds.held(chosen.logits))
     note = f"Chosen by cross-validation among {len(trials)} candidates: {chosen.row.label}."
-    result = replace(result, notes=(*result.notes, note, *about))
+    result = replace(result, notes=(*result.notes, note))
     return MethodSelection(result=result, candidates=rows)
 
 
@@ -210,27 +216,43 @@ def smallest_within_one_standard_error(
     return min(able, key=lambda i: (sizes[i], losses[i]))
 
 
-def _class_vector_trials(folds: _Folds, max_bytes: int, skipped: list[Candidate]) -> list[_Trial]:
+def _without_choice(folds: _Folds, max_bytes: int, *, keeps_sketch: bool) -> MethodSelection:
+    """Learn class means where no image can be left out to choose by."""
+    shape = folds.text_features.shape
+    bits = first_that_fits(WIDTHS, shape, max_bytes, sketch=keeps_sketch)
+    if bits is None:
+        config = folds.config
+        note = f"No class vectors fit into {max_bytes:,} bytes: the result is zero-shot."
+    else:
+        config = make_config(folds.config.shared(), method="class-vectors", bits=bits)
+        note = "The result is the mean image features of each class (class-vectors)."
+    plan = replace(folds.plan, config=config)
+    result = folds.trainer.finish(plan, folds.trainer.fit([plan])[0])
+    size = result.prompt.payload_bytes
+    row = replace(describe_candidate(config), size_bytes=size, chosen=True)
+    result = replace(result, notes=(*result.notes, note))
+    return MethodSelection(result=result, candidates=(row,))
+
+
+def _class_vector_trials(
+    folds: _Folds, max_bytes: int, skipped: list[Candidate], *, keeps_sketch: bool
+) -> list[_Trial]:
     """Cross-validate class vectors at the largest width that fits the budget."""
     started = time.monotonic()
     for bits in WIDTHS:
         config = make_config(folds.config.shared(), method="class-vectors", bits=bits)
-        plan = replace(folds.plan, config=config)
-        size = folds.trainer.draft(plan, folds.trainer.fit([plan])[0]).payload_bytes
-        if size <= max_bytes:
-            break
-        row = replace(describe_candidate(config), size_bytes=size, skipped=TOO_LARGE)
-        skipped.append(row)
-    else:
-        return []
-    features, labels = folds.features.plain, folds.features.labels
-    n_classes, text_features = len(folds.text_features), folds.text_features
-    settings = cross_validate(
-        features, labels, n_classes, seed=folds.config.seed, text_features=text_features
-    )
-    logits = rounded_scores(features, labels, n_classes, settings, bits, text_features)
-    trial = folds.trial(config, logits, time.monotonic() - started)
-    return [replace(trial, row=replace(trial.row, size_bytes=size))]
+        size = stored_bytes(folds.text_features.shape, bits, sketch=keeps_sketch)
+        if size > max_bytes:
+            row = replace(describe_candidate(config), size_bytes=size, skipped=TOO_LARGE)
+            skipped.append(row)
+            continue
+        final = folds.trainer.fit([replace(folds.plan, config=config)])[0]
+        if final.classes is None or final.classes.out_of_fold is None:
+            raise TypeError("Class vectors of images that can be left out have their scores.")
+        logits = final.classes.out_of_fold.logits
+        trial = folds.trial(config, logits, time.monotonic() - started)
+        return [replace(trial, row=replace(trial.row, size_bytes=size), final=final)]
+    return []
 
 
 def _prompt_trials(
@@ -294,12 +316,13 @@ def _fit(
 
 
 def _draft(folds: _Folds, config: TrainConfig, best: BestFit) -> Prompt:
-    trainer = folds.trainer
-    return draft_prompt(trainer.backbone, trainer.class_names, config, best.fitted, "draft")
+    return folds.trainer.draft(replace(folds.plan, config=config), best)
 
 
-def _learned(trainer: Trainer, plan: PromptPlan, folds: _Folds, progress: Progress) -> BestFit:
-    """Learn the chosen candidate from all images."""
-    if METHODS[plan.config.method].learner is None:
-        return trainer.fit([plan])[0]
-    return _fit(folds, plan.config, [np.arange(len(folds.folds))], progress)[0]
+def _learned(chosen: _Trial, folds: _Folds, progress: Progress) -> BestFit:
+    """Learn the chosen candidate from all images, unless it was learned from them already."""
+    if chosen.final is not None:
+        return chosen.final
+    if METHODS[chosen.config.method].learner is None:
+        return BestFit(config=chosen.config, fitted=None)
+    return _fit(folds, chosen.config, [np.arange(len(folds.folds))], progress)[0]

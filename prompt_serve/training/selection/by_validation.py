@@ -28,7 +28,7 @@ from prompt_serve.training.methods.adapt import AdaptSettings
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.training.settings import defaults_of
 from prompt_serve.training.trainer import BestFit, PromptPlan, Trainer
-from prompt_serve.training.without_torch.outcome import TrainingResult
+from prompt_serve.training.without_torch.outcome import NO_EXTRAS, Extras, TrainingResult
 
 CandidateSet = Literal["text", "all"]
 TOO_LARGE = "larger than the budget"
@@ -113,6 +113,7 @@ def select_method(
     workers: int = 4,
     progress: Progress = SILENT,
     on_candidate: OnCandidate = lambda candidate: None,
+    extras: Extras = NO_EXTRAS,
 ) -> MethodSelection:
     """Learn every candidate whose learned numbers fit into ``max_bytes``, and select the best.
 
@@ -134,13 +135,16 @@ def select_method(
         workers: threads that decode images.
         progress: shows progress bars.
         on_candidate: called with each candidate once it has been measured.
+        extras: what is made beside the learned numbers; a sketch counts for ``max_bytes``.
 
     Raises:
         ConfigInvalid: there are no validation images to select by, or ``max_bytes`` is negative.
     """
     if max_bytes < 0:
         raise ConfigInvalid(f"max_bytes is {max_bytes}; expected 0 or more.")
-    trainer = Trainer(backbone, dataset, cache=cache, workers=workers, progress=progress)
+    trainer = Trainer(
+        backbone, dataset, cache=cache, workers=workers, progress=progress, extras=extras
+    )
     images = trainer.plan(config, name).images
     if images.val is None:
         raise ConfigInvalid(

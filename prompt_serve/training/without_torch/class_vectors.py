@@ -11,7 +11,12 @@ from typing import Any
 import numpy as np
 
 from prompt_serve import __version__
-from prompt_serve.closed_form.learn import LearnedClasses, learn_classes
+from prompt_serve.closed_form.learn import (
+    LearnedClasses,
+    first_that_fits,
+    learn_classes,
+    stored_bytes,
+)
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.class_features import class_features
@@ -21,15 +26,24 @@ from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.scoring import class_logits
 from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.data.features import FeatureCache, FeatureSet, image_features
-from prompt_serve.training.data.few_shot import few_shot, shot_faults
+from prompt_serve.training.data.few_shot import few_shot, without_validation
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
 from prompt_serve.training.without_torch.evaluation import (
+    Evaluation,
+    Scores,
     ZeroShotComparison,
+    compare_out_of_fold,
     evaluate,
     metrics_of,
-    unknown_threshold,
+    out_of_fold_scores,
 )
-from prompt_serve.training.without_torch.outcome import TrainingResult
+from prompt_serve.training.without_torch.outcome import (
+    NO_EXTRAS,
+    Extras,
+    TrainingResult,
+    add_class_vectors,
+    image_notes,
+)
 from prompt_serve.types import FloatArray
 
 METHOD = "class-vectors"
@@ -48,8 +62,8 @@ class ClassVectorRun:
     template: str = DEFAULT_TEMPLATE
     unknown_share: float = 0.0  # share of held-out images that may be answered with "unknown"
 
-    def to_dict(self, learned: LearnedClasses, bits: int) -> dict[str, Any]:
-        """Return the settings and what cross-validation chose, as the prompt file stores them."""
+    def to_dict(self, bits: int) -> dict[str, Any]:
+        """Return the settings as the prompt file stores them."""
         return {
             "method": METHOD,
             "shots": self.shots,
@@ -58,8 +72,6 @@ class ClassVectorRun:
             "unknown_share": self.unknown_share,
             "bits": bits,
             "text_prior": self.text_prior,
-            "shrinkage": learned.shrinkage,
-            "text_weight": round(learned.text_factor, 4),
         }
 
 
@@ -72,6 +84,7 @@ def train_class_vectors(
     cache: FeatureCache | None = None,
     workers: int = 4,
     progress: Progress = SILENT,
+    extras: Extras = NO_EXTRAS,
 ) -> TrainingResult:
     """Learn class vectors for ``dataset``; test images are evaluated once, at the end.
 
@@ -83,12 +96,13 @@ def train_class_vectors(
         cache: feature cache; None keeps nothing on disk.
         workers: threads that decode images.
         progress: shows progress bars.
+        extras: what is made beside the class vectors.
 
     Raises:
         ConfigInvalid: there is one class only, or no width fits into ``run.max_bytes``.
         PromptTooLong: a class name does not fit into the text encoder.
     """
-    return _Training(encoders, dataset, run, name, cache, workers, progress).result()
+    return _Training(encoders, dataset, run, name, cache, workers, progress, extras).result()
 
 
 class _Training:
@@ -103,10 +117,13 @@ class _Training:
         cache: FeatureCache | None,
         workers: int,
         progress: Progress,
+        extras: Extras,
     ) -> None:
         self._encoders, self._run, self._name = encoders, run, name
         self._cache, self._workers, self._progress = cache, workers, progress
-        self._images = _drawn(dataset, run)
+        self._extras = extras
+        drawn = few_shot(dataset, shots=run.shots, seed=run.seed)
+        self._images = without_validation(dataset, drawn, run.shots)
         self._timer = StageTimer()
         with self._timer("features"):
             self._zero_shot = self._class_features(self._template_prompt())
@@ -132,42 +149,39 @@ class _Training:
             comparisons=comparisons,
             history=(),
             images=counts,
-            notes=_image_notes(images, self._run.shots),
+            notes=image_notes(images, self._run.shots, needs_validation=False),
             seconds=self._timer.seconds,
+            train_accuracy=self._evaluate(stored, self._train).accuracy,
+            scores=self._scores(learned, finished, test) if self._extras.scores else None,
         )
 
     def _within_budget(self) -> tuple[LearnedClasses, Prompt]:
         """Learn with the first number of bits whose tensors fit."""
-        run, train = self._run, self._train
-        for bits in run.bits:
-            learned = learn_classes(
-                train.plain,
-                train.labels,
-                len(self._zero_shot),
-                logit_scale=self._logit_scale,
-                bits=bits,
-                seed=run.seed,
-                text_features=self._zero_shot if run.text_prior else None,
+        run, train, zero_shot = self._run, self._train, self._zero_shot
+        keeps_sketch = self._extras.sketch is not False
+        bits: int | None = run.bits[0]
+        if run.max_bytes is not None:
+            bits = first_that_fits(run.bits, zero_shot.shape, run.max_bytes, sketch=keeps_sketch)
+        if bits is None:
+            least = min(stored_bytes(zero_shot.shape, b, sketch=keeps_sketch) for b in run.bits)
+            raise ConfigInvalid(
+                f"Class vectors for {len(zero_shot)} classes take {least:,} bytes or more; the "
+                f"limit is {run.max_bytes:,}. Raise it with --max-bytes."
             )
-            draft = self._draft(learned, bits)
-            if run.max_bytes is None or draft.payload_bytes <= run.max_bytes:
-                return learned, draft
-        raise ConfigInvalid(
-            f"Class vectors for {len(self._zero_shot)} classes take {draft.payload_bytes:,} bytes "
-            f"or more; the limit is {run.max_bytes:,}. Raise it with --max-bytes."
+        learned = learn_classes(
+            train.plain,
+            train.labels,
+            len(zero_shot),
+            logit_scale=self._logit_scale,
+            bits=bits,
+            seed=run.seed,
+            text_features=zero_shot if run.text_prior else None,
         )
-
-    def _draft(self, learned: LearnedClasses, bits: int) -> Prompt:
-        return replace(
-            self._template_prompt(),
-            method=METHOD,
-            classes=learned.classes,
-            temperature=learned.temperature,
-            unknown_below=unknown_threshold(learned, self._run.unknown_share),
-            sketch=learned.sketch,
-            unlike_below=learned.unlike_below,
-            training=self._run.to_dict(learned, bits),
-        )
+        template = replace(self._template_prompt(), method=METHOD, training=run.to_dict(bits))
+        draft = add_class_vectors(template, learned, run.unknown_share)
+        if not keeps_sketch:
+            draft = replace(draft, sketch=None, unlike_below=-1.0)
+        return learned, draft
 
     def _template_prompt(self) -> Prompt:
         """Return a prompt that has the class names in the template, and nothing learned."""
@@ -186,22 +200,35 @@ class _Training:
         self, learned: LearnedClasses, stored: Prompt, test: FeatureSet | None
     ) -> Mapping[str, ZeroShotComparison]:
         """Compare with the class names alone: held-out training images, and the test images."""
-        found = {}
-        held = learned.out_of_fold
+        found, held = {}, learned.out_of_fold
         if held is not None:
-            found["cross-validation"] = ZeroShotComparison(
-                zero_shot=evaluate(
-                    self._logits(self._train.plain[held.images], self._zero_shot), held.labels
-                ),
-                prompt=evaluate(held.logits.astype(np.float32), held.labels),
-            )
+            zero_shot = self._logits(self._train.plain[held.images], self._zero_shot)
+            found["cross-validation"] = compare_out_of_fold(held, zero_shot)
         if test is not None:
-            classes = self._class_features(stored)
             found["test"] = ZeroShotComparison(
                 zero_shot=evaluate(self._logits(test.plain, self._zero_shot), test.labels),
-                prompt=evaluate(self._logits(test.plain, classes), test.labels, stored),
+                prompt=self._evaluate(stored, test),
             )
         return found
+
+    def _evaluate(self, prompt: Prompt, images: FeatureSet) -> Evaluation:
+        logits = self._logits(images.plain, self._class_features(prompt))
+        return evaluate(logits, images.labels, prompt, images.plain)
+
+    def _scores(
+        self, learned: LearnedClasses, prompt: Prompt, test: FeatureSet | None
+    ) -> Scores | None:
+        """Return the scores of the test images, else of training images that were held out."""
+        if test is not None and self._images.test is not None:
+            logits = self._logits(test.plain, self._class_features(prompt))
+            items = self._images.test.items
+            return Scores.of_images("test", items, prompt, logits, test.plain)
+        if learned.out_of_fold is None:
+            return None
+        items = self._images.train.items
+        return out_of_fold_scores(
+            learned.out_of_fold, prompt, items, self._train.plain, seed=self._run.seed
+        )
 
     def _features(self, part: str, images: ImageSet) -> FeatureSet:
         with (
@@ -221,20 +248,3 @@ class _Training:
     @property
     def _logit_scale(self) -> float:
         return self._encoders.bundle.manifest.logit_scale
-
-
-def _drawn(dataset: Split, run: ClassVectorRun) -> Split:
-    """Return the images to learn from: with shots those drawn, else all but the test images."""
-    if run.shots:
-        return replace(few_shot(dataset, shots=run.shots, seed=run.seed), val=None)
-    given = (*dataset.train.items, *(dataset.val.items if dataset.val else ()))
-    return replace(dataset, train=dataset.train.with_items(given), val=None)
-
-
-def _image_notes(images: Split, shots: int) -> tuple[str, ...]:
-    notes = []
-    if images.test is None:
-        notes.append("There are no test images; the accuracy on new images was not measured.")
-    if fewer := shot_faults(images, shots):
-        notes.append(f"{len(fewer)} classes have fewer than {shots} training images.")
-    return tuple(notes)

@@ -7,10 +7,16 @@ from typing import Any
 import numpy as np
 
 from prompt_serve.calibration import calibrate, expected_calibration_error
+from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
+from prompt_serve.closed_form.sketch import held_out_similarities
+from prompt_serve.measures import confusions, wilson_interval
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import calibrated
+from prompt_serve.training.data.dataset import LabeledImage
 from prompt_serve.types import FloatArray, IntArray
+
+MOST_CONFUSIONS = 10  # pairs of classes that an evaluation keeps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,14 @@ class Evaluation:
     calibration_error: float  # expected calibration error, 0..1
     unknown: float = 0.0  # share of images answered with "unknown"
     known_accuracy: float | None = None  # of the other images; None where all are unknown
+    predicted: tuple[int, ...] = ()  # images per predicted class
+    # Most frequent confusions: class, predicted class, images.
+    confusions: tuple[tuple[int, int, int], ...] = ()
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the accuracy."""
+        return wilson_interval(round(self.accuracy * self.images), self.images)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the metrics of a prompt file, rounded to four digits."""
@@ -47,6 +61,34 @@ class ZeroShotComparison:
     prompt: Evaluation
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """Scores of a finished prompt on images that it was not learned from."""
+
+    part: str  # of the dataset, or "cross-validation"
+    images: tuple[LabeledImage, ...]  # N
+    logits: FloatArray  # (N, C), before the temperature of the prompt
+    similarities: FloatArray | None  # (N,) to the prompt's sketch; None without one
+
+    @classmethod
+    def of_images(
+        cls,
+        part: str,
+        images: tuple[LabeledImage, ...],
+        prompt: Prompt,
+        logits: FloatArray,
+        features: FloatArray,
+    ) -> "Scores":
+        """Return the scores of N images with logits (N, C) and features (N, E)."""
+        similarities = None if prompt.sketch is None else prompt.sketch.similarities(features)
+        return cls(part=part, images=images, logits=logits, similarities=similarities)
+
+    @property
+    def labels(self) -> IntArray:
+        """Labels (N,)."""
+        return np.asarray([image.label for image in self.images], dtype=np.int64)
+
+
 def evaluate(
     logits: FloatArray,
     labels: IntArray,
@@ -63,11 +105,11 @@ def evaluate(
     """
     temperature = prompt.temperature if prompt else 1.0
     probabilities = calibrated(logits, temperature)
-    right = logits.argmax(axis=1) == labels
+    predicted = logits.argmax(axis=1)
+    right = predicted == labels
     known = probabilities.max(axis=1) >= (prompt.unknown_below if prompt else 0.0)
     if prompt and prompt.sketch and features is not None:
-        similarities = (features @ prompt.sketch.directions().T).max(axis=1)  # (N,)
-        known &= similarities >= prompt.unlike_below
+        known &= prompt.sketch.similarities(features) >= prompt.unlike_below
     return Evaluation(
         images=len(labels),
         accuracy=float(right.mean()),
@@ -78,6 +120,56 @@ def evaluate(
         calibration_error=expected_calibration_error(probabilities, labels),
         unknown=float(1.0 - known.mean()),
         known_accuracy=float(right[known].mean()) if known.any() else None,
+        predicted=tuple(np.bincount(predicted, minlength=logits.shape[1]).tolist()),
+        confusions=tuple(confusions(labels, predicted)[:MOST_CONFUSIONS]),
+    )
+
+
+def compare_out_of_fold(
+    held: OutOfFold, zero_shot: FloatArray, temperature: float = 1.0
+) -> ZeroShotComparison:
+    """Compare scores of held-out images with those of the template.
+
+    Args:
+        held: N' images.
+        zero_shot: (N', C) logits of the template.
+        temperature: of the held-out scores; class vectors have divided theirs by it.
+    """
+    return ZeroShotComparison(
+        zero_shot=evaluate(zero_shot, held.labels),
+        prompt=evaluate((held.logits / temperature).astype(np.float32), held.labels),
+    )
+
+
+def out_of_fold_scores(
+    held: OutOfFold,
+    prompt: Prompt,
+    images: tuple[LabeledImage, ...],
+    features: FloatArray,
+    *,
+    seed: int,
+) -> Scores:
+    """Return the scores of held-out training images; the sketch is made without them as well.
+
+    Args:
+        held: N' of the N training images.
+        prompt: what was learned from all of them.
+        images: N.
+        features: (N, E).
+        seed: of the folds.
+    """
+    # Class vectors have divided these logits by their temperature, prompts have not.
+    factor = prompt.temperature if prompt.classes is not None else 1.0
+    similarities = None
+    if prompt.sketch is not None:
+        labels = np.asarray([image.label for image in images], dtype=np.int64)
+        cosines = held_out_similarities(features, labels, len(prompt.class_names), seed=seed)
+        similarities = cosines[held.images].astype(np.float32)
+    return Scores(
+        part="cross-validation",
+        images=tuple(images[index] for index in held.images),
+        logits=(factor * held.logits).astype(np.float32),
+        similarities=similarities,
     )
 
 

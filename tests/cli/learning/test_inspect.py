@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,7 +121,7 @@ KINDS: dict[str, tuple[TextEncoding | None, ImageEncoding | None, list[str]]] = 
 }
 
 
-def written(folder: Path, kind: str, **fields: float) -> tuple[Prompt, Path]:
+def written(folder: Path, kind: str, **fields: Any) -> tuple[Prompt, Path]:
     text, image, _ = KINDS[kind]
     backbone = BackboneRef(
         id="tiny", fingerprint="0" * 64, text_width=WIDTH, embed_dim=5, context_length=16
@@ -134,7 +135,7 @@ def written(folder: Path, kind: str, **fields: float) -> tuple[Prompt, Path]:
         probe=zeros(2),
         text=text,
         image=image,
-        **fields,  # type: ignore[arg-type]  # numbers all
+        **fields,
     )
     path = folder / "pets.safetensors"
     write_prompt_file(prompt, path)
@@ -179,3 +180,52 @@ def test_calibration_is_shown(run: Run, tmp_path: Path) -> None:
 
     assert "temperature      1.235\n" in shown
     assert "unknown below    0.5\n" in shown
+
+
+PART = {
+    "images": 200,
+    "accuracy": 0.615,
+    "zero_shot_accuracy": 0.5,
+    "calibration_error": 0.031,
+    "interval": [0.546, 0.68],
+    "per_class": [0.2, None],
+    "confusions": [[0, 1, 80]],
+}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "lines"),
+    [
+        (
+            {"cross-validation": PART, "warnings": ["Never predicted (cross-validation): dog."]},
+            ["metrics",
+             "  cross-validation 61.5% of 200 images (95 % interval 54.6% to 68.0%), zero-shot "
+             "50.0%, calibration error 3.1%",
+             "    recall       cat 20%",
+             "    confused     cat as dog (80)",
+             "  warning        Never predicted (cross-validation): dog."],
+        ),
+        ({"test": {"images": 8, "accuracy": 0.5}},
+         ["metrics", "  test           50.0% of 8 images"]),
+        ({"images": {"train": 8}}, ["metrics", "  images         train 8"]),
+        ({}, ["metrics          none"]),
+        # Free form: what is not known is shown as it is.
+        ({"test": {"accuracy": "good"}}, ["metrics", '  test           accuracy "good"']),
+        ({"warnings": "none"}, ["metrics", '  warnings       "none"']),
+        ({"test": {"images": 8, "accuracy": 0.5, "per_class": [0.5]}},
+         ["metrics", "  test           accuracy 0.5, images 8, per_class [1: 0.5]"]),
+        ({"test": {"images": 8, "accuracy": 0.5, "confusions": [[0, 2, 1]]}},
+         ["metrics", "  test           accuracy 0.5, confusions [1: [0, 2, 1]], images 8"]),
+    ],
+)  # fmt: skip
+def test_what_was_measured_is_shown_with_the_names_of_the_classes(
+    run: Run, tmp_path: Path, metrics: dict[str, Any], lines: list[str]
+) -> None:
+    _, path = written(tmp_path, "low rank", metrics=metrics)
+
+    shown = run("inspect", path).output.splitlines()
+
+    first = next(i for i, line in enumerate(shown) if line.startswith("metrics"))
+    last = next(i for i, line in enumerate(shown) if line.startswith("created"))
+    assert shown[first:last] == lines
+    assert json.loads(run("inspect", path, "--json").output)["metrics"] == metrics

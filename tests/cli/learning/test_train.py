@@ -1,18 +1,21 @@
 """``prompt-serve train`` and ``inspect`` as a user runs them."""
 
+import html
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from prompt_serve.cli.learning.evaluate import evaluate
 from prompt_serve.cli.learning.inspect import inspect
 from prompt_serve.cli.learning.methods import methods
 from prompt_serve.cli.learning.train import train
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, PromptFileInvalid
-from prompt_serve.prompts.prompt_file import read_prompt_file
+from prompt_serve.prompts.prompt_file import read_prompt_file, to_bytes
 from prompt_serve.prompts.quantized_tensor import dequantize
 from prompt_serve.training.config import (
     RELATIVE_RATE,
@@ -48,7 +51,8 @@ def test_it_prints_a_report_and_writes_file_and_log(
     photos: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
     out, log = tmp_path / "out" / "c.safetensors", tmp_path / "logs" / "c.jsonl"
-    result = invoke(photos, tiny_folder, out, "--class-name", "red=crimson red", "--log", str(log))
+    given = ["--class-name", "red=crimson red", "--log", str(log), "--no-sketch"]
+    result = invoke(photos, tiny_folder, out, *given)
     assert result.exit_code == 0
     prompt = read_prompt_file(out)
     assert prompt.name == "c"
@@ -61,6 +65,7 @@ def test_it_prints_a_report_and_writes_file_and_log(
         r"crimson red +\d+\.\d% +\d+\.\d%",
         r"learned +36 numbers \(learning rate 0.01\)",
         r"payload +72 bytes",
+        r"most confused \(test, images\): \w+.* as \w+.* \(\d\)",
         rf"file +{out.stat().st_size:,} bytes, {out}",
     ):
         assert re.search(expected, result.stdout), expected
@@ -310,6 +315,120 @@ def test_auto_chooses_under_a_budget_and_writes_the_frontier(
     settings.write_text('method = "auto"\nrank = 2\n')
     with pytest.raises(ConfigInvalid, match="rank is a setting of single methods"):
         invoke(photos, tiny_folder, out, "--config", str(settings))
+
+
+def test_a_prompt_gets_a_sketch_unless_it_is_turned_off(
+    photos: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, plain = tmp_path / "a" / "x.safetensors", tmp_path / "b" / "x.safetensors"
+    result = invoke(photos, tiny_folder, out)
+    invoke(photos, tiny_folder, plain, "--no-sketch")
+    learned, without = read_prompt_file(out), read_prompt_file(plain)
+    assert learned.sketch is not None
+    shown = re.search(r"^sketch +(\d+) of these bytes", result.stdout, re.MULTILINE)
+    assert shown
+    assert int(shown[1]) == learned.payload_bytes - without.payload_bytes
+    assert without.sketch is None
+    assert learned.learned_numbers == without.learned_numbers == 36
+    kept = replace(learned, sketch=None, unlike_below=-1.0, metrics={})
+    assert to_bytes(kept) == to_bytes(replace(without, metrics={}))
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "has_sketch"),
+    [("coop", (), True), ("qcoop", (), True), ("vpt", (), True), ("maple", (), True),
+     ("dip", ("--seeds", "1,2"), True), ("dip", ("--seeds", "1,2", "--no-sketch"), False),
+     ("class-vectors", (), True), ("class-vectors", ("--no-sketch",), False),
+     ("auto", (), True), ("auto", ("--no-sketch",), False),
+     ("auto", ("--candidates", "text", "--max-bytes", "200"), True),
+     ("zero-shot", (), False), ("zero-shot", ("--sketch",), False)],
+)  # fmt: skip
+def test_whatever_is_learned_from_images_gets_a_sketch(
+    photos: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    method: str,
+    options: tuple[str, ...],
+    has_sketch: bool,
+) -> None:
+    out = tmp_path / "x.safetensors"
+    result = invoke(photos, tiny_folder, out, "--method", method, "--epochs", "1", *options)
+    assert result.exit_code == 0, result.output
+    prompt = read_prompt_file(next(tmp_path.glob("x*.safetensors")))
+    assert (prompt.sketch is not None) == has_sketch
+    assert (prompt.unlike_below > -1) == has_sketch
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [((), "test"), (("--method", "auto"), "test"), (("--method", "class-vectors"), "test"),
+     (("--method", "zero-shot"), "test"), (("--method", "vpt"), "test")],
+)  # fmt: skip
+def test_the_page_of_a_training_is_that_of_its_test_images(
+    photos: Path, tiny_folder: Path, tmp_path: Path, options: tuple[str, ...], part: str
+) -> None:
+    out, page = tmp_path / "x.safetensors", tmp_path / "pages" / "x.html"
+    result = invoke(photos, tiny_folder, out, *options, "--report", str(page))
+    assert result.exit_code == 0, result.output
+    assert f"report       {page}" in result.stdout
+    again = tmp_path / "again.html"
+    evaluated = CliRunner().invoke(
+        evaluate,
+        [str(out), str(photos), "--backbone", str(tiny_folder), "--report", str(again)],
+        catch_exceptions=False,
+    )
+    assert evaluated.exit_code == 0, evaluated.output
+    # The same as of evaluate with the file, but for the notes and what was drawn.
+    differing = re.compile(r'<ul class="notes">.*?</ul>|<section id="data".*</section>', re.DOTALL)
+    text = page.read_text()
+    assert differing.sub("", text) == differing.sub("", again.read_text())
+    assert f"of part {part}" in text
+    noted = re.findall(r"^Note: (.*)$", result.stdout, re.MULTILINE)
+    assert noted
+    assert all(html.escape(note) in text for note in noted)
+
+
+@pytest.mark.parametrize(
+    ("method", "part", "images", "left_out"),
+    [("auto", "cross-validation", 16, "nothing"),
+     ("class-vectors", "cross-validation", 16, "nothing"),
+     ("class-vectors --shots 3", "cross-validation", 12, "4 images that were not drawn"),
+     ("dip", "val", 4, "16 images of part train"), ("maple", "val", 4, "16 images of part train"),
+     ("zero-shot", "val", 4, "16 images of part train")],
+)  # fmt: skip
+def test_without_test_images_the_page_shows_images_that_were_left_out(
+    tiny_folder: Path, tmp_path: Path, method: str, part: str, images: int, left_out: str
+) -> None:
+    root = draw_dataset(tmp_path / "photos", all=5 if part == "val" else 4)
+    out, page = tmp_path / "x.safetensors", tmp_path / "x.html"
+    given = ["--shots", "4", "--method", *method.split(), "--report", str(page)]
+    result = invoke(root, tiny_folder, out, *given)
+    assert result.exit_code == 0, result.output
+    prompt = read_prompt_file(out)
+    assert prompt.metrics[part]["images"] == images
+    text = page.read_text()
+    shown = "train (left out in turn)" if part == "cross-validation" else part
+    assert f"{images} of part {shown}" in text
+    assert f"Left out: {left_out}" in text
+    accuracy = re.search(r'accuracy<strong><data value="([0-9.]+)"', text)
+    assert accuracy
+    assert float(accuracy[1]) == pytest.approx(prompt.metrics[part]["accuracy"], abs=1e-3)
+    error = re.search(r'calibration error<strong><data value="([0-9.e-]+)"', text)
+    assert error
+    assert float(error[1]) == pytest.approx(prompt.metrics[part]["calibration_error"], abs=1e-3)
+
+
+def test_a_page_needs_images_that_were_left_out(tiny_folder: Path, tmp_path: Path) -> None:
+    root = draw_dataset(tmp_path / "photos", all=1)
+    page = tmp_path / "x.html"
+    given = ["--method", "auto", "--shots", "1", "--report", str(page)]
+    result = invoke(root, tiny_folder, tmp_path / "x.safetensors", *given)
+    assert "not written: no image was held out" in result.stdout
+    assert "Every class has a single image" in result.stdout
+    assert not page.exists()
+    both = [*given[2:], "--seeds", "1,2"]
+    refused = invoke(root, tiny_folder, tmp_path / "x.safetensors", *both)
+    assert "--report is for one run" in refused.stderr
 
 
 def test_without_options_all_images_are_used_and_a_method_is_chosen(

@@ -38,6 +38,21 @@ def test_class_vectors_are_learned(tmp_path: Path, photos: Path, method: tuple[s
     assert prompt.metrics["test"]["accuracy"] >= 0.9
     assert "test " in report
     assert json.loads(log.read_text())["metrics"] == prompt.metrics
+    assert prompt.sketch is not None
+    assert prompt.metrics["train_accuracy"] >= 0.9
+    low, high = prompt.metrics["cross-validation"]["interval"]
+    assert low <= prompt.metrics["cross-validation"]["accuracy"] <= high
+
+
+def test_sketch_and_page_are_as_with_torch(tmp_path: Path, photos: Path) -> None:
+    page = tmp_path / "x.html"
+
+    status, report = train(tmp_path, photos, "--no-sketch", "--report", str(page))
+
+    assert status == 0, report
+    assert read_prompt_file(tmp_path / "out.safetensors").sketch is None
+    assert "12 of part test" in page.read_text()
+    assert "of these bytes" not in report
 
 
 def test_settings_come_from_options_and_from_a_file(tmp_path: Path, photos: Path) -> None:

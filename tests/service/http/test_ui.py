@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import Served
-from tests.service.prompts import picture
+from tests.service.prompts import learned_prompt, picture
 from tests.service.secured_service import SecuredService
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,6 +100,62 @@ def test_tasks_are_selected_images_added_and_predictions_shown(
     assert curl.startswith(f"curl {served.url}/v1/classify")
     assert "-F 'image=@it'\\''s good.png'" in curl
     assert "-F task=page-weather" in curl
+
+
+MEASURED = {
+    "val": {"accuracy": 0.9, "images": 20, "per_class": [1.0, 0.9, 0.8], "interval": [0.7, 0.97]},
+    "test": {
+        "accuracy": 0.612, "images": 85, "zero_shot_accuracy": 0.4, "interval": [0.506, 0.708],
+        "per_class": [0.9, None, 0.25], "confusions": [[2, 0, 17], [0, 2, 3]],
+    },
+    "images": {"train": 40},
+    "warnings": ["Never predicted (test): <b>soft</b>."],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
+@pytest.mark.parametrize(
+    ("metrics", "expected"),
+    [
+        (
+            MEASURED,
+            ["val: 90.0% of 20 images, 95 % interval 70.0% to 97.0%",
+             "test: 61.2% of 85 images, 95 % interval 50.6% to 70.8%; class names alone 40.0%",
+             "Most confused: soft as ripe (17), ripe as soft (3)", "soft25.0%", "ripe90.0%",
+             "Never predicted (test): <b>soft</b>."],
+        ),
+        ({}, ["The prompt file holds no measured accuracy."]),
+        ({"accuracy": 0.5, "note": "by hand"}, ["holds no measured accuracy"]),
+        ({"test": {"accuracy": 0.5, "images": 8}}, ["test: 50.0% of 8 images"]),
+        ({"test": {"accuracy": 0.5, "images": 8, "per_class": [0.5], "confusions": [[7, 0, 1]]}},
+         ["test: 50.0% of 8 images", "ripe50.0%"]),
+    ],
+)  # fmt: skip
+def test_the_page_shows_what_was_measured_of_a_task(
+    browser: Browser,
+    served: Served,
+    http: httpx.Client,
+    tiny_backbone: Backbone,
+    metrics: dict[str, Any],
+    expected: list[str],
+    width: int,
+) -> None:
+    prompt = replace(learned_prompt(tiny_backbone, ["ripe", "raw", "soft"]), metrics=metrics)
+    http.put("/v1/tasks/page-facts", content=to_bytes(prompt)).raise_for_status()
+    assert http.get("/v1/tasks/page-facts").json()["metrics"] == metrics
+    tab = Watched(browser, served.url, viewport={"width": width, "height": 800})
+    tab.page.goto("/v1/ui")
+    row = tab.page.locator("#tasks li", has_text="page-facts")
+    row.locator("summary").focus()
+    tab.page.keyboard.press("Enter")
+
+    facts = row.locator(".facts")
+    expect(facts).to_contain_text("dip, ", timeout=PATIENCE_MS)
+    for text in expected:
+        expect(facts).to_contain_text(text)
+    assert facts.locator("b").count() == 0
+    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.complaints == []
 
 
 def test_the_curl_line_is_one_that_works(

@@ -68,6 +68,12 @@ def test_a_method_of_another_package_is_found(folder: Path) -> None:
             SHIFT.replace('number(0.0, -1.0, 1.0, "Value of the shift before training.")', "0.0"),
             "its settings have no bounds and no help: first_shift",
         ),
+        (
+            "two_ways",
+            SHIFT + "\nfrom dataclasses import replace\n"
+            "METHOD = replace(METHOD, closed_form=lambda inputs, settings: None)\n",
+            "it has both a learner and a closed form",
+        ),
     ],
 )
 def test_a_faulty_method_is_named_with_its_package_and_harms_no_other(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,13 @@ from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
-from prompt_serve.training.data.features import FeatureCache
+from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.selection.by_cross_validation import (
     select_by_cross_validation,
     smallest_within_one_standard_error,
 )
+from prompt_serve.training.without_torch.outcome import Extras
 from tests.drawings import draw_dataset
 
 CONFIG = make_config(method="zero-shot", shots=0)
@@ -40,6 +42,10 @@ def test_class_vectors_are_chosen_and_use_every_image(
     validated = comparisons["cross-validation"]
     assert validated.prompt.images == 80
     assert validated.prompt.accuracy > validated.zero_shot.accuracy + 0.2
+    # The file's scores: those that the choice was made by.
+    (chosen,) = [row for row in selection.candidates if row.chosen]
+    assert chosen.val_accuracy == validated.prompt.accuracy
+    assert chosen.size_bytes == prompt.payload_bytes
     assert abs(comparisons["test"].prompt.accuracy - validated.prompt.accuracy) < 0.15
     (skipped,) = [row for row in selection.candidates if row.skipped]
     assert skipped.method == "qcoop"
@@ -120,10 +126,44 @@ def test_one_class_is_refused_with_the_way_out(tiny_backbone: Backbone, tmp_path
         select_by_cross_validation(tiny_backbone, replace(split, train=one), CONFIG)
 
 
-def test_single_images_cannot_be_left_out(tiny_backbone: Backbone, tmp_path: Path) -> None:
-    root = draw_dataset(tmp_path, train=1)
+@pytest.mark.parametrize(
+    ("options", "bits"),
+    [({}, 4), ({"max_bytes": 100}, 2), ({"max_bytes": 60}, 1), ({"max_bytes": 5}, None),
+     ({"extras": Extras(sketch=False)}, 4)],
+)  # fmt: skip
+def test_single_images_give_class_means_and_a_note(
+    tiny_backbone: Backbone, tmp_path: Path, options: dict[str, Any], bits: int | None
+) -> None:
+    split = read_dataset(draw_dataset(tmp_path, train=1, test=6))
+    result = select_by_cross_validation(tiny_backbone, split, CONFIG, **options).result
+    prompt = result.prompt
+    assert result.notes[0].startswith("Every class has a single image")
+    expected = "zero-shot" if bits is None else "class-vectors"
+    assert expected in result.notes[-1]
+    assert list(result.comparisons) == ["test"]
+    assert prompt.payload_bytes <= options.get("max_bytes", 1000)
+    if bits is None:
+        assert prompt.method == "zero-shot"
+        return
+    assert prompt.training["bits"] == bits
+    assert (prompt.sketch is None) == ("extras" in options)
+    # The features of the only images, less what all have in common.
+    means = image_features(split.train, tiny_backbone).plain.astype(np.float64)
+    means -= means.mean(axis=0)
+    assert prompt.classes is not None
+    vectors = prompt.classes.class_features()[0].astype(np.float64)
+    vectors -= vectors.mean(axis=0)
+    cosines = (means * vectors).sum(axis=1)
+    cosines /= np.linalg.norm(means, axis=1) * np.linalg.norm(vectors, axis=1)
+    assert cosines.min() > {4: 0.95, 2: 0.8, 1: 0.5}[bits]
+
+
+def test_prompts_are_not_chosen_without_an_image_to_leave_out(
+    tiny_backbone: Backbone, tmp_path: Path
+) -> None:
+    split = read_dataset(draw_dataset(tmp_path, train=1))
     with pytest.raises(ConfigInvalid, match="every class has a single image"):
-        select_by_cross_validation(tiny_backbone, read_dataset(root), CONFIG)
+        select_by_cross_validation(tiny_backbone, split, CONFIG, open_vocabulary=True)
 
 
 def test_the_smallest_of_what_is_as_good_is_taken() -> None:

@@ -123,6 +123,15 @@ def test_the_first_width_that_fits_is_taken(encoders: OnnxEncoders, photos: Spli
         train_class_vectors(encoders, photos, ClassVectorRun(bits=(4, 1), max_bytes=100))
 
 
+def test_single_images_give_class_means_and_a_note(encoders: OnnxEncoders, tmp_path: Path) -> None:
+    one = read_dataset(draw_dataset(tmp_path, train=1, test=2))
+
+    result = train_class_vectors(encoders, one, ClassVectorRun())
+
+    assert list(result.comparisons) == ["test"]
+    assert result.notes[0].startswith("Every class has a single image")
+
+
 def test_features_of_pytorch_and_of_onnx_runtime_are_cached_apart(encoders: OnnxEncoders) -> None:
     backbone = load_backbone("embedded-vit")
 
