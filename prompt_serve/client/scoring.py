@@ -45,6 +45,7 @@ class ScoredImage:
     classes: tuple[ClassScore, ...]  # best first; empty for an error
     error: Problem | None
     unknown: bool = False  # the best probability is below the task's threshold
+    labels: tuple[str, ...] | None = None  # of a multi-label task, best first; None for others
 
     @property
     def class_name(self) -> str | None:

@@ -44,7 +44,7 @@ def sketch_images(
         n_classes: C.
         seed: of the folds that the threshold comes from.
     """
-    per_class = n_classes * features.shape[1] * _CLASS_BITS <= 8 * MOST_BYTES
+    per_class = n_classes * mean_bytes(features.shape[1]) <= MOST_BYTES
     groups = labels if per_class else np.zeros_like(labels)
     n_groups, bits = (n_classes, _CLASS_BITS) if per_class else (1, _TASK_BITS)
     folds = stratified_folds(labels, seed=seed)
@@ -59,6 +59,11 @@ def sketch_images(
         encoding=_rounded_means(features, groups, n_groups, bits),
         unlike_below=float(np.quantile(known, REJECTED)) if len(known) else -1.0,
     )
+
+
+def mean_bytes(width: int) -> float:
+    """Bytes of the codes of one class mean of E numbers."""
+    return width * _CLASS_BITS / 8
 
 
 def _rounded_means(features: FloatArray, groups: IntArray, n_groups: int, bits: int) -> ImageSketch:

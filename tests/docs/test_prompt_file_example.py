@@ -60,6 +60,7 @@ def test_the_numbers_are_those_of_the_page(example: Prompt) -> None:
     assert task.classes is not None
     assert task.sketch is not None
 
+    assert isinstance(task.classes, ClassVectors)
     features, scale = task.classes.class_features()
 
     assert scale == pytest.approx(5.0)

@@ -14,6 +14,7 @@ from prompt_serve.cli.learning.image_options import (
     image_options,
     json_option,
 )
+from prompt_serve.cli.learning.multi_label import evaluate_multi_label
 from prompt_serve.cli.output_file import OutputFile
 
 if TYPE_CHECKING:
@@ -58,6 +59,11 @@ def evaluate(**options: Any) -> None:
     Example: prompt-serve evaluate flowers.safetensors flowers/ --part test
     """
     from prompt_serve.prompts.prompt_file import read_prompt_file
+
+    prompt = read_prompt_file(options["prompt_file"])
+    if prompt.multi_label:
+        evaluate_multi_label(prompt, options)
+        return
     from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.data.feature_provider import image_data
@@ -66,7 +72,6 @@ def evaluate(**options: Any) -> None:
 
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
-    prompt = read_prompt_file(options["prompt_file"])
     progress = Progress(quiet=options["as_json"])
     name = options["backbone"] or prompt.backbone.id
     backbone = load_backbone(name).to(device_of(options["device"]))

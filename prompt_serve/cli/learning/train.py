@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.learning.multi_label import learn_multi_label
 from prompt_serve.cli.learning.select_method import (
     AUTO_METHOD,
     base_settings,
@@ -20,6 +21,7 @@ from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 
 if TYPE_CHECKING:
+    from prompt_serve.training.multi_label.train import MultiLabelResult
     from prompt_serve.training.without_torch.evaluation import ZeroShotComparison
     from prompt_serve.training.without_torch.outcome import TrainingResult
 
@@ -54,6 +56,11 @@ ALL_IMAGES = 0  # --shots where it is not given
     "are averaged. [default: 'a photo of a {}.']",
 )  # fmt: skip
 @click.option(
+    "--multi-label", is_flag=True,
+    help="Learn independent labels: an image has several of them, one, or none. DATASET is a table "
+    "with labels such as dog;grass, or nested folders.",
+)  # fmt: skip
+@click.option(
     "--seeds", callback=parse_seeds, metavar="1,2,3",
     help="Train once per seed, all at once, and write NAME-seed1.safetensors, ...",
 )  # fmt: skip
@@ -82,6 +89,9 @@ def train(**options: Any) -> None:
 
     Example: prompt-serve train flowers/ --out flowers.safetensors
     """
+    if options["multi_label"]:
+        _train_multi_label(options)
+        return
     if torch_is_missing():
         _train_without_torch(options)
         return
@@ -127,6 +137,16 @@ def _train_without_torch(options: Mapping[str, Any]) -> None:
     _check_options(options, by_itself=False)
     with _Log(options["log_file"]) as log:
         report = _written(train_without_torch(options), options, log)
+    if not options["quiet"]:
+        click.echo("\n".join(report))
+
+
+def _train_multi_label(options: Mapping[str, Any]) -> None:
+    _check_options(options, by_itself=False)
+    with _Log(options["log_file"]) as log:
+        report = learn_multi_label(
+            options, log.write, lambda result: _stamped(result, stamp=options["stamp"])
+        )
     if not options["quiet"]:
         click.echo("\n".join(report))
 
@@ -208,7 +228,7 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:
+def _stamped(result: "TrainingResult | MultiLabelResult", *, stamp: bool) -> Any:
     from dataclasses import replace
     from datetime import UTC, datetime
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": (
-        "images", "renames", "templates", "shots", "fewer_shots_ok", "seed", "seeds", "views",
+        "images", "renames", "multi_label", "templates", "shots", "fewer_shots_ok", "seed",
+        "seeds", "views",
     ),
     "Learning": (
         "method", "config_file", "epochs", "batch_size", "learning_rate", "momentum",

@@ -8,9 +8,10 @@ import numpy as np
 
 from prompt_serve.calibration import calibrate, expected_calibration_error
 from prompt_serve.closed_form.learn import LearnedClasses
+from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import calibrated
-from prompt_serve.types import FloatArray, IntArray
+from prompt_serve.types import BackboneRef, FloatArray, IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,16 @@ def evaluate(
         unknown=float(1.0 - known.mean()),
         known_accuracy=float(right[known].mean()) if known.any() else None,
     )
+
+
+def check_backbone(prompt: Prompt, backbone: BackboneRef) -> None:
+    """Raise BackboneMismatch unless the prompt was learned on this backbone."""
+    if prompt.backbone.fingerprint != backbone.fingerprint:
+        raise BackboneMismatch(
+            f"Prompt {prompt.name!r} was learned on {prompt.backbone.id!r} "
+            f"({prompt.backbone.fingerprint[:12]}), this is {backbone.id!r} "
+            f"({backbone.fingerprint[:12]}). Train it again on this backbone."
+        )
 
 
 def metrics_of(
