@@ -129,6 +129,7 @@ def _rows_of_image(
             classes=tuple(prediction.classes),
             error=None,
             unknown=prediction.unknown,
+            labels=None if prediction.labels is None else tuple(prediction.labels),
         )
         for prediction in result.predictions
     ]

@@ -47,7 +47,8 @@ def row_codes(
     scales = vectors.std(axis=1).clip(min=1e-4).astype(np.float16)  # (C,)
     levels = codebook.astype(np.float64)
     width = vectors.shape[1]
-    damped = second_moment + _DAMPING * np.trace(second_moment) / width * np.eye(width)
+    damping = max(_DAMPING * float(np.trace(second_moment)) / width, 1e-12)
+    damped = second_moment + damping * np.eye(width)
     order = np.argsort(-np.diag(damped), kind="stable")  # the dimensions that matter most first
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T  # (E, E)
     left = vectors[:, order] / scales.astype(np.float64)[:, np.newaxis]

@@ -17,6 +17,7 @@ FEW_IMAGES = 5  # held-out images with a label
 # three standard deviations above that of images without the label.
 _GUESS = (2.0, -6.0)
 _GUESSED_THRESHOLD = 0.5
+_LEAST_GUESSED_SPREAD = 0.02  # a few images may have nearly equal scores
 _NEWTON_STEPS = 50
 _LEAST_SPREAD = 1e-3  # of scores, which are cosines: below it they say nothing
 _THRESHOLDS = (1e-3, 1.0 - 1e-3)  # bounds; float16 keeps them apart from 0 and 1
@@ -132,7 +133,7 @@ class SharedCalibration:
     def for_label(self, others: DoubleArray) -> Sigmoid:
         """Return the sigmoid of a label from its scores on images without it."""
         center = float(others.mean()) if len(others) else 0.0
-        spread = max(float(others.std()) if len(others) > 1 else 0.0, _LEAST_SPREAD)
+        spread = max(float(others.std()) if len(others) else 0.0, _LEAST_GUESSED_SPREAD)
         slope = self.sigmoid.slope / spread
         return Sigmoid(slope=slope, offset=self.sigmoid.offset - slope * center)
 
