@@ -36,7 +36,10 @@ class ClassScore(Schema):
 
     class_name: str
     label: int
-    probability: float = Field(description="softmax(logits / temperature of the task)")
+    probability: float = Field(
+        description="softmax(logits / temperature of the task); of a multi-label task, the "
+        "label's own sigmoid, independent of the other labels"
+    )
     logit: float = Field(description="logit_scale x cosine, before the temperature")
 
 
@@ -48,13 +51,19 @@ class TaskPrediction(Schema):
     unknown: bool = Field(
         default=False,
         description="The image shows none of the classes: the best probability is below the "
-        "task's unknown_below, or the similarity is below its unlike_below. The classes are still "
-        "listed.",
+        "task's unknown_below, or the similarity is below its unlike_below (multi-label tasks "
+        "have the latter only). The classes are still listed.",
     )
     similarity: float | None = Field(
         default=None,
         description="Cosine to the nearest direction of the training images; null if the task has "
         "no sketch of them.",
+    )
+    labels: list[str] | None = Field(
+        default=None,
+        description="Multi-label task: all labels whose probability reaches their threshold, best "
+        "first, also beyond top_k; they are listed also if the image is unknown. Null for a task "
+        "whose images have one class each.",
     )
     classes: list[ClassScore]
 
@@ -170,6 +179,14 @@ class TaskInfo(TaskSummary):
     unlike_below: float | None = Field(
         default=None,
         description="Images whose similarity is below are unknown; null if the task has no sketch.",
+    )
+    multi_label: bool = Field(
+        default=False, description="True if an image may have several of the classes, or none."
+    )
+    thresholds: list[float] | None = Field(
+        default=None,
+        description="Multi-label task: an image has a label from this probability on, in the "
+        "order of class_names. Null for other tasks.",
     )
     learned_numbers: int
     payload_bytes: int

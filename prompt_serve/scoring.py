@@ -66,6 +66,66 @@ class BestClasses:
     labels: IntArray  # (B, k)
     logits: FloatArray  # (B, k)
     probabilities: FloatArray  # (B, k)
+    # Of a multi-label task: the labels of each image from their threshold on, best first.
+    accepted: tuple[IntArray, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelScores:
+    """Map from cosines to independent probabilities, one sigmoid per label (Platt 1999)."""
+
+    slopes: FloatArray  # (C,), above zero
+    offsets: FloatArray  # (C,)
+    thresholds: FloatArray  # (C,) an image has a label from this probability on
+
+    def log_odds(self, cosines: FloatArray) -> FloatArray:
+        """Return the log odds (..., C) of cosines (..., C)."""
+        return self.slopes * cosines + self.offsets
+
+    def probabilities(self, cosines: FloatArray) -> FloatArray:
+        """Return the probabilities (..., C) of cosines (..., C)."""
+        return sigmoid(self.log_odds(cosines))
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the arrays."""
+        return self.slopes.nbytes + self.offsets.nbytes + self.thresholds.nbytes
+
+
+def sigmoid(log_odds: FloatArray) -> FloatArray:
+    """Return probabilities; the hyperbolic tangent, unlike an exponential, does not overflow."""
+    return np.asarray(0.5 * (1.0 + np.tanh(0.5 * log_odds)), dtype=np.float32)
+
+
+def best_labels(
+    image_features: FloatArray,
+    class_features: FloatArray,
+    scores: LabelScores,
+    logit_scale: float,
+    k: int,
+) -> BestClasses:
+    """Return the k most probable labels of a multi-label task, and those that each image has.
+
+    Args:
+        image_features: (B, E), unit length along E.
+        class_features: (C, E), unit length along E.
+        scores: of the task.
+        logit_scale: as in ``class_logits``.
+        k: number of labels; equally probable ones keep their order.
+    """
+    logits = class_logits(image_features, class_features, logit_scale)  # (B, C)
+    log_odds = scores.log_odds(logits / np.float32(logit_scale))
+    probabilities = sigmoid(log_odds)
+    # By log odds, which still differ where probabilities are rounded to 1.
+    order = np.argsort(-log_odds, axis=1, kind="stable")
+    above = np.take_along_axis(probabilities >= scores.thresholds, order, axis=1)
+    best = order[:, :k]
+    return BestClasses(
+        labels=best,
+        logits=np.take_along_axis(logits, best, axis=1),
+        probabilities=np.take_along_axis(probabilities, best, axis=1),
+        accepted=tuple(row[own] for row, own in zip(order, above, strict=True)),
+    )
 
 
 def best_classes(

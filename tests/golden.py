@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
+from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch, LabelVectors
 from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
@@ -245,6 +245,37 @@ LATEST: dict[str, Prompt] = {
         )
         for bits in (1, 2, 4, 8)
     },
+    **{
+        f"label_vectors_{bits}": v2(
+            "multi-label",
+            tool_version="0.3.0",
+            classes=LabelVectors(
+                rows=to_float16([[1.0, -0.5, 0.25], [-1.0, 0.5, 2.0]])
+                if bits == 16
+                else quantized(
+                    [[0, 2**bits - 1, 0], [2**bits - 1, 0, 1]], np.linspace(-1.5, 1.5, 2**bits)
+                ),
+                scales=to_float16([8.0, 12.5]),
+                offsets=to_float16([-2.5, 3.0]),
+                thresholds=to_float16([0.25, 0.625]),
+            ),
+            sketch=ImageSketch(means=quantized([[0, 1, 1]], [-1.0, 1.0])),
+            unlike_below=0.375,
+        )
+        for bits in (1, 4, 16)
+    },
+    "label_vectors_of_one": v2(
+        "multi-label",
+        tool_version="0.3.0",
+        class_names=("cat",),
+        probe=to_float16([0.5]),
+        classes=LabelVectors(
+            rows=to_float16([[1.0, -0.5, 0.25]]),
+            scales=to_float16([8.0]),
+            offsets=to_float16([-2.5]),
+            thresholds=to_float16([0.25]),
+        ),
+    ),
     "sketched": v3(
         text=Dense(context=to_float16([[1, 2, 3, 4], [5, 6, 7, 8]])),
         sketch=ImageSketch(means=to_float16([[0.5, -0.5, 1.0]])),

@@ -45,6 +45,7 @@ class ScoredImage:
     classes: tuple[ClassScore, ...]  # best first; empty for an error
     error: Problem | None
     unknown: bool = False  # the best probability is below the task's threshold
+    labels: tuple[str, ...] | None = None  # of a multi-label task, best first; None for others
 
     @property
     def class_name(self) -> str | None:
@@ -128,6 +129,7 @@ def _rows_of_image(
             classes=tuple(prediction.classes),
             error=None,
             unknown=prediction.unknown,
+            labels=None if prediction.labels is None else tuple(prediction.labels),
         )
         for prediction in result.predictions
     ]

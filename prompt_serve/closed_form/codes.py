@@ -18,14 +18,22 @@ import numpy as np
 
 from prompt_serve.prompts.class_vectors import ClassVectors
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
-from prompt_serve.types import DoubleArray
+from prompt_serve.types import DoubleArray, HalfArray
 
 _DAMPING = 0.05  # of the mean second moment; keeps its inverse well conditioned
 _LLOYD_STEPS = 400
 
 
 def quantize_rows(vectors: DoubleArray, bits: int, second_moment: DoubleArray) -> ClassVectors:
-    """Round class vectors to codes.
+    """Round class vectors (C, E) to codes; see ``row_codes``."""
+    rows, scales = row_codes(vectors, bits, second_moment)
+    return ClassVectors(rows=rows, scales=scales)
+
+
+def row_codes(
+    vectors: DoubleArray, bits: int, second_moment: DoubleArray
+) -> tuple[QuantizedTensor, HalfArray]:
+    """Round vectors to codes.
 
     Args:
         vectors: (C, E).
@@ -33,13 +41,14 @@ def quantize_rows(vectors: DoubleArray, bits: int, second_moment: DoubleArray) -
         second_moment: (E, E), ``X.T @ X / N`` of the training features.
 
     Returns:
-        The vectors as codes (C, E) of one codebook (2^b,), with a scale for each row (C,).
+        The vectors as codes (C, E) of one codebook (2^b,), and a scale for each row (C,).
     """
     codebook = normal_levels(bits).astype(np.float16)
     scales = vectors.std(axis=1).clip(min=1e-4).astype(np.float16)  # (C,)
     levels = codebook.astype(np.float64)
     width = vectors.shape[1]
-    damped = second_moment + _DAMPING * np.trace(second_moment) / width * np.eye(width)
+    damping = max(_DAMPING * float(np.trace(second_moment)) / width, 1e-12)
+    damped = second_moment + damping * np.eye(width)
     order = np.argsort(-np.diag(damped), kind="stable")  # the dimensions that matter most first
     upper = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T  # (E, E)
     left = vectors[:, order] / scales.astype(np.float64)[:, np.newaxis]
@@ -49,7 +58,7 @@ def quantize_rows(vectors: DoubleArray, bits: int, second_moment: DoubleArray) -
         codes[:, dimension] = np.searchsorted(middles, left[:, place])
         error = (left[:, place] - levels[codes[:, dimension]]) / upper[place, place]
         left[:, place + 1 :] -= np.outer(error, upper[place, place + 1 :])
-    return ClassVectors(rows=QuantizedTensor(indices=codes, codebook=codebook), scales=scales)
+    return QuantizedTensor(indices=codes, codebook=codebook), scales
 
 
 @lru_cache(maxsize=4)

@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prompt_serve.closed_form.codes import quantize_rows
+from prompt_serve.closed_form.codes import row_codes
 from prompt_serve.closed_form.cross_validation import OutOfFold, Settings, cross_validate
 from prompt_serve.closed_form.sketch import sketch_bytes, sketch_images
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
-from prompt_serve.prompts.quantized_tensor import quantized_bytes
-from prompt_serve.types import DoubleArray, FloatArray, IntArray
+from prompt_serve.prompts.quantized_tensor import StoredTensor, quantized_bytes
+from prompt_serve.types import DoubleArray, FloatArray, HalfArray, IntArray
 
 PLAIN_BITS = 16  # float16 numbers, no codebook
 _TEMPERATURES = (1e-3, 1e3)  # bounds of the prompt file
@@ -106,12 +106,20 @@ def stored_bytes(shape: tuple[int, ...], bits: int, *, sketch: bool = True) -> i
 
 def encode_vectors(vectors: DoubleArray, bits: int, features: FloatArray) -> ClassVectors:
     """Round class vectors (C, E) to ``bits`` per number, faithful to training features (N, E)."""
+    rows, scales = encode_rows(vectors, bits, features)
+    return ClassVectors(rows=rows, scales=scales)
+
+
+def encode_rows(
+    vectors: DoubleArray, bits: int, features: FloatArray | DoubleArray
+) -> tuple[StoredTensor, HalfArray]:
+    """Return the rows (C, E) and scales (C,) of vectors; see ``encode_vectors``."""
     if bits == PLAIN_BITS:
         scales = np.abs(vectors).max(axis=1).clip(min=1e-4)
         rows = (vectors / scales[:, np.newaxis]).astype(np.float16)
-        return ClassVectors(rows=rows, scales=scales.astype(np.float16))
+        return rows, scales.astype(np.float16)
     wide = features.astype(np.float64)
-    return quantize_rows(vectors, bits, wide.T @ wide / len(wide))
+    return row_codes(vectors, bits, wide.T @ wide / len(wide))
 
 
 def _check_classes(labels: IntArray, n_classes: int) -> None:

@@ -80,7 +80,7 @@ def sketch_bytes(n_classes: int, width: int) -> int:
 
 def _size(n_classes: int, width: int) -> tuple[int, int]:
     """Return the number of means and the bits per number."""
-    if n_classes * width * _CLASS_BITS <= 8 * MOST_BYTES:
+    if n_classes * mean_bytes(width) <= MOST_BYTES:
         return n_classes, _CLASS_BITS
     return 1, _TASK_BITS
 
@@ -88,6 +88,11 @@ def _size(n_classes: int, width: int) -> tuple[int, int]:
 def _groups(labels: IntArray, n_groups: int) -> IntArray:
     """Return the mean that each image belongs to: that of its class, or the only one."""
     return labels if n_groups > 1 else np.zeros_like(labels)
+
+
+def mean_bytes(width: int) -> float:
+    """Bytes of the codes of one class mean of E numbers."""
+    return width * _CLASS_BITS / 8
 
 
 def _rounded_means(features: FloatArray, groups: IntArray, n_groups: int, bits: int) -> ImageSketch:

@@ -1,6 +1,7 @@
 """Encodings that hold image features instead of a context.
 
-    ClassVectors  the class features of a task, one vector per class
+    ClassVectors  the class features of a task, one vector per class; an image has one class
+    LabelVectors  the same where an image may have several classes or none
     ImageSketch   mean features of the training images, to recognize images of another kind
 
 Both belong to a task that was learned from images alone. The text tower plays no part in them, so
@@ -17,8 +18,8 @@ from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.encodings import Tensors, check_tensor, exact_tensors
 from prompt_serve.prompts.equal_norms import equal_norms
 from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
-from prompt_serve.scoring import unit
-from prompt_serve.types import FloatArray, HalfArray
+from prompt_serve.scoring import LabelScores, unit
+from prompt_serve.types import DoubleArray, FloatArray, HalfArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,7 @@ class ClassVectors:
 
     def __post_init__(self) -> None:
         check_tensor("rows", self.rows, dims=(2,))
-        if not isinstance(self.scales, np.ndarray):
-            raise PromptFileInvalid("The scales of class vectors are quantized; expected float16.")
-        check_tensor("scales", self.scales, dims=(1,))
+        _check_plain("scales of class vectors", self.scales)
         if self.rows.shape[0] < 2 or self.scales.shape != self.rows.shape[:1]:
             raise PromptFileInvalid(
                 f"The class vectors have shape {self.rows.shape} and the scales "
@@ -41,8 +40,7 @@ class ClassVectors:
             )
         if not (self.scales > 0).all():
             raise PromptFileInvalid("The scales of class vectors must be above zero.")
-        vectors = self._vectors()
-        if not np.ptp(vectors, axis=0).any():
+        if not np.ptp(_scaled(self.rows, self.scales), axis=0).any():
             raise PromptFileInvalid("All class vectors are equal, so they tell no class apart.")
 
     @property
@@ -62,11 +60,77 @@ class ClassVectors:
 
     def class_features(self) -> tuple[FloatArray, float]:
         """Return unit class features (C, E) and the scale of their scores (``equal_norms``)."""
-        return equal_norms(self._vectors())
+        return equal_norms(_scaled(self.rows, self.scales))
 
-    def _vectors(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        rows = dequantize(self.rows).astype(np.float64)
-        return np.asarray(self.scales.astype(np.float64)[:, np.newaxis] * rows)
+
+@dataclass(frozen=True, kw_only=True)
+class LabelVectors:
+    """Vectors ``w_c = scales_c * rows_c`` of independent labels: an image x has label c with the
+    probability ``sigmoid(x @ w_c + offsets_c)``, and is given it from ``thresholds_c`` on."""
+
+    kind: ClassVar[str] = "label_vectors"
+    rows: StoredTensor  # (C, E)
+    scales: HalfArray  # (C,)
+    offsets: HalfArray  # (C,)
+    thresholds: HalfArray  # (C,) probabilities
+
+    def __post_init__(self) -> None:
+        check_tensor("rows", self.rows, dims=(2,))
+        for name in ("scales", "offsets", "thresholds"):
+            vector = getattr(self, name)
+            _check_plain(f"{name} of label vectors", vector)
+            if vector.shape != self.rows.shape[:1]:
+                raise PromptFileInvalid(
+                    f"The label vectors have shape {self.rows.shape} and the {name} "
+                    f"{vector.shape}; expected (C, E) and (C,)."
+                )
+        if not (self.scales > 0).all():
+            raise PromptFileInvalid("The scales of label vectors must be above zero.")
+        if not ((self.thresholds > 0) & (self.thresholds < 1)).all():
+            raise PromptFileInvalid("The thresholds of label vectors must be between 0 and 1.")
+        if not np.abs(dequantize(self.rows)).max(axis=1).all():
+            raise PromptFileInvalid("A label vector is zero, which has no direction.")
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.rows.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Width E of the features."""
+        return int(self.rows.shape[1])
+
+    def tensors(self) -> Tensors:
+        return {
+            "rows": self.rows,
+            "scales": self.scales,
+            "offsets": self.offsets,
+            "thresholds": self.thresholds,
+        }
+
+    def options(self) -> dict[str, Any]:
+        return {}
+
+    def class_features(self) -> tuple[FloatArray, LabelScores]:
+        """Return unit class features F (C, E) and what turns their cosines into probabilities."""
+        vectors = _scaled(self.rows, self.scales)
+        slopes = np.linalg.norm(vectors, axis=1)  # (C,)
+        return (vectors / slopes[:, np.newaxis]).astype(np.float32), LabelScores(
+            slopes=slopes.astype(np.float32),
+            offsets=self.offsets.astype(np.float32),
+            thresholds=self.thresholds.astype(np.float32),
+        )
+
+
+def _scaled(rows: StoredTensor, scales: HalfArray) -> DoubleArray:
+    wide = dequantize(rows).astype(np.float64)
+    return np.asarray(scales.astype(np.float64)[:, np.newaxis] * wide)
+
+
+def _check_plain(name: str, vector: object) -> None:
+    if not isinstance(vector, np.ndarray):
+        raise PromptFileInvalid(f"The {name} are quantized; expected float16.")
+    check_tensor(name, vector, dims=(1,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +168,7 @@ class ImageSketch:
 
 def image_encoding_from(
     kind: str, tensors: Mapping[str, Any], options: Mapping[str, Any]
-) -> ClassVectors | ImageSketch:
+) -> ClassVectors | LabelVectors | ImageSketch:
     """Rebuild an encoding of image features from the content of a prompt file.
 
     Raises:
@@ -115,9 +179,13 @@ def image_encoding_from(
     match kind:
         case ClassVectors.kind:
             return ClassVectors(**exact_tensors(kind, tensors, {"rows", "scales"}))
+        case LabelVectors.kind:
+            names = {"rows", "scales", "offsets", "thresholds"}
+            return LabelVectors(**exact_tensors(kind, tensors, names))
         case ImageSketch.kind:
             return ImageSketch(**exact_tensors(kind, tensors, {"means"}))
     raise PromptFileInvalid(
-        f"Unknown encoding {kind!r}; this version reads 'class_vectors' in 'classes' and "
-        f"'image_sketch' in 'sketch'. A newer prompt-serve may have written the file."
+        f"Unknown encoding {kind!r}; this version reads 'class_vectors' and 'label_vectors' in "
+        f"'classes', and 'image_sketch' in 'sketch'. A newer prompt-serve may have written the "
+        f"file."
     )

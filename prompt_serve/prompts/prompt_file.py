@@ -22,7 +22,12 @@ from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.files import atomic_file
-from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch, image_encoding_from
+from prompt_serve.prompts.class_vectors import (
+    ClassVectors,
+    ImageSketch,
+    LabelVectors,
+    image_encoding_from,
+)
 from prompt_serve.prompts.encodings import (
     Deep,
     Dense,
@@ -63,7 +68,8 @@ class Prompt:
 
     A task learned in closed form has class vectors in place of a context, and takes no new names.
 
-    Probabilities are ``softmax(logits / temperature)``. An image is unknown, it shows none of the
+    Probabilities are ``softmax(logits / temperature)``; those of label vectors are independent of
+    each other and need no temperature. An image is unknown, it shows none of the
     classes, if its largest probability is below ``unknown_below`` or if its cosine to every
     direction of the sketch is below ``unlike_below``.
     """
@@ -79,7 +85,7 @@ class Prompt:
     image: ImageEncoding | None = None  # None: nothing learned, the image tower is unchanged
     temperature: float = 1.0  # fitted on validation images (Guo et al. 2017, section 4.2)
     unknown_below: float = 0.0  # a probability; 0: no image is unknown
-    classes: ClassVectors | None = None  # instead of a context
+    classes: ClassVectors | LabelVectors | None = None  # instead of a context
     sketch: ImageSketch | None = None  # of the training images
     unlike_below: float = -1.0  # a cosine; -1: no image is unlike the sketch
     training: Mapping[str, Any] = field(default_factory=dict)  # configuration of the training
@@ -152,10 +158,17 @@ class Prompt:
                     f"names {len(self.class_names)}. Class vectors take no further names; train "
                     f"with all classes, or train a prompt."
                 )
-        if not isinstance(self.classes, ClassVectors | None) or not isinstance(
+        if not isinstance(self.classes, ClassVectors | LabelVectors | None) or not isinstance(
             self.sketch, ImageSketch | None
         ):
-            raise PromptFileInvalid("'classes' holds class vectors, and 'sketch' an image sketch.")
+            raise PromptFileInvalid(
+                "'classes' holds class or label vectors, and 'sketch' an image sketch."
+            )
+        if self.multi_label and (self.temperature, self.unknown_below) != (1.0, 0.0):
+            raise PromptFileInvalid(
+                f"Label vectors have thresholds of their own, but the file has temperature "
+                f"{self.temperature!r} and unknown_below {self.unknown_below!r}; expected 1 and 0."
+            )
         for encoding in (self.classes, self.sketch):
             if encoding is not None and encoding.width != self.backbone.embed_dim:
                 raise PromptFileInvalid(
@@ -173,9 +186,14 @@ class Prompt:
             )
 
     @property
-    def encodings(self) -> dict[str, Encoding | ClassVectors]:
+    def multi_label(self) -> bool:
+        """True if an image may have several of the classes, or none."""
+        return isinstance(self.classes, LabelVectors)
+
+    @property
+    def encodings(self) -> dict[str, Encoding | ClassVectors | LabelVectors]:
         """Encodings of what was learned: "text" and "image" contexts, or "classes"."""
-        branches: dict[str, Encoding | ClassVectors | None] = {
+        branches: dict[str, Encoding | ClassVectors | LabelVectors | None] = {
             "text": self.text,
             "image": self.image,
             "classes": self.classes,
@@ -329,6 +347,13 @@ def from_bytes(data: bytes) -> Prompt:
         created=header.created,
         tool_version=header.tool_version,
     )
+
+
+def thresholds_of(prompt: Prompt) -> list[float] | None:
+    """Return the threshold of each label of a multi-label prompt; None for any other."""
+    if not isinstance(prompt.classes, LabelVectors):
+        return None
+    return [float(threshold) for threshold in prompt.classes.thresholds]
 
 
 def write_prompt_file(prompt: Prompt, path: Path) -> bytes:
@@ -490,7 +515,7 @@ def _check_fields_of_version(fields: Mapping[str, Any], version: int) -> None:
 
 def _read_branch(
     branch: str, header: _BranchHeader | None, arrays: Mapping[str, Any]
-) -> Encoding | ClassVectors | ImageSketch | None:
+) -> Encoding | ClassVectors | LabelVectors | ImageSketch | None:
     named = {
         key.removeprefix(f"{branch}."): array
         for key, array in arrays.items()

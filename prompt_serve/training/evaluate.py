@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prompt_serve.errors import BackboneMismatch
 from prompt_serve.prompts.class_features import class_features, folded_image, template_features
 from prompt_serve.prompts.encodings import Conditional
 from prompt_serve.prompts.prompt_file import Prompt
@@ -19,7 +18,7 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.data.features import FeatureSet
 from prompt_serve.training.data.image_batches import ImageData
 from prompt_serve.training.data.pixels import PixelSet
-from prompt_serve.training.without_torch.evaluation import Evaluation, evaluate
+from prompt_serve.training.without_torch.evaluation import Evaluation, check_backbone, evaluate
 from prompt_serve.types import FloatArray
 
 IMAGES_AT_ONCE = 32  # batch size of the prompted image tower
@@ -36,7 +35,7 @@ def class_features_of(prompt: Prompt, backbone: Backbone) -> FloatArray:
         PromptFileInvalid: it contradicts the backbone's tokenizer or towers.
         PromptTooLong: a class name does not fit.
     """
-    check_backbone(prompt, backbone)
+    check_backbone(prompt, backbone.ref, backbone.former_fingerprint)
     return class_features(prompt, backbone.text_side, backbone.encode_text)
 
 
@@ -45,7 +44,7 @@ def probed_features(prompt: Prompt, backbone: Backbone) -> FloatArray:
 
     Same as ``class_features_of``; of a conditional prompt, the features without its network.
     """
-    check_backbone(prompt, backbone)
+    check_backbone(prompt, backbone.ref, backbone.former_fingerprint)
     if isinstance(prompt.text, Conditional):
         return template_features(
             prompt, prompt.templates[0], backbone.text_side, backbone.encode_text
@@ -80,24 +79,6 @@ def evaluate_prompt(prompt: Prompt, backbone: Backbone, images: ImageData) -> Ev
     """Return the accuracy of a prompt on plain views; see ``prompt_logits``."""
     features = image_features_of(prompt, backbone, images)
     return evaluate(logits_of(prompt, backbone, features), images.labels, prompt, features)
-
-
-def check_backbone(prompt: Prompt, backbone: Backbone) -> None:
-    """Raise BackboneMismatch unless the prompt was learned on this backbone."""
-    learned_on = prompt.backbone.current(backbone.ref, backbone.former_fingerprint)
-    if learned_on.fingerprint == backbone.ref.fingerprint:
-        return
-    reason = "Train it again on this backbone, or name the one that it was learned on."
-    if learned_on.id == backbone.id:
-        reason = (
-            "The names are equal, but weights, activation, preprocessing or tokenizer are not. "
-            "Name the backbone that it was learned on, or train it again on this one."
-        )
-    raise BackboneMismatch(
-        f"Prompt {prompt.name!r} was learned on {learned_on.id!r} "
-        f"({learned_on.fingerprint[:12]}), this is {backbone.id!r} "
-        f"({backbone.ref.fingerprint[:12]}). {reason}"
-    )
 
 
 @torch.inference_mode()

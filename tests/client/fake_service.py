@@ -67,6 +67,8 @@ class Behavior:
     unknown: set[int] = field(
         default_factory=set
     )  # numbers of images that show none of the classes
+    # Labels by number of image, as of multi-label tasks; other images are answered without any.
+    labels: dict[int, list[str]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     tasks: dict[str, bytes] = field(default_factory=dict)
     paths: list[str] = field(default_factory=list)  # of all requests so far
@@ -129,7 +131,7 @@ def running_fake_service() -> Iterator[FakeService]:
         service.stop()
 
 
-def _faulty(app: ASGIApp, behavior: Behavior) -> ASGIApp:
+def _faulty(app: ASGIApp, behavior: "Behavior") -> ASGIApp:
     async def faulty(scope: Scope, receive: Receive, send: Send) -> None:
         behavior.paths.append(f"{scope['method']} {scope['path']}")
         behavior.times.append(time.monotonic())
@@ -175,7 +177,7 @@ def _parts(content_type: str, body: bytes) -> list[tuple[str, bytes]]:
     return [(head.split(b'name="')[1].split(b'"')[0].decode(), data[:-2]) for head, data in parts]
 
 
-def _app(behavior: Behavior) -> Starlette:
+def _app(behavior: "Behavior") -> Starlette:
     async def info(request: Request) -> Response:
         backbone = {
             "id": "fake",
@@ -211,9 +213,7 @@ def _app(behavior: Behavior) -> Starlette:
         if unknown:
             loaded = sorted(behavior.tasks)
             return problem("task-not-found", 404, "No task.", name=unknown[0], loaded=loaded)
-        results = [
-            _result(index, image, tasks, behavior.unknown) for index, image in enumerate(images)
-        ]
+        results = [_result(index, image, tasks, behavior) for index, image in enumerate(images)]
         if behavior.shuffled:
             random.shuffle(results)
         errors = [r for r in results if "error" in r]
@@ -287,7 +287,7 @@ def _task_info(name: str) -> dict[str, Any]:
     }
 
 
-def _result(index: int, image: bytes, tasks: list[str], unknown: set[int]) -> dict[str, Any]:
+def _result(index: int, image: bytes, tasks: list[str], behavior: "Behavior") -> dict[str, Any]:
     try:
         red, green, _ = Image.open(io.BytesIO(image)).convert("RGB").getpixel((0, 0))  # type: ignore[misc]  # RGB has three
     except UnidentifiedImageError:
@@ -296,7 +296,9 @@ def _result(index: int, image: bytes, tasks: list[str], unknown: set[int]) -> di
     number = int(red) + 256 * int(green)
     classes = [{"class_name": f"{number}", "label": 0, "probability": 0.9, "logit": 1.0}]
     answer: dict[str, Any] = {"version": VERSION, "classes": classes}
-    if number in unknown:  # services of the first version leave the field out
+    if number in behavior.unknown:  # services of the first version leave the field out
         answer["unknown"] = True
+    if number in behavior.labels:
+        answer["labels"] = behavior.labels[number]
     predictions = [{"task": task, **answer} for task in tasks]
     return {"index": index, "predictions": predictions}

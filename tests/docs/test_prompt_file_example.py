@@ -1,14 +1,15 @@
 """The example of class vectors and a sketch in docs/prompt-file.md, computed byte by byte."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch
+from prompt_serve.prompts.class_vectors import ClassVectors, ImageSketch, LabelVectors
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
-from prompt_serve.scoring import calibrated, class_logits, is_unlike
+from prompt_serve.scoring import best_labels, calibrated, class_logits, is_unlike
 from prompt_serve.types import BackboneRef
 from tests.golden import to_float16
 from tests.service.process import ROOT
@@ -46,13 +47,56 @@ def example() -> Prompt:
 def test_the_tensors_are_the_bytes_of_the_page(example: Prompt) -> None:
     page = (ROOT / "docs" / "prompt-file.md").read_text()
     (section,) = re.findall(r"### Example\n(.*?)### Sizes", page, re.DOTALL)
-    shown = re.findall(r"^\| `[a-z.]+` \|.*\| `([0-9a-f ]+)` \|$", section, re.MULTILINE)
-
-    assert len(shown) == 5
     assert example.payload_bytes == 16
-    data = to_bytes(example)
-    header = int.from_bytes(data[:8], "little")
-    assert data[8 + header :] == bytes.fromhex(" ".join(shown))
+    assert tensor_bytes(example) == shown_bytes(section)
+
+
+@pytest.fixture
+def of_labels(example: Prompt) -> Prompt:
+    return replace(
+        example,
+        class_names=("a", "b"),
+        probe=to_float16([0, 0]),
+        classes=LabelVectors(
+            rows=QuantizedTensor(
+                indices=np.array([[1, 0], [1, 1]], np.uint8), codebook=to_float16([0, 1])
+            ),
+            scales=to_float16([4, 8]),
+            offsets=to_float16([-2, -12]),
+            thresholds=to_float16([0.5, 0.375]),
+        ),
+        sketch=None,
+        temperature=1.0,
+        unlike_below=-1.0,
+    )
+
+
+def test_the_example_of_labels_is_that_of_the_page(of_labels: Prompt) -> None:
+    page = (ROOT / "docs" / "prompt-file.md").read_text()
+    (section,) = re.findall(r"### Label vectors\n(.*?)### Image sketch", page, re.DOTALL)
+    assert of_labels.payload_bytes == 17
+    assert tensor_bytes(of_labels) == shown_bytes(section)
+
+    stored = from_bytes(to_bytes(of_labels)).classes
+    assert isinstance(stored, LabelVectors)
+    features, scores = stored.class_features()
+    image = np.array([[0.6, 0.8]], np.float32)
+    np.testing.assert_allclose(scores.log_odds(image @ features.T)[0], [0.4, -0.8], atol=1e-5)
+    best = best_labels(image, features, scores, LOGIT_SCALE, 2)
+    np.testing.assert_allclose(best.probabilities[0], [0.599, 0.310], atol=5e-4)
+    assert best.accepted is not None
+    assert best.accepted[0].tolist() == [0]
+
+
+def tensor_bytes(prompt: Prompt) -> bytes:
+    data = to_bytes(prompt)
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def shown_bytes(section: str) -> bytes:
+    shown = re.findall(r"^\| `[a-z.]+` \|.*\| `([0-9a-f ]+)` \|$", section, re.MULTILINE)
+    assert len(shown) == 5
+    return bytes.fromhex(" ".join(shown))
 
 
 def test_the_numbers_are_those_of_the_page(example: Prompt) -> None:
@@ -60,6 +104,7 @@ def test_the_numbers_are_those_of_the_page(example: Prompt) -> None:
     assert task.classes is not None
     assert task.sketch is not None
 
+    assert isinstance(task.classes, ClassVectors)
     features, scale = task.classes.class_features()
 
     assert scale == pytest.approx(5.0)

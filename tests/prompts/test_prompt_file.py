@@ -13,7 +13,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.prompts.class_vectors import ClassVectors
+from prompt_serve.prompts.class_vectors import ClassVectors, LabelVectors
 from prompt_serve.prompts.encodings import (
     Conditional,
     Deep,
@@ -593,3 +593,42 @@ def test_class_vectors_that_contradict_their_prompt_are_refused(
 ) -> None:
     with pytest.raises(PromptFileInvalid, match=reason):
         replace(LATEST["class_vectors_4"], **parts)
+
+
+@pytest.mark.parametrize(
+    ("parts", "reason"),
+    [
+        ({"temperature": 2.0}, "expected 1 and 0"),
+        ({"unknown_below": 0.25}, "expected 1 and 0"),
+        ({"text": LOW_RANK.text}, "stand alone"),
+        ({"class_names": ("a", "b", "c"), "probe": np.zeros(3, np.float16)}, "no further names"),
+        ({"sketch": None}, "but no sketch"),
+    ],
+)
+def test_label_vectors_that_contradict_their_prompt_are_refused(
+    parts: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(PromptFileInvalid, match=reason):
+        replace(LATEST["label_vectors_4"], **parts)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "reason"),
+    [
+        ({"thresholds": to_float16([0.0, 0.5])}, "between 0 and 1"),
+        ({"thresholds": to_float16([0.5, 1.0])}, "between 0 and 1"),
+        ({"thresholds": to_float16([0.5])}, r"thresholds \(1,\)"),
+        ({"scales": to_float16([1.0, 0.0])}, "above zero"),
+        ({"scales": quantized([0, 1], [0.5, 1.0])}, "scales of label vectors are quantized"),
+        ({"offsets": to_float16([[1.0, 0.0]])}, "expected 1-dimensional"),
+        ({"offsets": to_float16([1.0, np.inf])}, "NaN or infinite"),
+        ({"rows": to_float16([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])}, "no direction"),
+    ],
+)
+def test_label_vectors_that_contradict_themselves_are_refused(
+    tensors: dict[str, Any], reason: str
+) -> None:
+    vectors = LATEST["label_vectors_16"].classes
+    assert isinstance(vectors, LabelVectors)
+    with pytest.raises(PromptFileInvalid, match=reason):
+        replace(vectors, **tensors)

@@ -13,8 +13,8 @@ from prompt_serve.prompts.encodings import Dense, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import check_backbone, class_features_of
-from prompt_serve.training.without_torch.evaluation import evaluate
+from prompt_serve.training.evaluate import class_features_of
+from prompt_serve.training.without_torch.evaluation import check_backbone, evaluate
 from prompt_serve.types import FloatArray
 from tests.golden import to_float16
 
@@ -155,7 +155,7 @@ def test_a_former_fingerprint_counts_under_the_same_name(
     update = {"id": name, "fingerprint": backbone.weights_fingerprint}
     learned = replace(prompt(backbone), backbone=backbone.ref.model_copy(update=update))
     if usable:
-        check_backbone(learned, backbone)
+        check_backbone(learned, backbone.ref, backbone.former_fingerprint)
     else:
         with pytest.raises(BackboneMismatch, match="learned on"):
-            check_backbone(learned, backbone)
+            check_backbone(learned, backbone.ref, backbone.former_fingerprint)

@@ -14,6 +14,7 @@ from prompt_serve.cli.learning.image_options import (
     image_options,
     json_option,
 )
+from prompt_serve.cli.learning.multi_label import evaluate_multi_label
 from prompt_serve.cli.learning.prompt_backbone import find_backbone
 from prompt_serve.cli.output_file import OutputFile
 
@@ -60,19 +61,24 @@ def evaluate(**options: Any) -> None:
     Example: prompt-serve evaluate flowers.safetensors flowers/ --part test
     """
     from prompt_serve.prompts.prompt_file import read_prompt_file
+
+    prompt = read_prompt_file(options["prompt_file"])
+    if prompt.multi_label:
+        evaluate_multi_label(prompt, options)
+        return
     from prompt_serve.training.class_sets import relabeled
     from prompt_serve.training.clip.backbone import load_backbone
     from prompt_serve.training.data.feature_provider import image_data
-    from prompt_serve.training.evaluate import check_backbone, evaluate_prompt
+    from prompt_serve.training.evaluate import evaluate_prompt
     from prompt_serve.training.progress import Progress
+    from prompt_serve.training.without_torch.evaluation import check_backbone
 
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
-    prompt = read_prompt_file(options["prompt_file"])
     progress = Progress(quiet=options["as_json"])
     name = options["backbone"] or find_backbone(prompt.backbone, options["prompt_file"])
     backbone = load_backbone(name)
-    check_backbone(prompt, backbone)
+    check_backbone(prompt, backbone.ref, backbone.former_fingerprint)
     backbone.to(device_of(options["device"]))
     split = _dataset(options, progress)
     part, images = _part(split, options["part"], options["dataset"])

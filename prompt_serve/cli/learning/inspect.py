@@ -41,6 +41,8 @@ def inspect(file: Path, as_json: bool) -> None:
 
 def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
     """Return the contents of a prompt file without the learned numbers, as JSON types."""
+    from prompt_serve.prompts.prompt_file import thresholds_of
+
     return {
         "name": prompt.name,
         "version": version,
@@ -54,6 +56,8 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "temperature": prompt.temperature,
         "unknown_below": prompt.unknown_below,
         "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
+        "multi_label": prompt.multi_label,
+        "thresholds": thresholds_of(prompt),
         "takes_new_names": prompt.classes is None,
         "learned_numbers": prompt.learned_numbers,
         "payload_bytes": prompt.payload_bytes,
@@ -109,6 +113,9 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
         yield f"{'unknown below':<16} {description['unknown_below']:.4g}"
     if description["unlike_below"] is not None:
         yield f"{'unlike below':<16} {description['unlike_below']:.4g} (cosine to the sketch)"
+    if description["multi_label"]:
+        low, high = min(description["thresholds"]), max(description["thresholds"])
+        yield f"{'labels':<16} independent, each from a probability of {low:.2f} to {high:.2f} on"
     if not description["takes_new_names"]:
         yield f"{'new names':<16} none: class vectors know the classes they were learned from"
     yield f"{'payload':<16} {description['payload_bytes']:,} bytes"

@@ -9,6 +9,7 @@ import click
 
 from prompt_serve.cli.learning.evaluation_report import write_training_report
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.learning.multi_label import learn_multi_label
 from prompt_serve.cli.learning.prompt_backbone import remember_backbone
 from prompt_serve.cli.learning.select_method import (
     AUTO_METHOD,
@@ -25,6 +26,7 @@ from prompt_serve.cli.output_file import OutputFile
 
 if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
+    from prompt_serve.training.multi_label.train import MultiLabelResult
     from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
@@ -53,6 +55,11 @@ if TYPE_CHECKING:
     "--template", "templates", multiple=True,
     help="Sentence with {} for the class name; given several times with zero-shot, the features "
     "are averaged. [default: 'a photo of a {}.']",
+)  # fmt: skip
+@click.option(
+    "--multi-label", is_flag=True,
+    help="Learn independent labels: an image has several of them, one, or none. DATASET is a table "
+    "with labels such as dog;grass, or nested folders.",
 )  # fmt: skip
 @click.option(
     "--seeds", callback=parse_seeds, metavar="1,2,3",
@@ -93,6 +100,9 @@ def train(**options: Any) -> None:
 
     Example: prompt-serve train flowers/ --out flowers.safetensors
     """
+    if options["multi_label"]:
+        _train_multi_label(options)
+        return
     if torch_is_missing():
         _train_without_torch(options)
         return
@@ -141,6 +151,16 @@ def _train_without_torch(options: Mapping[str, Any]) -> None:
     with _Log(options["log_file"]) as log:
         result, dataset = train_without_torch(options, _extras(options))
         report = _written(result, options, log, dataset)
+    if not options["quiet"]:
+        click.echo("\n".join(report))
+
+
+def _train_multi_label(options: Mapping[str, Any]) -> None:
+    _check_options(options, by_itself=False)
+    with _Log(options["log_file"]) as log:
+        report = learn_multi_label(
+            options, log.write, lambda result: _stamped(result, stamp=options["stamp"])
+        )
     if not options["quiet"]:
         click.echo("\n".join(report))
 
@@ -241,7 +261,7 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     return with_user_settings(values)
 
 
-def _stamped(result: "TrainingResult", *, stamp: bool) -> Any:
+def _stamped(result: "TrainingResult | MultiLabelResult", *, stamp: bool) -> Any:
     from dataclasses import replace
     from datetime import UTC, datetime
 

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data": (
-        "images", "renames", "templates", "shots", "fewer_shots_ok", "seed", "seeds",
-        "augmentation", "views",
+        "images", "renames", "multi_label", "templates", "shots", "fewer_shots_ok", "seed",
+        "seeds", "augmentation", "views",
     ),
     "Learning": (
         "method", "config_file", "epochs", "min_steps", "batch_size", "learning_rate",

@@ -37,7 +37,8 @@ def classify(
 
     IMAGE is a path, or a URL if the service is configured to fetch images. An invalid image is
     reported and the others are classified; the exit code is then 1. If a task has a threshold for
-    unknown images, images below it are marked "unknown".
+    unknown images, images below it are marked "unknown". A multi-label task names the labels of the
+    image, if any; its percentages do not add up to 100.
 
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
@@ -55,6 +56,8 @@ def classify(
             click.echo(f"{path}: Error: {result.error.detail}", err=True)
         for prediction in [] if as_json else result.predictions or []:
             verdict = "  unknown: none of its classes" if prediction.unknown else ""
+            if prediction.labels is not None:
+                verdict += f"  labels: {', '.join(prediction.labels) or 'none'}"
             click.echo(f"{path}  {prediction.task}{verdict}")
             for score in prediction.classes:
                 click.echo(f"  {score.probability:7.2%}  {score.class_name}")

@@ -27,6 +27,7 @@ COLUMNS = (
     "class_name",
     "probability",
     "unknown",
+    "labels",
     "classes",
     "error_code",
     "error",
@@ -47,7 +48,8 @@ class ScoreTable(Protocol):
 def row_of(scored: ScoredImage) -> Row:
     """Return the columns of a row; ``classes`` has the ``top_k`` classes, best first.
 
-    An ``unknown`` image keeps its best class and probability.
+    ``labels`` has the labels of a multi-label task that reach their threshold, and is None for
+    other tasks. An ``unknown`` image keeps its best class and probability.
     """
     error = scored.error
     return {
@@ -57,6 +59,7 @@ def row_of(scored: ScoredImage) -> Row:
         "class_name": scored.class_name,
         "probability": scored.probability,
         "unknown": None if error else scored.unknown,
+        "labels": None if scored.labels is None else list(scored.labels),
         "classes": [
             {"class_name": c.class_name, "probability": c.probability} for c in scored.classes
         ],
@@ -164,7 +167,8 @@ class _CsvTable:
             self._writer.writeheader()
 
     def write(self, row: Row) -> None:
-        self._writer.writerow({**row, "classes": json.dumps(row["classes"])})
+        labels = None if row["labels"] is None else json.dumps(row["labels"])
+        self._writer.writerow({**row, "labels": labels, "classes": json.dumps(row["classes"])})
 
     @staticmethod
     def rows(lines: Iterable[str]) -> Iterator[Row]:
@@ -208,6 +212,7 @@ def _schema() -> "pa.Schema":
     kinds: dict[str, pa.DataType] = {
         "probability": pa.float64(),
         "unknown": pa.bool_(),
+        "labels": pa.list_(pa.string()),
         "classes": pa.list_(score),
     }
     return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])

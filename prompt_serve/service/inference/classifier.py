@@ -21,6 +21,7 @@ from prompt_serve.service.inference.batcher import Batcher, ImageData, Outcome
 from prompt_serve.service.inference.predictions import (
     NamedTasks,
     image_results,
+    labels_given,
     raise_if_all_failed,
 )
 from prompt_serve.service.inference.requests import (
@@ -237,6 +238,7 @@ class Classifier:
         cost = len(items) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
         with metrics.score_seconds.time(), current_request().timings.during("score"):
             results = score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
+        _check_count("labels", labels_given(results), self._settings.max_scores)
         return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
 
     def _check_images(self, images: Sequence[ImageItem]) -> None:

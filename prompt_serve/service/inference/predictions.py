@@ -7,7 +7,13 @@ import numpy as np
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import ClassScore, EmbeddedImage, ImageResult, TaskPrediction
-from prompt_serve.scoring import BestClasses, best_classes, is_unknown, is_unlike
+from prompt_serve.scoring import (
+    BestClasses,
+    best_classes,
+    best_labels,
+    is_unknown,
+    is_unlike,
+)
 from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.inference.requests import EmbeddingItem, ImageItem
 from prompt_serve.service.problems import problem_of
@@ -36,6 +42,15 @@ def image_results(
         else ImageResult(index=index, filename=item.filename, predictions=next(predictions))
         for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
     ]
+
+
+def labels_given(results: Sequence[ImageResult]) -> int:
+    """Count the labels that multi-label tasks gave; ``top_k`` does not limit them."""
+    return sum(
+        len(prediction.labels or ())
+        for result in results
+        for prediction in result.predictions or ()
+    )
 
 
 def embedding_results(
@@ -84,13 +99,12 @@ def raise_if_all_failed(
 def _predictions(
     features: Sequence[FloatArray], tasks: NamedTasks, top_k: int, logit_scale: float
 ) -> list[list[TaskPrediction]]:
-    class_features = [task.class_features for _, task in tasks]
-    temperatures = [task.temperature for _, task in tasks]
-    block = max(1, _LOGITS_PER_BLOCK // max(1, sum(map(len, class_features))))
+    n_classes = sum(len(task.class_names) for _, task in tasks)
+    block = max(1, _LOGITS_PER_BLOCK // max(1, n_classes))
     rows, predictions = iter(features), []
     while images := list(islice(rows, block)):
         stacked = np.stack(images)  # (B, E)
-        best = best_classes(stacked, class_features, logit_scale, temperatures, top_k)
+        best = _best(stacked, [task for _, task in tasks], top_k, logit_scale)
         alike = [_similarities(stacked, task) for _, task in tasks]
         for image in range(len(images)):
             predictions.append(
@@ -100,6 +114,28 @@ def _predictions(
                 ]
             )
     return predictions
+
+
+def _best(
+    images: FloatArray, tasks: Sequence[Task], top_k: int, logit_scale: float
+) -> list[BestClasses]:
+    """Score images (B, E) by every task: by a softmax, or by one sigmoid per label."""
+    single = [task for task in tasks if task.label_scores is None]
+    of_single = iter(
+        best_classes(
+            images,
+            [task.class_features for task in single],
+            logit_scale,
+            [task.temperature for task in single],
+            top_k,
+        )
+    )
+    return [
+        next(of_single)
+        if task.label_scores is None
+        else best_labels(images, task.class_features, task.label_scores, logit_scale, top_k)
+        for task in tasks
+    ]
 
 
 def _similarities(images: FloatArray, task: Task) -> list[float] | None:
@@ -117,12 +153,18 @@ def _prediction(
     scores = zip(
         best.labels[image].tolist(), probabilities, best.logits[image].tolist(), strict=True
     )
+    unknown = is_unlike(similarity, task.unlike_below)
+    labels = None
+    if best.accepted is None:
+        unknown = unknown or is_unknown(probabilities[0], task.unknown_below)
+    else:
+        labels = [task.class_names[label] for label in best.accepted[image].tolist()]
     return TaskPrediction(
         task=name,
         version=task.version,
-        unknown=is_unknown(probabilities[0], task.unknown_below)
-        or is_unlike(similarity, task.unlike_below),
+        unknown=unknown,
         similarity=similarity,
+        labels=labels,
         classes=[
             ClassScore(
                 class_name=task.class_names[label],

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from prompt_serve.errors import RequestInvalid
 from prompt_serve.prompts.encodings import describe
-from prompt_serve.prompts.prompt_file import Prompt, from_bytes
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes, thresholds_of
 from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary
 from prompt_serve.service.storage.preconditions import (
     check_task_name,
@@ -97,6 +97,8 @@ class TaskCatalog:
                 "temperature": prompt.temperature,
                 "unknown_below": prompt.unknown_below,
                 "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
+                "multi_label": prompt.multi_label,
+                "thresholds": thresholds_of(prompt),
                 "learned_numbers": prompt.learned_numbers,
                 "payload_bytes": prompt.payload_bytes,
                 "metrics": dict(prompt.metrics),

@@ -4,7 +4,9 @@ import sys
 from dataclasses import dataclass
 from functools import cached_property
 
+from prompt_serve.prompts.class_vectors import LabelVectors
 from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.scoring import LabelScores
 from prompt_serve.types import FloatArray
 
 _OBJECT_BYTES = 1200  # the objects around the array and the names, and their place in the cache
@@ -22,6 +24,7 @@ class Task:
     unknown_below: float = 0.0  # a best probability below it means that the image shows no class
     sketch: FloatArray | None = None  # (K, E), unit length: directions of the training images
     unlike_below: float = -1.0  # a cosine to the sketch below it means the same
+    label_scores: LabelScores | None = None  # of a multi-label task, in place of the softmax
 
     @classmethod
     def from_prompt(cls, version: str, prompt: Prompt, class_features: FloatArray) -> "Task":
@@ -35,6 +38,9 @@ class Task:
             unknown_below=prompt.unknown_below,
             sketch=None if prompt.sketch is None else prompt.sketch.directions(),
             unlike_below=prompt.unlike_below,
+            label_scores=prompt.classes.class_features()[1]
+            if isinstance(prompt.classes, LabelVectors)
+            else None,
         )
 
     @cached_property
@@ -42,4 +48,5 @@ class Task:
         """Memory that the task takes."""
         names = sum(sys.getsizeof(name) + _POINTER_BYTES for name in self.class_names)
         sketch = 0 if self.sketch is None else self.sketch.nbytes
-        return self.class_features.nbytes + sketch + names + _OBJECT_BYTES
+        scores = 0 if self.label_scores is None else self.label_scores.nbytes
+        return self.class_features.nbytes + sketch + scores + names + _OBJECT_BYTES

@@ -218,11 +218,15 @@ function card(image, result) {
 function predictionRows(prediction) {
   const title = element("h4", prediction.task);
   if (prediction.unknown) title.append(" ", element("span", "matches no class", "unknown"));
-  return [title, ...prediction.classes.map(classRow)];
+  const labels = prediction.labels && new Set(prediction.labels); // of a multi-label task
+  if (labels && !labels.size) title.append(" ", element("span", "no label", "unknown"));
+  return [title, ...prediction.classes.map((score) => classRow(score, labels))];
 }
 
-function classRow(score) {
-  return shareRow(score.class_name, score.probability);
+function classRow(score, labels) {
+  const row = shareRow(score.class_name, score.probability);
+  if (labels) row.classList.add(labels.has(score.class_name) ? "given" : "not-given");
+  return row;
 }
 
 function shareRow(name, share) {

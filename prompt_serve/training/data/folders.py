@@ -15,10 +15,10 @@ def read_folder(root: Path) -> RawDataset:
     Classes are sorted by name, and the images of a class by path, so that the same folder gives
     the same labels everywhere. Hidden files, and files without an image suffix, are ignored.
     """
-    return _list(_parts(root) or {"train": root})
+    return _list(part_folders(root) or {"train": root})
 
 
-def _parts(root: Path) -> dict[str, Path]:
+def part_folders(root: Path) -> dict[str, Path]:
     """Return the folders train, val and test of ``root``; empty where it has class folders.
 
     A class may be called "train" (the vehicle): it is a part only if it contains folders.
@@ -44,7 +44,7 @@ def _list(parts: dict[str, Path]) -> RawDataset:
             LabeledImage(path, label)
             for label, name in enumerate(names)
             if name in classes
-            for path in _images(classes[name])
+            for path in images_below(classes[name])
         ]
     return dataset
 
@@ -53,7 +53,8 @@ def _folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
+def images_below(folder: Path) -> list[Path]:
+    """Return the image files at any depth, sorted; hidden ones are ignored."""
     return sorted(
         path
         for path in folder.rglob("*")

@@ -107,13 +107,19 @@ def image_faults(
 
 
 def _rename(dataset: RawDataset, rename: Mapping[str, str]) -> None:
-    unknown = sorted(set(rename) - set(dataset.class_names))
-    if unknown:
-        dataset.faults.append(
-            f"no class is called {', '.join(map(repr, unknown))}, so it cannot be renamed; "
-            f"there are {', '.join(map(repr, limited(dataset.class_names, 10)))}"
-        )
+    dataset.faults += rename_faults(dataset.class_names, rename)
     dataset.class_names = tuple(rename.get(name, name) for name in dataset.class_names)
+
+
+def rename_faults(class_names: Sequence[str], rename: Mapping[str, str]) -> list[str]:
+    """Return a line if classes are to be renamed that do not exist."""
+    unknown = sorted(set(rename) - set(class_names))
+    if not unknown:
+        return []
+    return [
+        f"no class is called {', '.join(map(repr, unknown))}, so it cannot be renamed; "
+        f"there are {', '.join(map(repr, limited(class_names, 10)))}"
+    ]
 
 
 def _class_faults(split: Split) -> list[str]:

@@ -2,13 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
 from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
 
+LABEL_SEPARATOR = ";"  # between the labels of an image
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
     ".",
@@ -27,7 +28,7 @@ def read_table(path: Path) -> RawDataset:
     ``path`` is relative to the table, ``label`` is the class name, ``split`` is train, val or test;
     other columns are ignored. Classes are sorted by name; images keep the order of the table.
     """
-    columns, rows = _rows(path)
+    columns, rows = table_rows(path)
     missing = [name for name in ("path", "label") if name not in columns]
     if missing:
         return RawDataset(
@@ -37,19 +38,44 @@ def read_table(path: Path) -> RawDataset:
             ]
         )
     faults: list[str] = []
+    several: list[str] = []
     named: list[tuple[str, Path, str]] = []
     for number, row in enumerate(rows, start=1):
-        part = (
-            PARTS.get((row.get("split") or "").strip().lower()) if "split" in columns else "train"
-        )
+        part = part_of_row(row)
         file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
         if part is None:
-            faults.append(f"row {number}: split {row['split']!r}; expected train, val or test")
+            faults.append(split_fault(number, row))
+        elif LABEL_SEPARATOR in name:
+            several.append(f"row {number}: {name!r}")
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
             named.append((part, path.parent / file, name))
-    return _labeled(named, limited(faults))
+    return _labeled(named, [*_several_labels(several, named), *limited(faults)])
+
+
+def part_of_row(row: Mapping[str, Any]) -> str | None:
+    """Return the part of a row; None if its ``split`` is not the name of one."""
+    return PARTS.get((row["split"] or "").strip().lower()) if "split" in row else "train"
+
+
+def split_fault(number: int, row: Mapping[str, Any]) -> str:
+    """Return the fault of a row whose ``split`` is not the name of a part."""
+    return f"row {number}: split {row['split']!r}; expected train, val or test"
+
+
+def _several_labels(cells: Sequence[str], named: Sequence[tuple[str, Path, str]]) -> list[str]:
+    """Return a line if images have several labels, in one cell or on several rows."""
+    names: dict[Path, dict[str, None]] = {}
+    for _, file, name in named:
+        names.setdefault(file, {})[name] = None
+    found = [*cells, *(f"{f}: {', '.join(own)}" for f, own in names.items() if len(own) > 1)]
+    if not found:
+        return []
+    return [
+        f"images with several labels: {len(found):,} (the first is {found[0]}); learn them with "
+        f"train --multi-label"
+    ]
 
 
 def read_split_file(path: Path, images: Path | None) -> RawDataset:
@@ -77,7 +103,8 @@ def read_split_file(path: Path, images: Path | None) -> RawDataset:
     return dataset
 
 
-def _rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
+def table_rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
+    """Return the columns of a CSV, TSV or Parquet table, and its rows as texts by column."""
     if path.suffix.lower() in (".parquet", ".pq"):
         return _parquet_rows(path)
     if path.suffix.lower() not in (".csv", ".tsv"):
@@ -108,8 +135,14 @@ def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
         raise DatasetInvalid(f"{path} is not a Parquet file: {error}", []) from error
     rows = table.to_pylist()
     return list(table.column_names), [
-        {key: value if value is None else str(value) for key, value in row.items()} for row in rows
+        {key: value if value is None else _text(value) for key, value in row.items()}
+        for row in rows
     ]
+
+
+def _text(value: Any) -> str:
+    """Return a cell as a CSV table has it; a list of labels is joined."""
+    return LABEL_SEPARATOR.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _labeled(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:

@@ -10,11 +10,12 @@ from prompt_serve.calibration import calibrate, expected_calibration_error
 from prompt_serve.closed_form.cross_validation import OutOfFold
 from prompt_serve.closed_form.learn import LearnedClasses
 from prompt_serve.closed_form.sketch import held_out_similarities
+from prompt_serve.errors import BackboneMismatch
 from prompt_serve.measures import confusions, wilson_interval
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import calibrated
 from prompt_serve.training.data.dataset import LabeledImage
-from prompt_serve.types import FloatArray, IntArray
+from prompt_serve.types import BackboneRef, FloatArray, IntArray
 
 MOST_CONFUSIONS = 10  # pairs of classes that an evaluation keeps
 
@@ -170,6 +171,32 @@ def out_of_fold_scores(
         images=tuple(images[index] for index in held.images),
         logits=(factor * held.logits).astype(np.float32),
         similarities=similarities,
+    )
+
+
+def check_backbone(
+    prompt: Prompt, backbone: BackboneRef, former_fingerprint: str | None = None
+) -> None:
+    """Raise BackboneMismatch unless the prompt was learned on this backbone.
+
+    Args:
+        prompt: as read from its file.
+        backbone: the one that runs here.
+        former_fingerprint: see ``BackboneRef.current``.
+    """
+    learned_on = prompt.backbone.current(backbone, former_fingerprint)
+    if learned_on.fingerprint == backbone.fingerprint:
+        return
+    reason = "Train it again on this backbone, or name the one that it was learned on."
+    if learned_on.id == backbone.id:
+        reason = (
+            "The names are equal, but weights, activation, preprocessing or tokenizer are not. "
+            "Name the backbone that it was learned on, or train it again on this one."
+        )
+    raise BackboneMismatch(
+        f"Prompt {prompt.name!r} was learned on {learned_on.id!r} "
+        f"({learned_on.fingerprint[:12]}), this is {backbone.id!r} "
+        f"({backbone.fingerprint[:12]}). {reason}"
     )
 
 

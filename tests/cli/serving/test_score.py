@@ -42,6 +42,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             **{name: value or None for name, value in row.items()},
             "probability": float(row["probability"]) if row["probability"] else None,
             "unknown": {"True": True, "False": False, "": None}[row["unknown"]],
+            "labels": json.loads(row["labels"]) if row["labels"] else None,
             "classes": json.loads(row["classes"]),
         }
         for row in rows
@@ -54,6 +55,7 @@ def test_a_folder_becomes_a_table(
 ) -> None:
     out = tmp_path / "tables" / f"scores{suffix}"
     service.behavior.unknown = {7}
+    service.behavior.labels = {10: ["dog", "green grass"], 9: []}
 
     result = run("score", photos, "--task", "pets", "--out", out, "--chunk-size", 5)
 
@@ -70,11 +72,13 @@ def test_a_folder_becomes_a_table(
         "class_name": "5",
         "probability": 0.9,
         "unknown": False,
+        "labels": None,
         "classes": [{"class_name": "5", "probability": 0.9}],
         "error_code": None,
         "error": None,
     }
     assert (rows[7]["unknown"], rows[7]["class_name"]) == (True, "7")
+    assert [rows[n]["labels"] for n in (7, 10, 9)] == [None, ["dog", "green grass"], []]
     assert (rows[3]["unknown"], rows[3]["class_name"]) == (None, None)
     assert (rows[3]["error_code"], rows[3]["error"]) == ("image-invalid", "Not an image.")
     assert list(out.parent.iterdir()) == [out]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
@@ -17,6 +18,8 @@ from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import Served
 from tests.service.prompts import learned_prompt, picture
 from tests.service.secured_service import SecuredService
+from tests.service.tasks.test_multi_label import label_vectors, multi_label_prompt
+from tests.service.tasks.test_prompt_kinds import put
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 60_000
@@ -155,6 +158,34 @@ def test_the_page_shows_what_was_measured_of_a_task(
         expect(facts).to_contain_text(text)
     assert facts.locator("b").count() == 0
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.complaints == []
+
+
+def test_labels_of_a_multi_label_task_are_marked(
+    browser: Browser,
+    served: Served,
+    http: httpx.Client,
+    tiny_backbone: Backbone,
+    images: list[Path],
+) -> None:
+    for name, offsets in (("page-labels", [9, -9, 9]), ("page-none", [-9, -9, -9])):
+        found = replace(label_vectors(4), offsets=np.array(offsets, np.float16))
+        put(http, name, multi_label_prompt(tiny_backbone, found))
+    tab = Watched(browser, served.url)
+    page = tab.page
+    page.goto("/v1/ui")
+    for name in ("page-labels", "page-none"):
+        page.fill("#search", name)
+        page.check(f"text={name}")
+    page.set_input_files("#files", images[:1])
+
+    card = page.locator("article").first
+    expect(card.locator("h4")).to_have_text(["page-labels", "page-none no label"])
+    expect(card.locator(".given")).to_have_count(2, timeout=PATIENCE_MS)
+    expect(card.locator(".not-given")).to_have_count(4)
+    assert {text.split("\n")[0] for text in card.locator(".given").all_inner_texts()} == {
+        "cat", "hamster",
+    }  # fmt: skip
     assert tab.complaints == []
 
 

@@ -1,0 +1,1 @@
+"""Multi-label tasks: an image has several of the labels, one, or none. No torch."""
