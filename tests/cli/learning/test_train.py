@@ -165,7 +165,8 @@ def test_the_help_of_a_method_lists_its_own_settings_and_no_others(name: str) ->
 @pytest.mark.parametrize("name", METHODS)
 def test_the_help_states_each_default(name: str) -> None:
     text, method = help_of("--method", name), METHODS[name]
-    defaults = make_config(with_user_settings({"method": name})).to_dict()
+    config = make_config(with_user_settings({"method": name}))
+    defaults = {**config.shared(), **config.own(), "n_ctx": config.n_vectors}
     for setting in (*settings_of(TrainConfig), *settings_of(method.settings)):
         line = next(one for one in text.splitlines() if one.startswith(f"  {flag_of(setting)} "))
         found = re.search(r"\[default: ([^]]+)\]$", line)
@@ -243,7 +244,7 @@ def test_the_methods_are_listed_with_what_they_are_set_by() -> None:
         assert set(re.findall(r"^  --([a-z-]+)", own, re.MULTILINE)) == {
             setting.replace("_", "-") for setting in settings_of(method.settings)
         }
-        assert f"Learning rate: {method.learning_rate:g};" in own or not method.learner
+        assert f"Absolute learning rate: {method.learning_rate:g};" in own or not method.learner
     assert "is none of zero-shot, class-vectors, coop" in shown("magic")
 
 
