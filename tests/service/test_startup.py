@@ -96,7 +96,7 @@ def test_a_home_that_cannot_be_made_stops_the_start(home: str, tmp_path: Path) -
 def test_a_full_disk_stops_the_start(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "1m") as disk:
         fill(disk)
-        with pytest.raises(NotReady, match="cannot be opened: .*(disk is full|disk I/O error)"):
+        with pytest.raises(NotReady, match=r"cannot be opened: .*(disk is full|disk I/O error)"):
             check_registry(Settings(home=disk))
 
 
@@ -106,7 +106,7 @@ def test_a_read_only_disk_stops_the_start(exists: bool, tmp_path: Path) -> None:
         if exists:
             Database(f"sqlite:///{disk / 'registry.db'}").close()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(NotReady, match="cannot be opened: (unable|attempt to write)"):
+        with pytest.raises(NotReady, match=r"cannot be opened: (unable|attempt to write)"):
             check_registry(Settings(home=disk))
 
 
