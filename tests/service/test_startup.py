@@ -16,6 +16,7 @@ from prompt_serve.errors import ConfigInvalid, NotReady, ServiceError
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.startup import check_port, check_registry
 from prompt_serve.service.storage.database import Database
+from tests.required import program_missing
 from tests.service.databases import postgres_programs, postgres_server
 from tests.service.process import (
     Served,
@@ -179,7 +180,7 @@ def test_a_service_answers_503_until_its_database_is_there(
 ) -> None:
     programs = postgres_programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed")
+        program_missing("PostgreSQL is not installed")
     with _empty_folder() as folder:
         url = f"postgresql://postgres@/postgres?host={folder}"
         with starting_service(tmp_path, tiny_bundle, database_url=url) as served:

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.required import program_missing
 from tests.service.process import Served
 from tests.service.prompts import picture
 from tests.service.secured_service import SecuredService
@@ -26,7 +27,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
+        program_missing("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -103,7 +104,7 @@ def test_the_curl_line_is_one_that_works(
     browser: Browser, served: Served, tasks: None, images: list[Path]
 ) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is missing")
+        program_missing("curl is missing")
     page = Watched(browser, served.url).page
     page.goto("/v1/ui")
     page.fill("#search", "page-fruit")
