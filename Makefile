@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
 SERVE_INSTALLED := $(SERVE_VENV)/.installed
 
-.PHONY: help install check fix test test-all docs quickstart demo serve pretrain clean
+.PHONY: help install check fix test test-all pythons docs quickstart demo serve pretrain clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
 
 test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
 	$(BIN)/python -m pytest
+
+pythons: $(INSTALLED) ## core, client and service on every other Python found, 3.11 to 3.14 (no torch)
+	$(BIN)/python -m tools.pythons
 
 docs: $(INSTALLED) ## build the documentation into build/site; warnings are errors
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

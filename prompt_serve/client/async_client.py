@@ -20,7 +20,6 @@ from prompt_serve.client.embedding import (
     rows_of_embeddings,
 )
 from prompt_serve.client.images import ImageSource, one_or_many
-from prompt_serve.client.progress import progress_bar
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
@@ -31,6 +30,7 @@ from prompt_serve.client.scoring import (
     async_in_order,
     count_images,
     plan_for,
+    progress_bar,
     rows_of,
 )
 from prompt_serve.client.task_calls import TaskCalls

@@ -8,13 +8,20 @@ from dataclasses import dataclass
 
 import httpx
 
+from prompt_serve.client.network_settings import (
+    check_key_is_safe,
+    find_proxy,
+    parse_url,
+    proxy_name,
+    tls_context,
+)
 from prompt_serve.client.retries import (
     RETRIED_STATUSES,
     RetryPolicy,
     RetryState,
     retry_after_s,
 )
-from prompt_serve.client.wire import Call
+from prompt_serve.client.wire import PROXY_EXTENSION, Call, through
 from prompt_serve.errors import (
     ConfigInvalid,
     DeadlineExceeded,
@@ -54,18 +61,24 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
-        if not self.base_url.startswith(("http://", "https://")):
-            raise ConfigInvalid(
-                f"{base_url!r} is not the URL of a service. Give the full URL, as in "
-                f"'http://localhost:3000'."
-            )
+        url = _parse_url(base_url)
+        self.base_url = str(url).rstrip("/")
         if timeout_s <= 0:
             raise ConfigInvalid(f"timeout_s is {timeout_s}; expected seconds above 0.")
         self._timeout_s = timeout_s
+        sent_headers = httpx.Headers({**_with_key(api_key), **(headers or {})})
+        proxy = find_proxy(url)
+        check_key_is_safe(url, sent_headers, proxy)
+        self._proxy_name = proxy_name(proxy) if proxy else None
+        context = tls_context(url, proxy)
+        if proxy and proxy.url.scheme == "https":
+            proxy.ssl_context = context
         self._http = httpx.AsyncClient(
+            trust_env=False,  # read by ``network_settings``
+            proxy=proxy,
+            verify=context,
             timeout=httpx.Timeout(timeout_s, connect=min(CONNECT_TIMEOUT_S, timeout_s), pool=None),
-            headers={**_with_key(api_key), **(headers or {})},
+            headers=sent_headers,
             limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
             follow_redirects=False,
         )
@@ -99,15 +112,22 @@ class Connection:
 
     async def _attempt(self, call: Call) -> httpx.Response | httpx.TransportError:
         try:
-            return await self._http.request(
+            response = await self._http.request(
                 call.method, self.base_url + call.path, **call.arguments
             )
         except _RETRIED_ERRORS as error:
             return error
         except (httpx.RequestError, httpx.InvalidURL) as error:
             raise ServiceUnreachable(
-                f"Cannot send requests to {self.base_url}: {error}", url=self.base_url
+                f"Cannot send requests to {self._route}: {error}", url=self.base_url
             ) from error
+        response.extensions[PROXY_EXTENSION] = self._proxy_name
+        return response
+
+    @property
+    def _route(self) -> str:
+        """URL of the service, and the proxy on the way to it."""
+        return self.base_url + through(self._proxy_name)
 
     def _response_or_raise(
         self, outcome: httpx.Response | httpx.TransportError, retry_state: RetryState
@@ -119,20 +139,46 @@ class Connection:
         error: PromptServeError
         if isinstance(outcome, httpx.ReadTimeout | httpx.WriteTimeout):
             error = DeadlineExceeded(
-                f"{self.base_url} did not answer within {self._timeout_s:g} s ({tried}). "
+                f"{self._route} did not answer within {self._timeout_s:g} s ({tried}). "
                 f"Raise timeout_s (--timeout) or send fewer images at a time.",
                 url=self.base_url,
                 timeout_s=self._timeout_s,
             )
         else:
             error = ServiceUnreachable(
-                f"Cannot reach {self.base_url} ({_reason(outcome)}; {tried}). Is the service "
-                f"running? Start it with `bentoml serve`, or give another address as base_url "
-                f"(--url).",
+                f"Cannot reach {self._route} ({_reason(outcome)}; {tried}). {self._hint(outcome)}",
                 url=self.base_url,
                 attempts=retry_state.failures,
             )
         raise error from outcome
+
+    def _hint(self, error: httpx.TransportError) -> str:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return (
+                "If its certificate is signed by an authority of your own, name the authority's "
+                "file in SSL_CERT_FILE."
+            )
+        if "WRONG_VERSION_NUMBER" in str(error):
+            return "No TLS is spoken there: use an http:// URL (--url)."
+        if self._proxy_name:
+            return (
+                f"Is the service running, and can the proxy reach it? To connect without the "
+                f"proxy: NO_PROXY={httpx.URL(self.base_url).host}"
+            )
+        return (
+            "Is the service running? Start it with `bentoml serve`, or give another address as "
+            "base_url (--url)."
+        )
+
+
+def _parse_url(text: str) -> httpx.URL:
+    try:
+        return parse_url(text.strip(), ("http", "https"))
+    except ValueError as error:
+        raise ConfigInvalid(
+            f"{text!r} is not the URL of a service ({error}). Give the full URL, as in "
+            f"'http://localhost:3000'."
+        ) from error
 
 
 def _with_key(api_key: str | None) -> dict[str, str]:

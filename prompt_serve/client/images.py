@@ -151,13 +151,13 @@ def _prepare(index: int, image: ImageSource, max_bytes: int) -> ImageFile | Unre
 
 def _image_file(index: int, name: str, image: ImageSource) -> ImageFile:
     if isinstance(image, str) and is_url(image):
-        return ImageFile(index, name, image.encode(), is_url=True)
+        return ImageFile(index, name, image.strip().encode(), is_url=True)
     return ImageFile(index, name, read_image(image))
 
 
 def is_url(text: str) -> bool:
     """Return True if a string is an HTTP URL and not a file path."""
-    return text[:8].lower().startswith(("http://", "https://"))
+    return text.strip()[:8].lower().startswith(("http://", "https://"))
 
 
 def _read_path(path: Path) -> bytes:

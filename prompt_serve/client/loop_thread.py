@@ -79,11 +79,12 @@ class LoopThread:
             self._loop.close()
 
     async def _finish(self, cleanup: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in others:
-            task.cancel()
         try:
-            await asyncio.gather(*others, return_exceptions=True)
+            # A task that is being cancelled may have started another one just before.
+            while others := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in others:
+                    task.cancel()
+                await asyncio.gather(*others, return_exceptions=True)
             await cleanup()
             await self._loop.shutdown_asyncgens()
             await self._loop.shutdown_default_executor()

@@ -16,14 +16,18 @@ from collections.abc import (
     Iterable,
     Iterator,
     Sequence,
+    Sized,
 )
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from prompt_serve.client.images import ImageSource, source_of
 from prompt_serve.schemas import ClassScore, ImageResult, Limits, Problem
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 CHUNK_IMAGES = 32
 # Large enough that the cost per request is negligible, small enough to hold little memory.
@@ -133,6 +137,14 @@ def _rows_of_image(
         )
         for prediction in result.predictions
     ]
+
+
+def progress_bar(images: object, *, shown: bool) -> "tqdm[Any]":
+    """Return a bar on stderr that counts images; it has a total if ``images`` has a length."""
+    from tqdm import tqdm  # imported late: not needed when no bar is shown
+
+    total = len(images) if isinstance(images, Sized) else None
+    return tqdm(total=total, unit="image", disable=not shown, smoothing=0.05)
 
 
 def chunks_of(images: Iterable[ImageSource], size: int) -> Iterator[Chunk]:

@@ -12,7 +12,6 @@ from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.embedding import Embeddings, EmbeddingSource
 from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread
-from prompt_serve.client.progress import progress_bar
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,
@@ -20,6 +19,7 @@ from prompt_serve.client.scoring import (
     chunks_of,
     count_images,
     in_order,
+    progress_bar,
 )
 from prompt_serve.client.sync_task_calls import SyncTaskCalls
 from prompt_serve.client.wire import single_result

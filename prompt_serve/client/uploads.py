@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from prompt_serve.errors import ArchiveInvalid, PromptFileInvalid, RequestInvalid
-from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.prompts.prompt_file import Prompt, check_kind, from_bytes, to_bytes
 
 _SUFFIX = ".safetensors"
 
@@ -22,18 +22,23 @@ def prompt_to_upload(file: PromptSource, name: str | None) -> tuple[str, bytes]:
         name: name of the task; None for the prompt's own name, or else the file's stem.
 
     Raises:
-        PromptFileInvalid: the file cannot be read, or its name is needed and it is not a prompt.
+        PromptFileInvalid: the file cannot be read, or is not a prompt file.
         RequestInvalid: no name was given and the prompt has none.
     """
     if isinstance(file, Prompt):
         return _named(name or file.name), to_bytes(file)
     if isinstance(file, bytes):
+        check_kind(file)
         return _named(name or from_bytes(file).name), file
     path = Path(file)
     try:
         data = path.read_bytes()
     except OSError as error:
         raise PromptFileInvalid(f"{path} cannot be read: {error.strerror}.") from error
+    try:
+        check_kind(data)  # before a checkpoint of gigabytes is sent
+    except PromptFileInvalid as error:
+        raise PromptFileInvalid(f"{path}: {error}") from error
     return _named(name or from_bytes(data).name or path.stem), data
 
 

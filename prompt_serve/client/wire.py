@@ -38,6 +38,7 @@ from prompt_serve.schemas import (
 )
 
 EXCERPT_CHARACTERS = 200
+PROXY_EXTENSION = "prompt_serve_proxy"  # of a response: the proxy it came through, or None
 _RESERVED = {"args", "message", "facts"}  # attributes that every exception already has
 _IMAGE_ERROR_CODES = frozenset(
     kind.code for kind in (ImageInvalid, ImageTooLarge, ImageUnreachable, UrlRefused)
@@ -326,7 +327,13 @@ def _service_failed(response: httpx.Response, fault: str) -> ServiceFailed:
 
 def _describe(response: httpx.Response, fault: str) -> str:
     body = " ".join(response.text[:EXCERPT_CHARACTERS].split()) or "(empty)"
-    return f"The response of {response.url} ({response.status_code}) {fault}: {body}"
+    proxy = through(response.extensions.get(PROXY_EXTENSION))
+    return f"The response of {response.url}{proxy} ({response.status_code}) {fault}: {body}"
+
+
+def through(proxy: str | None) -> str:
+    """Return the words that name a proxy behind an address; none without a proxy."""
+    return f" through the proxy {proxy}" if proxy else ""
 
 
 def _count(n: int, noun: str) -> str:

@@ -41,6 +41,7 @@ from prompt_serve.prompts.encodings import (
     encoding_from,
 )
 from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, StoredTensor, pack, unpack
+from prompt_serve.prompts.wrong_files import describe_wrong_file
 from prompt_serve.types import BackboneRef, ClassPosition, HalfArray
 
 FORMAT_VERSION = 3  # the newest version that is read
@@ -464,20 +465,24 @@ def _arrays(name: str, tensor: StoredTensor | NDArray[np.uint8]) -> dict[str, ND
     return {name: tensor}
 
 
-def _read_header(data: bytes) -> _Header:
+def check_kind(data: bytes) -> None:
+    """Raise PromptFileInvalid if ``data`` is a file of another kind, with what it is."""
+    _header_document(data)
+
+
+def _header_document(data: bytes) -> str:
     size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > len(data) - 8:
-        raise PromptFileInvalid(
-            f"Not a prompt file: the {len(data):,} bytes are not a safetensors file, "
-            f"or are truncated."
-        )
     try:
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__", {})
-        document = metadata[METADATA_KEY]
-    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
-        raise PromptFileInvalid(
-            f"Not a prompt file: no metadata {METADATA_KEY!r} in a safetensors header ({error!r})."
-        ) from error
+        if len(data) >= 8 and size <= len(data) - 8:
+            document = json.loads(data[8 : 8 + size])["__metadata__"][METADATA_KEY]
+            return str(document)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    raise PromptFileInvalid(f"Not a prompt file: {describe_wrong_file(data)}")
+
+
+def _read_header(data: bytes) -> _Header:
+    document = _header_document(data)
     try:
         fields = json.loads(document)
         # Values that cannot be serialized again (NaN, infinity, lone surrogates) are refused: they

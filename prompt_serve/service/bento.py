@@ -5,7 +5,9 @@ BentoML provides the command line, packaging and lifecycle. Batching is our own
 """
 
 import logging
+import os
 import sys
+import threading
 from http import HTTPStatus
 
 import bentoml
@@ -17,10 +19,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from prompt_serve.errors import ConfigInvalid, PromptServeError
+from prompt_serve.errors import ConfigInvalid, NotReady, PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
-from prompt_serve.service import preflight
-from prompt_serve.service.bind_address import anonymous_access, check_bind_address
+from prompt_serve.service import preflight, startup
+from prompt_serve.service.bind_address import anonymous_access
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.inference.requests import TaskSelector, image_from_text
@@ -38,6 +40,7 @@ from prompt_serve.service.observability.service_metrics import (
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.api_keys import Keys
+from prompt_serve.service.storage.database import Database
 
 _log = logging.getLogger(__name__)
 _app = create_app()
@@ -93,40 +96,74 @@ class PromptServe:
     @bentoml.on_deployment  # type: ignore[untyped-decorator]  # BentoML has no types
     @staticmethod
     def prepare() -> None:
-        """Check settings, bundle, device and address once, before the workers start."""
+        """Check settings, port, bundle, device and registry once, before the workers start."""
         try:
             settings = Settings.from_environment()
+            startup.check_port()
             preflight.check(settings)
-            check_bind_address(settings)
             provider_from_environment()
             metrics.prepare_folder()
+            startup.check_registry(settings)
         except PromptServeError as error:
             sys.exit(f"prompt-serve cannot start: {error}")
 
     def __init__(self) -> None:
         settings = Settings.from_environment()
         logs.configure_logging(settings.log_format, settings.log_level)
-        self.core = Core(settings)
+        self._settings = settings
+        self._stopping = threading.Event()
+        self.core: Core | None = None
+        try:
+            self._start(Database(settings.database))
+        except NotReady as error:
+            _log.warning("%s", error)
+            # The database went away. A worker that ends now would be started again and again, and
+            # meanwhile nobody would answer.
+            threading.Thread(target=self._start_later, daemon=True).start()
+
+    def _start(self, database: Database) -> None:
+        self.core = Core(self._settings, database)
         set_service_info(self.core.bundle.manifest, self.core.engine.provider)
-        _app.state.api_key_cache = ApiKeyCache(Keys(self.core.database))
+        _app.state.api_key_cache = ApiKeyCache(Keys(database))
         _app.state.core = self.core
+
+    def _start_later(self) -> None:
+        """Start when the database is there; requests get 503 until then."""
+        while not self._stopping.wait(startup.RETRY_S):
+            try:
+                self._start(Database(self._settings.database))
+                return
+            except NotReady:
+                continue
+            except Exception:
+                _log.exception("this worker cannot start")
+                os._exit(1)
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML has no types
     def close(self) -> None:
+        self._stopping.set()
+        core, self.core = self.core, None
         _app.state.core = _app.state.api_key_cache = None
-        self.core.close()
+        if core is not None:
+            core.close()
         metrics.remove_this_worker()
 
     async def __is_ready__(self) -> bool:
         try:
-            await self.core.health.check()
+            await self._ready_core.health.check()
         except PromptServeError as error:
             _log.warning("not ready: %s", error)
             return False
         return True
 
     async def __is_alive__(self) -> bool:
-        return self.core.health.is_alive
+        return self.core is None or self.core.health.is_alive
+
+    @property
+    def _ready_core(self) -> Core:
+        if self.core is None:
+            raise NotReady("The service waits for its registry.", retry_after_s=1.0)
+        return self.core
 
     @bentoml.api  # type: ignore[untyped-decorator]  # BentoML has no types
     async def classify(
@@ -141,7 +178,7 @@ class PromptServe:
         """
         try:
             items = [image_from_text(image) for image in images]
-            answer = await self.core.classifier.classify(items, TaskSelector(tasks), top_k)
+            answer = await self._ready_core.classifier.classify(items, TaskSelector(tasks), top_k)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)

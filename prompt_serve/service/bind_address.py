@@ -18,13 +18,12 @@ from prompt_serve.service.storage.api_keys import Keys
 from prompt_serve.service.storage.database import Database
 
 
-def check_bind_address(settings: Settings) -> None:
-    """Refuse to start a service that would answer anyone on a network. For the parent process.
+def check_bind_address(settings: Settings, host: str) -> None:
+    """Refuse to start a service that would answer anyone on a network.
 
     Raises:
         ConfigInvalid: no key exists, and the address is reachable from other machines.
     """
-    host = bind_host()
     if settings.allow_anonymous or is_loopback(host) or _has_keys(settings):
         return
     raise ConfigInvalid(

@@ -35,11 +35,15 @@ _log = logging.getLogger(__name__)
 class Core:
     """All parts of a running service.
 
+    Args:
+        settings: settings of the service.
+        database: the opened registry, closed with the core; None to open that of the settings.
+
     Raises:
         BundleInvalid, ProviderUnavailable, NotReady: it cannot run with these settings.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, database: Database | None = None) -> None:
         self._startup = StartupTimer()
         self.settings = settings
         self.bundle: Bundle = open_bundle(settings.bundle_path)
@@ -54,7 +58,7 @@ class Core:
         self.engine.warm_up()
         self._startup.done("warm-up")
         self.threads = WorkerThreads(settings.max_changes)
-        self.database = Database(settings.database)
+        self.database = database or Database(settings.database)
         self.registry = Registry(self.database, keep_versions=settings.keep_versions)
         self._connect_tasks()
         self._connect_requests()

@@ -3,12 +3,15 @@
 BentoML restarts a failing worker again and again without showing the reason.
 """
 
+import os
 import re
 import subprocess
 import sys
 
+import httpx
+
 from prompt_serve.bundle import open_bundle
-from prompt_serve.errors import PromptServeError, ProviderUnavailable
+from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
 
@@ -22,12 +25,15 @@ def check(settings: Settings) -> None:
     """Check that bundle and device are usable.
 
     Raises:
+        ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read.
         BundleInvalid: the bundle is missing or incomplete.
         ProviderUnavailable: CUDA was requested and does not run.
     """
     open_bundle(settings.bundle_path, verify=False)  # the worker verifies the digests
     if settings.cuda_device is not None:
         _check_cuda()
+    if settings.image_urls:
+        _check_certificates()
 
 
 def _check_cuda() -> None:
@@ -36,6 +42,16 @@ def _check_cuda() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 (our own)
     if done.returncode != 0:
         raise ProviderUnavailable(_COLORS.sub("", done.stderr).strip()[-4000:])
+
+
+def _check_certificates() -> None:
+    try:
+        httpx.create_ssl_context()
+    except OSError as error:  # ssl.SSLError is one, too
+        raise ConfigInvalid(
+            f"SSL_CERT_FILE is {os.environ.get('SSL_CERT_FILE')!r}, which cannot be read: {error}. "
+            f"PROMPT_SERVE_IMAGE_URLS needs its certificates; correct it or unset it."
+        ) from error
 
 
 def _open_on_device(settings: Settings) -> None:

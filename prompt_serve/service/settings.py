@@ -40,6 +40,12 @@ class Settings(BaseModel):
         description="SQLAlchemy URL of the registry; SQLite only on a local disk. Default: "
         "registry.db in the home folder.",
     )
+    database_wait_s: float = Field(
+        60.0,
+        ge=0,
+        le=3600,
+        description="Maximum time that a start waits for a database server, answering 503.",
+    )
 
     workers: int = Field(
         1, ge=1, le=64, description="Worker processes; each loads its own copy of the model."

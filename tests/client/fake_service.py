@@ -71,6 +71,7 @@ class Behavior:
     labels: dict[int, list[str]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=lambda: dict(LIMITS))
     tasks: dict[str, bytes] = field(default_factory=dict)
+    version: str = VERSION  # of all tasks
     paths: list[str] = field(default_factory=list)  # of all requests so far
     times: list[float] = field(default_factory=list)
     images_per_request: list[int] = field(default_factory=list)
@@ -228,13 +229,13 @@ def _app(behavior: "Behavior") -> Starlette:
         name = request.path_params["name"]
         if request.method == "PUT":
             behavior.tasks[name] = await request.body()
-            return JSONResponse(_task_info(name), 201)
+            return JSONResponse(_task_info(name, behavior.version), 201)
         if name not in behavior.tasks:
             return problem("task-not-found", 404, "No task.", name=name)
         if request.method == "DELETE":
             del behavior.tasks[name]
             return Response(status_code=204)
-        return JSONResponse(_task_info(name))
+        return JSONResponse(_task_info(name, behavior.version))
 
     async def task_file(request: Request) -> Response:
         return Response(behavior.tasks[request.path_params["name"]])
@@ -243,12 +244,12 @@ def _app(behavior: "Behavior") -> Starlette:
         if request.method == "POST":
             name = str((await request.json())["name"])
             behavior.tasks[name] = b""
-            return JSONResponse(_task_info(name), 201)
+            return JSONResponse(_task_info(name, behavior.version), 201)
         limit, after = int(request.query_params["limit"]), request.query_params.get("cursor", "")
         names = sorted(name for name in behavior.tasks if name > after)
         page = names[:limit]
         following = page[-1] if len(names) > limit else None
-        summaries = [{k: _task_info(n)[k] for k in _SUMMARY} for n in page]
+        summaries = [{k: _task_info(n, behavior.version)[k] for k in _SUMMARY} for n in page]
         return JSONResponse({"tasks": summaries, "revision": 1, "next": following})
 
     async def ready(request: Request) -> Response:
@@ -269,10 +270,10 @@ def _app(behavior: "Behavior") -> Starlette:
 _SUMMARY = ("name", "version", "method", "backbone", "n_classes", "size_bytes", "updated")
 
 
-def _task_info(name: str) -> dict[str, Any]:
+def _task_info(name: str, version: str) -> dict[str, Any]:
     return {
         "name": name,
-        "version": VERSION,
+        "version": version,
         "method": "zero_shot",
         "backbone": "fake",
         "n_classes": 2,
@@ -287,7 +288,7 @@ def _task_info(name: str) -> dict[str, Any]:
     }
 
 
-def _result(index: int, image: bytes, tasks: list[str], behavior: "Behavior") -> dict[str, Any]:
+def _result(index: int, image: bytes, tasks: list[str], behavior: Behavior) -> dict[str, Any]:
     try:
         red, green, _ = Image.open(io.BytesIO(image)).convert("RGB").getpixel((0, 0))  # type: ignore[misc]  # RGB has three
     except UnidentifiedImageError:
@@ -295,7 +296,7 @@ def _result(index: int, image: bytes, tasks: list[str], behavior: "Behavior") ->
         return {"index": index, "error": error}
     number = int(red) + 256 * int(green)
     classes = [{"class_name": f"{number}", "label": 0, "probability": 0.9, "logit": 1.0}]
-    answer: dict[str, Any] = {"version": VERSION, "classes": classes}
+    answer: dict[str, Any] = {"version": behavior.version, "classes": classes}
     if number in behavior.unknown:  # services of the first version leave the field out
         answer["unknown"] = True
     if number in behavior.labels:

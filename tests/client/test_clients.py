@@ -74,6 +74,23 @@ def test_invalid_uploads_are_rejected_at_once(client: Client, tmp_path: Path) ->
         client.upload(b"nonsense")
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"<html>", b"version https://git-lfs.github.com/spec/v1\n", b"PK\x03\x04", b"{}"]
+)
+def test_files_of_other_kinds_are_not_even_sent(
+    data: bytes, service: FakeService, client: Client, tmp_path: Path
+) -> None:
+    path = tmp_path / "ViT-B-32.safetensors"
+    path.write_bytes(data)
+
+    with pytest.raises(PromptFileInvalid, match="Not a prompt file: it is"):
+        client.upload(data, name="pets")
+    with pytest.raises(PromptFileInvalid, match=r"ViT-B-32.safetensors: Not a prompt file: it is"):
+        client.upload(path, name="pets")
+
+    assert service.behavior.paths == []
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../info"])
 def test_a_name_that_is_another_path_is_rejected(
     name: str, service: FakeService, client: Client

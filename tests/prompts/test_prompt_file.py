@@ -287,14 +287,14 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
     deep = b'{"__metadata__":' + b"[" * 200_000 + b"]" * 200_000 + b"}"
     foreign = safetensors_numpy.save({"weight": np.zeros(3, np.float32)})
     return {
-        "empty": (b"", "not a safetensors file"),
+        "empty": (b"", "it is empty"),
         "text": (b"this is a picture of a cat", "not a safetensors file"),
         "cut in the header": (data[:100], "truncated"),
         "cut in the numbers": (data[:-1], "tensors cannot be read"),
         "too long": (data + b"\0", "tensors cannot be read"),
         "huge header length": (b"\xff" * 8 + data[8:], "not a safetensors file"),
         "deep JSON": (len(deep).to_bytes(8, "little") + deep, "Not a prompt file"),
-        "foreign": (foreign, "no metadata 'prompt_serve'"),
+        "foreign": (foreign, "without the metadata of a prompt"),
         "header is a list": ((2).to_bytes(8, "little") + b"[]", "Not a prompt file"),
         "NaN": (with_tensors({"text.p_a": nan, "text.p_b": wide}), "NaN or infinite"),
         "float32": (

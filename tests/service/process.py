@@ -35,7 +35,17 @@ class Served:
 def service(
     home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
 ) -> Iterator[Served]:
-    """Run ``bentoml serve`` in the checkout; it is stopped as by Ctrl-C at the end."""
+    """Run ``bentoml serve`` in the checkout until it is ready and the block ends."""
+    with starting_service(home, bundle, host=host, **settings) as served:
+        wait_until_ready(served)
+        yield served
+
+
+@contextlib.contextmanager
+def starting_service(
+    home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
+) -> Iterator[Served]:
+    """Run ``bentoml serve``, which may not be ready yet; it is stopped as by Ctrl-C at the end."""
     home.mkdir(parents=True, exist_ok=True)
     port = free_port()
     log = home / "service.log"
@@ -50,7 +60,6 @@ def service(
         )
     served = Served(f"http://127.0.0.1:{port}", home, log, process)
     try:
-        wait_until_ready(served)
         yield served
     finally:
         stop(process)

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -21,16 +22,17 @@ from prompt_serve.prompts.encodings import (
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.quantized_tensor import QuantizedTensor
-from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import probed_features
 from prompt_serve.types import HalfArray
+
+if TYPE_CHECKING:
+    from prompt_serve.training.clip.backbone import Backbone
 
 TEMPLATE = "a photo of a {}."
 N_CTX = 4  # tokens of "a photo of a"
 
 
 def learned_prompt(
-    backbone: Backbone, class_names: Sequence[str], *, seed: int = 0, dense: bool = False
+    backbone: "Backbone", class_names: Sequence[str], *, seed: int = 0, dense: bool = False
 ) -> Prompt:
     """Return a prompt with random numbers and the probe that PyTorch computes for them."""
     numbers = Numbers(seed)
@@ -44,7 +46,7 @@ def learned_prompt(
 
 
 def unprobed(
-    backbone: Backbone,
+    backbone: "Backbone",
     class_names: Sequence[str],
     text: TextEncoding | None,
     image: ImageEncoding | None = None,
@@ -63,7 +65,9 @@ def unprobed(
     )
 
 
-def probed(prompt: Prompt, backbone: Backbone) -> Prompt:
+def probed(prompt: Prompt, backbone: "Backbone") -> Prompt:
+    from prompt_serve.training.evaluate import probed_features  # needs torch
+
     return replace(prompt, probe=probe(probed_features(prompt, backbone)))
 
 

@@ -14,16 +14,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
 
 from prompt_serve.prompts.prompt_file import to_bytes
-from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import ROOT, Served, environment, free_port, service
 from tests.service.prompts import bomb, learned_prompt, picture
 from tests.service.test_health import fill, small_disk
+
+if TYPE_CHECKING:
+    from prompt_serve.training.clip.backbone import Backbone
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -195,7 +198,7 @@ MAX_SLOPE = 1.0  # MB per minute; a soak of an hour, after ten minutes, is the m
 
 @pytest.mark.long
 def test_a_soak_of_uploads_bad_images_disconnects_and_a_kill(
-    tiny_bundle: Path, tiny_backbone: Backbone, tmp_path: Path
+    tiny_bundle: Path, tiny_backbone: "Backbone", tmp_path: Path
 ) -> None:
     """200 uploads per minute while classifying; class features are evicted all the time.
 

@@ -39,7 +39,14 @@ _ALL_TASKS = "*"
     help="Number of classes per task in the column 'classes', best first.",
 )
 @click.option(
-    "--resume", is_flag=True, help="Append to an existing .csv or .jsonl table and skip its rows."
+    "--resume",
+    is_flag=True,
+    help="Append to an existing .csv or .jsonl table, skip its rows and retry its failed rows.",
+)
+@click.option(
+    "--mix-versions",
+    is_flag=True,
+    help="With --resume: append even if a task has another version than in the table.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing table.")
 @click.option(
@@ -77,6 +84,7 @@ def score(
     out: Path,
     top_k: int,
     resume: bool,
+    mix_versions: bool,
     overwrite: bool,
     concurrency: int,
     chunk_size: int,
@@ -97,21 +105,37 @@ def score(
     prompt-serve score photos/ --task pets --out scores.jsonl --resume
     """
     from prompt_serve.cli.serving.image_lists import image_paths
-    from prompt_serve.cli.serving.score_tables import check_output, open_table, row_of, rows_done
+    from prompt_serve.cli.serving.score_tables import (
+        TableContents,
+        check_output,
+        check_versions,
+        open_table,
+        read_contents,
+        remove_failed,
+        row_of,
+    )
     from prompt_serve.client import Client
 
     check_tasks(tasks, tags)
     check_output(out, resume=resume, overwrite=overwrite)
     paths = image_paths(inputs)
-    done = rows_done(out) if resume else set()
+    contents = read_contents(out) if resume else TableContents()
+    done = contents.done
     counts = Counter[str]()
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
-        tasks = _task_names(client, tasks, tags)
+        versions = _task_versions(client, tasks, tags)
+        tasks = tuple(versions)
         remaining = [path for path in paths if not all((path, task) in done for task in tasks)]
         if len(remaining) < len(paths):
             skipped = len(paths) - len(remaining)
             click.echo(f"Skipped {skipped:,} of {len(paths):,} images that {out} already contains.")
+        if remaining and not mix_versions:
+            check_versions(out, contents, versions)
+        retried = contents.failed & {(path, task) for path in remaining for task in tasks}
+        if retried:
+            click.echo(f"Retrying {counted(len(retried), 'failed row')} of {out}.")
+            remove_failed(out, retried)
         rows = client.score(
             remaining,
             tasks,
@@ -127,26 +151,37 @@ def score(
                     table.write(row_of(row))
                 counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
     _summarize(counts, len(remaining), time.monotonic() - started, out)
+    # On resume, images that failed before may be all that was left.
+    if counts.total() and counts["failed"] == counts.total() and not done:
+        click.echo("Error: No image could be scored; see the column 'error'.", err=True)
+        raise click.exceptions.Exit(1)
 
 
-def _task_names(client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]) -> tuple[str, ...]:
-    """Resolve ``*`` and tags to the current task names, so that all rows have the same tasks."""
+def _task_versions(
+    client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]
+) -> dict[str, str | None]:
+    """Resolve ``*`` and tags to the current task names, so that all rows have the same tasks.
+
+    Returns:
+        The version of each task; None for ``NAME@VERSION``.
+    """
     from prompt_serve.errors import TaskNotFound
 
     named = [task for task in tasks if task != _ALL_TASKS]
-    for task in named:
-        if "@" not in task:
-            client.task(task)  # report a misspelled name before the table is opened
+    # A misspelled name is reported before the table is opened.
+    found = {task: None if "@" in task else client.task(task).version for task in named}
     if tags or len(named) < len(tasks):
         use_all = len(named) < len(tasks)
-        named += [t.name for t in client.tasks() if use_all or set(t.tags) & set(tags)]
-    if not named:
+        for task in client.tasks():
+            if use_all or set(task.tags) & set(tags):
+                found[task.name] = task.version
+    if not found:
         raise TaskNotFound(
             f"No task has the {'tag' if len(tags) == 1 else 'tags'} {', '.join(tags)}.",
             name="",
             loaded=(),
         )
-    return tuple(dict.fromkeys(named))
+    return found
 
 
 def _summarize(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
@@ -157,6 +192,3 @@ def _summarize(counts: Counter[str], n_images: int, elapsed_s: float, out: Path)
         f"({speed:.1f} images/s), {counted(failed, 'error')}"
         + (f", {counts['unknown']:,} unknown." if counts["unknown"] else ".")
     )
-    if n_rows and failed == n_rows:
-        click.echo("Error: No image could be scored; see the column 'error'.", err=True)
-        raise click.exceptions.Exit(1)

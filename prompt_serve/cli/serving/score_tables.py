@@ -7,8 +7,9 @@ A Parquet file appears only when it is complete.
 import csv
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
@@ -106,26 +107,72 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
         )
 
 
-def rows_done(path: Path) -> set[tuple[str, str]]:
-    """Return the (source, task) pairs of a JSON lines or CSV table.
+@dataclass(frozen=True)
+class TableContents:
+    """What a table already contains, by (source, task)."""
+
+    done: set[tuple[str, str]] = field(default_factory=set)
+    failed: set[tuple[str, str]] = field(default_factory=set)  # rows with an error only
+    versions: dict[str, set[str]] = field(default_factory=dict)  # per task
+
+
+def read_contents(path: Path) -> TableContents:
+    """Read which rows a JSON lines or CSV table contains.
 
     An incomplete last line, left by an interrupted run, is removed from the file.
 
     Raises:
         ConfigInvalid: not a table of this command; the file is left unchanged.
     """
+    contents = TableContents()
     if not path.exists() or path.stat().st_size == 0:
-        return set()
+        return contents
     with path.open("rb+") as file:
         try:
-            rows = _LINE_TABLES[path.suffix].rows(_whole_lines(file))
-            done = {(row["source"], row["task"]) for row in rows}
+            for row in _LINE_TABLES[path.suffix].rows(_whole_lines(file)):
+                pair = (row["source"], row["task"])
+                (contents.failed if row.get("error_code") else contents.done).add(pair)
+                if version := row.get("version"):
+                    contents.versions.setdefault(row["task"], set()).add(version)
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ConfigInvalid(
                 f"{path} was not written by this command ({error!r}). Choose another file."
             ) from error
         _cut_last_line(file)
-    return done
+    contents.failed.difference_update(contents.done)
+    return contents
+
+
+def check_versions(path: Path, contents: TableContents, current: Mapping[str, str | None]) -> None:
+    """Raise ConfigInvalid if a table has rows of another version of a task.
+
+    Args:
+        path: the table.
+        contents: what it contains.
+        current: version that each task has now; None if it is not known.
+    """
+    for task, version in current.items():
+        others = sorted(contents.versions.get(task, set()) - {version})
+        if version is not None and others:
+            raise ConfigInvalid(
+                f"{path} has rows of task {task!r} by version {others[0][:12]}, but the service "
+                f"now has version {version[:12]}. Write another table, score all images again "
+                f"(--overwrite), or append rows of the new version all the same (--mix-versions)."
+            )
+
+
+def remove_failed(path: Path, pairs: Set[tuple[str, str]]) -> None:
+    """Remove the rows with an error of some (source, task) pairs from a table."""
+    kind = _LINE_TABLES[path.suffix]
+    with (
+        path.open("rb") as old,
+        atomic_file(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors=_ESCAPE, newline="") as file,
+    ):
+        table = kind(file, header=True)
+        for row in kind.rows(_whole_lines(old)):
+            if not (row.get("error_code") and (row["source"], row["task"]) in pairs):
+                table.write(row)
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[str]:
@@ -175,7 +222,7 @@ class _CsvTable:
         reader = csv.DictReader(lines, strict=True)
         if reader.fieldnames != list(COLUMNS):
             raise ValueError(f"unexpected columns {reader.fieldnames}")
-        return iter(reader)
+        return ({**row, "classes": json.loads(row["classes"])} for row in reader)
 
 
 _LINE_TABLES: dict[str, type[_JsonlTable] | type[_CsvTable]] = {

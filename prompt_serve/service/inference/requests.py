@@ -1,16 +1,19 @@
 """Parts of a parsed request, whatever its form: images, embeddings, tasks, deadline."""
 
 import base64
-import binascii
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid
 from prompt_serve.schemas import TIMEOUT_HEADER
 from prompt_serve.types import FloatArray, PixelArray
 
 EVERY_TASK = "*"
+# White space is left out; the URL-safe digits are those of the standard alphabet.
+_BASE64_FORMS = {**dict.fromkeys(map(ord, " \t\r\n")), ord("-"): "+", ord("_"): "/"}
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def image_from_text(text: str) -> ImageItem:
     Text that cannot be parsed becomes an item with an error, so that the request's other images are
     answered.
     """
+    text = text.strip()
     if text[:8].lower().startswith(("http://", "https://")):
         return ImageItem(ImageUrl(text))
     try:
@@ -87,11 +91,17 @@ def image_from_text(text: str) -> ImageItem:
 
 
 def _from_base64(text: str) -> bytes:
+    """Decode base64 as programs write it: with line breaks, without padding, or URL-safe."""
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
             raise ImageInvalid("The data URI is not of the form data:image/png;base64,...")
-    try:
+        if "%" in text:
+            text = unquote(text)
+    with contextlib.suppress(ValueError):
         return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+    digits = text.translate(_BASE64_FORMS).rstrip("=")
+    try:
+        return base64.b64decode(digits + "=" * (-len(digits) % 4), validate=True)
+    except ValueError as error:
         raise ImageInvalid(f"The image is not base64: {error}.") from error

@@ -64,10 +64,18 @@ class BodyLimitMiddleware:
             await self._reject(scope, receive, send)
 
     async def _reject(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v1/tasks"):
+            hint = (
+                "A prompt file has a few kilobytes. A checkpoint of CLIP is a backbone: export it "
+                "(prompt-serve export)."
+            )
+        else:
+            hint = (
+                "Send fewer images per request, or scale them down: the model's input has a few "
+                "hundred pixels per side."
+            )
         error = RequestTooLarge(
-            f"The body is larger than the maximum of {self._max_bytes:,} bytes. Send "
-            f"fewer images per request, or scale them down: the model's input has a few hundred "
-            f"pixels per side.",
+            f"The body is larger than the maximum of {self._max_bytes:,} bytes. {hint}",
             max_body_bytes=self._max_bytes,
         )
         response = problem_response(problem_of(error), {"Connection": "close"})

@@ -11,7 +11,6 @@ writers: SQLite runs in WAL mode.
 
 import contextlib
 import importlib.util
-import logging
 import sqlite3
 import threading
 import time
@@ -41,7 +40,14 @@ UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that up
 _BUGS = (ProgrammingError, IntegrityError)  # faults of this code, not of the disk or the database
 _OUTAGES = (DBAPIError, PoolTimeout)
 
-_log = logging.getLogger(__name__)
+# Errors of SQLite that no waiting cures.
+_PERMANENT = {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_READONLY,
+}
+
 _T = TypeVar("_T")
 
 metadata = sa.MetaData()
@@ -180,7 +186,12 @@ def _create_engine(url: URL) -> Engine:
         sa.event.listen(engine, "begin", _begin_postgresql)
         return engine
     if url.database:
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(url.database).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = f"the folder {folder} cannot be made: {error.strerror}"
+            raise _not_ready("written", reason) from error
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     sa.event.listen(engine, "connect", _set_up_sqlite)
     sa.event.listen(engine, "begin", _begin_sqlite)
@@ -209,8 +220,9 @@ def _switch_to_wal(connection: Any) -> None:
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             return
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
+        except sqlite3.OperationalError as error:
+            # The low byte is the kind of error; the others say more about it.
+            if error.sqlite_errorcode & 0xFF in _PERMANENT or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
 
@@ -234,10 +246,14 @@ def _begin_postgresql(connection: Connection) -> None:
 
 
 def _unavailable(verb: str, error: SQLAlchemyError) -> NotReady:
-    reason = str(getattr(error, "orig", None) or error)
-    _log.error("the registry cannot be %s: %s", verb, reason)
+    reason = " ".join(str(getattr(error, "orig", None) or error).split())
+    return _not_ready(verb, reason.rstrip("?."))
+
+
+def _not_ready(verb: str, reason: str) -> NotReady:
     return NotReady(
         f"The registry cannot be {verb}: {reason}. Nothing was changed. "
         f"Check the disk and the database of the service, then try again.",
         retry_after_s=1.0,
+        reason=reason,
     )

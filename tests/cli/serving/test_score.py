@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -119,11 +120,97 @@ def test_an_interrupted_run_is_resumed_where_it_ended(
     result = run(*arguments, "--resume")
 
     assert result.exit_code == 0
-    done = 7 if suffix == ".jsonl" else 6
+    done = 6 if suffix == ".jsonl" else 5  # and a row with an error, which is retried
     assert f"Skipped {done} of 12 images that {out} already contains." in result.stdout
+    assert f"Retrying 1 failed row of {out}." in result.stdout
     assert sum(service.behavior.images_per_request) == 12 - done
-    assert out.read_bytes() == whole
+    assert sorted(out.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["bad.png", "with, comma.png", 'with "quotes".png', "line\nbreak.png", "emoji \N{CAT}.png"],
+)
+def test_failed_rows_are_retried_on_resume(
+    suffix: str, name: str, service: FakeService, run: Run, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "photos", tmp_path / f"scores{suffix}"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(numbered_image(1))
+    (folder / name).write_bytes(b"bad")
+    arguments = ("score", folder, "--task", "pets", "--out", out)
+    run(*arguments)
+    before = out.read_bytes()
+
+    again = run(*arguments, "--resume")
+    assert again.exit_code == 0  # the other image has a row
+    assert sorted(out.read_bytes().splitlines()) == sorted(before.splitlines())
+
+    (folder / name).write_bytes(numbered_image(2))
+    assert run(*arguments, "--resume").exit_code == 0
+    rows = read_table(out)
+    assert {(row["source"], row["class_name"]) for row in rows} == {
+        (str(folder / "a.png"), "1"),
+        (str(folder / name), "2"),
+    }
+    assert len(rows) == 2
     assert "0 images, 0 rows" in run(*arguments, "--resume").stdout
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_failed_rows_of_other_images_and_tasks_stay(
+    suffix: str, service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    service.behavior.tasks["colors"] = b""
+    out = tmp_path / f"scores{suffix}"
+    run("score", photos, "--task", "pets", "--task", "colors", "--out", out)
+    before = read_table(out)
+
+    run("score", photos / "day-0", "--task", "pets", "--out", out, "--resume")
+
+    after = read_table(out)
+    assert sorted(map(str, after)) == sorted(map(str, before))
+    assert sum(row["error_code"] is not None for row in after) == 4
+    moved = [(Path(row["source"]).stem, row["task"]) for row in after[-1:]]
+    assert moved == [("03", "pets")]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+@pytest.mark.parametrize("selected", [("--task", "pets"), ("--task", "*")])
+def test_versions_of_a_task_are_not_mixed_unless_told(
+    suffix: str,
+    selected: tuple[str, str],
+    service: FakeService,
+    run: Run,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+    run("score", photos / "day-0", *selected, "--out", out)
+    before = out.read_bytes()
+    service.behavior.version = "cd" * 32
+    arguments = ("score", photos, *selected, "--out", out, "--resume")
+
+    refused = run(*arguments)
+
+    assert refused.exit_code == 1
+    assert re.search("'pets' by version abab.*now has version cdcd.*--mix-versions", refused.stderr)
+    assert out.read_bytes() == before
+
+    assert run(*arguments, "--mix-versions").exit_code == 0
+    assert {row["version"] for row in read_table(out)} == {None, "ab" * 32, "cd" * 32}
+
+
+def test_a_new_version_of_another_task_does_not_matter(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    service.behavior.tasks["colors"] = b""
+    out = tmp_path / "scores.csv"
+    run("score", photos, "--task", "pets", "--out", out)
+    service.behavior.version = "cd" * 32
+
+    assert run("score", photos, "--task", "colors", "--out", out, "--resume").exit_code == 0
 
 
 def test_resume_without_a_table_begins_one(

@@ -22,6 +22,7 @@ from prompt_serve.scoring import class_logits
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of
+from tests.prompts.test_wrong_files import FILES
 from tests.service.process import Served
 from tests.service.prompts import bomb, learned_prompt, picture
 
@@ -364,3 +365,21 @@ def _damaged(data: bytes, rng: np.random.Generator) -> bytes:
         spoiled[place] = int(rng.integers(256))
     cut = int(rng.integers(len(data)))
     return bytes([*spoiled[:cut], *rng.bytes(int(rng.integers(20))), *spoiled[cut + 3 :]])
+
+
+@pytest.mark.parametrize("kind", ["LFS pointer", "HTML", "OpenAI's tensors", "torch.save", "ONNX"])
+def test_a_wrong_upload_is_told_by_its_name(kind: str, http: httpx.Client) -> None:
+    make, message = FILES[kind]
+
+    response = http.put("/v1/tasks/wrong", content=make())
+
+    assert (response.status_code, response.json()["code"]) == (422, "prompt-file-invalid")
+    assert re.search(message, response.json()["detail"])
+    assert http.get("/v1/tasks/wrong").status_code == 404
+
+
+def test_a_checkpoint_beyond_the_limit_is_told_as_such(http: httpx.Client) -> None:
+    response = http.put("/v1/tasks/wrong", content=bytes(40 * 2**20))
+
+    assert response.status_code == 413
+    assert "prompt-serve export" in response.json()["detail"]

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
-from urllib.parse import urlparse
+from urllib.parse import quote, urlparse
 
 import httpx
 import numpy as np
@@ -111,6 +111,30 @@ def test_all_forms_of_the_same_images_get_the_same_logits(
         for found, expected_logits in zip(logits(response), expected, strict=True):
             for of_task, expected_of_task in zip(found, expected_logits, strict=True):
                 assert of_task == pytest.approx(expected_of_task, abs=tolerance), form
+
+
+def test_base64_is_read_as_programs_write_it(http: httpx.Client) -> None:
+    image = picture(1, size=(40, 40))
+    plain = base64.b64encode(image).decode()
+    forms = {
+        "plain": plain,
+        "base64 of coreutils": base64.encodebytes(image).decode(),
+        "Windows line breaks": "\r\n".join(plain[i : i + 64] for i in range(0, len(plain), 64)),
+        "no padding": plain.rstrip("="),
+        "URL-safe": base64.urlsafe_b64encode(image).decode(),
+        "URL-safe, no padding": base64.urlsafe_b64encode(image).decode().rstrip("="),
+        "spaces around": f"  {plain}\n",
+        "data URI with line breaks": "data:image/png;base64,\n"
+        + base64.encodebytes(image).decode(),
+        "percent-encoded data URI": "data:image/png;base64," + quote(plain, safe=""),
+    }
+
+    response = http.post("/v1/classify", json={"images": [*forms.values()], "tasks": ["in-0"]})
+
+    results = response.json()["results"]
+    expected = results[0]["predictions"]
+    for form, result in zip(forms, results, strict=True):
+        assert result.get("predictions") == expected, form
 
 
 def test_bad_items_fail_alone_in_every_form(http: httpx.Client) -> None:

@@ -15,6 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
+from tests.required import program_missing
 from tests.service.process import Served
 from tests.service.prompts import learned_prompt, picture
 from tests.service.secured_service import SecuredService
@@ -32,7 +33,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
+        program_missing("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
@@ -193,7 +194,7 @@ def test_the_curl_line_is_one_that_works(
     browser: Browser, served: Served, tasks: None, images: list[Path]
 ) -> None:
     if shutil.which("curl") is None:
-        pytest.skip("curl is missing")
+        program_missing("curl is missing")
     page = Watched(browser, served.url).page
     page.goto("/v1/ui")
     page.fill("#search", "page-fruit")

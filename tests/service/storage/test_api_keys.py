@@ -3,6 +3,7 @@
 import re
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def test_a_key_is_shown_once_and_stored_as_a_hash_alone(keys: Keys, tmp_path: Pa
     assert token is not None
     assert re.fullmatch(r"ps_[0-9a-f]{12}_[A-Za-z0-9_-]{43}", text)  # 43 x 6 bits: 256 and 2 over
     assert token.opens(keys.find(key.id))
-    with sqlite3.connect(tmp_path / "registry.db") as raw:
+    with closing(sqlite3.connect(tmp_path / "registry.db")) as raw:
         dump = "\n".join(raw.iterdump())
     assert key.digest in dump
     assert token.secret not in dump
