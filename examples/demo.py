@@ -18,7 +18,7 @@ def main() -> None:
     run("train", str(EMOJI), "--out", str(default))
 
     step("2. Learn a prompt")
-    run("train", str(EMOJI), "--method", "dip", "--shots", "16", "--seed", "1", "--views", "2",
+    run("train", str(EMOJI), "--method", "dip", "--shots", "16", "--min-steps", "1000",
         "--out", str(prompt))  # fmt: skip
 
     step("3. Serve, and upload both while the service runs")

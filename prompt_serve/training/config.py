@@ -40,7 +40,7 @@ USER_SETTINGS: Final[Mapping[str, Any]] = {
     "shots": 0,
     "augmentation": "none",
     "epochs": 20,
-    "min_steps": 1_000,
+    "min_steps": 3_000,
     "step_unit": "relative",
 }
 # The image tower runs at every step: fewer and smaller ones.

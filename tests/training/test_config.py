@@ -179,7 +179,7 @@ def test_settings_of_the_papers_are_stored_as_before_there_were_others() -> None
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, {"step_unit": "relative", "augmentation": "none", "min_steps": 1_000, "shots": 0}),
+        ({}, {"step_unit": "relative", "augmentation": "none", "min_steps": 3_000, "shots": 0}),
         ({"epochs": 3}, {"epochs": 3, "min_steps": 0}),
         ({"epochs": 3, "min_steps": 9}, {"epochs": 3, "min_steps": 9}),
         ({"views": 4}, {"views": 4, "augmentation": "crops"}),
