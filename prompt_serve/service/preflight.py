@@ -26,10 +26,10 @@ def check(settings: Settings) -> None:
 
     Raises:
         ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read.
-        BundleInvalid: the bundle is missing or incomplete.
+        BundleInvalid: the bundle is missing, incomplete or damaged.
         ProviderUnavailable: CUDA was requested and does not run.
     """
-    open_bundle(settings.bundle_path, verify=False)  # the worker verifies the digests
+    open_bundle(settings.bundle_path)
     if settings.cuda_device is not None:
         _check_cuda()
     if settings.image_urls:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -117,14 +118,35 @@ def test_a_service_that_cannot_run_says_why_and_exits(
     assert reason in refused_start(environment(tmp_path, tiny_bundle) | settings)
 
 
-def test_a_damaged_bundle_is_not_served(tiny_bundle: Path, tmp_path: Path) -> None:
-    for path in tiny_bundle.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    encoder = tmp_path / "image_encoder.onnx"
-    encoder.write_bytes(encoder.read_bytes()[:-100])
+def _flip(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
 
-    with pytest.raises(BundleInvalid, match=r"image_encoder.onnx is not the file"):
+
+@pytest.mark.parametrize("name", ["image_encoder.onnx", "text_encoder.onnx", "tokenizer.json"])
+@pytest.mark.parametrize("damage", [lambda data: data[:-100], lambda data: b"", _flip])
+def test_a_damaged_bundle_is_not_served(
+    tiny_bundle: Path, tmp_path: Path, name: str, damage: Callable[[bytes], bytes]
+) -> None:
+    _damaged(tiny_bundle, tmp_path, name, damage)
+    with pytest.raises(BundleInvalid, match=f"{name} is not the file"):
         open_bundle(tmp_path)
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+def test_a_service_with_a_damaged_bundle_exits_and_starts_no_worker(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    _damaged(tiny_bundle, folder, "text_encoder.onnx", _flip)
+    assert "text_encoder.onnx is not the file" in refused_start(environment(tmp_path, folder))
+
+
+def _damaged(bundle: Path, folder: Path, name: str, damage: Callable[[bytes], bytes]) -> None:
+    for path in bundle.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / name).write_bytes(damage((bundle / name).read_bytes()))
 
 
 def test_batches_for_cuda_are_padded_to_powers_of_two() -> None:
