@@ -11,16 +11,33 @@ from prompt_serve.service.http import audit_routes, inference_routes, task_route
 from prompt_serve.service.http.dependencies import CoreOfApp, problems
 from prompt_serve.service.problems import add_problem_handlers
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
+
+SECURITY_SCHEMES = {
+    "bearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "API key: `ps_...`, made by `prompt-serve keys create NAME`.",
+    },
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-Api-Key"},
+    "basic": {
+        "type": "http",
+        "scheme": "basic",
+        "description": "For browsers: API key as the password, any user name.",
+    },
+}
 
 
 class _App(FastAPI):
-    """FastAPI with the ``Problem`` schema and the errors that all routes share in its OpenAPI
-    document: authentication and the body limit come before any route."""
+    """FastAPI whose OpenAPI document has what the middleware in front of all routes does:
+    authentication, the body limit, and the errors of both."""
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        # A key is needed where keys exist: any of the schemes, or none.
+        document["security"] = [*({name: []} for name in SECURITY_SCHEMES), {}]
         for operation in (o for path in document["paths"].values() for o in path.values()):
             common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
             for status, response in common.items():
@@ -37,6 +54,7 @@ def create_app(core: Core | None = None) -> FastAPI:
         openapi_url="/openapi.json",
         docs_url=None,  # http/ui.py serves its own, without another host
         redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.core = core
     app.include_router(inference_routes.router)

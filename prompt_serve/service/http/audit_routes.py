@@ -8,7 +8,7 @@ from prompt_serve.schemas import AuditPage
 from prompt_serve.service.http.dependencies import CoreOfApp, problems
 from prompt_serve.service.storage.audit import AuditLog
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 
 
 @router.get("/audit", responses=problems(422, 503))

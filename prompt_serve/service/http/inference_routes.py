@@ -33,13 +33,13 @@ _ONE_PIXEL_PNG = (
     "=="
 )
 
-router = APIRouter()
+router = APIRouter(tags=["inference"])
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
 _TOP_K = {"type": "integer", "default": DEFAULT_TOP_K}
 _TASK_TEXT = "Task names: NAME, NAME@VERSION, or * for all."
 _TAG_TEXT = "Tags: adds all tasks that have one of them."
-_TOP_K_TEXT = "Number of classes per task, best first."
+_TOP_K_TEXT = "Number of classes per task, best first. In a body that has one, its own counts."
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
     "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},

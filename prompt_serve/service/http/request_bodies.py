@@ -2,9 +2,12 @@
 
 multipart/form-data         parts ``image``, fields ``image_url``, ``task``, ``tag``, ``top_k``
 application/json            ``ClassifyRequest``, ``EmbedRequest``, ``ScoreRequest``
-image/*, octet-stream       one image file; tasks and top_k are query parameters
-application/x-npy,          preprocessed pixels, or embeddings for ``/v1/score``;
-application/x-safetensors   tasks and top_k are query parameters
+image/*, octet-stream       one image file
+application/x-npy,          preprocessed pixels, or embeddings for ``/v1/score``
+application/x-safetensors
+
+Tasks, tags and top_k may be query parameters with every form. Tasks and tags of the query are added
+to those of the body; of other values, the body's count.
 """
 
 import asyncio
@@ -100,11 +103,11 @@ async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbe
     kind = _content_type(request)
     parameters = request.query_params
     if kind == "application/json":
-        _check_names(parameters.keys(), ())
+        _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
         message = await _read_json(request, ScoreRequest)
         rows = await asyncio.to_thread(embeddings_from_lists, message.embeddings, width)
-        fingerprint = message.fingerprint
-        query = _query_from_json(message)
+        fingerprint = message.fingerprint or parameters.get(_FINGERPRINT)
+        query = _query_from_json(message, parameters)
     elif kind in TENSOR_TYPES:
         _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
         tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
@@ -131,10 +134,10 @@ async def _read_images(
     if kind == "multipart/form-data":
         return await _read_multipart(request, limits, fields)
     if kind == "application/json":
-        _check_names(parameters.keys(), ())
+        _check_names(parameters.keys(), fields)
         message = await _read_json(request, schema)
         images = await asyncio.to_thread(lambda: list(map(image_from_text, message.images)))
-        return ParsedImageRequest(images, _query_from_json(message))
+        return ParsedImageRequest(images, _query_from_json(message, parameters))
     if kind in TENSOR_TYPES:
         _check_names(parameters.keys(), fields)
         tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
@@ -171,10 +174,17 @@ async def _read_json(request: Request, schema: type[Message]) -> Message:
         ) from error
 
 
-def _query_from_json(message: ClassifyRequest | EmbedRequest | ScoreRequest) -> TaskQuery:
+def _query_from_json(
+    message: ClassifyRequest | EmbedRequest | ScoreRequest, parameters: QueryParams
+) -> TaskQuery:
     if isinstance(message, EmbedRequest):
         return TaskQuery(TaskSelector(), DEFAULT_TOP_K)
-    return TaskQuery(TaskSelector(message.tasks, message.tags), message.top_k)
+    query = _query_from_parameters(parameters)
+    selector = TaskSelector(
+        [*message.tasks, *query.selector.names], [*message.tags, *query.selector.tags]
+    )
+    given = "top_k" in message.model_fields_set
+    return TaskQuery(selector, message.top_k if given else query.top_k)
 
 
 def _query_from_parameters(parameters: QueryParams) -> TaskQuery:

@@ -35,7 +35,7 @@ from prompt_serve.service.tasks.bulk import import_zip, upload_zip
 
 ZIP = "application/zip"
 
-router = APIRouter()
+router = APIRouter(tags=["tasks"])
 
 IfMatch = Annotated[
     str | None, Header(description='Change only if the task has this ETag ("<version>").')

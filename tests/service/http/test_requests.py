@@ -29,6 +29,7 @@ from prompt_serve.service.http.tensor_bodies import NPY, SAFETENSORS
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.training.clip.backbone import Backbone
+from tests.backbones import EMBED_DIM
 from tests.service.http.test_http import classify, problem
 from tests.service.inference.test_url_fetcher import Server
 from tests.service.process import Served
@@ -214,6 +215,61 @@ def test_tasks_are_named_by_name_version_tag_or_all(http: httpx.Client) -> None:
     assert predictions(in_query) == predictions(in_form)
     nowhere = {"images": in_json(image), "tags": ["nowhere"]}
     problem(http.post("/v1/classify", json=nowhere), 404, "task-not-found")
+
+
+def classify_json(
+    http: httpx.Client, body: dict[str, Any], query: dict[str, Any]
+) -> httpx.Response:
+    fields = {{"task": "tasks", "tag": "tags"}.get(n, n): value for n, value in body.items()}
+    images = in_json(picture(1))
+    return http.post("/v1/classify", params=query, json={"images": images, **fields})
+
+
+def classify_multipart(
+    http: httpx.Client, body: dict[str, Any], query: dict[str, Any]
+) -> httpx.Response:
+    return http.post("/v1/classify", params=query, files={"image": picture(1)}, data=body)
+
+
+@pytest.mark.parametrize("form", [classify_json, classify_multipart])
+@pytest.mark.parametrize(
+    ("body", "query", "expected", "top_k"),
+    [
+        ({"task": ["in-0"]}, {"top_k": 1}, ["in-0"], 1),
+        ({"task": ["in-0"], "top_k": 2}, {"top_k": 5}, ["in-0"], 2),
+        ({"task": ["in-0"]}, {"task": ["in-1", "in-2"]}, ["in-0", "in-1", "in-2"], 4),
+        ({}, {"task": ["in-2"], "top_k": 3}, ["in-2"], 3),
+        ({"top_k": 1}, {"task": "in-1"}, ["in-1"], 1),
+        ({"task": ["in-0"]}, {"task": ["in-0"], "top_k": 9}, ["in-0", "in-0"], 4),
+    ],
+)
+def test_query_and_body_agree(
+    http: httpx.Client,
+    form: Callable[[httpx.Client, dict[str, Any], dict[str, Any]], httpx.Response],
+    body: dict[str, Any],
+    query: dict[str, Any],
+    expected: list[str],
+    top_k: int,
+) -> None:
+    """Clients that are generated from the OpenAPI document send every default in the query."""
+    ((*found,),) = predictions(form(http, body, query))
+    assert [prediction.task for prediction in found] == expected
+    assert {len(prediction.classes) for prediction in found} == {top_k}
+
+
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/score", "/v1/embed"])
+@pytest.mark.parametrize("name", ["topk", "threshold", "tasks"])
+def test_a_query_parameter_that_nobody_reads_is_refused(
+    http: httpx.Client, path: str, name: str
+) -> None:
+    body = (
+        {"images": in_json(picture(1))}
+        if "score" not in path
+        else {"embeddings": [[1.0] * EMBED_DIM]}
+    )
+    named = {} if "embed" in path else {"tasks": ["in-0"]}
+    answer = http.post(path, params={name: "1"}, json={**body, **named})
+    assert problem(answer, 422, "request-invalid").detail.startswith(f"Unknown field(s) {name!r}")
 
 
 def test_all_tasks_are_those_of_the_backbone_that_runs(
@@ -504,6 +560,19 @@ def test_the_client_embeds_scores_and_asks_by_tag(served: Served, http: httpx.Cl
 
 def client_width(http: httpx.Client) -> int:
     return int(http.get("/v1/info").json()["backbone"]["embed_dim"])
+
+
+def test_openapi_names_operations_tags_and_keys(http: httpx.Client) -> None:
+    document = http.get("/v1/openapi.json").json()
+    operations = [o for path in document["paths"].values() for o in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(set(names)) == len(names)
+    assert {"classify", "embed", "score", "upload_task", "list_tasks", "info"} <= set(names)
+    assert all(re.fullmatch(r"[a-z_]+", name) for name in names)
+    assert all(operation["tags"] for operation in operations)
+    schemes = document["components"]["securitySchemes"]
+    assert {scheme["type"] for scheme in schemes.values()} == {"http", "apiKey"}
+    assert {name for needed in document["security"] for name in needed} == set(schemes)
 
 
 def test_openapi_shows_every_form_with_an_example(http: httpx.Client) -> None:
