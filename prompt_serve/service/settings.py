@@ -20,8 +20,11 @@ from prompt_serve.schemas import Limits
 
 PREFIX = "PROMPT_SERVE_"
 # Variables with this prefix that are not the service's: the client's URL and key, the training
-# cache, and those that Kubernetes sets in every pod for a Service named prompt-serve.
-_NOT_SETTINGS = re.compile(r"(URL|API_KEY|CACHE.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)")
+# cache, the datasets of the protocols, those of tests, and those that Kubernetes sets in every pod
+# for a Service named prompt-serve.
+_NOT_SETTINGS = re.compile(
+    r"(URL|API_KEY|CACHE.*|DATASETS|SOAK_S|TEST_.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)"
+)
 
 
 class Settings(BaseModel):

@@ -1,5 +1,6 @@
 """Settings from the environment: defaults, units, and all errors at once."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from prompt_serve.bundle import shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.service.settings import Settings
+from tests.service.process import ROOT
 
 
 def test_everything_has_a_default_under_one_home() -> None:
@@ -69,3 +71,25 @@ def test_what_kubernetes_sets_beside_a_service_called_prompt_serve_is_no_fault()
             "PROMPT_SERVE_PORT_3000_TCP_ADDR": "10.0.0.1",
         }
     )
+
+
+def test_every_variable_that_a_document_names_is_known() -> None:
+    documents = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(path for path in (ROOT / "deploy").rglob("*") if path.is_file()),
+    ]
+    found = {
+        name
+        for path in documents
+        for name in re.findall(r"\bPROMPT_SERVE_[A-Z_]*[A-Z]\b", path.read_text())
+    }
+    assert {"PROMPT_SERVE_DATASETS", "PROMPT_SERVE_CACHE", "PROMPT_SERVE_HOME"} <= found
+    unknown = []
+    for name in sorted(found):
+        try:
+            Settings.from_environment({name: "x"})
+        except ConfigInvalid as error:  # the value may well be invalid, the name may not
+            unknown += [fault for fault in error.faults if f"{name}=" not in fault]
+    assert unknown == []
