@@ -55,7 +55,8 @@ class TaskCalls:
 
         Args:
             file: path of a prompt file, its bytes, or a Prompt.
-            name: name of the task; by default the prompt's own name, or else the file's stem.
+            name: name of the task; by default that of the file without its suffix, or of bytes
+                and Prompts the name that the prompt holds.
             expected: version that the task must be at.
             new: fail if a task of that name exists.
 

@@ -19,7 +19,8 @@ def prompt_to_upload(file: PromptSource, name: str | None) -> tuple[str, bytes]:
 
     Args:
         file: path of a prompt file, its bytes, or a Prompt.
-        name: name of the task; None for the prompt's own name, or else the file's stem.
+        name: name of the task; None for the file's name without its suffix, as in a folder or
+            zip. Of bytes and Prompts it is the name that the prompt holds.
 
     Raises:
         PromptFileInvalid: the file cannot be read, or is not a prompt file.
@@ -39,7 +40,7 @@ def prompt_to_upload(file: PromptSource, name: str | None) -> tuple[str, bytes]:
         check_kind(data)  # before a checkpoint of gigabytes is sent
     except PromptFileInvalid as error:
         raise PromptFileInvalid(f"{path}: {error}") from error
-    return _named(name or from_bytes(data).name or path.stem), data
+    return name or path.stem, data
 
 
 def zip_of(source: Path) -> bytes:

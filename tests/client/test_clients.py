@@ -51,7 +51,7 @@ def test_all_pages_of_tasks_are_listed(service: FakeService, client: Client) -> 
     assert len(service.behavior.paths) == 3
 
 
-def test_an_upload_takes_the_prompts_name_or_its_files(
+def test_an_upload_takes_the_files_name_or_that_of_a_prompt(
     service: FakeService, client: Client, tmp_path: Path
 ) -> None:
     nameless = tmp_path / "flowers.safetensors"
@@ -60,7 +60,7 @@ def test_an_upload_takes_the_prompts_name_or_its_files(
     named.write_bytes(to_bytes(prompt("trees")))
 
     assert client.upload(nameless).name == "flowers"
-    assert client.upload(str(named)).name == "trees"
+    assert client.upload(str(named)).name == named.stem
     assert client.upload(named.read_bytes()).name == "trees"
     assert client.upload(named, name="shrubs").name == "shrubs"
 

@@ -65,9 +65,7 @@ def show(name: str, url: str, timeout_s: float) -> None:
 
 @tasks.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--name", help="Name of the task.  [default: the prompt's name, or the file's without suffix]"
-)
+@click.option("--name", help="Name of the task.  [default: the file's name without suffix]")
 @click.option("--expected", metavar="VERSION", help="Fail if the task is not at this version.")
 @click.option("--new", is_flag=True, help="Fail if a task of that name exists.")
 @click.option(
@@ -95,6 +93,7 @@ def upload(
     prompt-serve tasks upload prompts/
     """
     from prompt_serve.client import Client
+    from prompt_serve.prompts.prompt_file import read_prompt_file
 
     with Client(url, timeout_s=timeout_s) as client:
         if file.is_dir() or file.suffix == ".zip":
@@ -104,6 +103,9 @@ def upload(
             return
         task = client.upload(file, name, expected=expected, new=new)
     _print_served(task)
+    held = read_prompt_file(file).name
+    if held not in ("", task.name):
+        click.echo(f"Note: the file itself says {held!r}; upload it under that name with --name.")
 
 
 @tasks.command()

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from prompt_serve.prompts.prompt_file import write_prompt_file
+import pytest
+
+from prompt_serve.prompts.prompt_file import to_bytes, write_prompt_file
 from tests.cli.conftest import Run
 from tests.client.fake_service import FakeService, numbered_image
 from tests.client.test_clients import prompt
@@ -38,6 +40,34 @@ def test_an_upload_can_be_given_a_name(service: FakeService, run: Run, tmp_path:
     run("tasks", "upload", tmp_path / "birds.safetensors", "--name", "owls")
 
     assert "owls" in service.behavior.tasks
+
+
+@pytest.mark.parametrize(
+    ("file_name", "options", "task", "noted"),
+    [
+        ("birds.safetensors", [], "birds", False),
+        ("birds-v2.safetensors", [], "birds-v2", True),
+        ("birds (1).safetensors", ["--name", "birds"], "birds", False),
+        ("birds", ["--name", "owls"], "owls", True),
+        ("v1.2.safetensors", [], "v1.2", True),
+    ],
+)
+def test_a_file_replaces_only_the_task_of_its_name(
+    service: FakeService,
+    run: Run,
+    tmp_path: Path,
+    file_name: str,
+    options: list[str],
+    task: str,
+    noted: bool,
+) -> None:
+    file = tmp_path / file_name
+    file.write_bytes(to_bytes(prompt("birds")))
+    before = set(service.behavior.tasks)
+    result = run("tasks", "upload", file, *options)
+    assert result.exit_code == 0
+    assert set(service.behavior.tasks) - before == {task}
+    assert ("Note: the file itself says 'birds'" in result.output) == noted
 
 
 def test_no_service_is_one_line(run: Run, service: FakeService) -> None:
