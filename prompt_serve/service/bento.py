@@ -31,6 +31,7 @@ from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
+from prompt_serve.service.middleware.redirects import RedirectMiddleware
 from prompt_serve.service.observability import logs, metrics
 from prompt_serve.service.observability.request_log import RequestLogMiddleware
 from prompt_serve.service.observability.service_metrics import (
@@ -60,6 +61,7 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)
+    app = RedirectMiddleware(app)
     app = RequestLogMiddleware(app, Tracing(provider_from_environment()))
     return RemoveBentoTimeout(app)
 
@@ -104,6 +106,7 @@ class PromptServe:
             provider_from_environment()
             metrics.prepare_folder()
             startup.check_registry(settings)
+            startup.print_addresses()
         except PromptServeError as error:
             sys.exit(f"prompt-serve cannot start: {error}")
 

@@ -37,9 +37,7 @@ def check_port() -> None:
     Raises:
         ConfigInvalid: they cannot.
     """
-    context = click.get_current_context(silent=True)
-    option = None if context is None else context.params.get("port")
-    host, port = bind_host(), int(option or BentoMLContainer.http.port.get())
+    host, port = bind_host(), _bind_port()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -51,6 +49,20 @@ def check_port() -> None:
             f"Port {port} of {host} cannot be used: {reason}. Choose another one, for example "
             f"--port {port + 1 if 1024 <= port < 65_535 else 3001}."
         ) from error
+
+
+def print_addresses() -> None:
+    """Print where the page and the API's documentation will be."""
+    host = bind_host()
+    shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 (compared, not bound)
+    url = f"http://{shown}:{_bind_port()}/v1"
+    click.echo(f"prompt-serve starts. Page: {url}/ui  API: {url}/docs")
+
+
+def _bind_port() -> int:
+    context = click.get_current_context(silent=True)
+    option = None if context is None else context.params.get("port")
+    return int(option or BentoMLContainer.http.port.get())
 
 
 def check_registry(settings: Settings) -> None:
