@@ -174,6 +174,11 @@ class TaskInfo(TaskSummary):
     learned_numbers: int
     payload_bytes: int
     metrics: dict[str, object]
+    notes: list[str] = Field(
+        default=[],
+        description="Only in the answer to an upload or a new task: what its maker should know, "
+        "such as class names with the same tokens.",
+    )
 
 
 class TaskList(Schema):

@@ -331,7 +331,7 @@ def _best_validated(fits: Iterable[tuple[Job, Fitted]]) -> Fitted:
 def _image_notes(plan: PromptPlan) -> tuple[str, ...]:
     """Return what the user should know of the images."""
     images, shots = plan.images, plan.config.shots
-    notes = []
+    notes = list(images.notes)
     if images.val is None and not plan.cross_validated:
         notes.append("There are no images left to validate on; training runs without validation.")
     if images.test is None:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from prompt_serve import __version__
+from prompt_serve.prompts.equal_names import equal_names_notes
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes, version_of
 from prompt_serve.schemas import TaskInfo, ZeroShotTask
@@ -112,4 +113,6 @@ class TaskStore:
         new = NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
         stored, is_new = self._registry.put(new, condition)
         self._cache.put(Task.from_prompt(stored.version, prompt, features))
-        return self._catalog.describe(stored, prompt), is_new
+        notes = equal_names_notes(prompt.class_names, self._features.bundle.tokenizer)
+        task = self._catalog.describe(stored, prompt)
+        return task.model_copy(update={"notes": list(notes)}), is_new

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
-from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
+from prompt_serve.image_folders import nfc
+from prompt_serve.training.data.dataset import LabeledImage, RawDataset, limited, part_of
 
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
@@ -39,16 +40,14 @@ def read_table(path: Path) -> RawDataset:
     faults: list[str] = []
     named: list[tuple[str, Path, str]] = []
     for number, row in enumerate(rows, start=1):
-        part = (
-            PARTS.get((row.get("split") or "").strip().lower()) if "split" in columns else "train"
-        )
+        part = part_of(row.get("split") or "") if "split" in columns else "train"
         file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
         if part is None:
             faults.append(f"row {number}: split {row['split']!r}; expected train, val or test")
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
-            named.append((part, path.parent / file, name))
+            named.append((part, path.parent / file, nfc(name)))
     return _labeled(named, limited(faults))
 
 

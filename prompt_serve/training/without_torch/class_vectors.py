@@ -232,7 +232,7 @@ def _drawn(dataset: Split, run: ClassVectorRun) -> Split:
 
 
 def _image_notes(images: Split, shots: int) -> tuple[str, ...]:
-    notes = []
+    notes = list(images.notes)
     if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")
     if fewer := shot_faults(images, shots):
