@@ -176,7 +176,7 @@ class TaskInfo(TaskSummary):
     metrics: dict[str, object]
     notes: list[str] = Field(
         default=[],
-        description="Only in the answer to an upload or a new task: what its maker should know, "
+        description="Only in the answer to POST /v1/tasks: what the maker of the task should know, "
         "such as class names with the same tokens.",
     )
 

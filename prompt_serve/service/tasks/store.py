@@ -64,7 +64,7 @@ class TaskStore:
         """Store a task made from class names and templates; equal ones give the same version.
 
         Returns:
-            The task, and True if the name is new.
+            The task, with notes on its class names, and True if the name is new.
 
         Raises:
             TaskNameInvalid, VersionChanged: as ``upload``.
@@ -72,7 +72,9 @@ class TaskStore:
         """
         self._registry.check_change(definition.name, condition)
         prompt, features = self._zero_shot(definition)
-        return self._put(definition.name, to_bytes(prompt), prompt, features, condition)
+        task, is_new = self._put(definition.name, to_bytes(prompt), prompt, features, condition)
+        notes = equal_names_notes(prompt.class_names, self._features.bundle.tokenizer)
+        return task.model_copy(update={"notes": list(notes)}), is_new
 
     def prepare(self, name: str, data: bytes) -> NewTask:
         """Check a prompt file and compute its class features, for ``Registry.put_all``.
@@ -113,6 +115,4 @@ class TaskStore:
         new = NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
         stored, is_new = self._registry.put(new, condition)
         self._cache.put(Task.from_prompt(stored.version, prompt, features))
-        notes = equal_names_notes(prompt.class_names, self._features.bundle.tokenizer)
-        task = self._catalog.describe(stored, prompt)
-        return task.model_copy(update={"notes": list(notes)}), is_new
+        return self._catalog.describe(stored, prompt), is_new
