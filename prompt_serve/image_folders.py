@@ -6,6 +6,7 @@ links lead to it. What is left out is counted by reason, so that a command can t
 """
 
 import os
+import re
 import unicodedata
 from collections import Counter, deque
 from collections.abc import Collection
@@ -30,6 +31,7 @@ _SYSTEM_NAMES = frozenset(
         "icon\r",
     )
 )
+_SUFFIX = re.compile(r"\.\w{1,12}", re.ASCII)
 _REASONS_SHOWN = 8
 
 FolderId: TypeAlias = tuple[int, int]  # device and inode
@@ -94,7 +96,11 @@ def find_images(
     folders, links = deque([folder]), deque[Path]()
     while folders or links:
         here = (folders or links).popleft()
-        identity = folder_id(here)
+        try:
+            identity = folder_id(here)
+        except OSError:
+            ignored.folders["unreadable"] += 1
+            continue
         if identity in visited and here != folder:
             ignored.folders["visited before"] += 1
             continue
@@ -124,19 +130,33 @@ def contents(
         ignored.folders["unreadable"] += 1
         return [], []
     for entry in listed:
-        # Known without a call to the file system for each of a million images.
-        is_folder = entry.is_dir()
+        is_folder, is_file = _kind(entry)
         if is_hidden(entry.name):
             (ignored.folders if is_folder else ignored.files)["hidden"] += 1
         elif is_folder:
             folders.append(folder / entry.name)
-        elif not entry.is_file():
+        elif not is_file:
             ignored.files["broken link" if entry.is_symlink() else "not a file"] += 1
         elif (suffix := Path(entry.name).suffix.lower()) in suffixes:
             images.append(folder / entry.name)
         else:
-            ignored.files[suffix or "without suffix"] += 1
+            ignored.files[_shown(suffix)] += 1
     return images, folders
+
+
+def _kind(entry: os.DirEntry[str]) -> tuple[bool, bool]:
+    """Return if an entry is a folder and if it is a file, without a system call for most."""
+    try:
+        return entry.is_dir(), entry.is_file()
+    except OSError:  # such as a link to itself
+        return False, False
+
+
+def _shown(suffix: str) -> str:
+    """Return a suffix as a reason; the end of "Mr. X by the sea" is none."""
+    if not suffix:
+        return "without suffix"
+    return suffix if _SUFFIX.fullmatch(suffix) else "with another suffix"
 
 
 def is_hidden(name: str) -> bool:

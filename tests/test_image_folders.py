@@ -9,10 +9,10 @@ from prompt_serve.image_folders import Ignored, find_images, nfc
 
 
 def tree(root: Path, *files: str) -> Path:
-    """Write files that contain their own names."""
+    """Write empty files."""
     for file in files:
         (root / file).parent.mkdir(parents=True, exist_ok=True)
-        (root / file).write_text(file)
+        (root / file).write_bytes(b"")
     return root
 
 
@@ -53,6 +53,23 @@ def test_what_is_no_image_is_counted_by_suffix(tmp_path: Path) -> None:
     tree(tmp_path, "a.jpg", "b.txt", "sub/c.TXT", "sub/d.mp4", "README", "._a.jpg", "e.txt")
     expected = "6 files ignored: 3 .txt, 1 .mp4, 1 hidden, 1 without suffix"
     assert found(tmp_path) == (["a.jpg"], expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["Mr. Smith by the sea", "a.b c", "x.\udcff", "x.über", "x.0123456789abcdef", "y.a\nb"]
+)
+def test_what_only_looks_like_a_suffix_is_not_shown(tmp_path: Path, name: str) -> None:
+    tree(tmp_path, "a.jpg", name)
+    assert found(tmp_path) == (["a.jpg"], "1 file ignored: 1 with another suffix")
+
+
+def test_ignored_heic_comes_with_the_way_out() -> None:
+    ignored = Ignored()
+    ignored.add_files(".heic", 3)
+    ignored.add_files("hidden", 1)
+    assert str(ignored) == (
+        "4 files ignored: 3 .heic, 1 hidden (to read HEIC: pip install 'prompt-serve[heif]')"
+    )
 
 
 def test_a_long_list_of_reasons_is_cut(tmp_path: Path) -> None:
@@ -96,10 +113,11 @@ def test_two_links_to_one_folder_count_once_and_broken_links_are_told(tmp_path: 
     for name in ("x", "y"):
         (root / name).symlink_to(outside)
     (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "itself").symlink_to(root / "itself")
     (root / "linked.jpg").symlink_to(outside / "2.jpg")
     images, line = found(root)
     assert images == ["1.jpg", "linked.jpg", "x/2.jpg"]
-    assert line == "1 file ignored: 1 broken link; 1 folder ignored: 1 visited before"
+    assert line == "2 files ignored: 2 broken link; 1 folder ignored: 1 visited before"
 
 
 def test_both_spellings_of_a_name_sort_alike(tmp_path: Path) -> None:

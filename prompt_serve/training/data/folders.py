@@ -71,6 +71,11 @@ def _parts(root: Path, ignored: Ignored, dataset: RawDataset) -> dict[str, list[
             found.setdefault(part, []).append(folder)
     ignored.add_files("outside class folders", len(images))
     if "train" not in found:
+        if folders and len(folders) == sum(map(len, found.values())):
+            dataset.faults.append(
+                f"there are {' and '.join(found)} images, but no folder of train images; to use "
+                f"one part alone, name its folder"
+            )
         return {"train": folders}
     dataset.faults += [
         f"{' and '.join(folder.name for folder in several)} are all folders of {part} images; "

@@ -66,6 +66,16 @@ def test_two_folders_of_one_part_are_refused(tmp_path: Path) -> None:
         read_dataset(tmp_path)
 
 
+@pytest.mark.parametrize("names", [("test", "val"), ("Testing", "dev"), ("test_set", "valid")])
+def test_parts_without_training_images_are_no_classes(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    draw_dataset(tmp_path, **dict.fromkeys(names, 1))
+    with pytest.raises(DatasetInvalid, match="but no folder of train images"):
+        read_dataset(tmp_path)
+    assert len(read_dataset(tmp_path / names[0]).train) == 4
+
+
 @pytest.mark.parametrize(
     ("left_out", "note"),
     [
