@@ -173,7 +173,7 @@ def _is_heif(data: bytes) -> bool:
         return False
     end = min(int.from_bytes(data[:4]), 256)
     brands = {data[start : start + 4] for start in range(8, end, 4)}
-    return bool(brands & _HEVC_BRANDS) or (b"mif1" in brands and b"avif" not in brands)
+    return bool(brands & _HEVC_BRANDS) or (b"mif1" in brands and not brands & {b"avif", b"avis"})
 
 
 def _repaired(data: bytes, error: Exception, max_pixels: int) -> bytes | None:

@@ -179,6 +179,20 @@ def test_classify_takes_files_and_folders_in_json(
     assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
 
 
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIC", "a.heif", "a.hif", "a.Heic"])
+def test_score_sends_heic_for_the_service_to_decode(
+    on: Commands, tmp_path: Path, name: str
+) -> None:
+    photos = draw_dataset(tmp_path / "some", all=1)
+    (photos / name).write_bytes(b"bad")
+
+    result = on("score", photos)
+
+    assert "5 images, 5 rows" in result.stdout
+    assert "1 error" in result.stdout
+    assert "ignored" not in result.output
+
+
 def test_a_folder_without_images_is_one_line(
     run: Run, service: FakeService, tmp_path: Path
 ) -> None:
