@@ -7,26 +7,45 @@ Unusual images:
 * CMYK, palette, gray and 16-bit images are converted to 8-bit RGB; 16-bit gray is scaled, not
   clipped.
 * Of an animation or a file with several pages, the first frame is used.
-* Color profiles (ICC) are ignored, as they were when the backbones were trained.
-* The size limit applies to the *declared* size, before any pixel is decoded.
+* Color profiles (ICC) are ignored, as they were when the backbones were trained; so are texts, of
+  any size.
+* A JPEG that lacks its last bytes is read if all but the last of its rows are there.
+* HEIC is read where ``pillow-heif`` is installed.
+* The size limit applies to the *declared* size, before any pixel is decoded. It is the same
+  everywhere: ``PROMPT_SERVE_MAX_IMAGE_PIXELS``.
 """
 
 import io
+import os
+import re
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from prompt_serve.errors import ImageInvalid, ImageTooLarge
+from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
 from prompt_serve.types import PixelArray
 
 MAX_IMAGE_PIXELS = 50_000_000
+MAX_IMAGE_PIXELS_VARIABLE = "PROMPT_SERVE_MAX_IMAGE_PIXELS"
 # The image tower sees the middle square only, so the ends of longer strips are cut off first.
 MAX_ASPECT = 16
 # Pillow knows dozens of formats, some of which start other programs or decode slowly (EPS, FPX...).
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")  # MPO opens as JPEG
+HEIF_WAY_OUT = "to read HEIC: pip install 'prompt-serve[heif]'"
+_HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_PNG_HEAD = b"\x89PNG\r\n\x1a\n"
+_PNG_TEXTS = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}
+_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # of segments that have a length
+_JPEG_END = b"\xff\xd9"
+# Some coefficients, and after each restart marker some more: a file may end before a marker.
+_OTHER_BYTES = b"".join(b"\xb5\xd3\x6e" * 50 + b"\xff%c" % code for code in range(0xD0, 0xD8))
+# Rows of the last blocks of a JPEG, and two that the interpolation of colors reaches.
+_LAST_ROWS = 18
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -45,8 +64,29 @@ class Preprocessing:
     resize_mode: Literal["shortest", "squash"] = "shortest"
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+def max_image_pixels() -> int:
+    """Return the maximum number of pixels per image: the service's setting, read anew.
+
+    Raises:
+        ConfigInvalid: the variable is not a positive whole number.
+    """
+    value = os.environ.get(MAX_IMAGE_PIXELS_VARIABLE)
+    if value is None:
+        return MAX_IMAGE_PIXELS
+    if not value.isascii() or not value.isdigit() or int(value) < 1:
+        raise ConfigInvalid(
+            f"{MAX_IMAGE_PIXELS_VARIABLE}={value!r} is invalid; expected a number of pixels, "
+            f"such as 200000000."
+        )
+    return int(value)
+
+
+def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     """Decode an image file to 8-bit RGB.
+
+    Args:
+        data: content of the file.
+        max_pixels: maximum number of pixels; None: ``max_image_pixels()``.
 
     Raises:
         ImageTooLarge: the file declares more than ``max_pixels`` pixels; nothing was decoded.
@@ -54,33 +94,151 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Im
     """
     if not data:
         raise ImageInvalid("The image is empty (0 bytes). Send the bytes of an image file.")
+    if max_pixels is None:
+        max_pixels = max_image_pixels()
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which the user has raised
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageTooLarge(
-                    f"The image declares {width} x {height} = {width * height:,} pixels; "
-                    f"at most {max_pixels:,} are accepted. Scale it down first: the model "
-                    f"sees a square of a few hundred pixels.",
-                    width=width,
-                    height=height,
-                    max_pixels=max_pixels,
-                )
-            return to_rgb(image)
+        return _decode(data, max_pixels)
     except (ImageTooLarge, ImageInvalid):
         raise
     except UnidentifiedImageError as error:
+        if _is_heif(data):
+            raise ImageInvalid(
+                "The HEIC image is damaged or cut short."
+                if reads_heif()
+                else f"The image is HEIC, which cannot be read here; {HEIF_WAY_OUT}, where images "
+                f"are decoded."
+            ) from error
         raise ImageInvalid(
             f"The {len(data):,} bytes are not an image in a format we read "
             f"({', '.join(IMAGE_FORMATS)})."
         ) from error
     except Image.DecompressionBombError as error:
-        raise ImageTooLarge(f"The image is too large to be decoded safely: {error}") from error
+        raise ImageTooLarge(
+            f"The image is too large to be decoded safely: {error} Scale it down first, or raise "
+            f"{MAX_IMAGE_PIXELS_VARIABLE} where images are decoded."
+        ) from error
     # Pillow's decoders raise many kinds of errors on damaged files.
     except (OSError, ValueError, SyntaxError, IndexError, KeyError, TypeError, EOFError) as error:
         raise ImageInvalid(f"The image is damaged or cut short: {error}") from error
     except (OverflowError, ZeroDivisionError, AttributeError, RuntimeError) as error:
         raise ImageInvalid(f"The image is damaged: {error}") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    try:
+        with _opened(data, max_pixels) as image:
+            return to_rgb(image)
+    except (OSError, ValueError) as error:
+        repaired = _repaired(data, error, max_pixels)
+        if repaired is None:
+            raise
+    with _opened(repaired, max_pixels) as image:
+        return to_rgb(image)
+
+
+def _opened(data: bytes, max_pixels: int) -> Image.Image:
+    """Open an image, and check its declared size before any pixel is decoded."""
+    formats = ("HEIF",) if _is_heif(data) and reads_heif() else IMAGE_FORMATS
+    image = Image.open(io.BytesIO(data), formats=formats)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageTooLarge(
+            f"The image declares {width} x {height} = {width * height:,} pixels; "
+            f"at most {max_pixels:,} are accepted. Scale it down first, because the model sees a "
+            f"square of a few hundred pixels, or raise {MAX_IMAGE_PIXELS_VARIABLE} where images "
+            f"are decoded.",
+            width=width,
+            height=height,
+            max_pixels=max_pixels,
+        )
+    return image
+
+
+@cache
+def reads_heif() -> bool:
+    """Return True if ``pillow-heif`` is installed, after making Pillow use it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
+
+
+def _is_heif(data: bytes) -> bool:
+    """Return True for HEIC and its relatives, but not AVIF, which has the same container."""
+    if data[4:8] != b"ftyp":
+        return False
+    end = min(int.from_bytes(data[:4]), 256)
+    brands = {data[start : start + 4] for start in range(8, end, 4)}
+    return bool(brands & _HEVC_BRANDS) or (b"mif1" in brands and not brands & {b"avif", b"avis"})
+
+
+def _repaired(data: bytes, error: Exception, max_pixels: int) -> bytes | None:
+    """Return a file that Pillow reads in place of one that it refuses; None if it is damaged."""
+    if data.startswith(_PNG_HEAD) and isinstance(error, ValueError):
+        return b"".join((_PNG_HEAD, *_chunks_without_texts(data)))
+    if data.startswith(b"\xff\xd8") and "truncated" in str(error):
+        return _ended_jpeg(data, max_pixels)
+    return None
+
+
+def _chunks_without_texts(png: bytes) -> Iterator[bytes]:
+    """Yield the chunks of a PNG except color profile and texts, whose size Pillow limits."""
+    start = len(_PNG_HEAD)
+    while start < len(png):
+        end = start + 12 + int.from_bytes(png[start : start + 4])
+        if png[start + 4 : start + 8] not in _PNG_TEXTS:
+            yield png[start:end]
+        start = end
+
+
+def _ended_jpeg(data: bytes, max_pixels: int) -> bytes | None:
+    """Return a JPEG with an end, if it lacks nothing but its last bytes.
+
+    The decoder fills in what is missing without saying so. Decoding twice, once with other bytes
+    in place of the missing ones, shows which rows they belong to: those that differ.
+    """
+    if not _has_all_scans(data):
+        return None
+    start = data.rstrip(b"\xff")
+    ended = start + _JPEG_END
+    try:
+        pixels, others = (
+            _stored_pixels(version, max_pixels)
+            for version in (ended, start + _OTHER_BYTES + _JPEG_END)
+        )
+    except (OSError, ValueError, SyntaxError):
+        return None
+    differs = (pixels != others).any(axis=tuple(range(1, pixels.ndim)))  # (H,)
+    missing = len(differs) - int(differs.argmax()) if differs.any() else 0
+    return ended if missing <= min(_LAST_ROWS, len(differs) // 8) else None
+
+
+def _has_all_scans(jpeg: bytes) -> bool:
+    """Return True if the last scan of each coefficient has begun; a progressive file has many."""
+    expected, exact = 0, set[tuple[int, int]]()
+    position = 0
+    while marker := _JPEG_MARKER.search(jpeg, position):
+        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
+        segment = jpeg[marker.end() + 2 : position]
+        match marker[0][1], list(segment):
+            case 0xC0 | 0xC1 | 0xC2, [_, _, _, _, _, components, *_]:
+                expected = 64 * components
+            case 0xDA, [components, *values] if len(values) == 2 * components + 3:
+                first, last, precision = values[-3:]
+                if precision % 16 == 0:  # all bits
+                    chosen = values[0:-3:2]
+                    exact |= {(c, k) for c in chosen for k in range(first, last + 1)}
+    return bool(expected) and len(exact) == expected
+
+
+def _stored_pixels(data: bytes, max_pixels: int) -> PixelArray:
+    """Decode an image without turning it upright: (H, W) or (H, W, channels) uint8."""
+    with _opened(data, max_pixels) as image:
+        return np.asarray(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -152,7 +310,7 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 
 
 def pixels_from_bytes(
-    data: bytes, preprocessing: Preprocessing, *, max_pixels: int = MAX_IMAGE_PIXELS
+    data: bytes, preprocessing: Preprocessing, *, max_pixels: int | None = None
 ) -> PixelArray:
     """Decode an image file, then resize and crop it: (S, S, 3) uint8."""
     return to_pixels(decode_image(data, max_pixels=max_pixels), preprocessing)

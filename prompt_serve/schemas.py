@@ -195,6 +195,11 @@ class TaskInfo(TaskSummary):
         "images, accuracy, 95 % interval, recall per class and the most frequent confusions; and "
         "warnings."
     )
+    notes: list[str] = Field(
+        default=[],
+        description="Only in the answer to POST /v1/tasks: what the maker of the task should know, "
+        "such as class names with the same tokens.",
+    )
 
 
 class TaskList(Schema):

@@ -75,7 +75,8 @@ class Settings(BaseModel):
     max_image_pixels: int = Field(
         MAX_IMAGE_PIXELS,
         ge=1,
-        description="Maximum pixels per image, as declared by its header; checked before decoding.",
+        description="Maximum pixels per image, as declared by its header; checked before decoding. "
+        "Also holds for train and evaluate.",
     )
     max_tasks: int = Field(256, ge=1, description="Maximum tasks per request.")
     max_embeddings: int = Field(

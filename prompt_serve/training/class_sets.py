@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from prompt_serve.errors import DatasetInvalid, PromptUnsupported
+from prompt_serve.image_folders import nfc
 from prompt_serve.prompts.encodings import Dense
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, check_class_names
@@ -36,7 +37,8 @@ def of_labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
 
 def split_of_labels(split: Split, labels: Sequence[int]) -> Split:
     """Return the images of some classes in each part (see ``of_labels``)."""
-    return Split(**{name: of_labels(part, labels) for name, part in split.parts.items()})
+    parts = {name: of_labels(part, labels) for name, part in split.parts.items()}
+    return replace(split, train=parts["train"], val=parts.get("val"), test=parts.get("test"))
 
 
 def halves(whole: Split) -> tuple[Split, ImageSet]:
@@ -91,25 +93,25 @@ def relabeled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = 
     """Return the images with labels that are indices of ``class_names``.
 
     Args:
-        images: images of classes with the same names, in any order.
+        images: images of classes with the same names, in any order and Unicode spelling.
         class_names: of a prompt.
         fewer_ok: allow classes without images.
 
     Raises:
         DatasetInvalid: the classes differ; the error lists the differences.
     """
-    labels = {name: label for label, name in enumerate(class_names)}
+    labels = {nfc(name): label for label, name in enumerate(class_names)}
     faults = [
         f"class {name!r} is not one of the prompt's"
         for name in images.class_names
-        if name not in labels
+        if nfc(name) not in labels
     ]
     if not fewer_ok:
-        present = set(images.class_names)
+        present = set(map(nfc, images.class_names))
         faults += [
             f"class {name!r} of the prompt has no images"
             for name in class_names
-            if name not in present
+            if nfc(name) not in present
         ]
     if faults:
         raise DatasetInvalid(
@@ -119,6 +121,7 @@ def relabeled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = 
             faults,
         )
     items = (
-        LabeledImage(item.path, labels[images.class_names[item.label]]) for item in images.items
+        LabeledImage(item.path, labels[nfc(images.class_names[item.label])])
+        for item in images.items
     )
     return ImageSet(class_names=tuple(class_names), items=tuple(items))

@@ -1,15 +1,17 @@
 """Train prompts: one (``train_prompt``), or one per configuration (``train_prompts``)."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from prompt_serve.prompts.equal_names import equal_names_notes
 from prompt_serve.training.batched_loop import OnBatchedEpoch
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
-from prompt_serve.training.data.loading import read_dataset, unreadable_images
+from prompt_serve.training.data.loading import OnBadImage, check_images, read_dataset
 from prompt_serve.training.loop import OnEpoch, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
@@ -24,10 +26,13 @@ def open_dataset(
     *,
     images: Path | None = None,
     rename: Mapping[str, str] | None = None,
+    on_bad_image: OnBadImage = "error",
     workers: int = 4,
     progress: Progress = SILENT,
 ) -> Split:
     """Read a dataset and check everything that training with ``config`` requires of it.
+
+    Its notes tell what was ignored or skipped, and which classes have names with the same tokens.
 
     Raises:
         DatasetInvalid: lists all faults, from empty classes to names that are too long.
@@ -39,10 +44,15 @@ def open_dataset(
     def too_long(split: Split) -> list[str]:
         return check_names(backbone, split.class_names, config)
 
-    unreadable = unreadable_images(workers=workers, progress=progress)
-    return read_dataset(
-        source, images=images, rename=rename, checks=(too_few, too_long, unreadable)
+    split = read_dataset(
+        source,
+        images=images,
+        rename=rename,
+        repairs=(check_images(on_bad_image=on_bad_image, workers=workers, progress=progress),),
+        checks=(too_few, too_long),
     )
+    equal = equal_names_notes(split.class_names, backbone.tokenizer)
+    return replace(split, notes=(*split.notes, *equal))
 
 
 def train_prompt(

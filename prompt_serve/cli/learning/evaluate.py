@@ -13,6 +13,7 @@ from prompt_serve.cli.learning.image_options import (
     feature_cache,
     image_options,
     json_option,
+    report_notes,
 )
 from prompt_serve.cli.learning.multi_label import evaluate_multi_label
 from prompt_serve.cli.learning.prompt_backbone import find_backbone
@@ -105,14 +106,19 @@ def evaluate(**options: Any) -> None:
 
 
 def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":
-    from prompt_serve.training.data.loading import read_dataset, unreadable_images
+    from prompt_serve.training.data.loading import check_images, read_dataset
 
-    return read_dataset(
+    checked = check_images(
+        on_bad_image=options["on_bad_image"], workers=options["workers"], progress=progress
+    )
+    split = read_dataset(
         options["dataset"],
         images=options["images"],
         rename=options["renames"],
-        checks=(unreadable_images(workers=options["workers"], progress=progress),),
+        repairs=(checked,),
     )
+    report_notes(split)
+    return split
 
 
 def _part(split: "Split", requested: str | None, source: Path) -> tuple[str, "ImageSet"]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,7 +35,7 @@ def pairs(expected: str) -> Callable[..., dict[str, str]]:
 
 
 def image_options(command: Command) -> Command:
-    """Add options for class names, image folder, feature cache and device."""
+    """Add options for class names, image folder, bad images, feature cache and device."""
     for option in (
         click.option(
             "--class-name", "renames", multiple=True, metavar="OLD=NEW",
@@ -45,6 +46,12 @@ def image_options(command: Command) -> Command:
             "--images", type=click.Path(path_type=Path),
             help="Folder that the paths in a split_zhou_*.json are relative to. "
             "[default: found beside it]",
+        ),
+        click.option(
+            "--on-bad-image", type=click.Choice(["error", "skip"]), default="error",
+            show_default=True,
+            help="If an image cannot be decoded: stop with a list of all of them, or skip and "
+            "list them.",
         ),
         tower_options,
     ):  # fmt: skip
@@ -72,6 +79,12 @@ def tower_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def report_notes(dataset: "Split") -> None:
+    """Tell on stderr what was ignored or skipped while a dataset was read."""
+    for note in dataset.notes:
+        click.echo(f"Note: {note}", err=True)
 
 
 def json_option(command: Command) -> Command:

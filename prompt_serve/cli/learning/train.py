@@ -124,6 +124,7 @@ def train(**options: Any) -> None:
         config,
         images=options["images"],
         rename=options["renames"],
+        on_bad_image=options["on_bad_image"],
         workers=options["workers"],
         progress=progress,
     )

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -76,7 +77,7 @@ def train_without_torch(
         max_bytes=options.get("max_bytes") if by_itself else None,
         **given,
     )
-    dataset = _dataset(options, values, run.shots, progress)
+    dataset = _dataset(options, values, run.shots, encoders, progress)
     result = train_class_vectors(
         encoders,
         dataset,
@@ -139,17 +140,28 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dataset(
-    options: Mapping[str, Any], values: Mapping[str, Any], shots: int, progress: "Progress"
+    options: Mapping[str, Any],
+    values: Mapping[str, Any],
+    shots: int,
+    encoders: "OnnxEncoders",
+    progress: "Progress",
 ) -> "Split":
+    from prompt_serve.prompts.equal_names import equal_names_notes
     from prompt_serve.training.data.few_shot import shot_faults
-    from prompt_serve.training.data.loading import read_dataset, unreadable_images
+    from prompt_serve.training.data.loading import check_images, read_dataset
 
     def too_few(split: "Split") -> list[str]:
         return [] if values.get("fewer_shots_ok") else shot_faults(split, shots)
 
-    return read_dataset(
+    checked = check_images(
+        on_bad_image=options["on_bad_image"], workers=options["workers"], progress=progress
+    )
+    split = read_dataset(
         options["dataset"],
         images=options["images"],
         rename=options["renames"],
-        checks=(too_few, unreadable_images(workers=options["workers"], progress=progress)),
+        repairs=(checked,),
+        checks=(too_few,),
     )
+    equal = equal_names_notes(split.class_names, encoders.bundle.tokenizer)
+    return replace(split, notes=(*split.notes, *equal))

@@ -12,6 +12,7 @@ from prompt_serve.cli.learning.image_options import (
     feature_cache,
     image_options,
     json_option,
+    report_notes,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +76,11 @@ def baselines(**options: Any) -> None:
         config,
         images=options["images"],
         rename=options["renames"],
+        on_bad_image=options["on_bad_image"],
         workers=options["workers"],
         progress=progress,
     )
+    report_notes(dataset)
     rows = measure_baselines(
         backbone,
         dataset,

@@ -35,7 +35,8 @@ def classify(
 ) -> None:
     """Classify a few images with a running service.
 
-    IMAGE is a path, or a URL if the service is configured to fetch images. An invalid image is
+    IMAGE is a path, a folder (searched recursively), or a URL if the service is configured to fetch
+    images. An invalid image is
     reported and the others are classified; the exit code is then 1. If a task has a threshold for
     unknown images, images below it are marked "unknown". A multi-label task names the labels of the
     image, if any; its percentages do not add up to 100.
@@ -44,12 +45,16 @@ def classify(
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
     prompt-serve classify cat.jpg --tag season --deadline 2
     """
+    from prompt_serve.cli.serving.image_lists import images_in_folders
     from prompt_serve.client import Client
 
     check_tasks(tasks, tags)
+    paths = images_in_folders(images)
+    if not paths:
+        raise click.UsageError(f"No images in {', '.join(images)}.")
     with Client(url, timeout_s=timeout_s) as client:
-        results = client.classify(list(images), tasks, top_k, tags=tags, deadline_s=deadline_s)
-    for path, result in zip(images, results, strict=True):
+        results = client.classify(list(paths), tasks, top_k, tags=tags, deadline_s=deadline_s)
+    for path, result in zip(paths, results, strict=True):
         if as_json:
             click.echo(result.model_dump_json(exclude_none=True))
         elif result.error is not None:

@@ -277,6 +277,8 @@ def pin(name: str, off: bool, url: str, timeout_s: float) -> None:
 def _print_served(task: TaskInfo) -> None:
     classes = f"{task.n_classes:,} class{'' if task.n_classes == 1 else 'es'}"
     click.echo(f"{task.name} is served: {classes}, version {task.version[:12]}.")
+    for note in task.notes:
+        click.echo(f"Note: {note}", err=True)
 
 
 def _print_report(report: BulkReport) -> None:

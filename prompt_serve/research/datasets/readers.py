@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid
+from prompt_serve.image_folders import IMAGE_SUFFIXES
 from prompt_serve.research.datasets.checks import published_faults, split_check
 from prompt_serve.research.datasets.class_names import read_synset_names
 from prompt_serve.research.datasets.locations import CLASS_NAMES, DatasetLocation, download_hint
 from prompt_serve.research.datasets.spec import DatasetSpec
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, RawDataset, Split, limited
-from prompt_serve.training.data.folders import IMAGE_SUFFIXES
 from prompt_serve.training.data.loading import checked
 from prompt_serve.training.data.manifests import missing_files, read_split_file
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from prompt_serve import __version__
+from prompt_serve.prompts.equal_names import equal_names_notes
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes, version_of
 from prompt_serve.schemas import TaskInfo, ZeroShotTask
@@ -63,7 +64,7 @@ class TaskStore:
         """Store a task made from class names and templates; equal ones give the same version.
 
         Returns:
-            The task, and True if the name is new.
+            The task, with notes on its class names, and True if the name is new.
 
         Raises:
             TaskNameInvalid, VersionChanged: as ``upload``.
@@ -71,7 +72,9 @@ class TaskStore:
         """
         self._registry.check_change(definition.name, condition)
         prompt, features = self._zero_shot(definition)
-        return self._put(definition.name, to_bytes(prompt), prompt, features, condition)
+        task, is_new = self._put(definition.name, to_bytes(prompt), prompt, features, condition)
+        notes = equal_names_notes(prompt.class_names, self._features.bundle.tokenizer)
+        return task.model_copy(update={"notes": list(notes)}), is_new
 
     def prepare(self, name: str, data: bytes) -> NewTask:
         """Check a prompt file and compute its class features, for ``Registry.put_all``.

@@ -4,6 +4,7 @@ Readers (``folders``, ``manifests``) return a ``RawDataset`` with the images of 
 fault they find; ``loading`` turns it into a ``Split``, or into one error that lists all faults.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,9 +17,17 @@ PARTS = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
 }
+_PART_NAME = re.compile(r"([a-z]+?)(?:[ _-]?(?:set|data|images|split))?")
+
+
+def part_of(name: str) -> str | None:
+    """Return the part that a folder is named for, as in Train, test_set or valid; else None."""
+    match = _PART_NAME.fullmatch(name.strip().lower())
+    return PARTS.get(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,7 @@ class Split:
     train: ImageSet
     val: ImageSet | None = None
     test: ImageSet | None = None
+    notes: tuple[str, ...] = ()  # what its maker should know, such as ignored files
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -71,11 +81,12 @@ class Split:
 
 @dataclass(kw_only=True)
 class RawDataset:
-    """Images that a reader found, and their faults."""
+    """Images that a reader found, their faults, and notes on what it left out."""
 
     class_names: tuple[str, ...] = ()
     items: dict[str, list[LabeledImage]] = field(default_factory=dict)  # by part
     faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def split(self) -> Split:
         """Return the images as a split; a part without images is None."""
@@ -83,7 +94,12 @@ class RawDataset:
             part: ImageSet(class_names=self.class_names, items=tuple(self.items.get(part, ())))
             for part in ("train", "val", "test")
         }
-        return Split(train=parts["train"], val=parts["val"] or None, test=parts["test"] or None)
+        return Split(
+            train=parts["train"],
+            val=parts["val"] or None,
+            test=parts["test"] or None,
+            notes=tuple(self.notes),
+        )
 
 
 def limited(faults: Sequence[str], limit: int = FAULTS_PER_KIND) -> list[str]:

@@ -4,8 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 from prompt_serve.errors import DatasetInvalid, ImageInvalid, ImageTooLarge, PromptFileInvalid
+from prompt_serve.image_folders import nfc
 from prompt_serve.preprocess import decode_image
 from prompt_serve.prompts.prompt_file import check_class_names
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, Split, limited
@@ -14,6 +16,9 @@ from prompt_serve.training.data.manifests import read_split_file, read_table
 from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
 
 Check = Callable[[Split], Sequence[str]]  # returns further faults of a split, one line each
+Repair = Callable[[RawDataset], object]  # adds faults, or removes what cannot be used with a note
+OnBadImage = Literal["error", "skip"]
+SKIPPED_SHOWN = 20  # unreadable images listed in a note
 
 
 def read_dataset(
@@ -21,6 +26,7 @@ def read_dataset(
     *,
     images: Path | None = None,
     rename: Mapping[str, str] | None = None,
+    repairs: Sequence[Repair] = (),
     checks: Sequence[Check] = (),
 ) -> Split:
     """Read a folder, a CSV or Parquet manifest, or a ``split_zhou_*.json``.
@@ -30,7 +36,8 @@ def read_dataset(
             manifest with the columns path, label and optionally split; or a split file of CoOp.
         images: the folder that the paths in a split file are relative to; guessed where None.
         rename: new names of classes, by the name in the source.
-        checks: further checks, such as ``unreadable_images``.
+        repairs: applied before the checks, such as ``check_images``.
+        checks: further checks of the classes and numbers of images.
 
     Raises:
         DatasetInvalid: lists all faults.
@@ -43,7 +50,7 @@ def read_dataset(
         dataset = read_split_file(source, images)
     else:
         dataset = read_table(source)
-    return checked(dataset, str(source), rename=rename, checks=checks)
+    return checked(dataset, str(source), rename=rename, repairs=repairs, checks=checks)
 
 
 def checked(
@@ -51,6 +58,7 @@ def checked(
     source: str,
     *,
     rename: Mapping[str, str] | None = None,
+    repairs: Sequence[Repair] = (),
     checks: Sequence[Check] = (),
     way_out: Sequence[str] = (),
 ) -> Split:
@@ -60,6 +68,7 @@ def checked(
         dataset: from a reader.
         source: name of the dataset in the error.
         rename: new names of classes, by the name in the source.
+        repairs: applied before the checks.
         checks: further checks.
         way_out: last lines of the error.
 
@@ -67,32 +76,57 @@ def checked(
         DatasetInvalid: lists all faults.
     """
     _rename(dataset, rename or {})
+    for repair in repairs:
+        repair(dataset)
     split = dataset.split()
     faults = [*dataset.faults, *_class_faults(split)]
     for check in checks if split.class_names else ():
         faults += limited(check(split))
     if faults:
         summary = f"{source} cannot be learned from:"
-        raise DatasetInvalid(summary, [*faults, *way_out], source=source)
+        raise DatasetInvalid(summary, [*faults, *way_out, *split.notes], source=source)
     return split
 
 
-def unreadable_images(*, workers: int = 4, progress: Progress = SILENT) -> Check:
-    """Return a check that decodes every image of a split, with a progress bar."""
+def check_images(
+    *, on_bad_image: OnBadImage = "error", workers: int = 4, progress: Progress = SILENT
+) -> Repair:
+    """Return a repair that decodes every image of a dataset, with a progress bar.
 
-    def check(split: Split) -> list[str]:
-        items = [item for part in split.parts.values() for item in part.items]
+    Args:
+        on_bad_image: "error" makes each image that cannot be decoded a fault; "skip" removes them
+            and lists them in a note.
+        workers: threads that decode.
+        progress: shows the bar.
+    """
+
+    def repair(dataset: RawDataset) -> None:
+        items = [item for part in dataset.items.values() for item in part]
         with progress.bar("checking images", len(items), "img") as advance:
-            return image_faults(items, workers=workers, advance=advance)
+            faults = _faults(items, workers, advance)
+        if on_bad_image == "error":
+            dataset.faults += limited(list(faults.values()))
+        elif faults:
+            _skip(dataset, faults)
 
-    return check
+    return repair
+
+
+def _skip(dataset: RawDataset, faults: Mapping[Path, str]) -> None:
+    for part, items in dataset.items.items():
+        dataset.items[part] = [item for item in items if item.path not in faults]
+    skipped = f"{len(faults):,} unreadable image{'s' if len(faults) > 1 else ''} skipped:"
+    dataset.notes.append("\n  ".join([skipped, *limited(list(faults.values()), SKIPPED_SHOWN)]))
 
 
 def image_faults(
     items: Sequence[LabeledImage], *, workers: int = 4, advance: Advance = no_advance
 ) -> list[str]:
     """Decode every image; return one line for each that cannot be read."""
+    return list(_faults(items, workers, advance).values())
 
+
+def _faults(items: Sequence[LabeledImage], workers: int, advance: Advance) -> dict[Path, str]:
     def fault(item: LabeledImage) -> str | None:
         try:
             decode_image(item.path.read_bytes())
@@ -103,17 +137,19 @@ def image_faults(
         return None
 
     with ThreadPoolExecutor(workers) as pool:
-        return [line for line in pool.map(fault, items) if line is not None]
+        faults = pool.map(fault, items)
+        return {item.path: f for item, f in zip(items, faults, strict=True) if f is not None}
 
 
 def _rename(dataset: RawDataset, rename: Mapping[str, str]) -> None:
     dataset.faults += rename_faults(dataset.class_names, rename)
-    dataset.class_names = tuple(rename.get(name, name) for name in dataset.class_names)
+    rename = {nfc(old): new for old, new in rename.items()}
+    dataset.class_names = tuple(rename.get(nfc(name), name) for name in dataset.class_names)
 
 
 def rename_faults(class_names: Sequence[str], rename: Mapping[str, str]) -> list[str]:
     """Return a line if classes are to be renamed that do not exist."""
-    unknown = sorted(set(rename) - set(class_names))
+    unknown = sorted(set(map(nfc, rename)) - set(map(nfc, class_names)))
     if not unknown:
         return []
     return [

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid, DependencyMissing
-from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
+from prompt_serve.image_folders import nfc
+from prompt_serve.training.data.dataset import LabeledImage, RawDataset, limited, part_of
 
 LABEL_SEPARATOR = ";"  # between the labels of an image
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
@@ -50,13 +51,13 @@ def read_table(path: Path) -> RawDataset:
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
-            named.append((part, path.parent / file, name))
+            named.append((part, path.parent / file, nfc(name)))
     return _labeled(named, [*_several_labels(several, named), *limited(faults)])
 
 
 def part_of_row(row: Mapping[str, Any]) -> str | None:
     """Return the part of a row; None if its ``split`` is not the name of one."""
-    return PARTS.get((row["split"] or "").strip().lower()) if "split" in row else "train"
+    return part_of(row["split"] or "") if "split" in row else "train"
 
 
 def split_fault(number: int, row: Mapping[str, Any]) -> str:

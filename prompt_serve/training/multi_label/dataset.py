@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from prompt_serve.errors import DatasetInvalid, PromptFileInvalid
+from prompt_serve.image_folders import Ignored, find_images, nfc
 from prompt_serve.prompts.prompt_file import check_class_names
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, limited
 from prompt_serve.training.data.features import file_digests
-from prompt_serve.training.data.folders import images_below, part_folders
+from prompt_serve.training.data.folders import part_folders
 from prompt_serve.training.data.loading import image_faults, rename_faults
 from prompt_serve.training.data.manifests import (
     LABEL_SEPARATOR,
@@ -47,6 +48,7 @@ class MultiLabelDataset:
 
     class_names: tuple[str, ...]
     parts: Mapping[str, LabeledPart]
+    notes: tuple[str, ...] = ()  # for the user
 
 
 @dataclass(kw_only=True)
@@ -55,6 +57,7 @@ class _Listing:
 
     images: dict[str, dict[Path, set[str]]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
 
     def names(self, parts: Iterable[str]) -> set[str]:
         return {n for part in parts for own in self.images.get(part, {}).values() for n in own}
@@ -97,7 +100,8 @@ def read_multi_label(
     rename = rename or {}
     found = tuple(sorted(listing.names(_PARTS)))
     faults = [*listing.faults, *rename_faults(found, rename)]
-    class_names = tuple(rename.get(name, name) for name in found)
+    rename = {nfc(old): new for old, new in rename.items()}
+    class_names = tuple(rename.get(nfc(name), name) for name in found)
     dataset = MultiLabelDataset(
         class_names=class_names,
         parts={
@@ -105,6 +109,7 @@ def read_multi_label(
             for part in _PARTS
             if listing.images.get(part)
         },
+        notes=listing.notes,
     )
     faults += _label_faults(dataset) if to_learn else _name_faults(class_names)
     items = [item for part in dataset.parts.values() for item in part.images.items]
@@ -153,21 +158,16 @@ def conflicting_copies(dataset: MultiLabelDataset, *, workers: int = 4) -> list[
 
 
 def _read_folders(root: Path) -> _Listing:
-    parts = part_folders(root) or {"train": root}
-    return _Listing(
-        images={
-            part: {
-                path: set(path.relative_to(folder).parts[:-1])
-                for path in images_below(folder)
-                if not _is_hidden(path.relative_to(folder))
-            }
-            for part, folder in parts.items()
+    ignored = Ignored()
+    parts = part_folders(root, Ignored()) or {"train": root}
+    images = {
+        part: {
+            path: set(map(nfc, path.relative_to(folder).parts[:-1]))
+            for path in find_images(folder, ignored)
         }
-    )
-
-
-def _is_hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
+        for part, folder in parts.items()
+    }
+    return _Listing(images=images, notes=(f"{ignored}.",) if ignored else ())
 
 
 def _read_table(path: Path) -> _Listing:

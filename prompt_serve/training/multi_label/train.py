@@ -192,7 +192,7 @@ def _cross_validation(learned: LearnedLabels) -> LabelEvaluation:
 
 
 def _notes(dataset: MultiLabelDataset, train: LabeledPart, workers: int) -> tuple[str, ...]:
-    notes = []
+    notes = list(dataset.notes)
     if "test" not in dataset.parts:
         notes.append(
             "There are no test images; F1 is that of the images that chose the thresholds."

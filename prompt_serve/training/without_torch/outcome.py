@@ -61,7 +61,7 @@ class TrainingResult:
 
 def image_notes(images: Split, shots: int, *, needs_validation: bool) -> tuple[str, ...]:
     """Return what the user should know of the images that were drawn."""
-    notes = []
+    notes = list(images.notes)
     if images.val is None and needs_validation:
         notes.append("There are no images left to validate on; training runs without validation.")
     alone = all(len(items) == 1 for items in images.train.by_label().values())

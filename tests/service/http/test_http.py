@@ -284,7 +284,11 @@ def test_zero_shot_tasks_need_no_training(http: httpx.Client) -> None:
     twice = http.post("/v1/tasks", json={**body, "class_names": ["a", "a"]})
     answer = classify(http, [picture()], ["zero"]).json()
 
+    alike = http.post("/v1/tasks", json={**body, "class_names": ["A", "a"]})
+
     assert (created.status_code, again.status_code) == (201, 200)
+    assert created.json()["notes"] == []
+    assert "'A' = 'a'" in alike.json()["notes"][0]
     problem(twice, 422, "prompt-file-invalid")
     predicted = answer["results"][0]["predictions"][0]
     assert predicted["version"] == created.json()["version"]

@@ -128,6 +128,29 @@ def test_a_zero_shot_task_is_stored_as_a_prompt_file_like_any_other(
     assert np.abs(features - class_features_of(prompt, tiny_backbone)).max() <= 2e-6
 
 
+@pytest.mark.parametrize(
+    ("class_names", "told"),
+    [
+        (["Cat", "dog", "cat"], "'Cat' = 'cat'"),
+        (["polar_bear", "polar bear"], "'polar_bear' = 'polar bear'"),
+        (["a  b", "a b", "A_b", "c"], "'a  b' = 'a b' = 'A_b'"),
+        (["x", "X", "y", "Y"], "'x' = 'X', 'y' = 'Y'"),
+        (["caf\u00e9", "cafe\u0301"], "'caf\u00e9' = 'cafe\u0301'"),
+        (["cat", "cats", "c at"], None),
+    ],
+)
+def test_names_with_the_same_tokens_are_in_the_answer(
+    tasks: Tasks, class_names: list[str], told: str | None
+) -> None:
+    definition = ZeroShotTask(name="names", class_names=class_names)
+    info, _ = tasks.store.add_zero_shot(definition)
+    if told is None:
+        assert info.notes == []
+    else:
+        assert len(info.notes) == 1
+        assert f"cannot tell apart: {told}. Rename or merge" in info.notes[0]
+
+
 def test_a_change_that_comes_too_late_encodes_nothing(
     open_tasks: Callable[..., Tasks], versions: list[str], tiny_backbone: Backbone
 ) -> None:
