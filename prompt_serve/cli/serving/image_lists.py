@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from prompt_serve.errors import DatasetInvalid
+from prompt_serve.text_files import is_utf8, local_path, not_utf8, read_text
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm"}
@@ -16,11 +17,11 @@ def image_paths(inputs: Iterable[str]) -> list[str]:
     """Return the images of folders, files and text lists, without duplicates.
 
     Folders are searched recursively by suffix, in the order of the names, without hidden files
-    and folders. A text list (.txt) has one path per line. A file that is named itself is taken
-    whatever its suffix.
+    and folders. A text list (.txt) has one path per line (see ``read_text``, ``local_path``). A
+    file that is named itself is taken whatever its suffix.
 
     Raises:
-        DatasetInvalid: an input does not exist, or there are no images.
+        DatasetInvalid: an input does not exist, a list is not UTF-8, or there are no images.
     """
     inputs = list(inputs)
     missing = [name for name in inputs if not Path(name).exists()]
@@ -39,10 +40,19 @@ def _images_of(name: str) -> Iterator[str]:
     if Path(name).is_dir():
         yield from _images_in_folder(name)
     elif name.lower().endswith(LIST_SUFFIX):
-        text = Path(name).read_text(encoding="utf-8", errors="surrogateescape")
-        yield from (line for line in map(str.strip, text.splitlines()) if line)
+        yield from _listed(Path(name))
     else:
         yield name
+
+
+def _listed(path: Path) -> Iterator[str]:
+    text = read_text(path)
+    lines = [line.strip(" \t\r") for line in text.split("\n")]
+    files = {line: local_path(line) for line in lines if line}
+    # What is not UTF-8 in a list may be the name of a file, in the encoding of that file's name.
+    if not all(is_utf8(line) or file.exists() for line, file in files.items()):
+        raise DatasetInvalid(not_utf8(path, text))
+    yield from map(str, files.values())
 
 
 def _images_in_folder(folder: str) -> Iterator[str]:

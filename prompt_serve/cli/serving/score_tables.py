@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.files import atomic_file
+from prompt_serve.text_files import LONGEST_FIELD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -168,6 +169,7 @@ class _CsvTable:
 
     @staticmethod
     def rows(lines: Iterable[str]) -> Iterator[Row]:
+        csv.field_size_limit(LONGEST_FIELD)  # a row with many classes is long
         reader = csv.DictReader(lines, strict=True)
         if reader.fieldnames != list(COLUMNS):
             raise ValueError(f"unexpected columns {reader.fieldnames}")
@@ -188,8 +190,8 @@ class _ParquetTable:
         self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
-        # A path may contain bytes that are not UTF-8; Arrow strings may not.
-        source = row["source"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        # A path may contain bytes that are not UTF-8; Arrow strings may not: they are escaped.
+        source = row["source"].encode("utf-8", "backslashreplace").decode("utf-8")
         self._rows.append({**row, "source": source})
         if len(self._rows) >= ROWS_PER_GROUP:
             self.flush()

@@ -1,13 +1,12 @@
 """Read datasets described by a file: a CSV or Parquet table, or CoOp's split file."""
 
-import csv
 import json
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from prompt_serve.errors import DatasetInvalid, DependencyMissing
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.text_files import is_utf8, local_path, read_text
 from prompt_serve.training.data.dataset import PARTS, LabeledImage, RawDataset, limited
+from prompt_serve.training.data.tables import read_rows
 
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
@@ -26,30 +25,45 @@ def read_table(path: Path) -> RawDataset:
 
     ``path`` is relative to the table, ``label`` is the class name, ``split`` is train, val or test;
     other columns are ignored. Classes are sorted by name; images keep the order of the table.
+
+    Raises:
+        DatasetInvalid: the file is not a table, or its text is not UTF-8.
     """
-    columns, rows = _rows(path)
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing:
-        return RawDataset(
-            faults=[
-                f"column {name!r} is missing; the table has {', '.join(columns) or 'none'}"
-                for name in missing
-            ]
-        )
-    faults: list[str] = []
+    table = read_rows(path, ("path", "label", "split"))
+    columns = table.columns
+    faults = [
+        f"column {name!r} is missing; the table has {', '.join(filter(None, columns)) or 'none'}"
+        for name in ("path", "label")
+        if name not in columns
+    ] + [
+        f"{columns.count(name)} columns are called {name!r}"
+        for name in ("path", "label", "split")
+        if columns.count(name) > 1
+    ]
+    if faults:
+        return RawDataset(faults=faults)
+    faults = table.faults
     named: list[tuple[str, Path, str]] = []
-    for number, row in enumerate(rows, start=1):
-        part = (
-            PARTS.get((row.get("split") or "").strip().lower()) if "split" in columns else "train"
-        )
-        file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
+    for number, row in enumerate(table.rows, start=1):
+        part = PARTS.get(row["split"].lower()) if "split" in columns else "train"
+        file, name = row["path"], row["label"]
         if part is None:
             faults.append(f"row {number}: split {row['split']!r}; expected train, val or test")
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
-            named.append((part, path.parent / file, name))
-    return _labeled(named, limited(faults))
+            named.append((part, local_path(file, path.parent), name))
+    dataset = _labeled(named, limited(faults))
+    if table.not_utf8 and not _names_are_files(dataset, named):
+        raise DatasetInvalid(table.not_utf8, [])  # the faults of its rows have this one cause
+    return dataset
+
+
+def _names_are_files(dataset: RawDataset, named: list[tuple[str, Path, str]]) -> bool:
+    """Return True where what is not UTF-8 in a table is the name of files that are there."""
+    return all(map(is_utf8, dataset.class_names)) and all(
+        file.is_file() for _, file, _ in named if not is_utf8(str(file))
+    )
 
 
 def read_split_file(path: Path, images: Path | None) -> RawDataset:
@@ -71,45 +85,10 @@ def read_split_file(path: Path, images: Path | None) -> RawDataset:
     dense = {label: index for index, label in enumerate(names)}
     for part, entries in parts.items():
         dataset.items[part] = [
-            LabeledImage(root / file, dense[label]) for file, label, _ in entries
+            LabeledImage(local_path(file, root), dense[label]) for file, label, _ in entries
         ]
     dataset.faults += missing_files(dataset)
     return dataset
-
-
-def _rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    if path.suffix.lower() in (".parquet", ".pq"):
-        return _parquet_rows(path)
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        raise DatasetInvalid(
-            f"{path} is not a dataset file; expected a .csv, .tsv, .parquet or .json file.", []
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetInvalid(f"{path} is not UTF-8 text: {error}.", []) from error
-    reader = csv.DictReader(
-        text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
-    return list(reader.fieldnames or ()), reader
-
-
-def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyMissing(
-            "Reading Parquet needs pyarrow: pip install 'prompt-serve[tables]'"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise DatasetInvalid(f"{path} is not a Parquet file: {error}", []) from error
-    rows = table.to_pylist()
-    return list(table.column_names), [
-        {key: value if value is None else str(value) for key, value in row.items()} for row in rows
-    ]
 
 
 def _labeled(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
@@ -138,7 +117,7 @@ def missing_files(dataset: RawDataset) -> list[str]:
 
 def _read_parts(path: Path) -> tuple[dict[str, list[tuple[str, int, str]]], list[str]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DatasetInvalid(f"{path} is not JSON: {error}.", []) from error
     if not isinstance(document, dict) or not isinstance(document.get("train"), list):
@@ -182,6 +161,6 @@ def _guess_root(path: Path, entries: list[tuple[str, int, str]]) -> Path | None:
         return path.parent
     for folder in _IMAGE_FOLDERS:
         root = path.parent / folder
-        if any((root / file).is_file() for file, _, _ in entries[:100]):
+        if any(local_path(file, root).is_file() for file, _, _ in entries[:100]):
             return root
     return None

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -236,3 +237,88 @@ def test_ctrl_c_keeps_the_finished_rows(service: FakeService, photos: Path, tmp_
     assert stderr.endswith("Interrupted.\n")
     assert "Traceback" not in stderr
     assert len(read_table(out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("encoding", "newline", "separator"),
+    [
+        ("utf-8", "\n", "/"),
+        ("utf-8-sig", "\r\n", "\\"),
+        ("utf-16", "\r\n", "\\"),
+        ("utf-16-le", "\n", "/"),
+        ("utf-8", " \r\n\r\n", "/"),
+    ],
+)
+def test_a_list_of_any_encoding_is_read(
+    service: FakeService, run: Run, tmp_path: Path, encoding: str, newline: str, separator: str
+) -> None:
+    paths = [tmp_path / "caf\u00e9" / name for name in ("a b.png", "猫.png", "🌹.png")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(numbered_image(number))
+    names = [str(path).replace("/", separator) for path in paths]
+    (tmp_path / "list.txt").write_bytes("".join(n + newline for n in names).encode(encoding))
+
+    out = tmp_path / "scores.jsonl"
+    result = run("score", tmp_path / "list.txt", "--task", "pets", "-o", out)
+
+    assert result.exit_code == 0, result.output
+    assert [row["source"] for row in read_table(out)] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp850", "mac-roman", "iso8859-15"])
+def test_a_list_that_is_not_utf_8_is_one_line(
+    service: FakeService, run: Run, tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "café.png").write_bytes(numbered_image(1))
+    (tmp_path / "list.txt").write_bytes(f"{tmp_path}/café.png\n".encode(encoding))
+
+    out = tmp_path / "scores.jsonl"
+    result = run("score", tmp_path / "list.txt", "--task", "pets", "-o", out)
+
+    assert result.exit_code == 1
+    assert "list.txt is not UTF-8 text (line 1)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_are_not_utf_8_are_kept_in_the_table(
+    service: FakeService, run: Run, tmp_path: Path, suffix: str, listed: bool
+) -> None:
+    names = [b"caf\xe9.png", b"\xff.png", b"a\nb.png", "🌹.png".encode(), b"\x80\xe9.png"]
+    names = [name for name in names if not (listed and b"\n" in name)]
+    (tmp_path / "photos").mkdir()
+    paths = sorted(str(tmp_path / "photos" / os.fsdecode(name)) for name in names)
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(numbered_image(number))
+    (tmp_path / "list.txt").write_bytes(b"\n".join(map(os.fsencode, paths)))
+    source = tmp_path / "list.txt" if listed else tmp_path / "photos"
+
+    out = tmp_path / f"scores{suffix}"
+    result = run("score", source, "--task", "pets", "-o", out)
+
+    assert result.exit_code == 0, result.output
+    if suffix == ".csv":
+        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            sources = [row["source"] for row in csv.DictReader(file)]
+    else:
+        sources = [row["source"] for row in read_table(out)]
+    escaped = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+    assert sources == (escaped if suffix == ".parquet" else paths)
+    if suffix != ".parquet":
+        again = run("score", source, "--task", "pets", "-o", out, "--resume")
+        assert f"Skipped {len(paths)} of {len(paths)} images" in again.stdout
+
+
+def test_a_table_with_rows_of_many_classes_is_resumed(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+    run("score", photos, "--task", "pets", "-o", out)
+    many = json.dumps([{"class_name": "c" * 200, "probability": 0.0}] * 1000)
+    with out.open("a", newline="") as file:
+        csv.writer(file).writerow(["other.png", "pets", "v", "c", 0.5, False, many, "", ""])
+
+    assert run("score", photos, "--task", "pets", "-o", out, "--resume").exit_code == 0
