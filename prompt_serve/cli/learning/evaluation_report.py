@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from prompt_serve.cli.output_file import save
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
@@ -21,7 +21,7 @@ def write_report(
     part: str,
     images: "ImageSet",
     data: "ImageData",
-) -> None:
+) -> Path:
     """Write the page of a prompt on the images of a part, with zero-shot for comparison.
 
     Args:
@@ -32,6 +32,9 @@ def write_report(
         part: evaluated part.
         images: its images, with the labels of the prompt.
         data: their features or pixels.
+
+    Returns:
+        Where the page is.
     """
     from prompt_serve.evaluation_report.facts import EvaluationFacts
     from prompt_serve.evaluation_report.page import write_evaluation_report
@@ -57,8 +60,4 @@ def write_report(
             if name != part
         ],
     )
-    path: Path = options["report"]
-    try:
-        write_evaluation_report(path, facts)
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from error
+    return save(options["report"], lambda path: write_evaluation_report(path, facts))

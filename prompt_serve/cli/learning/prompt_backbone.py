@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_serve.bundle import SHIPPED
-from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.errors import BackboneUnavailable, ConfigInvalid
 from prompt_serve.files import atomic_file
 from prompt_serve.training.data.cache_folder import cache_folder
 
@@ -25,7 +25,7 @@ def remember_backbone(backbone: "Backbone", spec: str) -> None:
     try:
         with atomic_file(_note(backbone.ref)) as temporary:
             temporary.write_text(f"{before}{path.absolute()}", encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigInvalid):
         return  # a cache that cannot be written costs a convenience; ValueError: not UTF-8
 
 
@@ -69,5 +69,5 @@ def _note(ref: "BackboneRef") -> Path:
 def _noted(ref: "BackboneRef") -> str | None:
     try:
         return _note(ref).read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigInvalid):
         return None

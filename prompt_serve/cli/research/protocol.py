@@ -14,6 +14,7 @@ from prompt_serve.cli.research.protocol_options import (
     run_protocol,
     tables,
 )
+from prompt_serve.cli.user_path import UserPath
 
 
 @click.group()
@@ -45,7 +46,7 @@ def _command(name: str, summary: str) -> click.Command:
         help=f"{summary}\n\nDATASETS are folders, tables or split files.\n\nExample: {example}",
     )
     @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
-                    type=click.Path(path_type=Path))  # fmt: skip
+                    type=UserPath())  # fmt: skip
     @click.option(
         "--domain", "domains", multiple=True, metavar="NAME=DATASET",
         callback=pairs("NAME=DATASET, as in sketch=sketches/"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from prompt_serve.cli.output_file import cannot_write
 from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import (
     check_tasks,
@@ -14,6 +15,7 @@ from prompt_serve.cli.serving.options import (
     service_options,
     task_options,
 )
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.client import Client
@@ -22,12 +24,12 @@ _ALL_TASKS = "*"
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=UserPath(path_type=str), metavar="INPUT...")
 @task_options
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(),
     required=True,
     help="Table to write: .parquet, .csv or .jsonl.",
 )
@@ -97,7 +99,13 @@ def score(
     prompt-serve score photos/ --task pets --out scores.jsonl --resume
     """
     from prompt_serve.cli.serving.image_lists import image_paths
-    from prompt_serve.cli.serving.score_tables import check_output, open_table, row_of, rows_done
+    from prompt_serve.cli.serving.score_tables import (
+        check_output,
+        kept_rows,
+        open_table,
+        row_of,
+        rows_done,
+    )
     from prompt_serve.client import Client
 
     check_tasks(tasks, tags)
@@ -121,11 +129,14 @@ def score(
             deadline_s=deadline_s,
             progress=progress,
         )
-        with open_table(out, resume=resume) as table:
-            for row in rows:
-                if (row.source, row.task) not in done:
-                    table.write(row_of(row))
-                counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
+        try:
+            with open_table(out, resume=resume) as table:
+                for row in rows:
+                    if (row.source, row.task) not in done:
+                        table.write(row_of(row))
+                    counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
+        except OSError as error:
+            raise click.ClickException(f"{cannot_write(out, error)} {kept_rows(out)}") from error
     _summarize(counts, len(remaining), time.monotonic() - started, out)
 
 

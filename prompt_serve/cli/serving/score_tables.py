@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from prompt_serve.cli.output_file import cannot_write
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.files import atomic_file
+from prompt_serve.files import atomic_file, check_writable
 from prompt_serve.text_files import LONGEST_FIELD
 
 if TYPE_CHECKING:
@@ -75,11 +76,11 @@ def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
         resume: append to an existing .csv or .jsonl table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if _suffix(path) == ".parquet":
         with _parquet(path) as table:
             yield table
         return
-    kind = _LINE_TABLES[path.suffix]
+    kind = _LINE_TABLES[_suffix(path)]
     appending = resume and path.exists() and path.stat().st_size > 0
     mode = "a" if appending else "w"
     # Line buffered, so that a row is on disk before the next one is scored.
@@ -89,11 +90,11 @@ def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise ConfigInvalid if the table cannot be written, or would overwrite existing data."""
-    if path.suffix not in (".parquet", *_LINE_TABLES):
+    if _suffix(path) not in (".parquet", *_LINE_TABLES):
         raise ConfigInvalid(
             f"{path} has no known table format; expected the suffix .parquet, .csv or .jsonl."
         )
-    if resume and path.suffix == ".parquet":
+    if resume and _suffix(path) == ".parquet":
         raise ConfigInvalid(
             "A Parquet table cannot be resumed, because it is written when all images are scored. "
             "Use --resume with a .jsonl or .csv table."
@@ -102,6 +103,24 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
         raise ConfigInvalid(
             f"{path} exists. Add --overwrite to replace it, or --resume to append to it."
         )
+    try:
+        check_writable(path, in_place=_suffix(path) in _LINE_TABLES)
+    except OSError as error:
+        raise ConfigInvalid(cannot_write(path, error)) from error
+
+
+def kept_rows(path: Path) -> str:
+    """Return the sentence that says what is left of a table whose writing failed."""
+    if _suffix(path) == ".parquet":
+        return (
+            "A Parquet table is written as a whole, and none was; a .jsonl or .csv table keeps "
+            "the rows so far."
+        )
+    return "It holds the rows so far; --resume scores the others."
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
 def rows_done(path: Path) -> set[tuple[str, str]]:
@@ -116,7 +135,7 @@ def rows_done(path: Path) -> set[tuple[str, str]]:
         return set()
     with path.open("rb+") as file:
         try:
-            rows = _LINE_TABLES[path.suffix].rows(_whole_lines(file))
+            rows = _LINE_TABLES[_suffix(path)].rows(_whole_lines(file))
             done = {(row["source"], row["task"]) for row in rows}
         except (ValueError, KeyError, TypeError, csv.Error) as error:
             raise ConfigInvalid(
