@@ -15,6 +15,7 @@ from prompt_serve.cli.research.protocol_options import (
     tables,
 )
 from prompt_serve.cli.user_path import UserPath
+from prompt_serve.text_files import expand_user
 
 
 @click.group()
@@ -57,7 +58,7 @@ def _command(name: str, summary: str) -> click.Command:
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
         from prompt_serve.research.datasets.user_datasets import folder_suite
 
-        folders = {name: Path(folder) for name, folder in domains.items()}
+        folders = {name: expand_user(folder) for name, folder in domains.items()}
         suite = folder_suite(sources, source=options["source"], domains=folders)
         check_available(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)

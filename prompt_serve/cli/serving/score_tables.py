@@ -99,14 +99,14 @@ def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
             "A Parquet table cannot be resumed, because it is written when all images are scored. "
             "Use --resume with a .jsonl or .csv table."
         )
-    if path.exists() and not resume and not overwrite:
-        raise ConfigInvalid(
-            f"{path} exists. Add --overwrite to replace it, or --resume to append to it."
-        )
     try:
         check_writable(path, in_place=_suffix(path) in _LINE_TABLES)
     except OSError as error:
         raise ConfigInvalid(cannot_write(path, error)) from error
+    if path.exists() and not resume and not overwrite:
+        raise ConfigInvalid(
+            f"{path} exists. Add --overwrite to replace it, or --resume to append to it."
+        )
 
 
 def kept_rows(path: Path) -> str:
