@@ -20,8 +20,11 @@ class OutputFile(UserPath):
         in_place: the file is opened, not replaced; it may be a device.
     """
 
+    metavar = "file"  # in help texts
+
     def __init__(self, *, in_place: bool = False) -> None:
         super().__init__()
+        self.name = self.metavar
         self._in_place = in_place
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
@@ -44,6 +47,8 @@ class OutputFolder(OutputFile):
         replaced: the folder is written as a whole.
     """
 
+    metavar = "directory"
+
     def __init__(self, *, replaced: bool = False) -> None:
         super().__init__()
         self._replaced = replaced
@@ -54,6 +59,8 @@ class OutputFolder(OutputFile):
 
 class OutputFileOrFolder(OutputFile):
     """Path of a file to write; of a folder if it is one, or has no suffix."""
+
+    metavar = "path"
 
     def check(self, path: Path) -> None:
         if path.is_dir() or not path.suffix:

@@ -47,8 +47,7 @@ def read_rows(path: Path, expected: Sequence[str]) -> Table:
         raise DatasetInvalid(
             f"{path} is not a dataset file; expected a .csv, .tsv, .parquet or .json file.", []
         )
-    for name in ("label", "split"):
-        _without_fractions(table.rows, name)
+    _without_fractions(table.rows, "label")
     return table
 
 

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -322,3 +324,58 @@ def test_a_table_with_rows_of_many_classes_is_resumed(
         csv.writer(file).writerow(["other.png", "pets", "v", "c", 0.5, False, many, "", ""])
 
     assert run("score", photos, "--task", "pets", "-o", out, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_disk_that_fills_up_keeps_the_rows_so_far(
+    service: FakeService, run: Run, tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(200):
+        (tmp_path / "photos" / f"{number:03}.png").write_bytes(numbered_image(number))
+    out = tmp_path / f"scores{suffix}"
+    arguments = ["score", str(tmp_path / "photos"), "--task", "pets", "--out", str(out)]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "prompt_serve", *arguments, "--no-progress"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (17_000, 17_000)),
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {out} cannot be written: File too large. It holds the rows so far; --resume "
+        f"scores the others.\n"
+    )
+    assert out.stat().st_size > 16_000
+    assert run(*arguments, "--resume").exit_code == 0
+    rows = read_table(out)
+    assert [Path(row["source"]).stem for row in rows] == [f"{i:03}" for i in range(200)]
+
+
+def test_a_parquet_table_whose_folder_goes_away_is_one_line(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tables" / "scores.parquet"
+
+    def remove_the_folder() -> float:
+        shutil.rmtree(out.parent, ignore_errors=True)
+        return 0.0
+
+    service.behavior.delay_s = remove_the_folder
+    result = run("score", photos, "--task", "pets", "--out", out, "--no-progress")
+
+    assert result.exit_code == 1
+    assert f"{out} cannot be written: No such file or directory. A Parquet table" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".CSV", ".Jsonl", ".PARQUET"])
+def test_the_suffix_of_a_table_may_be_in_capitals(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+
+    assert run("score", photos, "--task", "pets", "--out", out).exit_code == 0
+
+    assert len(read_table(out.rename(out.with_suffix(suffix.lower())))) == 12
