@@ -48,11 +48,19 @@ def _images_of(name: str) -> Iterator[str]:
 def _listed(path: Path) -> Iterator[str]:
     text = read_text(path)
     lines = [line.strip(" \t\r") for line in text.split("\n")]
-    files = {line: local_path(line) for line in lines if line}
+    files = {line: _path_or_url(line) for line in lines if line}
     # What is not UTF-8 in a list may be the name of a file, in the encoding of that file's name.
-    if not all(is_utf8(line) or file.exists() for line, file in files.items()):
+    if not all(is_utf8(line) or os.path.lexists(file) for line, file in files.items()):
         raise DatasetInvalid(not_utf8(path, text))
-    yield from map(str, files.values())
+    yield from files.values()
+
+
+def _path_or_url(line: str) -> str:
+    """Return a line as it is if it is a URL or names a file, else the path that is meant."""
+    if "://" in line:
+        return line
+    name = os.fsdecode(line.encode("utf-8", "surrogateescape"))
+    return name if os.path.lexists(name) else str(local_path(line))
 
 
 def _images_in_folder(folder: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from prompt_serve.cli.serving.image_lists import image_paths
 from prompt_serve.cli.serving.score_tables import COLUMNS
 from tests.cli.conftest import Run
 from tests.client.fake_service import FakeService, numbered_image, problem
@@ -379,3 +380,27 @@ def test_the_suffix_of_a_table_may_be_in_capitals(
     assert run("score", photos, "--task", "pets", "--out", out).exit_code == 0
 
     assert len(read_table(out.rename(out.with_suffix(suffix.lower())))) == 12
+
+
+@pytest.mark.parametrize(
+    ("line", "source"),
+    [
+        ("https://a.org//x.png", "https://a.org//x.png"),
+        ("./gone.png", "gone.png"),
+        ("./here.png", "./here.png"),
+        ("sub//here.png", "sub//here.png"),
+        (r".\sub\here.png", "sub/here.png"),
+        ("~/sub/here.png", "HOME/sub/here.png"),
+    ],
+)
+def test_a_line_of_a_list_is_kept_where_it_names_a_file_or_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    for name in ("here.png", "sub/here.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+
+    assert image_paths(["list.txt"]) == [source.replace("HOME", str(tmp_path))]
