@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from prompt_serve.text_files import LONGEST_FIELD, is_utf8, not_utf8, read_text
 from prompt_serve.training.data.dataset import limited
 
 DELIMITERS = (",", ";", "\t", "|")
-_SEPARATOR_LINE = re.compile(r"sep=(.)\r?\n")  # Excel's first line, as in "sep=;"
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|:])\r?\n")  # Excel's first line, as in "sep=;"
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 Row = dict[str, str]
@@ -53,9 +53,9 @@ def read_rows(path: Path, expected: Sequence[str]) -> Table:
 
 def _read_csv(path: Path, expected: Sequence[str]) -> Table:
     text = read_text(path)
-    content, delimiters = text, list(DELIMITERS)
-    if separator := _SEPARATOR_LINE.match(text):
-        content, delimiters = text[separator.end() :], [str(separator[1])]
+    content, delimiters = text.lstrip("\r\n"), list(DELIMITERS)
+    if separator := _SEPARATOR_LINE.match(content):
+        content, delimiters = content[separator.end() :], [str(separator[1])]
     elif path.suffix.lower() == ".tsv":
         delimiters.insert(0, "\t")
     csv.field_size_limit(LONGEST_FIELD)
@@ -64,8 +64,9 @@ def _read_csv(path: Path, expected: Sequence[str]) -> Table:
             (_header(content, delimiter) for delimiter in delimiters),
             key=lambda one: len(set(one[1]) & set(expected)),
         )
-        reader = csv.reader(io.StringIO(content, newline=""), delimiter=header[0])
-        lines = [line for line in list(reader)[1:] if any(map(str.strip, line))]
+        lines = [
+            line for line in list(_reader(content, header[0]))[1:] if any(map(str.strip, line))
+        ]
     except csv.Error as error:
         raise DatasetInvalid(f"{path} is not a CSV file: {error}.", []) from error
     columns = header[1]
@@ -77,8 +78,12 @@ def _read_csv(path: Path, expected: Sequence[str]) -> Table:
     )
 
 
+def _reader(content: str, delimiter: str) -> Iterator[list[str]]:
+    return csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, skipinitialspace=True)
+
+
 def _header(content: str, delimiter: str) -> tuple[str, list[str]]:
-    line = next(csv.reader(io.StringIO(content, newline=""), delimiter=delimiter), [])
+    line = next(_reader(content, delimiter), [])
     return delimiter, [_column_name(name) for name in line]
 
 

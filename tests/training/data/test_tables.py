@@ -48,6 +48,8 @@ def text_of(delimiter: str = ",", header: tuple[str, str] = ("path", "label")) -
         ("spaces.csv", text_of(header=(" Path ", "label ")).encode()),
         ("windows.csv", text_of().replace("im/", "im\\").encode()),
         ("cr.csv", text_of().replace("\r\n", "\r").encode()),
+        ("first.csv", ("\r\n\r\n" + text_of()).encode()),
+        ("padded.csv", text_of(", ").encode()),
         ("blank.csv", text_of().replace("\r\n", "\r\n\r\n,,\r\n").encode()),
     ],
 )
