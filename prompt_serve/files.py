@@ -14,6 +14,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+PROBE_BYTES = 16_384  # about a prompt file
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path, *, mode: int | None = None, sync: bool = False) -> Iterator[Path]:
@@ -73,19 +75,53 @@ def atomic_folder(path: Path, *, mode: int) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, *, in_place: bool = False) -> None:
     """Raise an OSError if a file cannot be written to ``path``; leave nothing behind.
 
     A command calls it before long work. Missing parent folders are not created; the nearest
-    existing one must take new files.
+    existing one must take a new file of ``PROBE_BYTES``.
+
+    Args:
+        path: file to write.
+        in_place: an existing file is opened, not replaced, so that a device such as /dev/null
+            will do.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not path.exists() or (path.is_file() and not in_place):
+        _check_folder_of(path)
+    elif not in_place:
+        raise OSError(errno.EINVAL, "it is a device or pipe, which cannot be replaced", str(path))
+    elif path.is_file():
+        with path.open("ab"):
+            pass
+        if shutil.disk_usage(path).free < PROBE_BYTES:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+
+def check_writable_folder(path: Path, *, replaced: bool = False) -> None:
+    """Raise an OSError if files cannot be written into the folder ``path``; leave nothing behind.
+
+    Args:
+        path: folder to write; it need not exist.
+        replaced: it is written as a whole (``atomic_folder``), so that its parent must be writable.
+    """
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder", str(path))
+    _check_folder_of(path if replaced else path / "file")
+
+
+def _check_folder_of(path: Path) -> None:
+    """Write a file into the nearest existing parent folder of ``path``, and remove it."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, f"{folder} is not a folder", str(path))
     temporary = _temporary_name(folder / path.name)
-    with _named(path):
-        temporary.touch(mode=0o600, exist_ok=False)
-        temporary.unlink()
+    try:
+        with _named(path), temporary.open("xb") as file:
+            file.write(bytes(PROBE_BYTES))
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sha256_of_file(path: Path) -> str:

@@ -4,14 +4,20 @@ A command's module is imported when the command is used, so ``prompt-serve --hel
 works without the optional extras.
 """
 
+import codecs
+import errno
 import importlib
 import importlib.util
+import io
+import os
+import sys
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from prompt_serve import __version__
+from prompt_serve.cli.output_file import SAVED_ELSEWHERE
 from prompt_serve.errors import DependencyMissing, PromptServeError
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -152,6 +158,39 @@ def dependency_missing(error: ImportError) -> DependencyMissing | None:
     )
 
 
+def escape(error: UnicodeError) -> tuple[str, int]:
+    r"""Return the characters that a terminal cannot show as ``\uXXXX``; a codec error handler.
+
+    In a JSON document these are the characters themselves.
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    units = error.object[error.start : error.end].encode("utf-16-be", "surrogatepass")
+    escaped = "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
+    return escaped, error.end
+
+
+def escape_what_cannot_be_shown() -> None:
+    """Make standard output and error take any text, also file names that are not UTF-8.
+
+    An error handler of the user's (``PYTHONIOENCODING=latin-1:replace``) is kept.
+    """
+    codecs.register_error("prompt-serve-escape", escape)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors in (
+            "strict",
+            "surrogateescape",
+            "backslashreplace",
+        ):
+            stream.reconfigure(errors="prompt-serve-escape")
+
+
+def os_error_line(error: OSError) -> str:
+    """Return the file and the reason of an error of the operating system."""
+    reason = error.strerror or str(error)
+    return f"{os.fsdecode(error.filename)}: {reason}." if error.filename else f"{reason}."
+
+
 class LazyGroup(click.Group):
     """Group that imports a command when it is used, and prints errors without a traceback."""
 
@@ -177,9 +216,13 @@ class LazyGroup(click.Group):
                     ]
                 )
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        escape_what_cannot_be_shown()
+        return super().main(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
         except PromptServeError as error:
             raise click.ClickException(str(error)) from error
         except ImportError as error:
@@ -187,9 +230,16 @@ class LazyGroup(click.Group):
             if missing is None:
                 raise
             raise click.ClickException(str(missing)) from error
+        except OSError as error:
+            if error.errno in (None, errno.EPIPE):  # click ends quietly on a closed pipe
+                raise
+            raise click.ClickException(os_error_line(error)) from error
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+        if ctx.meta.get(SAVED_ELSEWHERE):
+            raise click.exceptions.Exit(1)
+        return result
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

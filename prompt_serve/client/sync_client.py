@@ -1,7 +1,7 @@
 """``Client``: blocking client of a running service."""
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from types import TracebackType
@@ -157,7 +157,7 @@ class Client(SyncTaskCalls):
         retry_for_s: float = 60.0,
         deadline_s: float | None = None,
         progress: bool = False,
-    ) -> Iterator[ScoredImage]:
+    ) -> Generator[ScoredImage, None, None]:
         """Score a stream of images of any length; see ``AsyncClient.score``.
 
         ``images`` is consumed in the thread that iterates over the rows.

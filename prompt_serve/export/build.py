@@ -56,7 +56,7 @@ def export_bundle(
     """
     report = report or (lambda line: None)
     out = out.resolve()  # of a symbolic link, the target is replaced, not the link
-    _check_target(out)
+    check_target(out)
     # Readable for all: a service may run as another user.
     with _writable(out), atomic_folder(out, mode=0o755) as folder:
         _write_files(backbone, folder, precision, report)
@@ -118,7 +118,8 @@ def _manifest(
     )
 
 
-def _check_target(out: Path) -> None:
+def check_target(out: Path) -> None:
+    """Raise BundleInvalid if ``out`` holds anything but a bundle."""
     if not out.exists() or (out / MANIFEST).is_file():
         return
     if not out.is_dir() or any(out.iterdir()):

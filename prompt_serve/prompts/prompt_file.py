@@ -42,6 +42,7 @@ from prompt_serve.prompts.encodings import (
 )
 from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, StoredTensor, pack, unpack
 from prompt_serve.prompts.wrong_files import describe_wrong_file
+from prompt_serve.text_files import is_utf8
 from prompt_serve.types import BackboneRef, ClassPosition, HalfArray
 
 FORMAT_VERSION = 3  # the newest version that is read
@@ -397,6 +398,11 @@ def check_class_names(class_names: tuple[str, ...]) -> None:
     for index, name in enumerate(class_names):
         if not name.strip():
             raise PromptFileInvalid(f"Class name {index} is blank.")
+        if not is_utf8(name):
+            raise PromptFileInvalid(
+                f"Class name {name!r} is not UTF-8 text; rename its folder or save its table as "
+                f"UTF-8."
+            )
         if len(name) > MAX_CLASS_NAME_CHARACTERS:
             raise PromptFileInvalid(
                 f"Class name {index} has {len(name):,} characters; "

@@ -19,10 +19,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from PIL import Image
-from sqlalchemy.engine import make_url
 
 from prompt_serve.errors import NotReady, PromptServeError
 from prompt_serve.service.inference.batcher import Batcher
+from prompt_serve.service.storage.database import parse_url
 
 FRESH_S = 2.0
 CHECK_TIMEOUT_S = 2.5
@@ -150,7 +150,7 @@ class Health:
 
 def sqlite_file(database: str) -> Path | None:
     """Return the file of an SQLite database; None for databases in memory or on a server."""
-    url = make_url(database)
+    url = parse_url(database)
     if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
         return None
     return Path(str(url.database))

@@ -1,6 +1,8 @@
 """Training checkpoints, from which an interrupted run resumes bit-exactly."""
 
+import io
 import json
+import logging
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +14,8 @@ from torch import nn
 
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.files import atomic_file
+
+_log = logging.getLogger(__name__)
 
 # Raised by ``torch.load``, and by looking at its result, for files that are not checkpoints.
 _UNREADABLE = (
@@ -57,9 +61,13 @@ class Checkpoint:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self._path = path
         self._identity = json.dumps(identity, sort_keys=True)
+        self._warned = False
 
     def save(self, run: Resumable, history: Sequence[Mapping[str, Any]]) -> None:
-        """Write atomically: the path holds the old checkpoint or the complete new one."""
+        """Write atomically: the path holds the old checkpoint or the complete new one.
+
+        One that cannot be written is a warning, not the end of the run.
+        """
         state = {
             "identity": self._identity,
             "history": json.dumps(list(history)),
@@ -68,8 +76,20 @@ class Checkpoint:
             "generator": run.generator.get_state(),
             "rng": json.dumps(run.rng.bit_generator.state),
         }
-        with atomic_file(self._path, mode=0o600, sync=True) as temporary:
-            torch.save(state, temporary)
+        content = io.BytesIO()  # torch reports a full disk as an error of its own
+        torch.save(state, content)
+        try:
+            with atomic_file(self._path, mode=0o600, sync=True) as temporary:
+                temporary.write_bytes(content.getbuffer())
+        except OSError as error:
+            if not self._warned:
+                _log.warning(
+                    "Warning: %s cannot be written: %s. The run continues, and cannot be "
+                    "resumed from here.",
+                    self._path,
+                    error.strerror or error,
+                )
+            self._warned = True
 
     def load(self, run: Resumable) -> list[dict[str, Any]]:
         """Restore the run from its checkpoint; return the history, empty without a file.

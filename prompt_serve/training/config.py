@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid
 from prompt_serve.prompts.prompt_file import check_templates
 from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.text_files import is_utf8, not_utf8, read_text
 from prompt_serve.training.methods import METHODS, find_method
 from prompt_serve.training.settings import (
     AUTO,
@@ -287,10 +288,13 @@ def read_config_file(path: Path) -> dict[str, Any]:
         ConfigInvalid: there is no such file, or it is not TOML.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigInvalid(f"{path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigInvalid(f"{path} is not TOML: {error}.") from error
+    if not is_utf8(text):
+        raise ConfigInvalid(not_utf8(path, text))
     table = values.pop("train", {})
     return {**values, **table} if isinstance(table, dict) else {**values, "train": table}

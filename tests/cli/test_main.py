@@ -1,5 +1,6 @@
 """The ``prompt-serve`` command: help for everything, one line for every error."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -135,3 +136,34 @@ def test_ctrl_c_is_exit_code_130(run: Run, failing: SimpleNamespace) -> None:
 
 def test_the_default_address_is_that_of_the_client(run: Run) -> None:
     assert DEFAULT_URL in run("classify", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied."),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device."),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory."),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"caf\xc3\xa9"), "café: No such file."),
+        (OSError(errno.EIO, "Input/output error", "caf\udce9"), r"caf\udce9: Input/output error."),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Refused"), "Refused."),
+    ],
+    ids=str,
+)
+def test_an_error_of_the_system_is_one_line(
+    run: Run, failing: SimpleNamespace, error: OSError, line: str
+) -> None:
+    failing.error = error
+
+    result = run("fail")
+
+    assert result.exit_code == 1
+    assert result.stderr == f"Error: {line}\n"
+
+
+def test_a_reader_who_leaves_ends_the_command_quietly(run: Run, failing: SimpleNamespace) -> None:
+    failing.error = BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    result = run("fail")
+
+    assert (result.exit_code, result.output) == (1, "")

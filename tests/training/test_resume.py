@@ -128,3 +128,25 @@ def test_a_damaged_checkpoint_is_refused(tiny_backbone: Backbone, tmp_path: Path
         with pytest.raises(ConfigInvalid, match="cannot be read as a checkpoint"):
             learn(tiny_backbone, config, checkpoint=path)
         assert path.read_bytes() == damaged
+
+
+@pytest.mark.parametrize("place", ["file/a", "file/a/b", "/proc/none/a", "link/a", "later"])
+def test_a_checkpoint_that_cannot_be_written_is_one_warning(
+    tiny_backbone: Backbone, tmp_path: Path, caplog: pytest.LogCaptureFixture, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    path, config = tmp_path / place, config_of({"method": "coop", "epochs": 3})
+    done: list[int] = []
+
+    def on_epoch(record: EpochRecord) -> None:
+        done.append(record.epoch)
+        if place == "later" and record.epoch == 0:
+            path.unlink(missing_ok=True)
+            (path / "in the way").mkdir(parents=True)
+
+    learn(tiny_backbone, config, checkpoint=path, on_epoch=on_epoch)
+
+    assert done == [0, 1, 2]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"Warning: {path} cannot be written: ")

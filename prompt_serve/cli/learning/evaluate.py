@@ -18,6 +18,7 @@ from prompt_serve.cli.learning.image_options import (
 from prompt_serve.cli.learning.multi_label import evaluate_multi_label
 from prompt_serve.cli.learning.prompt_backbone import find_backbone
 from prompt_serve.cli.output_file import OutputFile
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("prompt_file", metavar="PROMPT", type=click.Path(path_type=Path))
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("prompt_file", metavar="PROMPT", type=UserPath())
+@click.argument("dataset", type=UserPath())
 @click.option(
     "--part", type=click.Choice(["train", "val", "test"]),
     help="Part of DATASET to evaluate, all its images. [default: test, or the only part]",
@@ -77,6 +78,7 @@ def evaluate(**options: Any) -> None:
     if options["class_names"] and options["new_classes"]:
         raise click.UsageError("--class-names and --new-classes exclude each other.")
     progress = Progress(quiet=options["as_json"])
+    cache = feature_cache(options)
     name = options["backbone"] or find_backbone(prompt.backbone, options["prompt_file"])
     backbone = load_backbone(name)
     check_backbone(prompt, backbone.ref, backbone.former_fingerprint)
@@ -90,19 +92,20 @@ def evaluate(**options: Any) -> None:
             images,
             backbone,
             as_pixels=prompt.image is not None,
-            cache=feature_cache(options),
+            cache=cache,
             workers=options["workers"],
             advance=advance,
         )
+    report = None
     if options["report"]:
-        write_report(options, prompt, backbone, split, part, images, data)
+        report = write_report(options, prompt, backbone, split, part, images, data)
     description = _description(prompt, part, evaluate_prompt(prompt, backbone, data))
     if options["as_json"]:
         click.echo(json.dumps(description, ensure_ascii=False, indent=2))
     else:
         click.echo("\n".join(_lines(description)))
-        if options["report"]:
-            click.echo(f"\nreport             {options['report']}")
+        if report:
+            click.echo(f"\nreport             {report}")
 
 
 def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
+from prompt_serve.cli.output_file import save
 
 if TYPE_CHECKING:
     from prompt_serve.evaluation_report.facts import EvaluationFacts
@@ -23,7 +23,7 @@ def write_report(
     part: str,
     images: "ImageSet",
     data: "ImageData",
-) -> None:
+) -> Path:
     """Write the page of a prompt on the images of a part, with zero-shot for comparison.
 
     Args:
@@ -34,6 +34,9 @@ def write_report(
         part: evaluated part.
         images: its images, with the labels of the prompt.
         data: their features or pixels.
+
+    Returns:
+        Where the page is.
     """
     from prompt_serve.evaluation_report.facts import EvaluationFacts
     from prompt_serve.training.evaluate import evaluate_prompt, image_features_of, logits_of
@@ -54,7 +57,7 @@ def write_report(
         zero_shot_accuracy=zero_shot,
         left_out=_other_parts({name: len(other) for name, other in split.parts.items()}, part),
     )
-    _write(options["report"], facts)
+    return _write(options["report"], facts)
 
 
 def write_training_report(
@@ -95,18 +98,14 @@ def write_training_report(
         notes=result.notes,
         left_out=left_out,
     )
-    _write(path, facts)
-    return f"report       {path}"
+    return f"report       {_write(path, facts)}"
 
 
 def _other_parts(images: Mapping[str, int], part: str) -> list[str]:
     return [f"{count:,} images of part {name}." for name, count in images.items() if name != part]
 
 
-def _write(path: Path, facts: "EvaluationFacts") -> None:
+def _write(path: Path, facts: "EvaluationFacts") -> Path:
     from prompt_serve.evaluation_report.page import write_evaluation_report
 
-    try:
-        write_evaluation_report(path, facts)
-    except OSError as error:
-        raise click.ClickException(f"{path} cannot be written: {error.strerror}.") from error
+    return save(path, lambda path: write_evaluation_report(path, facts))

@@ -6,6 +6,7 @@ from typing import cast
 
 import click
 
+from prompt_serve.cli.output_file import OutputFolder
 from prompt_serve.types import Precision
 
 
@@ -18,7 +19,7 @@ from prompt_serve.types import Precision
     "-o",
     "--out",
     required=True,
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(replaced=True),
     help="Folder to write. An existing bundle is replaced in one step after the new one has passed "
     "its checks; a folder with other files is rejected.",
 )
@@ -48,10 +49,11 @@ def export(backbone: str, out: Path, precision: str) -> None:
       ViT-B-16/random           an open_clip model with random weights, to measure speed
       path/to/folder            a folder of open_clip or prompt-serve
     """
-    from prompt_serve.export.build import export_bundle
+    from prompt_serve.export.build import check_target, export_bundle
     from prompt_serve.training.clip.backbone import load_backbone
 
     start = time.perf_counter()
+    check_target(out)
     loaded = load_backbone(backbone)
     manifest = export_bundle(loaded, out, precision=cast(Precision, precision), report=click.echo)
     for name, file in manifest.files.items():

@@ -1,10 +1,11 @@
 """Options of commands that run a backbone on a dataset."""
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
@@ -43,7 +44,7 @@ def image_options(command: Command) -> Command:
             help="Rename a class, for example roses=rose. May be repeated.",
         ),
         click.option(
-            "--images", type=click.Path(path_type=Path),
+            "--images", type=UserPath(),
             help="Folder that the paths in a split_zhou_*.json are relative to. "
             "[default: found beside it]",
         ),
@@ -63,7 +64,7 @@ def tower_options(command: Command) -> Command:
     """Add options for feature cache, device and worker threads."""
     for option in (
         click.option(
-            "--cache", "cache_folder", type=click.Path(path_type=Path),
+            "--cache", "cache_folder", type=UserPath(),
             help="Folder of cached image features. [default: features in $PROMPT_SERVE_CACHE, "
             "or ~/.cache/prompt-serve/features]",
         ),
@@ -95,10 +96,17 @@ def json_option(command: Command) -> Command:
 
 
 def feature_cache(options: Mapping[str, Any]) -> "FeatureCache | None":
-    """Return the feature cache of the options; None with ``--no-cache``."""
+    """Return the feature cache of the options; None with ``--no-cache``.
+
+    One that cannot be written is a warning, and is only read.
+    """
     from prompt_serve.training.data.features import FeatureCache
 
-    return None if options["no_cache"] else FeatureCache(options["cache_folder"])
+    if options["no_cache"]:
+        return None
+    cache = FeatureCache(options["cache_folder"])
+    cache.check_writable()
+    return cache
 
 
 def device_of(name: str) -> str:

@@ -9,6 +9,7 @@ import click
 
 from prompt_serve.cli.learning.inspect_metrics import metric_lines
 from prompt_serve.cli.plurals import counted
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.encodings import StoredEncoding
@@ -18,7 +19,7 @@ NAMES_SHOWN = 12
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of text.")
 def inspect(file: Path, as_json: bool) -> None:
     """Show the classes, backbone, learned tensors, settings and accuracy of a prompt file.

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from prompt_serve.cli.learning.train_without_torch import (
     open_encoders,
     torch_is_missing,
 )
+from prompt_serve.cli.output_file import save
 
 if TYPE_CHECKING:
     from prompt_serve.label_measures import LabelEvaluation
@@ -84,8 +86,8 @@ def learn_multi_label(
         progress=progress,
     )
     log({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
-    data = write_prompt_file(stamped(result), out)
-    return list(_train_report(result, out, len(data)))
+    path = save(out, partial(write_prompt_file, stamped(result)))
+    return list(_train_report(result, path, path.stat().st_size))
 
 
 def evaluate_multi_label(prompt: "Prompt", options: Mapping[str, Any]) -> None:

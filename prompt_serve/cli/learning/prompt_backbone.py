@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prompt_serve.bundle import SHIPPED
-from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.errors import BackboneUnavailable, ConfigInvalid
 from prompt_serve.files import atomic_file
+from prompt_serve.text_files import expand_user
 from prompt_serve.training.data.cache_folder import cache_folder
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def remember_backbone(backbone: "Backbone", spec: str) -> None:
     try:
         with atomic_file(_note(backbone.ref)) as temporary:
             temporary.write_text(f"{before}{path.absolute()}", encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigInvalid):
         return  # a cache that cannot be written costs a convenience; ValueError: not UTF-8
 
 
@@ -55,11 +56,11 @@ def find_backbone(learned_on: "BackboneRef", prompt_file: Path) -> str:
 
 def _split(spec: str) -> tuple[str, Path]:
     """Return ``MODEL@`` or nothing, and the path that follows."""
-    whole = Path(spec).expanduser()
+    whole = expand_user(spec)
     label, at, file = spec.partition("@")
     if whole.exists() or not at:
         return "", whole
-    return label + at, Path(file).expanduser()
+    return label + at, expand_user(file)
 
 
 def _note(ref: "BackboneRef") -> Path:
@@ -69,5 +70,5 @@ def _note(ref: "BackboneRef") -> Path:
 def _noted(ref: "BackboneRef") -> str | None:
     try:
         return _note(ref).read_text(encoding="utf-8")
-    except (OSError, ValueError):
+    except (OSError, ValueError, ConfigInvalid):
         return None

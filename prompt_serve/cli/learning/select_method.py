@@ -1,10 +1,13 @@
 """``prompt-serve train --method auto``: choose a method by a byte budget."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from prompt_serve.cli.output_file import OutputFileOrFolder, save
 
 if TYPE_CHECKING:
     from prompt_serve.training.clip.backbone import Backbone
@@ -37,7 +40,7 @@ def auto_options() -> list[click.Parameter]:
             help="Choose a prompt, which takes new class names; class vectors do not.",
         ),
         click.Option(
-            ["--frontier"], type=click.Path(path_type=Path),
+            ["--frontier"], type=OutputFileOrFolder(),
             help="Table (.tsv, .json) or plot (.svg, .png) of bytes against accuracy to write, or "
             "a folder for all of them.",
         ),
@@ -105,10 +108,7 @@ def train_auto(
     """
     from prompt_serve.training.selection.by_cross_validation import select_by_cross_validation
     from prompt_serve.training.selection.by_validation import select_method
-    from prompt_serve.training.selection.pareto import check_frontier_path, write_frontier
-
-    if frontier:
-        check_frontier_path(frontier)
+    from prompt_serve.training.selection.pareto import write_frontier
 
     def on_candidate(candidate: "Candidate") -> None:
         log({"candidate": candidate.to_dict()})
@@ -143,7 +143,7 @@ def train_auto(
             on_candidate=on_candidate,
         )
     if frontier:
-        write_frontier(chosen.candidates, frontier)
+        save(frontier, partial(write_frontier, chosen.candidates))
     return chosen
 
 

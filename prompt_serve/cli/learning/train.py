@@ -1,5 +1,6 @@
 """``prompt-serve train``: make a prompt file from a folder of images."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +21,10 @@ from prompt_serve.cli.learning.select_method import (
 )
 from prompt_serve.cli.learning.train_options import TrainCommand
 from prompt_serve.cli.learning.train_report import training_report
-from prompt_serve.cli.learning.train_seeds import parse_seeds, train_seeds
+from prompt_serve.cli.learning.train_seeds import parse_seeds, path_of_seed, train_seeds
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
-from prompt_serve.cli.output_file import OutputFile
+from prompt_serve.cli.output_file import OutputFile, cannot_write, save
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
@@ -31,9 +33,9 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=TrainCommand)
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset", type=UserPath())
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), required=True,
+    "--out", "-o", type=OutputFile(), required=True,
     help="Prompt file to write, such as pets.safetensors.",
 )  # fmt: skip
 @click.option(
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
     "MODEL/TAG@FILE or MODEL@FILE with a checkpoint, or a folder.",
 )  # fmt: skip
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), default=None,
+    "--config", "config_file", type=UserPath(), default=None,
     help="TOML file of settings by their long names (learning_rate = 0.2); options win over it.",
 )  # fmt: skip
 @click.option(
@@ -81,11 +83,11 @@ if TYPE_CHECKING:
     help="Write the time into the file; equal runs then give different bytes.",
 )  # fmt: skip
 @click.option(
-    "--log", "log_file", type=click.Path(path_type=Path),
+    "--log", "log_file", type=OutputFile(in_place=True),
     help="JSON Lines file to write: a line per epoch, then one with the result.",
 )  # fmt: skip
 @click.option(
-    "--checkpoint", type=click.Path(path_type=Path),
+    "--checkpoint", type=OutputFile(),
     help="Checkpoint file, written after every epoch; an interrupted run resumes bit-exactly.",
 )  # fmt: skip
 @image_options
@@ -115,6 +117,7 @@ def train(**options: Any) -> None:
     by_itself = is_auto(values)
     _check_options(options, by_itself=by_itself)
     config = make_config(base_settings(values) if by_itself else values)
+    cache = feature_cache(options)
     progress = Progress(quiet=options["quiet"])
     backbone = load_backbone(options["backbone"]).to(device_of(options["device"]))
     remember_backbone(backbone, options["backbone"])
@@ -137,7 +140,7 @@ def train(**options: Any) -> None:
                 "backbone": backbone,
                 "dataset": dataset,
                 "config": config,
-                "cache": feature_cache(options),
+                "cache": cache,
                 "workers": options["workers"],
                 "progress": progress,
                 "extras": _extras(options),
@@ -167,14 +170,18 @@ def _train_multi_label(options: Mapping[str, Any]) -> None:
 
 
 def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
-    if options["out"].is_dir():
-        raise click.BadParameter(f"{options['out']} is a folder; name a file in it.")
+    for seed in options["seeds"]:
+        OutputFile().convert(path_of_seed(options["out"], seed), None, None)
     if options["seeds"] and (by_itself or options["checkpoint"]):
         raise click.UsageError("--seeds works neither with --method auto nor with --checkpoint.")
     if options["seeds"] and options["report"]:
         raise click.UsageError("--report is for one run; --seeds does many.")
     if by_itself and options["checkpoint"]:
         raise click.UsageError("--checkpoint is for one run; --method auto does many.")
+    if by_itself and options["frontier"]:
+        from prompt_serve.training.selection.pareto import check_frontier_path
+
+        check_frontier_path(options["frontier"])
 
 
 def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
@@ -231,10 +238,12 @@ def _written(
 
     result = with_findings(result, dataset, workers=options["workers"])
     log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
-    data = write_prompt_file(_stamped(result, stamp=options["stamp"]), options["out"])
-    lines = list(training_report(result, options["out"], len(data)))
+    prompt = _stamped(result, stamp=options["stamp"])
+    path = save(options["out"], lambda path: write_prompt_file(prompt, path))
+    file_bytes = path.stat().st_size
+    lines = list(training_report(result, path, file_bytes))
     if options["report"]:
-        lines.append(write_training_report(options["report"], result, dataset, len(data)))
+        lines.append(write_training_report(options["report"], result, dataset, file_bytes))
     return lines
 
 
@@ -272,7 +281,10 @@ def _stamped(result: "TrainingResult | MultiLabelResult", *, stamp: bool) -> Any
 
 
 class _Log:
-    """JSON Lines file, flushed after every line, so that a run can be watched."""
+    """JSON Lines file, flushed after every line, so that a run can be watched.
+
+    A run continues without its log if the log cannot be written any more.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
@@ -286,8 +298,23 @@ class _Log:
 
     def __exit__(self, *exception: object) -> None:
         if self._file:
-            self._file.close()
+            self._close(self._file)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        if self._file:
+        if self._file is None:
+            return
+        try:
             self._file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            click.echo(
+                f"Warning: {cannot_write(Path(self._file.name), error)} The run continues without "
+                f"a log.",
+                err=True,
+            )
+            self._close(self._file)
+            self._file = None
+
+    @staticmethod
+    def _close(file: TextIO) -> None:
+        with contextlib.suppress(OSError):  # of a line that could not be written
+            file.close()

@@ -5,7 +5,6 @@ They are made from the settings, so that options and settings cannot differ.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +15,7 @@ from prompt_serve.cli.learning.train_without_torch import (
     learns_without_torch,
     torch_is_missing,
 )
+from prompt_serve.cli.user_path import UserPath
 from prompt_serve.training.config import (
     RELATIVE_RATE,
     USER_SETTINGS,
@@ -140,14 +140,17 @@ def _named_method(ctx: click.Context, args: Sequence[str]) -> NamedMethod:
     """Find the method before anything else is parsed."""
     scan = click.Command(
         "scan",
-        params=[click.Option(["--method"]), click.Option(["--config", "config_file"])],
+        params=[
+            click.Option(["--method"]),
+            click.Option(["--config", "config_file"], type=UserPath()),
+        ],
         add_help_option=False,
         context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
     )
     with scan.make_context("scan", list(args), resilient_parsing=True) as found:
         name, path = found.params["method"], found.params["config_file"]
     if name is None and path is not None:
-        name = read_config_file(Path(path)).get("method")
+        name = read_config_file(path).get("method")
     if name is None:
         name = AUTO_METHOD
     if name == AUTO_METHOD or (name == CLASS_VECTORS and torch_is_missing()):

@@ -2,10 +2,13 @@
 
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from prompt_serve.cli.output_file import save
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
@@ -78,8 +81,9 @@ def train_seeds(
         extras=extras,
     )
     results = [with_findings(result, dataset, workers=workers) for result in results]
-    for seed, path, result in zip(seeds, paths, results, strict=True):
-        write_prompt_file(stamped(result), path)
+    for index, (seed, result) in enumerate(zip(seeds, results, strict=True)):
+        prompt = stamped(result)
+        paths[index] = save(paths[index], partial(write_prompt_file, prompt))
         log({"seed": seed, "metrics": dict(result.prompt.metrics)})
     return list(seeds_report(seeds, paths, results))
 

@@ -3,11 +3,11 @@
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prompt_serve.cli.learning.select_method import AUTO_METHOD
 from prompt_serve.errors import BackboneUnavailable, ConfigInvalid, DependencyMissing
+from prompt_serve.text_files import expand_user
 
 if TYPE_CHECKING:
     from prompt_serve.onnx_encoders import OnnxEncoders
@@ -64,6 +64,7 @@ def train_without_torch(
         if options.get(name) not in (None, (), False, "text"):
             needs_torch(f"--{name.replace('_', '-')}")
     values = _values(options)
+    cache = feature_cache(options)
     progress = Progress(quiet=options["quiet"])
     encoders = open_encoders(options["backbone"], options["device"])
     given = {
@@ -83,7 +84,7 @@ def train_without_torch(
         dataset,
         run,
         name=options["name"] or options["out"].stem,
-        cache=feature_cache(options),
+        cache=cache,
         workers=options["workers"],
         progress=progress,
         extras=extras,
@@ -100,7 +101,7 @@ def open_encoders(backbone: str, device: str) -> "OnnxEncoders":
     from prompt_serve.bundle import MANIFEST, SHIPPED, open_bundle, shipped_bundle
     from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
 
-    path = shipped_bundle(backbone) if backbone in SHIPPED else Path(backbone)
+    path = shipped_bundle(backbone) if backbone in SHIPPED else expand_user(backbone)
     if not (path / MANIFEST).is_file():
         raise BackboneUnavailable(
             f"Backbone {backbone!r} needs torch: pip install 'prompt-serve[train]'. Without it, "

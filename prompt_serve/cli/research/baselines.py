@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,13 +13,14 @@ from prompt_serve.cli.learning.image_options import (
     json_option,
     report_notes,
 )
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.research.baselines import Baseline
 
 
 @click.command()
-@click.argument("dataset", type=click.Path(path_type=Path))
+@click.argument("dataset", type=UserPath())
 @click.option(
     "--backbone", default="embedded", show_default=True,
     help="Frozen CLIP: embedded, MODEL/TAG such as ViT-B-16/openai, MODEL/TAG@FILE or "

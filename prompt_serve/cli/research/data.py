@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from prompt_serve.cli.learning.image_options import json_option
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.spec import DatasetSpec
@@ -48,7 +49,7 @@ def data() -> None:
 
 
 root_option = click.option(
-    "--datasets-root", "root", type=click.Path(path_type=Path), default=Path("datasets"),
+    "--datasets-root", "root", type=UserPath(), default=Path("datasets"),
     show_default=True, envvar="PROMPT_SERVE_DATASETS", show_envvar=True,
     help="Folder with imagenet/, caltech-101/, oxford_pets/ and so on, in the layout of CoOp's "
     "DATASETS.md.",

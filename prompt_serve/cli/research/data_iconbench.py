@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from prompt_serve.cli.learning.image_options import json_option
+from prompt_serve.cli.output_file import OutputFolder
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.research.iconbench.build import BuiltBenchmark
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "--out", "folder", type=click.Path(path_type=Path),
+    "--out", "folder", type=OutputFolder(),
     help="Output folder. [default: iconbench in $PROMPT_SERVE_CACHE, or "
     "~/.cache/prompt-serve/iconbench]",
 )  # fmt: skip
 @click.option(
-    "--cache", "downloads", type=click.Path(path_type=Path),
+    "--cache", "downloads", type=UserPath(),
     help="Folder of npm packages, named as by npm pack; missing ones are downloaded into it. "
     "[default: downloads in the default --out]",
 )  # fmt: skip

@@ -14,6 +14,8 @@ from prompt_serve.cli.research.protocol_options import (
     run_protocol,
     tables,
 )
+from prompt_serve.cli.user_path import UserPath
+from prompt_serve.text_files import expand_user
 
 
 @click.group()
@@ -45,7 +47,7 @@ def _command(name: str, summary: str) -> click.Command:
         help=f"{summary}\n\nDATASETS are folders, tables or split files.\n\nExample: {example}",
     )
     @click.argument("sources", metavar="DATASETS...", nargs=-1, required=True,
-                    type=click.Path(path_type=Path))  # fmt: skip
+                    type=UserPath())  # fmt: skip
     @click.option(
         "--domain", "domains", multiple=True, metavar="NAME=DATASET",
         callback=pairs("NAME=DATASET, as in sketch=sketches/"),
@@ -56,7 +58,7 @@ def _command(name: str, summary: str) -> click.Command:
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
         from prompt_serve.research.datasets.user_datasets import folder_suite
 
-        folders = {name: Path(folder) for name, folder in domains.items()}
+        folders = {name: expand_user(folder) for name, folder in domains.items()}
         suite = folder_suite(sources, source=options["source"], domains=folders)
         check_available(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)

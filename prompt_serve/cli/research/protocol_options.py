@@ -1,13 +1,13 @@
 """Options that ``prompt-serve protocol`` and ``prompt-serve reproduce`` share."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.learning.train_seeds import parse_seeds
+from prompt_serve.cli.output_file import OutputFolder
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite
@@ -60,7 +60,7 @@ def protocol_options(command: Command) -> Command:
             "MODEL/TAG@FILE or MODEL@FILE with a checkpoint, or a folder.",
         ),
         click.option(
-            "--out", "-o", type=click.Path(path_type=Path, file_okay=False), required=True,
+            "--out", "-o", type=OutputFolder(), required=True,
             help="Run folder: results.jsonl, and one folder per result with prompt, log and "
             "predictions. Results that it already contains are not computed again.",
         ),

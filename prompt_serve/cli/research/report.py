@@ -4,11 +4,14 @@ from pathlib import Path
 
 import click
 
+from prompt_serve.cli.output_file import OutputFile, save
+from prompt_serve.cli.user_path import UserPath
+
 
 @click.command()
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=UserPath())
 @click.option(
-    "--out", "-o", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True,
+    "--out", "-o", type=OutputFile(), default=Path("report.html"), show_default=True,
     help="HTML file to write; an existing file is replaced.",
 )  # fmt: skip
 @click.option(
@@ -35,7 +38,8 @@ def report(
     """
     from prompt_serve.research.reports.report import TITLE, write_report
 
-    if out.is_dir():
-        raise click.BadParameter(f"{out} is a folder; name a file in it.")
-    size = write_report(runs, out, row=row, datasets=datasets, title=title or TITLE)
-    click.echo(f"{out}, {size:,} bytes")
+    out = save(
+        out,
+        lambda path: write_report(runs, path, row=row, datasets=datasets, title=title or TITLE),
+    )
+    click.echo(f"{out}, {out.stat().st_size:,} bytes")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.output_file import OutputFile, save
 from prompt_serve.cli.research.data import root_option
 from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
@@ -16,6 +17,8 @@ from prompt_serve.cli.research.protocol_options import (
     run_protocol,
     tables,
 )
+from prompt_serve.cli.user_path import UserPath
+from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite
@@ -33,7 +36,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @root_option
 @click.option(
-    "--icon-folder", type=click.Path(path_type=Path),
+    "--icon-folder", type=UserPath(),
     help="Folder of IconBench. [default: the default of prompt-serve data iconbench]",
 )  # fmt: skip
 @click.option(
@@ -47,9 +50,7 @@ if TYPE_CHECKING:
     "the same for every row. [default: papers for --bench papers, otherwise equal]",
 )  # fmt: skip
 @protocol_options
-@click.option(
-    "--markdown", type=click.Path(path_type=Path), help="Markdown file to write the tables to."
-)
+@click.option("--markdown", type=OutputFile(), help="Markdown file to write the tables to.")
 @click.option("--json", "as_json", is_flag=True, help="Print the tables as one JSON document.")
 def reproduce(protocol: str, **options: Any) -> None:
     """Reproduce the papers' benchmarks.
@@ -67,15 +68,19 @@ def reproduce(protocol: str, **options: Any) -> None:
     experiment = experiment_of(options, _schedule(options))
     results = run_protocol(protocol, suite, experiment, options)
     if options["markdown"]:
-        options["markdown"].parent.mkdir(parents=True, exist_ok=True)
         text = tables(results, suite, options["datasets"], markdown=True)
-        options["markdown"].write_text(f"{text}\n", encoding="utf-8")
+        save(options["markdown"], lambda path: _write_text(path, f"{text}\n"))
     if options["as_json"]:
         compared = comparisons(results, suite, options["datasets"])
         documents = [table.to_dict() for table in compared]
         click.echo(json.dumps(documents, ensure_ascii=False, indent=2))
     elif not options["quiet"]:
         click.echo(tables(results, suite, options["datasets"]))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _suite(options: dict[str, Any]) -> "Suite":

@@ -8,10 +8,11 @@ from prompt_serve.cli.serving.options import (
     service_options,
     task_options,
 )
+from prompt_serve.cli.user_path import UserPath
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(), metavar="IMAGE...")
+@click.argument("images", nargs=-1, required=True, type=UserPath(path_type=str), metavar="IMAGE...")
 @task_options
 @click.option(
     "--top-k",

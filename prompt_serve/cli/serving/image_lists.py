@@ -1,5 +1,6 @@
 """Expand folders, files and text lists from the command line into image paths."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import click
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import HEIF_SUFFIXES, IMAGE_SUFFIXES, Ignored, find_images
+from prompt_serve.text_files import is_utf8, local_path, not_utf8, read_text
 
 # The service decodes: whether it reads HEIC is not known here.
 SENT_SUFFIXES = IMAGE_SUFFIXES | HEIF_SUFFIXES
@@ -17,11 +19,11 @@ def image_paths(inputs: Iterable[str]) -> list[str]:
     """Return the images of folders, files and text lists, without duplicates.
 
     Folders are searched recursively by suffix, in the order of the names; what is ignored there is
-    told on stderr. A text list (.txt) has one path per line. A file that is named itself is taken
-    whatever its suffix.
+    told on stderr. A text list (.txt) has one path per line (see ``read_text``, ``local_path``). A
+    file that is named itself is taken whatever its suffix.
 
     Raises:
-        DatasetInvalid: an input does not exist, or there are no images.
+        DatasetInvalid: an input does not exist, a list is not UTF-8, or there are no images.
     """
     inputs = list(inputs)
     missing = [name for name in inputs if not Path(name).exists()]
@@ -58,8 +60,7 @@ def _images_of(name: str, ignored: Ignored) -> Iterator[str]:
     if _is_folder(name):
         yield from _images_in_folder(name, ignored)
     elif name.lower().endswith(LIST_SUFFIX):
-        text = Path(name).read_text(encoding="utf-8", errors="surrogateescape")
-        yield from (line for line in map(str.strip, text.splitlines()) if line)
+        yield from _listed(Path(name))
     else:
         yield name
 
@@ -73,3 +74,21 @@ def _is_folder(name: str) -> bool:
 
 def _images_in_folder(folder: str, ignored: Ignored) -> list[str]:
     return list(map(str, find_images(Path(folder), ignored, suffixes=SENT_SUFFIXES)))
+
+
+def _listed(path: Path) -> Iterator[str]:
+    text = read_text(path)
+    lines = [line.strip(" \t\r") for line in text.split("\n")]
+    files = {line: _path_or_url(line) for line in lines if line}
+    # What is not UTF-8 in a list may be the name of a file, in the encoding of that file's name.
+    if not all(is_utf8(line) or os.path.lexists(file) for line, file in files.items()):
+        raise DatasetInvalid(not_utf8(path, text))
+    yield from files.values()
+
+
+def _path_or_url(line: str) -> str:
+    """Return a line as it is if it is a URL or names a file, else the path that is meant."""
+    if "://" in line:
+        return line
+    name = os.fsdecode(line.encode("utf-8", "surrogateescape"))
+    return name if os.path.lexists(name) else str(local_path(line))

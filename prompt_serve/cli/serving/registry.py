@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from prompt_serve.cli.output_file import OutputFile
 from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import service_options
+from prompt_serve.cli.user_path import UserPath
 from prompt_serve.files import atomic_file
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ def registry() -> None:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     default=Path("registry.zip"),
     show_default=True,
     help="File to write.",
@@ -73,7 +75,7 @@ def export(out: Path, database_url: str | None, url: str, timeout_s: float) -> N
 
 
 @registry.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", type=UserPath(exists=True, dir_okay=False))
 @_instead_of_service
 @service_options
 def import_(file: Path, database_url: str | None, url: str, timeout_s: float) -> None:

@@ -2,11 +2,13 @@
 
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from prompt_serve.cli.output_file import cannot_write
 from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import (
     check_tasks,
@@ -14,6 +16,7 @@ from prompt_serve.cli.serving.options import (
     service_options,
     task_options,
 )
+from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.client import Client
@@ -22,12 +25,12 @@ _ALL_TASKS = "*"
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(), metavar="INPUT...")
+@click.argument("inputs", nargs=-1, required=True, type=UserPath(path_type=str), metavar="INPUT...")
 @task_options
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=UserPath(),
     required=True,
     help="Table to write: .parquet, .csv or .jsonl.",
 )
@@ -109,6 +112,7 @@ def score(
         TableContents,
         check_output,
         check_versions,
+        kept_rows,
         open_table,
         read_contents,
         remove_failed,
@@ -145,11 +149,15 @@ def score(
             deadline_s=deadline_s,
             progress=progress,
         )
-        with open_table(out, resume=resume) as table:
-            for row in rows:
-                if (row.source, row.task) not in done:
-                    table.write(row_of(row))
-                counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
+        try:
+            # Closed first, so that its progress bar ends before anything else is printed.
+            with open_table(out, resume=resume) as table, closing(rows):
+                for row in rows:
+                    if (row.source, row.task) not in done:
+                        table.write(row_of(row))
+                    counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
+        except OSError as error:
+            raise click.ClickException(f"{cannot_write(out, error)} {kept_rows(out)}") from error
     _summarize(counts, len(remaining), time.monotonic() - started, out)
     # On resume, images that failed before may be all that was left.
     if counts.total() and counts["failed"] == counts.total() and not done:

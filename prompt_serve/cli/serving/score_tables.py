@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from prompt_serve.cli.output_file import cannot_write
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.files import atomic_file
+from prompt_serve.files import atomic_file, check_writable
+from prompt_serve.text_files import LONGEST_FIELD
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,11 +80,11 @@ def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
         resume: append to an existing .csv or .jsonl table.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
+    if _suffix(path) == ".parquet":
         with _parquet(path) as table:
             yield table
         return
-    kind = _LINE_TABLES[path.suffix]
+    kind = _LINE_TABLES[_suffix(path)]
     appending = resume and path.exists() and path.stat().st_size > 0
     mode = "a" if appending else "w"
     # Line buffered, so that a row is on disk before the next one is scored.
@@ -92,19 +94,37 @@ def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise ConfigInvalid if the table cannot be written, or would overwrite existing data."""
-    if path.suffix not in (".parquet", *_LINE_TABLES):
+    if _suffix(path) not in (".parquet", *_LINE_TABLES):
         raise ConfigInvalid(
             f"{path} has no known table format; expected the suffix .parquet, .csv or .jsonl."
         )
-    if resume and path.suffix == ".parquet":
+    if resume and _suffix(path) == ".parquet":
         raise ConfigInvalid(
             "A Parquet table cannot be resumed, because it is written when all images are scored. "
             "Use --resume with a .jsonl or .csv table."
         )
+    try:
+        check_writable(path, in_place=_suffix(path) in _LINE_TABLES)
+    except OSError as error:
+        raise ConfigInvalid(cannot_write(path, error)) from error
     if path.exists() and not resume and not overwrite:
         raise ConfigInvalid(
             f"{path} exists. Add --overwrite to replace it, or --resume to append to it."
         )
+
+
+def kept_rows(path: Path) -> str:
+    """Return the sentence that says what is left of a table whose writing failed."""
+    if _suffix(path) == ".parquet":
+        return (
+            "A Parquet table is written as a whole, and none was; a .jsonl or .csv table keeps "
+            "the rows so far."
+        )
+    return "It holds the rows so far; --resume scores the others."
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
 @dataclass(frozen=True)
@@ -129,7 +149,7 @@ def read_contents(path: Path) -> TableContents:
         return contents
     with path.open("rb+") as file:
         try:
-            for row in _LINE_TABLES[path.suffix].rows(_whole_lines(file)):
+            for row in _LINE_TABLES[_suffix(path)].rows(_whole_lines(file)):
                 pair = (row["source"], row["task"])
                 (contents.failed if row.get("error_code") else contents.done).add(pair)
                 if version := row.get("version"):
@@ -163,7 +183,7 @@ def check_versions(path: Path, contents: TableContents, current: Mapping[str, st
 
 def remove_failed(path: Path, pairs: Set[tuple[str, str]]) -> None:
     """Remove the rows with an error of some (source, task) pairs from a table."""
-    kind = _LINE_TABLES[path.suffix]
+    kind = _LINE_TABLES[_suffix(path)]
     with (
         path.open("rb") as old,
         atomic_file(path) as temporary,
@@ -219,10 +239,18 @@ class _CsvTable:
 
     @staticmethod
     def rows(lines: Iterable[str]) -> Iterator[Row]:
+        csv.field_size_limit(LONGEST_FIELD)  # a row with many classes is long
         reader = csv.DictReader(lines, strict=True)
         if reader.fieldnames != list(COLUMNS):
             raise ValueError(f"unexpected columns {reader.fieldnames}")
-        return ({**row, "classes": json.loads(row["classes"])} for row in reader)
+        return (
+            {
+                **row,
+                "labels": json.loads(row["labels"]) if row["labels"] else None,
+                "classes": json.loads(row["classes"]),
+            }
+            for row in reader
+        )
 
 
 _LINE_TABLES: dict[str, type[_JsonlTable] | type[_CsvTable]] = {
@@ -239,8 +267,8 @@ class _ParquetTable:
         self._rows: list[Row] = []
 
     def write(self, row: Row) -> None:
-        # A path may contain bytes that are not UTF-8; Arrow strings may not.
-        source = row["source"].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        # A path may contain bytes that are not UTF-8; Arrow strings may not: they are escaped.
+        source = row["source"].encode("utf-8", "backslashreplace").decode("utf-8")
         self._rows.append({**row, "source": source})
         if len(self._rows) >= ROWS_PER_GROUP:
             self.flush()

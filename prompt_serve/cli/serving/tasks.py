@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from prompt_serve.cli.output_file import OutputFile
 from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import service_options
+from prompt_serve.cli.user_path import UserPath
 from prompt_serve.files import atomic_file
 from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
 
@@ -64,7 +66,7 @@ def show(name: str, url: str, timeout_s: float) -> None:
 
 
 @tasks.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=UserPath())
 @click.option("--name", help="Name of the task.  [default: the file's name without suffix]")
 @click.option("--expected", metavar="VERSION", help="Fail if the task is not at this version.")
 @click.option("--new", is_flag=True, help="Fail if a task of that name exists.")
@@ -144,7 +146,7 @@ def create(
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="File to write.  [default: NAME.safetensors]",
 )
 @service_options
@@ -156,7 +158,7 @@ def download(name: str, out: Path | None, url: str, timeout_s: float) -> None:
     """
     from prompt_serve.client import Client
 
-    target = out or Path(f"{name}.safetensors")
+    target = out or OutputFile().convert(f"{name}.safetensors", None, None)
     with Client(url, timeout_s=timeout_s) as client:
         data = client.download(name)
     with atomic_file(target) as temporary:

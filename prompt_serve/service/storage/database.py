@@ -33,6 +33,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from prompt_serve.errors import ConfigInvalid, DependencyMissing, NotReady
 from prompt_serve.service.storage.migrate import schema_version, upgrade
 from prompt_serve.service.storage.migrations import HEAD
+from prompt_serve.text_files import expand_user
 
 BUSY_TIMEOUT_S = 5.0  # time that a writer waits for others
 UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that upgrades the tables
@@ -76,7 +77,7 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _create_engine(_parse_url(url))
+        self._engine = _create_engine(parse_url(url))
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
         # process take turns here, so that none of them times out.
@@ -156,14 +157,21 @@ def read_revision(connection: Connection) -> int:
 _EXPECTED = "expected sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME."
 
 
-def _parse_url(url: str) -> URL:
+def parse_url(url: str) -> URL:
+    """Parse a database URL; ``~`` is expanded in the path of an SQLite file.
+
+    Raises:
+        ConfigInvalid: the URL is invalid, or names another kind of database.
+        DependencyMissing: the driver for PostgreSQL is not installed.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError as error:
         raise ConfigInvalid(f"{url!r} is not a database URL: {_EXPECTED}") from error
     backend = parsed.get_backend_name()
     if backend == "sqlite":
-        return parsed
+        path = parsed.database or ""
+        return parsed.set(database=str(expand_user(path))) if path.startswith("~") else parsed
     if backend not in ("postgresql", "postgres"):
         shown = parsed.render_as_string(hide_password=True)
         raise ConfigInvalid(f"{shown!r} is a database that is not supported: {_EXPECTED}")

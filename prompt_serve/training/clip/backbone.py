@@ -13,7 +13,6 @@ Names of backbones (``--backbone``, ``prompt-serve export``):
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -28,6 +27,7 @@ from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.tokenizer import Tokenizer
+from prompt_serve.text_files import expand_user
 from prompt_serve.training.clip.checkpoint_file import StateDict
 from prompt_serve.training.clip.folders import folder_source
 from prompt_serve.training.clip.identity import (
@@ -221,7 +221,7 @@ def build_backbone(source: Source) -> Backbone:
 def _source(spec: str) -> Source:
     if spec in SHIPPED:
         return folder_source(shipped_bundle(spec))
-    path = Path(spec).expanduser()
+    path = expand_user(spec)
     if path.exists() or path.is_absolute():
         return folder_source(path)
     return open_clip_source(spec)

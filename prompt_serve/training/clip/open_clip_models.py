@@ -13,6 +13,7 @@ import open_clip
 from open_clip.pretrained import download_pretrained
 
 from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.text_files import expand_user
 from prompt_serve.training.clip.checkpoint_file import StateDict, read_checkpoint
 from prompt_serve.training.clip.source import (
     Source,
@@ -44,7 +45,7 @@ def open_clip_source(spec: str) -> Source:
     tag_cfg = {} if without_tag else _tag_cfg(name, tag)
     if tag_cfg.get("quick_gelu"):
         config["quick_gelu"] = True
-    checkpoint = Path(file).expanduser()
+    checkpoint = expand_user(file)
     if at and not checkpoint.is_file():
         raise BackboneUnavailable(
             f"There is no checkpoint file {file or '(no name)'}. Write {label}@FILE with the path "

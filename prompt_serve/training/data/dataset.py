@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from prompt_serve.text_files import utf8_name
+
 FAULTS_PER_KIND = 50  # listed in an error; a dataset may have 10,000 broken images
 # Names in use for the parts of a dataset.
 PARTS = {
@@ -90,8 +92,9 @@ class RawDataset:
 
     def split(self) -> Split:
         """Return the images as a split; a part without images is None."""
+        names = tuple(map(utf8_name, self.class_names))
         parts = {
-            part: ImageSet(class_names=self.class_names, items=tuple(self.items.get(part, ())))
+            part: ImageSet(class_names=names, items=tuple(self.items.get(part, ())))
             for part in ("train", "val", "test")
         }
         return Split(

@@ -8,6 +8,7 @@ a cold cache and one with a warm cache learn the same prompt.
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from typing import Protocol
 
 import numpy as np
 
-from prompt_serve.files import atomic_file, sha256_of_file
+from prompt_serve.files import atomic_file, check_writable_folder, sha256_of_file
 from prompt_serve.preprocess import Preprocessing, decode_image
 from prompt_serve.scoring import unit
 from prompt_serve.training.data.augment import Augmentation, make_views
@@ -24,6 +25,8 @@ from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.types import BackboneRef, FloatArray, HalfArray, IntArray, PixelArray
+
+_log = logging.getLogger(__name__)
 
 DECODE_CHUNK = 64  # views that are decoded while the previous ones are encoded
 CACHE_VERSION = 2  # of views, key and file layout; a new number invalidates the cache
@@ -80,6 +83,14 @@ class FeatureCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder("features")
+        self._read_only = False
+
+    def check_writable(self) -> None:
+        """Warn, before any work, if features cannot be written; they are then only read."""
+        try:
+            check_writable_folder(self.folder)
+        except OSError as error:
+            self._warn(error)
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.npy"
@@ -93,9 +104,26 @@ class FeatureCache:
         return stored if stored.dtype == np.float16 and stored.shape == shape else None
 
     def store(self, key: str, features: HalfArray) -> None:
-        """Write atomically: readers see the complete file or none."""
-        with atomic_file(self.path(key), mode=0o600) as temporary, temporary.open("wb") as file:
-            np.save(file, features)
+        """Write atomically: readers see the complete file or none.
+
+        A cache that cannot be written is one warning.
+        """
+        if self._read_only:
+            return
+        try:
+            with atomic_file(self.path(key), mode=0o600) as temporary, temporary.open("wb") as file:
+                np.save(file, features)
+        except OSError as error:
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        self._read_only = True
+        _log.warning(
+            "Warning: %s cannot be written: %s. The run continues, and image features are not "
+            "kept; choose another folder with --cache or PROMPT_SERVE_CACHE.",
+            self.folder,
+            error.strerror or error,
+        )
 
 
 def image_features(

@@ -1,16 +1,15 @@
 """Read datasets described by a file: a CSV or Parquet table, or CoOp's split file."""
 
-import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from prompt_serve.errors import DatasetInvalid, DependencyMissing
+from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import nfc
+from prompt_serve.text_files import is_utf8, local_path, read_text
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, limited, part_of
+from prompt_serve.training.data.tables import LABEL_SEPARATOR, Row, read_rows
 
-LABEL_SEPARATOR = ";"  # between the labels of an image
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
     ".",
@@ -28,22 +27,29 @@ def read_table(path: Path) -> RawDataset:
 
     ``path`` is relative to the table, ``label`` is the class name, ``split`` is train, val or test;
     other columns are ignored. Classes are sorted by name; images keep the order of the table.
+
+    Raises:
+        DatasetInvalid: the file is not a table, or its text is not UTF-8.
     """
-    columns, rows = table_rows(path)
-    missing = [name for name in ("path", "label") if name not in columns]
-    if missing:
-        return RawDataset(
-            faults=[
-                f"column {name!r} is missing; the table has {', '.join(columns) or 'none'}"
-                for name in missing
-            ]
-        )
-    faults: list[str] = []
+    table = read_rows(path, ("path", "label", "split"))
+    columns = table.columns
+    faults = [
+        f"column {name!r} is missing; the table has {', '.join(filter(None, columns)) or 'none'}"
+        for name in ("path", "label")
+        if name not in columns
+    ] + [
+        f"{columns.count(name)} columns are called {name!r}"
+        for name in ("path", "label", "split")
+        if columns.count(name) > 1
+    ]
+    if faults:
+        return RawDataset(faults=faults)
+    faults = table.faults
     several: list[str] = []
     named: list[tuple[str, Path, str]] = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in enumerate(table.rows, start=1):
         part = part_of_row(row)
-        file, name = (row["path"] or "").strip(), (row["label"] or "").strip()
+        file, name = row["path"], row["label"]
         if part is None:
             faults.append(split_fault(number, row))
         elif LABEL_SEPARATOR in name:
@@ -51,16 +57,26 @@ def read_table(path: Path) -> RawDataset:
         elif not file or not name:
             faults.append(f"row {number}: {'label' if file else 'path'} is empty")
         else:
-            named.append((part, path.parent / file, nfc(name)))
-    return _labeled(named, [*_several_labels(several, named), *limited(faults)])
+            named.append((part, local_path(file, path.parent), nfc(name)))
+    dataset = _labeled(named, [*_several_labels(several, named), *limited(faults)])
+    if table.not_utf8 and not _names_are_files(dataset, named):
+        raise DatasetInvalid(table.not_utf8, [])  # the faults of its rows have this one cause
+    return dataset
 
 
-def part_of_row(row: Mapping[str, Any]) -> str | None:
+def _names_are_files(dataset: RawDataset, named: list[tuple[str, Path, str]]) -> bool:
+    """Return True where what is not UTF-8 in a table is the name of files that are there."""
+    return all(map(is_utf8, dataset.class_names)) and all(
+        file.is_file() for _, file, _ in named if not is_utf8(str(file))
+    )
+
+
+def part_of_row(row: Row) -> str | None:
     """Return the part of a row; None if its ``split`` is not the name of one."""
-    return part_of(row["split"] or "") if "split" in row else "train"
+    return part_of(row["split"]) if "split" in row else "train"
 
 
-def split_fault(number: int, row: Mapping[str, Any]) -> str:
+def split_fault(number: int, row: Row) -> str:
     """Return the fault of a row whose ``split`` is not the name of a part."""
     return f"row {number}: split {row['split']!r}; expected train, val or test"
 
@@ -98,52 +114,10 @@ def read_split_file(path: Path, images: Path | None) -> RawDataset:
     dense = {label: index for index, label in enumerate(names)}
     for part, entries in parts.items():
         dataset.items[part] = [
-            LabeledImage(root / file, dense[label]) for file, label, _ in entries
+            LabeledImage(local_path(file, root), dense[label]) for file, label, _ in entries
         ]
     dataset.faults += missing_files(dataset)
     return dataset
-
-
-def table_rows(path: Path) -> tuple[list[str], Iterable[dict[str, Any]]]:
-    """Return the columns of a CSV, TSV or Parquet table, and its rows as texts by column."""
-    if path.suffix.lower() in (".parquet", ".pq"):
-        return _parquet_rows(path)
-    if path.suffix.lower() not in (".csv", ".tsv"):
-        raise DatasetInvalid(
-            f"{path} is not a dataset file; expected a .csv, .tsv, .parquet or .json file.", []
-        )
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetInvalid(f"{path} is not UTF-8 text: {error}.", []) from error
-    reader = csv.DictReader(
-        text.splitlines(), delimiter="\t" if path.suffix.lower() == ".tsv" else ","
-    )
-    return list(reader.fieldnames or ()), reader
-
-
-def _parquet_rows(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyMissing(
-            "Reading Parquet needs pyarrow: pip install 'prompt-serve[tables]'"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise DatasetInvalid(f"{path} is not a Parquet file: {error}", []) from error
-    rows = table.to_pylist()
-    return list(table.column_names), [
-        {key: value if value is None else _text(value) for key, value in row.items()}
-        for row in rows
-    ]
-
-
-def _text(value: Any) -> str:
-    """Return a cell as a CSV table has it; a list of labels is joined."""
-    return LABEL_SEPARATOR.join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _labeled(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
@@ -172,7 +146,7 @@ def missing_files(dataset: RawDataset) -> list[str]:
 
 def _read_parts(path: Path) -> tuple[dict[str, list[tuple[str, int, str]]], list[str]]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise DatasetInvalid(f"{path} is not JSON: {error}.", []) from error
     if not isinstance(document, dict) or not isinstance(document.get("train"), list):
@@ -216,6 +190,6 @@ def _guess_root(path: Path, entries: list[tuple[str, int, str]]) -> Path | None:
         return path.parent
     for folder in _IMAGE_FOLDERS:
         root = path.parent / folder
-        if any((root / file).is_file() for file, _, _ in entries[:100]):
+        if any(local_path(file, root).is_file() for file, _, _ in entries[:100]):
             return root
     return None

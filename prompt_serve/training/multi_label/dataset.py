@@ -9,16 +9,16 @@ import numpy as np
 from prompt_serve.errors import DatasetInvalid, PromptFileInvalid
 from prompt_serve.image_folders import Ignored, find_images, nfc
 from prompt_serve.prompts.prompt_file import check_class_names
+from prompt_serve.text_files import local_path
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, limited
 from prompt_serve.training.data.features import file_digests
 from prompt_serve.training.data.folders import part_folders
 from prompt_serve.training.data.loading import image_faults, rename_faults
 from prompt_serve.training.data.manifests import (
-    LABEL_SEPARATOR,
     part_of_row,
     split_fault,
-    table_rows,
 )
+from prompt_serve.training.data.tables import LABEL_SEPARATOR, read_rows
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.types import BoolArray
 
@@ -171,18 +171,20 @@ def _read_folders(root: Path) -> _Listing:
 
 
 def _read_table(path: Path) -> _Listing:
-    columns, rows = table_rows(path)
-    missing = [name for name in ("path", "label") if name not in columns]
+    table = read_rows(path, ("path", "label", "split"))
+    if table.not_utf8:
+        raise DatasetInvalid(table.not_utf8, [])
+    missing = [name for name in ("path", "label") if name not in table.columns]
     if missing:
-        has = ", ".join(columns) or "none"
+        has = ", ".join(filter(None, table.columns)) or "none"
         return _Listing(faults=[f"column {n!r} is missing; the table has {has}" for n in missing])
     listing = _Listing()
-    faults: list[str] = []
+    faults = table.faults
     part_of: dict[Path, str] = {}
-    for number, row in enumerate(rows, start=1):
-        part, file = part_of_row(row), (row["path"] or "").strip()
-        names = {name.strip() for name in (row["label"] or "").split(LABEL_SEPARATOR)} - {""}
-        image = path.parent / file
+    for number, row in enumerate(table.rows, start=1):
+        part, file = part_of_row(row), row["path"]
+        names = {nfc(name.strip()) for name in row["label"].split(LABEL_SEPARATOR)} - {""}
+        image = local_path(file, path.parent)
         if part is None:
             faults.append(split_fault(number, row))
         elif not file:

@@ -220,7 +220,10 @@ def test_a_report_that_cannot_be_written_is_an_error_before_any_work(
     # Neither the prompt nor the images exist: the report is checked first.
     for report, fault in (
         (tmp_path, f"{tmp_path} is a folder; name a file in it."),
-        (tmp_path / "file" / "report.html", "cannot be written: Not a directory."),
+        (
+            tmp_path / "file" / "report.html",
+            f"written: {tmp_path / 'file'} is not a folder.",
+        ),
     ):
         result = run("evaluate", tmp_path / "no.safetensors", tmp_path / "none", "--report", report)
         assert result.exit_code == 2

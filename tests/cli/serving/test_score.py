@@ -2,7 +2,10 @@
 
 import csv
 import json
+import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +16,10 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from prompt_serve.cli.serving.image_lists import image_paths
 from prompt_serve.cli.serving.score_tables import COLUMNS
 from tests.cli.conftest import Run
-from tests.client.fake_service import FakeService, numbered_image, problem
+from tests.client.fake_service import VERSION, FakeService, numbered_image, problem
 
 
 @pytest.fixture
@@ -327,3 +331,167 @@ def test_ctrl_c_keeps_the_finished_rows(service: FakeService, photos: Path, tmp_
     assert stderr.endswith("Interrupted.\n")
     assert "Traceback" not in stderr
     assert len(read_table(out)) == 3
+
+
+@pytest.mark.parametrize(
+    ("encoding", "newline", "separator"),
+    [
+        ("utf-8", "\n", "/"),
+        ("utf-8-sig", "\r\n", "\\"),
+        ("utf-16", "\r\n", "\\"),
+        ("utf-16-le", "\n", "/"),
+        ("utf-8", " \r\n\r\n", "/"),
+    ],
+)
+def test_a_list_of_any_encoding_is_read(
+    service: FakeService, run: Run, tmp_path: Path, encoding: str, newline: str, separator: str
+) -> None:
+    paths = [tmp_path / "caf\u00e9" / name for name in ("a b.png", "猫.png", "🌹.png")]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(numbered_image(number))
+    names = [str(path).replace("/", separator) for path in paths]
+    (tmp_path / "list.txt").write_bytes("".join(n + newline for n in names).encode(encoding))
+
+    out = tmp_path / "scores.jsonl"
+    result = run("score", tmp_path / "list.txt", "--task", "pets", "-o", out)
+
+    assert result.exit_code == 0, result.output
+    assert [row["source"] for row in read_table(out)] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "cp850", "mac-roman", "iso8859-15"])
+def test_a_list_that_is_not_utf_8_is_one_line(
+    service: FakeService, run: Run, tmp_path: Path, encoding: str
+) -> None:
+    (tmp_path / "café.png").write_bytes(numbered_image(1))
+    (tmp_path / "list.txt").write_bytes(f"{tmp_path}/café.png\n".encode(encoding))
+
+    out = tmp_path / "scores.jsonl"
+    result = run("score", tmp_path / "list.txt", "--task", "pets", "-o", out)
+
+    assert result.exit_code == 1
+    assert "list.txt is not UTF-8 text (line 1)" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_names_that_are_not_utf_8_are_kept_in_the_table(
+    service: FakeService, run: Run, tmp_path: Path, suffix: str, listed: bool
+) -> None:
+    names = [b"caf\xe9.png", b"\xff.png", b"a\nb.png", "🌹.png".encode(), b"\x80\xe9.png"]
+    names = [name for name in names if not (listed and b"\n" in name)]
+    (tmp_path / "photos").mkdir()
+    paths = sorted(str(tmp_path / "photos" / os.fsdecode(name)) for name in names)
+    for number, path in enumerate(paths):
+        Path(path).write_bytes(numbered_image(number))
+    (tmp_path / "list.txt").write_bytes(b"\n".join(map(os.fsencode, paths)))
+    source = tmp_path / "list.txt" if listed else tmp_path / "photos"
+
+    out = tmp_path / f"scores{suffix}"
+    result = run("score", source, "--task", "pets", "-o", out)
+
+    assert result.exit_code == 0, result.output
+    if suffix == ".csv":
+        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            sources = [row["source"] for row in csv.DictReader(file)]
+    else:
+        sources = [row["source"] for row in read_table(out)]
+    escaped = [path.encode("utf-8", "backslashreplace").decode() for path in paths]
+    assert sources == (escaped if suffix == ".parquet" else paths)
+    if suffix != ".parquet":
+        again = run("score", source, "--task", "pets", "-o", out, "--resume")
+        assert f"Skipped {len(paths)} of {len(paths)} images" in again.stdout
+
+
+def test_a_table_with_rows_of_many_classes_is_resumed(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores.csv"
+    run("score", photos, "--task", "pets", "-o", out)
+    many = json.dumps([{"class_name": "c" * 200, "probability": 0.0}] * 1000)
+    with out.open("a", newline="") as file:
+        csv.writer(file).writerow(["other.png", "pets", VERSION, "c", 0.5, False, "", many, "", ""])
+
+    assert run("score", photos, "--task", "pets", "-o", out, "--resume").exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_disk_that_fills_up_keeps_the_rows_so_far(
+    service: FakeService, run: Run, tmp_path: Path, suffix: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(200):
+        (tmp_path / "photos" / f"{number:03}.png").write_bytes(numbered_image(number))
+    out = tmp_path / f"scores{suffix}"
+    arguments = ["score", str(tmp_path / "photos"), "--task", "pets", "--out", str(out)]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "prompt_serve", *arguments, "--no-progress"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (17_000, 17_000)),
+    )
+
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"Error: {out} cannot be written: File too large. It holds the rows so far; --resume "
+        f"scores the others.\n"
+    )
+    assert out.stat().st_size > 16_000
+    assert run(*arguments, "--resume").exit_code == 0
+    rows = read_table(out)
+    assert [Path(row["source"]).stem for row in rows] == [f"{i:03}" for i in range(200)]
+
+
+def test_a_parquet_table_whose_folder_goes_away_is_one_line(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "tables" / "scores.parquet"
+
+    def remove_the_folder() -> float:
+        shutil.rmtree(out.parent, ignore_errors=True)
+        return 0.0
+
+    service.behavior.delay_s = remove_the_folder
+    result = run("score", photos, "--task", "pets", "--out", out, "--no-progress")
+
+    assert result.exit_code == 1
+    assert f"{out} cannot be written: No such file or directory. A Parquet table" in result.stderr
+
+
+@pytest.mark.parametrize("suffix", [".CSV", ".Jsonl", ".PARQUET"])
+def test_the_suffix_of_a_table_may_be_in_capitals(
+    service: FakeService, run: Run, photos: Path, tmp_path: Path, suffix: str
+) -> None:
+    out = tmp_path / f"scores{suffix}"
+
+    assert run("score", photos, "--task", "pets", "--out", out).exit_code == 0
+
+    assert len(read_table(out.rename(out.with_suffix(suffix.lower())))) == 12
+
+
+@pytest.mark.parametrize(
+    ("line", "source"),
+    [
+        ("https://a.org//x.png", "https://a.org//x.png"),
+        ("./gone.png", "gone.png"),
+        ("./here.png", "./here.png"),
+        ("sub//here.png", "sub//here.png"),
+        (r".\sub\here.png", "sub/here.png"),
+        ("~/sub/here.png", "HOME/sub/here.png"),
+    ],
+)
+def test_a_line_of_a_list_is_kept_where_it_names_a_file_or_url(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, source: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "sub").mkdir()
+    for name in ("here.png", "sub/here.png"):
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+
+    assert image_paths(["list.txt"]) == [source.replace("HOME", str(tmp_path))]
