@@ -12,7 +12,7 @@ The gradient's norm is measured before the first step, on a few batches, for the
 likely. Cross-entropy itself would not do: where the start is already right its gradient is nearly
 zero, and the rate would have no bound. From there on it is plain SGD: steps shrink with the error.
 
-CoOp's 0.002 on ViT-B/16 widths is a relative rate of 0.003.
+On ViT-B/16 widths, CoOp's 0.002 is a relative rate of about 0.002.
 """
 
 from collections.abc import Iterator, Sequence
