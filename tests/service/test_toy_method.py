@@ -48,7 +48,7 @@ def test_a_toy_method_is_trained_stored_and_served(
         "--method", "shift", "--first-shift", "0.25", "--shots", "3", "--epochs", "3",
         "--views", "0", "--no-cache",
     )  # fmt: skip
-    assert "learned      128 numbers (learning rate 1)" in report
+    assert "learned      128 numbers (learning rate 0.01)" in report
 
     prompt = read_prompt_file(out)
     assert prompt.method == "shift"
