@@ -63,6 +63,7 @@ def test_a_checkpoint_on_disk_is_the_same_backbone(tmp_path: Path) -> None:
     not (resources.files("prompt_serve") / "assets" / EMBEDDED / "config.json").is_file(),
     reason="the embedded backbone is not in this checkout",
 )
+@pytest.mark.long
 def test_the_embedded_backbone_is_proven_on_real_images(tmp_path: Path) -> None:
     backbone = load_backbone(EMBEDDED)
 

@@ -75,7 +75,9 @@ def test_weights_are_whole_tensors_of_the_safetensors_file_or_thirds(graph: Path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if n == "embedded" else ()) for n in SHIPPED]
+)
 def test_made_anew_the_graphs_have_the_same_bytes(name: str, tmp_path: Path) -> None:
     shipped = shipped_bundle(name)
     shutil.copy(shipped / WEIGHTS, tmp_path)

@@ -99,7 +99,9 @@ FITS: dict[str, Callable[..., adapters.Adapter]] = {
 }
 
 
-@pytest.mark.parametrize("name", FITS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if n == "clip-adapter" else ()) for n in FITS]
+)
 def test_each_learns_and_repeats(name: str, classes: FloatArray) -> None:
     train, val, test = clusters(1, 128, 3, 1.0), clusters(2, 16, 1, 1.0), clusters(3, 100, 1, 1.0)
     first, second = (FITS[name](train, val, classes, 20.0) for _ in range(2))
