@@ -7,7 +7,7 @@ the paired difference, image by image: all candidates saw the same images, so wh
 common cancels out (Breiman et al. 1984, section 3.4.3, for the rule).
 
 Class vectors take a second. A prompt takes minutes on few cores: it is tried if its folds and its
-final run fit into the time budget, judged by one epoch, and listed as skipped otherwise.
+final run fit into the time budget, judged by a few steps, and listed as skipped otherwise.
 """
 
 import time
@@ -52,12 +52,15 @@ WIDTHS: Final = (4, 2, 1)
 PROMPTS: Final[tuple[Mapping[str, Any], ...]] = (
     {"method": "qcoop", "bits": 4, "n_ctx": 16, "init": "random"},
 )
+# Steps that a prompt's time is judged by: many enough that what comes before them hardly counts.
+JUDGED_STEPS: Final = 50
 # A limit of steps, not of epochs: the time does not depend on the number of images.
 PROMPT_STEPS: Final[Mapping[str, Any]] = {
     "epochs": 1,
     "min_steps": 600,
     "augmentation": "none",
     "step_unit": "relative",
+    "learning_rate": None,  # the default: there are no validation images to choose one by
 }
 
 
@@ -268,8 +271,10 @@ def _prompt_trials(
     config = make_config(shared, **described).with_min_steps(len(folds.folds))
     row = describe_candidate(config)
     started = time.monotonic()
-    once = _fit(folds, config.replace(epochs=1), [np.arange(len(folds.folds))], SILENT)
-    per_epoch = time.monotonic() - started
+    n_images = len(folds.folds)
+    short = config.replace(epochs=1, min_steps=JUDGED_STEPS).with_min_steps(n_images)
+    once = _fit(folds, short, [np.arange(n_images)], SILENT)
+    per_epoch = (time.monotonic() - started) / short.epochs
     size = _draft(folds, config, once[0]).payload_bytes
     needed = per_epoch * config.epochs * (PROMPT_FOLDS + 1)
     if size > max_bytes:

@@ -97,13 +97,16 @@ def test_a_small_budget_takes_fewer_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "shared", [{}, {"learning_rate": "auto", "augmentation": "auto", "epochs": 3}], ids=str
+)
 def test_an_open_vocabulary_asks_for_a_prompt(
-    tiny_backbone: Backbone, colors: Path, cache: FeatureCache
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache, shared: dict[str, Any]
 ) -> None:
     selection = select_by_cross_validation(
         tiny_backbone,
         read_dataset(colors),
-        CONFIG,
+        CONFIG.replace(**shared),
         open_vocabulary=True,
         max_seconds=0,
         cache=cache,
