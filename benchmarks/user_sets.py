@@ -54,7 +54,17 @@ from prompt_serve.training.train import train_prompt
 from prompt_serve.training.without_torch.evaluation import evaluate
 from prompt_serve.types import DoubleArray, FloatArray, IntArray
 
-PROMPTS = ("zero-shot", "dip", "coop", "qcoop")  # with the defaults of the command
+EPOCHS_200 = {"shots": 0, "views": 0, "epochs": 200}
+PROMPTS: dict[str, dict[str, Any]] = {
+    "zero-shot": {"method": "zero-shot", "shots": 0, "views": 0},
+    "dip": {"method": "dip", **EPOCHS_200},
+    "coop": {"method": "coop", **EPOCHS_200},
+    "qcoop": {"method": "qcoop", "bits": 4, "n_ctx": 16, "init": "random", **EPOCHS_200},
+    **{
+        f"{name}-defaults": with_user_settings({"method": name})
+        for name in ("qcoop", "coop", "dip")
+    },
+}
 LABELS = {
     "defaults": "`train FOLDER` (seconds in all)",
     "vectors-16": "class vectors, float16",
@@ -66,6 +76,9 @@ LABELS = {
     "qcoop": "QCoOp, 16 random vectors, 4 bits",
     "coop": "CoOp, 4 vectors",
     "dip": "DIP, r = 1",
+    "qcoop-defaults": "`train --method qcoop`",
+    "coop-defaults": "`train --method coop`",
+    "dip-defaults": "`train --method dip`",
     "zero-shot": "zero-shot",
     "probe": "logistic regression",
 }
@@ -150,7 +163,7 @@ def default_task(images: UserSet, backbone: Backbone, seed: int, *, name: str) -
 
 
 def prompt(images: UserSet, backbone: Backbone, seed: int, *, name: str) -> Classifier:
-    config = make_config(with_user_settings({"method": name, "seed": seed}))
+    config = make_config({**PROMPTS[name], "seed": seed})
     result = train_prompt(backbone, images.split, config, cache=FeatureCache())
     seconds = result.seconds.get("learning", 0.0)
     return from_file(to_bytes(result.prompt), images, backbone, seconds)
