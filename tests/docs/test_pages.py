@@ -62,6 +62,15 @@ def test_links_outside_of_the_site_lead_somewhere(page: str) -> None:
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
+def test_sections_of_the_readme_that_the_site_shows_have_no_relative_links() -> None:
+    section = r"<!-- --8<-- \[start:([\w-]+)\] -->(.*?)<!-- --8<-- \[end:\1\] -->"
+    sections = re.findall(section, (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(sections) >= 4
+
+    links = [link for _, text in sections for link in re.findall(r"\]\(([^)]+)\)", text)]
+    assert [link for link in links if "://" not in link] == []
+
+
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "api").glob("*.md")), ids=lambda p: p.name)
 def test_members_that_an_api_page_lists_exist(page: Path) -> None:
     blocks = re.split(r"^::: ", page.read_text(), flags=re.MULTILINE)[1:]
