@@ -96,7 +96,7 @@ def shallow_graph(backbone: Backbone) -> onnx.ModelProto:
     }
     axes = {"prefix": {0: "P"}, "suffix": {0: "C", 1: "S"}, "eot": {0: "C"}}
     encoder = ShallowTextEncoder(backbone.text_tower)
-    return export_graph(encoder, inputs, axes=axes, output="class_features")
+    return export_graph(encoder, inputs, axes=axes, outputs=("class_features",))
 
 
 def text_session(graph: onnx.ModelProto, threads: int) -> onnxruntime.InferenceSession:

@@ -15,7 +15,9 @@ from pretraining.workdir import ASSETS, WorkDir
 from prompt_serve.bundle import (
     BUNDLE_FORMAT,
     IMAGE_ENCODER,
+    IMAGE_ROWS,
     MANIFEST,
+    PROMPTED_IMAGE_ENCODER,
     SHIPPED,
     TEXT_ENCODER,
     TOKENIZER,
@@ -23,7 +25,13 @@ from prompt_serve.bundle import (
     digest_file,
     manifest_json,
 )
-from prompt_serve.export.graphs import image_graph, text_graph
+from prompt_serve.export.build import image_tower_size
+from prompt_serve.export.graphs import (
+    image_graph,
+    prompted_image_graph,
+    row_graph,
+    text_graph,
+)
 from prompt_serve.export.parity import check_parity
 from prompt_serve.export.stored_weights import read_stored, size_inside, with_stored_weights
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
@@ -43,6 +51,9 @@ def make_bundle(name: str, folder: Path, *, assets: Path = ASSETS) -> None:
     backbone = load_backbone(name)
     text_from = json.loads((assets / name / "config.json").read_text()).get("text_from")
     graphs = {IMAGE_ENCODER: image_graph(backbone)}
+    if backbone.takes_image_vectors:
+        graphs[PROMPTED_IMAGE_ENCODER] = prompted_image_graph(backbone)
+        graphs[IMAGE_ROWS] = row_graph(backbone)
     if text_from is None:
         graphs[TEXT_ENCODER] = text_graph(backbone)
         (folder / TOKENIZER).write_text(backbone.tokenizer.to_json(), encoding="utf-8")
@@ -83,6 +94,7 @@ def _manifest(backbone: Backbone, folder: Path, text_from: str | None) -> Manife
         logit_scale=backbone.logit_scale,
         causal_text=backbone.text_tower.causal,
         text_layers=backbone.text_tower.layers,
+        image_tower=image_tower_size(backbone),
         parity={},
         files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
         created="",

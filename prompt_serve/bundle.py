@@ -1,17 +1,23 @@
 """Exported backbone: a folder with the ONNX graphs and everything else that serving needs.
 
-    manifest.json         backbone, sizes, preprocessing, parity figures, file digests
-    image_encoder.onnx    pixels (B, S, S, 3) uint8 -> image_features (B, E)
-    text_encoder.onnx     the arrays of ``prompts.text_inputs`` -> class_features (C, E)
-    token_embedding.npy   (V, D) float32, memory-mapped when read
-    tokenizer.json        Hugging Face tokenizers
+    manifest.json                 backbone, sizes, preprocessing, parity figures, file digests
+    image_encoder.onnx            pixels (B, S, S, 3) uint8 -> image_features (B, E)
+    prompted_image_encoder.onnx   the same with vectors of each image's task; see below
+    image_rows.onnx               a task's image vectors -> inputs of the prompted image graph
+    text_encoder.onnx             the arrays of ``prompts.text_inputs`` -> class_features (C, E)
+    token_embedding.npy           (V, D) float32, memory-mapped when read
+    tokenizer.json                Hugging Face tokenizers
+
+The prompted image graph and ``image_rows.onnx`` are there where the image tower is a plain vision
+transformer; the prompted graph reads its weights from ``image_encoder.onnx``.
 
 The shipped backbones are bundles as well, without a second copy of their weights: their manifest
 names the safetensors file (``weights``) that the graphs and the token embeddings are read from, and
 ``text_from`` the folder beside it that has the text encoder, the embeddings and the tokenizer.
 
-Both graphs return features of unit length. ``precision`` is the image encoder's. The text encoder
-is float32 in every bundle: it runs once per uploaded prompt, and the probe relies on its accuracy.
+The encoders return features of unit length. ``precision`` is that of the image encoders. The text
+encoder is float32 in every bundle: it runs once per uploaded prompt, and the probe relies on its
+accuracy.
 One graph serves prompts of every depth. Its inputs, for a text tower of L blocks:
 
     prefix            (P, D)       embeddings that all sequences start with, P >= 1
@@ -22,7 +28,22 @@ One graph serves prompts of every depth. Its inputs, for a text tower of L block
     keys_values       (L, K, D)    rows that join the keys and values of block l (ADAPT), K >= 1
     keys_values_used  (L, K) bool  True for the rows that join
 
-Format 1 had the first three inputs only.
+The prompted image graph takes the vectors of every image apart, so that images of different tasks
+share a batch. Its inputs beside the pixels, for an image tower of L blocks and width D:
+
+    rows        (B, M, D)       rows that enter the sequence behind the patches, M >= 1
+    rows_block  (B,) int64      block at whose input they enter; L: nowhere
+    rows_used   (B, M) bool     True for the rows that there are
+    keys        (L, B, R, D)    projected keys that join those of block l, R >= 1
+    values      (L, B, R, D)    their values
+    keys_used   (L, B, R) bool  True for those that there are
+
+``prompts.image_rows`` lays them out with ``image_rows.onnx``, whose inputs are ``context`` (M, D),
+vectors of the first block, and ``rows`` (L, R, D), rows of keys and values of every block; it
+returns ``entering`` (M, D), the context behind the layer norm in front of the first block, and
+``keys`` and ``values`` (L, R, D).
+
+Format 1 had the first three inputs of the text graph only, format 2 no prompted image graph.
 """
 
 import json
@@ -42,9 +63,11 @@ from prompt_serve.prompts.class_features import TextSide
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.types import BackboneRef, FloatArray, Precision
 
-BUNDLE_FORMAT = 2
+BUNDLE_FORMAT = 3
 MANIFEST = "manifest.json"
 IMAGE_ENCODER = "image_encoder.onnx"
+PROMPTED_IMAGE_ENCODER = "prompted_image_encoder.onnx"
+IMAGE_ROWS = "image_rows.onnx"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKEN_EMBEDDING = "token_embedding.npy"  # noqa: S105 (no password)
 TOKENIZER = "tokenizer.json"
@@ -61,6 +84,15 @@ class FileDigest(BaseModel):
     size_bytes: int
 
 
+class TowerSize(BaseModel):
+    """Size of a tower that takes learned vectors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: int  # L, blocks
+    width: int  # D
+
+
 class Manifest(BaseModel):
     """Content of ``manifest.json``."""
 
@@ -73,6 +105,7 @@ class Manifest(BaseModel):
     logit_scale: float  # 1 / temperature, already exponentiated
     causal_text: bool  # False: the text graph expects sequences padded to the context length
     text_layers: int  # L, blocks of the text tower
+    image_tower: TowerSize | None = None  # None: it takes no learned vectors
     parity: dict[str, float]  # largest differences from PyTorch, measured at export
     files: dict[str, FileDigest]
     created: str
@@ -118,6 +151,14 @@ class Bundle:
     @property
     def image_encoder(self) -> Path:
         return self.path / IMAGE_ENCODER
+
+    @property
+    def prompted_image_encoder(self) -> Path:
+        return self.path / PROMPTED_IMAGE_ENCODER
+
+    @property
+    def image_rows(self) -> Path:
+        return self.path / IMAGE_ROWS
 
     @property
     def text_encoder(self) -> Path:

@@ -4,6 +4,8 @@ Sessions run on the requested device or not at all: there is no silent fallback.
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import numpy as np
 import onnxruntime as ort
 
 from prompt_serve.bundle import Bundle
-from prompt_serve.errors import BundleInvalid, ProviderUnavailable
+from prompt_serve.errors import BackboneUnsupported, BundleInvalid, ProviderUnavailable
 from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.preprocess import Preprocessing
+from prompt_serve.prompted_images import PromptedImages
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.types import BackboneRef, FloatArray, PixelArray
@@ -29,6 +32,7 @@ class OnnxEncoders:
         bundle: an exported backbone.
         image_session: from ``open_session``, of ``bundle.image_encoder``.
         text_session: of ``bundle.text_encoder``.
+        open_graph: opens the further graphs, when they are first needed.
     """
 
     def __init__(
@@ -36,18 +40,19 @@ class OnnxEncoders:
         bundle: Bundle,
         image_session: ort.InferenceSession,
         text_session: ort.InferenceSession,
+        open_graph: Callable[[Path], ort.InferenceSession],
     ) -> None:
         self.bundle = bundle
         self._image_session, self._text_session = image_session, text_session
+        self._prompted = _prompted_images(bundle, open_graph)
 
     @classmethod
     def open(cls, bundle: Bundle, *, cuda_device: int | None, threads: int) -> "OnnxEncoders":
         """Open both graphs on one device; see ``open_session``."""
-        image, text = (
-            open_session(path, cuda_device=cuda_device, threads=threads)
-            for path in (bundle.image_encoder, bundle.text_encoder)
+        open_graph = partial(open_session, cuda_device=cuda_device, threads=threads)
+        return cls(
+            bundle, open_graph(bundle.image_encoder), open_graph(bundle.text_encoder), open_graph
         )
-        return cls(bundle, image, text)
 
     @property
     def ref(self) -> BackboneRef:
@@ -84,6 +89,21 @@ class OnnxEncoders:
         (features,) = self._image_session.run(["image_features"], {"pixels": pixels})
         return np.asarray(features, dtype=np.float32)
 
+    @property
+    def prompted(self) -> PromptedImages:
+        """The image encoder that takes learned vectors.
+
+        Raises:
+            BackboneUnsupported: this image tower takes none.
+        """
+        if self._prompted is None:
+            raise BackboneUnsupported(
+                f"The image tower of {self.ref.id!r} takes no learned vectors: it is no plain "
+                f"vision transformer, as that of 'embedded-vit' or ViT-B-16 is. On this backbone, "
+                f"train a text prompt: method 'dip' or 'coop'."
+            )
+        return self._prompted
+
     def encode_text(self, sequences: Sequences) -> FloatArray:
         """Encode the assembled sequences of C classes to (C, E) features of unit length.
 
@@ -93,6 +113,21 @@ class OnnxEncoders:
         inputs = text_inputs(sequences, self.bundle.manifest.text_layers)
         (features,) = self._text_session.run(["class_features"], inputs)
         return np.asarray(features, dtype=np.float32)
+
+
+def _prompted_images(
+    bundle: Bundle, open_graph: Callable[[Path], ort.InferenceSession]
+) -> PromptedImages | None:
+    size = bundle.manifest.image_tower
+    if size is None:
+        return None
+    return PromptedImages(
+        bundle.prompted_image_encoder,
+        bundle.image_rows,
+        layers=size.layers,
+        width=size.width,
+        open_graph=open_graph,
+    )
 
 
 def open_session(path: Path, *, cuda_device: int | None, threads: int) -> ort.InferenceSession:

@@ -62,7 +62,7 @@ def test_another_format_is_refused(copy: Path) -> None:
     manifest = json.loads((copy / MANIFEST).read_text())
     (copy / MANIFEST).write_text(json.dumps({**manifest, "format_version": 99}))
 
-    with pytest.raises(BundleInvalid, match="has bundle format 99, this version reads 2"):
+    with pytest.raises(BundleInvalid, match="has bundle format 99, this version reads 3"):
         open_bundle(copy)
 
 

@@ -27,15 +27,23 @@ class ExportedAttention(nn.Module):
     def forward(
         self, q_x: Tensor, k_x: Tensor, v_x: Tensor, *, need_weights: bool, attn_mask: None
     ) -> tuple[Tensor, None]:
+        return self.attend(self.query(q_x), self.key(k_x), self.value(v_x)), None
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+        """Attend with projected queries (B, T, D) to keys and values (B, T', D), and project.
+
+        ``seen`` (B, T') int32 is 1 where a key is seen, 0 where it is padding; None: everywhere.
+        """
+        inputs = (q, k, v) if seen is None else (q, k, v, None, seen)
         attended = torch.onnx.ops.symbolic(  # (B, T, D)
             "com.microsoft::MultiHeadAttention",
-            (self.query(q_x), self.key(k_x), self.value(v_x)),
+            inputs,
             {"num_heads": self.heads},
-            dtype=q_x.dtype,
-            shape=q_x.shape,
+            dtype=q.dtype,
+            shape=q.shape,
             version=1,
         )
-        return self.out_proj(attended), None
+        return cast(Tensor, self.out_proj(attended))
 
 
 def with_exported_attention(tower: nn.Module) -> nn.Module:

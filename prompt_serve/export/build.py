@@ -16,18 +16,27 @@ import prompt_serve
 from prompt_serve.bundle import (
     BUNDLE_FORMAT,
     IMAGE_ENCODER,
+    IMAGE_ROWS,
     MANIFEST,
+    PROMPTED_IMAGE_ENCODER,
     TEXT_ENCODER,
     TOKEN_EMBEDDING,
     TOKENIZER,
     Manifest,
+    TowerSize,
     digest_file,
     manifest_json,
 )
 from prompt_serve.errors import BundleInvalid
-from prompt_serve.export.graphs import image_graph, text_graph
+from prompt_serve.export.graphs import (
+    image_graph,
+    prompted_image_graph,
+    row_graph,
+    text_graph,
+)
 from prompt_serve.export.parity import check_parity
 from prompt_serve.export.quantize import quantize, quantized_share
+from prompt_serve.export.shared_weights import share_weights
 from prompt_serve.files import atomic_folder
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import Precision
@@ -77,6 +86,9 @@ def _write_files(
 ) -> None:
     report(f"exporting the image encoder ({precision})")
     _write_image_encoder(backbone, folder / IMAGE_ENCODER, precision, report)
+    if backbone.takes_image_vectors:
+        report("exporting the image encoder that takes learned vectors")
+        _write_prompted_encoder(backbone, folder, precision)
     report("exporting the text encoder")
     onnx.save(text_graph(backbone), folder / TEXT_ENCODER)
     np.save(folder / TOKEN_EMBEDDING, backbone.token_embedding.cpu().numpy().astype("<f4"))
@@ -99,6 +111,17 @@ def _write_image_encoder(
     quantize(model, path)
 
 
+def _write_prompted_encoder(backbone: Backbone, folder: Path, precision: Precision) -> None:
+    path = folder / PROMPTED_IMAGE_ENCODER
+    model = prompted_image_graph(backbone, _DTYPES.get(precision, torch.float32))
+    if precision == "int8":
+        quantize(model, path)
+        model = onnx.load(path)
+    share_weights(model, folder / IMAGE_ENCODER)
+    onnx.save(model, path)
+    onnx.save(row_graph(backbone), folder / IMAGE_ROWS)
+
+
 def _manifest(
     backbone: Backbone, folder: Path, precision: Precision, parity: dict[str, float]
 ) -> Manifest:
@@ -111,11 +134,19 @@ def _manifest(
         logit_scale=backbone.logit_scale,
         causal_text=backbone.text_tower.causal,
         text_layers=backbone.text_tower.layers,
+        image_tower=image_tower_size(backbone),
         parity=parity,
         files={path.name: digest_file(path) for path in sorted(folder.iterdir())},
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         tool_version=prompt_serve.__version__,
     )
+
+
+def image_tower_size(backbone: Backbone) -> TowerSize | None:
+    """Return the size of the image tower; None if it takes no learned vectors."""
+    if not backbone.takes_image_vectors:
+        return None
+    return TowerSize(layers=backbone.image_tower.layers, width=backbone.image_tower.width)
 
 
 def check_target(out: Path) -> None:

@@ -13,7 +13,9 @@ import numpy as np
 import onnxruntime
 import torch
 
+from prompt_serve.bundle import IMAGE_ROWS, PROMPTED_IMAGE_ENCODER
 from prompt_serve.errors import ExportParityFailed
+from prompt_serve.export.prompted_parity import prompted_difference
 from prompt_serve.export.samples import (
     NAMES,
     TEMPLATES,
@@ -21,6 +23,7 @@ from prompt_serve.export.samples import (
     random_pixels,
     sample_pixels,
 )
+from prompt_serve.prompted_images import PromptedImages
 from prompt_serve.prompts.sequences import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.scoring import unit
@@ -67,16 +70,17 @@ def check_parity(
 
     Args:
         backbone: backbone that was exported.
-        image_encoder: image graph.
+        image_encoder: image graph; the prompted one is in the same folder.
         text_encoder: text graph.
         precision: precision of the image graph.
         report: called with one line per comparison.
 
     Returns:
         The differences, for the manifest. ``image_random``, ``image_drawn``, ``image_real`` (if the
-        package's sample images are installed), ``text_names``, ``text_contexts`` and ``text_deep``
-        are the largest differences of one feature. fp16 and int8 add ``image_cosine`` (1 - the
-        smallest cosine) and ``image_disagreement`` (see ``disagreement``).
+        package's sample images are installed), ``image_prompted`` (if the tower takes vectors),
+        ``text_names``, ``text_contexts`` and ``text_deep`` are the largest differences of one
+        feature. fp16 and int8 add ``image_cosine`` (1 - the smallest cosine) and
+        ``image_disagreement`` (see ``disagreement``).
 
     Raises:
         ExportParityFailed: a difference is above its limit; the message lists all such differences.
@@ -86,6 +90,7 @@ def check_parity(
     differences = [
         *compare_images(backbone, images, precision),
         *([] if precision == "fp32" else [disagreement(backbone, images)]),
+        *compare_prompted(backbone, image_encoder.parent, precision),
         compare_names(backbone, text),
         compare_contexts(backbone, text),
         compare_deep(backbone, text),
@@ -125,6 +130,22 @@ def compare_images(
     if precision != "fp32":
         found.append(Difference(name="image_cosine", value=1 - cosine, limit=0.01))
     return found
+
+
+def compare_prompted(backbone: Backbone, folder: Path, precision: Precision) -> list[Difference]:
+    """Compare images with learned vectors, where the image tower takes them."""
+    if not backbone.takes_image_vectors:
+        return []
+    tower = backbone.image_tower
+    graph = PromptedImages(
+        folder / PROMPTED_IMAGE_ENCODER,
+        folder / IMAGE_ROWS,
+        layers=tower.layers,
+        width=tower.width,
+        open_graph=open_session,
+    )
+    value = prompted_difference(backbone, graph)
+    return [Difference(name="image_prompted", value=value, limit=IMAGE_LIMITS[precision])]
 
 
 def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:

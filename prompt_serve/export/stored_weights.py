@@ -153,23 +153,24 @@ def _digest(values: FloatArray) -> bytes:
 
 def _tensors(tensor: onnx.TensorProto, place: _Place, location: str) -> list[onnx.TensorProto]:
     """Return the reference to the file, and the scale if there is one."""
-    dims = tensor.dims[::-1] if place.transposed else tensor.dims
     reference = TensorProto(
         name=f"{tensor.name}.stored",
         data_type=TensorProto.FLOAT16,
-        dims=dims,
-        data_location=TensorProto.EXTERNAL,
+        dims=tensor.dims[::-1] if place.transposed else tensor.dims,
     )
-    for key, value in (
-        ("location", location),
-        ("offset", place.stored.offset),
-        ("length", place.stored.values.nbytes),
-    ):
-        reference.external_data.add(key=key, value=str(value))
+    refer(reference, location, offset=place.stored.offset, length=place.stored.values.nbytes)
     if place.scale is None:
         return [reference]
     per_channel = place.scale.reshape(-1, *[1] * (len(tensor.dims) - 1))
     return [reference, numpy_helper.from_array(per_channel, f"{tensor.name}.scale")]
+
+
+def refer(tensor: onnx.TensorProto, location: str, *, offset: int, length: int) -> None:
+    """Make a tensor a reference to ``length`` bytes of a file beside the graph."""
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("offset", offset), ("length", length)):
+        tensor.external_data.add(key=key, value=str(value))
 
 
 def _nodes(name: str, place: _Place) -> list[onnx.NodeProto]:

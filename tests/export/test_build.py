@@ -18,7 +18,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, onnx.ModelProto]:
     """Skip the seconds that tracing takes, where a test is about folders: the same graphs, read."""
-    models = {name: onnx.load(tiny_bundle / f"{name}_encoder.onnx") for name in ("image", "text")}
+    files = {
+        "image": "image_encoder",
+        "prompted_image": "prompted_image_encoder",
+        "row": "image_rows",
+        "text": "text_encoder",
+    }
+    models = {name: onnx.load(tiny_bundle / f"{file}.onnx") for name, file in files.items()}
     for name, model in models.items():
         monkeypatch.setattr(build, f"{name}_graph", lambda *_, model=model: model)
     return models

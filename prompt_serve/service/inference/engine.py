@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -40,13 +41,13 @@ class Engine:
         # new memory plan, so a few sizes are warmed up and smaller batches are padded to them.
         self._buckets = None if cuda_device is None else batch_buckets(max_batch)
         self._warm_up_sizes = self._buckets or sorted({1, max_batch})
+        open_graph = partial(open_session, cuda_device=cuda_device, threads=threads)
         self._encoders = OnnxEncoders(
             bundle,
-            open_session(bundle.image_encoder, cuda_device=cuda_device, threads=threads),
+            open_graph(bundle.image_encoder),
             # Its threads yield to those of the image encoder: an upload can wait.
-            at_low_priority(
-                lambda: open_session(bundle.text_encoder, cuda_device=cuda_device, threads=threads)
-            ),
+            at_low_priority(lambda: open_graph(bundle.text_encoder)),
+            open_graph,
         )
         self.provider, self.text_provider = self._encoders.provider, self._encoders.text_provider
         self.runtime = f"onnxruntime {ort.__version__}"

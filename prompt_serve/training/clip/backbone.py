@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompt_serve.bundle import SHIPPED, shipped_bundle
-from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.errors import BackboneUnavailable, BackboneUnsupported
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.class_features import TextSide
 from prompt_serve.prompts.sequences import Sequences
@@ -94,6 +94,14 @@ class Backbone:
     @cached_property
     def text_tower(self) -> TextTower:
         return TextTower(self.clip)
+
+    @property
+    def takes_image_vectors(self) -> bool:
+        """True if the image tower can be prompted: if it is a plain vision transformer."""
+        try:
+            return self.image_tower.layers > 0
+        except BackboneUnsupported:
+            return False
 
     @cached_property
     def image_tower(self) -> ImageTower:
