@@ -18,6 +18,7 @@ from prompt_serve.prompts.image_rows import ImageRows, image_inputs
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.types import FloatArray
+from tests.backbones import write_tiny_backbone
 
 LAYERS, WIDTH = 2, 64  # of the tiny backbone's image tower
 
@@ -99,8 +100,6 @@ def test_images_without_vectors_are_those_of_the_plain_graph(encoders: OnnxEncod
 
 @pytest.mark.parametrize(("pool", "final_ln_after_pool"), [("tok", True), ("avg", False)])
 def test_towers_that_pool_otherwise(pool: str, final_ln_after_pool: bool, tmp_path: Path) -> None:
-    from tests.backbones import write_tiny_backbone
-
     folder = write_tiny_backbone(tmp_path / "backbone")
     settings = folder / "config.json"
     text = settings.read_text().replace(
