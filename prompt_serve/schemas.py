@@ -92,9 +92,7 @@ class LastLine(Schema):
     """Last line of an NDJSON answer; an answer without it was cut off."""
 
     complete: bool = Field(description="False if the answer ends with a `problem`.")
-    tasks: int | None = Field(
-        default=None, description="Number of tasks with a prediction for every image."
-    )
+    tasks: int | None = Field(default=None, description="Number of tasks that were scored.")
     backbone: str | None = None
     problem: Problem | None = None
 
