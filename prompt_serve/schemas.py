@@ -73,8 +73,28 @@ class ImageResult(Schema):
 
     index: int  # place of the image in the request, from 0
     filename: str | None = None
-    predictions: list[TaskPrediction] | None = None  # in the order of the request's tasks
+    # In the order of the request's tasks; with top_tasks, best first.
+    predictions: list[TaskPrediction] | None = None
     error: Problem | None = None
+
+
+class ImageLine(Schema):
+    """Line of an NDJSON answer: ``prediction`` of one task for one image, or the ``error`` of an
+    image, never both."""
+
+    index: int  # place of the image in the request, from 0
+    filename: str | None = None
+    prediction: TaskPrediction | None = None
+    error: Problem | None = None
+
+
+class LastLine(Schema):
+    """Last line of an NDJSON answer; an answer without it was cut off."""
+
+    complete: bool = Field(description="False if the answer ends with a `problem`.")
+    tasks: int | None = Field(default=None, description="Number of tasks that were scored.")
+    backbone: str | None = None
+    problem: Problem | None = None
 
 
 class ClassifyAnswer(Schema):
@@ -91,6 +111,12 @@ _TASKS: Any = Field(
 )
 _TAGS: Any = Field(default=[], description="Adds all tasks that have one of these tags.")
 _TOP_K = Field(default=DEFAULT_TOP_K, description="Number of classes per task, best first.")
+_TOP_TASKS = Field(
+    default=None,
+    ge=1,
+    description="Only so many tasks per image, best first: by the probability of their best class, "
+    "those that find the image unknown last. The limit on tasks then holds for these alone.",
+)
 _IMAGES = Field(
     description="Image files in base64 or as data URIs; also URLs, if the service fetches images."
 )
@@ -103,6 +129,7 @@ class ClassifyRequest(Schema):
     tasks: list[str] = _TASKS
     tags: list[str] = _TAGS
     top_k: int = _TOP_K
+    top_tasks: int | None = _TOP_TASKS
 
 
 class EmbedRequest(Schema):
@@ -118,6 +145,7 @@ class ScoreRequest(Schema):
     tasks: list[str] = _TASKS
     tags: list[str] = _TAGS
     top_k: int = _TOP_K
+    top_tasks: int | None = _TOP_TASKS
     fingerprint: str | None = Field(
         default=None,
         description="Fingerprint of the backbone that computed the embeddings, from /v1/embed or "
@@ -324,6 +352,11 @@ class Limits(Schema):
     )
     request_timeout_s: float | None = Field(
         default=None, description="Largest timeout that X-Request-Timeout-Ms may request."
+    )
+    max_streamed_tasks: int | None = Field(
+        default=None,
+        description="Tasks that an NDJSON request, or one with top_tasks, may name; tags and '*' "
+        "add any number. Null: the service answers in JSON only.",
     )
     image_urls: bool = Field(default=False, description="True if images may be given as URLs.")
 

@@ -25,7 +25,7 @@ from prompt_serve.service import preflight, startup
 from prompt_serve.service.bind_address import anonymous_access
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
-from prompt_serve.service.inference.requests import TaskSelector, image_from_text
+from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
@@ -181,7 +181,8 @@ class PromptServe:
         """
         try:
             items = [image_from_text(image) for image in images]
-            answer = await self._ready_core.classifier.classify(items, TaskSelector(tasks), top_k)
+            query = TaskQuery(TaskSelector(tasks), top_k)
+            answer = await self._ready_core.classifier.classify(items, query)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)

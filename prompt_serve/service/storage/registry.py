@@ -172,25 +172,24 @@ class Registry:
 
         return self._db.read(read)
 
-    def names_of_backbone(self, fingerprint: str, tag: str | None = None) -> list[str]:
-        """Return the sorted names of tasks that were learned on a backbone.
+    def versions_of_backbone(self, fingerprint: str, tag: str | None = None) -> dict[str, str]:
+        """Return the tasks that were learned on a backbone, by name, with their versions.
 
         Args:
             fingerprint: of the backbone.
             tag: only tasks with this tag.
         """
         query = (
-            sa.select(task.c.name)
+            sa.select(task.c.name, task.c.version)
             .join(prompt_file)
             .where(prompt_file.c.fingerprint == fingerprint)
-            .order_by(task.c.name)
         )
         if tag is not None:
             if "\0" in tag:  # PostgreSQL cannot store NUL in text
-                return []
+                return {}
             query = query.join(task_tag, task_tag.c.name == task.c.name)
             query = query.where(task_tag.c.tag == tag)
-        return self._db.read(lambda db: list(db.execute(query).scalars()))
+        return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
 
     def pinned(self) -> list[str]:
         """Return the versions that pinned tasks point at."""

@@ -5,7 +5,7 @@ what the next request gets, in this process and in every other one that shares t
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
@@ -51,13 +51,32 @@ class TaskResolver:
             BackboneMismatch, PromptUnsupported, ProbeMismatch: the task was uploaded while the
                 service ran another backbone, or imported without a check.
         """
-        try:
-            return self._resolve(names)
-        except VersionRemoved:
-            # After the version of a name was read, the name was changed so often that the file was
-            # no longer kept. Reading again finds the new version.
-            self._known = _KnownVersions(-1, {})
-            return self._resolve(names)
+        return self.load(zip(names, self.versions(names), strict=True))
+
+    def versions(self, names: Sequence[str]) -> list[str]:
+        """Return the current versions of ``names`` without loading them.
+
+        Raises:
+            TaskNotFound, RequestInvalid, VersionNotFound, VersionAmbiguous: as ``resolve``.
+        """
+        known = self._current().versions
+        missing = [name for name in names if name not in known]
+        if missing:
+            # Read after the revision, so no entry is older than the revision it is stored under.
+            known.update(current_versions(self._registry, missing))
+            for name in missing:
+                if "@" in name:
+                    known[name] = version_of_name(self._registry, name)
+        return [self._version(name, known) for name in names]
+
+    def load(self, named: Iterable[tuple[str, str]]) -> tuple[Task, ...]:
+        """Return the tasks of names and the versions that they had a moment ago.
+
+        Raises:
+            BackboneMismatch, PromptUnsupported, ProbeMismatch: as ``resolve``.
+            TaskNotFound: a version was removed since, and its name too.
+        """
+        return tuple(self._load_named(name, version) for name, version in named)
 
     def task(self, version: str) -> Task:
         """Return the task of a full version, loading it if it is not in memory.
@@ -83,16 +102,14 @@ class TaskResolver:
         """Read the revision; if it has changed, forget known versions and update the pins."""
         self._current()
 
-    def _resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
-        versions = self._current().versions
-        missing = [name for name in names if name not in versions]
-        if missing:
-            # Read after the revision, so no entry is older than the revision it is stored under.
-            versions.update(current_versions(self._registry, missing))
-            for name in missing:
-                if "@" in name:
-                    versions[name] = version_of_name(self._registry, name)
-        return tuple(self.task(self._version(name, versions)) for name in names)
+    def _load_named(self, name: str, version: str) -> Task:
+        try:
+            return self.task(version)
+        except VersionRemoved:
+            # After the version of a name was read, the name was changed so often that the file was
+            # no longer kept. Reading again finds the new version.
+            self._known = _KnownVersions(-1, {})
+            return self.task(*self.versions([name]))
 
     def _current(self) -> "_KnownVersions":
         revision = self._registry.revision()
