@@ -136,6 +136,10 @@ class EmbedRequest(Schema):
     """JSON body of ``POST /v1/embed``."""
 
     images: list[str] = _IMAGES
+    task: str | None = Field(
+        default=None,
+        description="Task whose vectors of the image tower, if it has any, change the embeddings.",
+    )
 
 
 class ScoreRequest(Schema):
@@ -357,6 +361,10 @@ class Limits(Schema):
         default=None,
         description="Tasks that an NDJSON request, or one with top_tasks, may name; tags and '*' "
         "add any number. Null: the service answers in JSON only.",
+    )
+    max_image_passes: int | None = Field(
+        default=None,
+        description="Per request: images x image prompts; tasks without one count as one.",
     )
     image_urls: bool = Field(default=False, description="True if images may be given as URLs.")
 

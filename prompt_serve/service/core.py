@@ -122,7 +122,9 @@ class Core:
     def _connect_tasks(self) -> None:
         fingerprint = self.bundle.manifest.backbone.fingerprint
         cache = TaskCache(self.settings.feature_cache_bytes)
-        self._features = TaskFeatures(self.registry, self.bundle, self.engine.encode_text)
+        self._features = TaskFeatures(
+            self.registry, self.bundle, self.engine.encode_text, self.engine.image_rows
+        )
         self.resolver = TaskResolver(self.registry, self._features, cache)
         self.catalog = TaskCatalog(self.registry, fingerprint)
         self.store = TaskStore(self.registry, self._features, cache, self.catalog)

@@ -27,12 +27,17 @@ ANONYMOUS = Actor("anonymous")
 
 @dataclass
 class RequestContext:
-    """Facts about one request; ``images`` and ``tasks`` are the numbers it asks for."""
+    """Facts about one request.
+
+    ``images`` and ``tasks`` are the numbers it asks for, ``passes`` those of its images through the
+    image encoder.
+    """
 
     request_id: str = ""
     actor: Actor = ANONYMOUS
     images: int = 0
     tasks: int = 0
+    passes: int = 0
     timings: StageTimings = field(default_factory=StageTimings)
 
 

@@ -88,6 +88,12 @@ class Settings(BaseModel):
         description="Maximum tasks that a request with NDJSON or top_tasks may name; tags and * "
         "add any number.",
     )
+    max_image_passes: int = Field(
+        256,
+        ge=1,
+        description="Maximum images x image prompts, per request; tasks without image prompts "
+        "count as one.",
+    )
     max_embeddings: int = Field(
         4096, ge=1, description="Maximum embeddings per request to /v1/score."
     )
@@ -227,6 +233,7 @@ class Settings(BaseModel):
             max_image_pixels=self.max_image_pixels,
             max_tasks=self.max_tasks,
             max_streamed_tasks=self.max_streamed_tasks,
+            max_image_passes=min(self.max_image_passes, self.max_queue_images),
             max_queue_images=self.max_queue_images,
             max_embeddings=self.max_embeddings,
             max_scored_classes=self.max_scored_classes,

@@ -110,21 +110,15 @@ def deep_text(width: int) -> dict[str, TextEncoding]:
     }
 
 
-def unservable(
-    width: int, image_width: int, embed_dim: int
-) -> dict[str, tuple[TextEncoding | None, ImageEncoding | None]]:
-    """Text and image encodings of prompts that no text prompt can stand in for."""
+def image_prompts(
+    width: int, image_width: int
+) -> dict[str, tuple[TextEncoding | None, ImageEncoding]]:
+    """Text and image encodings of prompts with vectors of an image tower of two blocks."""
     numbers = Numbers(1)
     rows = tuple(Dense(context=numbers(2, image_width)) for _ in range(2))
-    conditional = Conditional(
-        context=numbers(N_CTX, width),
-        w_1=numbers(3, embed_dim),
-        b_1=numbers(3),
-        w_2=numbers(width, 3),
-        b_2=numbers(width),
-    )
     dense = Dense(context=numbers(N_CTX, width))
     projection = Projection(factors=(numbers(width, image_width),), bias=numbers(image_width))
+    low_rank = LowRank(p_a=numbers(3, 1), p_b=numbers(1, image_width), base="none")
     return {
         "VPT": (None, rows[0]),
         "deep VPT": (None, Deep(layers=rows)),
@@ -133,8 +127,21 @@ def unservable(
             ragged(numbers, image_width, 2, 0),
         ),
         "MaPLe": (dense, Projected(layers=(projection,))),
-        "CoCoOp": (conditional, None),
+        "IVLP": (dense, Deep(layers=rows[::-1])),
+        "DIP of the image branch": (None, low_rank),
     }
+
+
+def conditional(width: int, embed_dim: int) -> Conditional:
+    """Encoding of a prompt whose class features depend on the image (CoCoOp)."""
+    numbers = Numbers(1)
+    return Conditional(
+        context=numbers(N_CTX, width),
+        w_1=numbers(3, embed_dim),
+        b_1=numbers(3),
+        w_2=numbers(width, 3),
+        b_2=numbers(width),
+    )
 
 
 def picture(seed: int = 0, *, size: tuple[int, int] = (48, 40), kind: str = "PNG") -> bytes:

@@ -47,6 +47,8 @@ _TAG_TEXT = "Tags: adds all tasks that have one of them."
 _TOP_K_TEXT = "Number of classes per task, best first. In a body that has one, its own counts."
 _TOP_TASKS: dict[str, Any] = {"type": "integer", "minimum": 1}
 _TOP_TASKS_TEXT = "Only so many tasks per image, best first. In a body that has it, its own counts."
+_EMBED_TASK_TEXT = "Task whose vectors of the image tower, if it has any, change the embeddings."
+_EMBED_TASK = {"type": "string", "description": _EMBED_TASK_TEXT}
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
     "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},
@@ -171,12 +173,16 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     response_model=EmbedAnswer,
     responses={
         200: {"content": {NPY: {"schema": BINARY}, SAFETENSORS: {"schema": BINARY}}},
-        **problems(413, 422, 429, 503, 504),
+        **problems(404, 413, 422, 429, 503, 504),
     },
     openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
-                {"type": "object", "required": ["image"], "properties": _IMAGE_FIELDS},
+                {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {**_IMAGE_FIELDS, "task": _EMBED_TASK},
+                },
                 None,
             ),
             "application/json": (
@@ -188,11 +194,13 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
             NPY: (_PIXELS, None),
             SAFETENSORS: (_PIXELS, None),
         },
-        [_DEADLINE],
+        [_parameter("task", {"type": "string"}, _EMBED_TASK_TEXT), _DEADLINE],
     ),
 )
 async def embed(request: Request, core: CoreOfApp) -> Response:
     """Compute unit-length embeddings of one or more images, in the same forms as `/v1/classify`.
+
+    With `task`, they are those of the image tower with the vectors of that task, if it has any.
 
     The answer is JSON by default. With `Accept: application/x-npy` or `application/x-safetensors`
     it is one float32 array (N, width): rows of images that could not be read are NaN, and the
@@ -201,7 +209,9 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
     core.classifier.check_room()
     deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     parsed = await read_embed(request, core.settings.limits, core.image_size)
-    outcomes = await cancel_on_disconnect(request, core.classifier.embed(parsed.images, deadline))
+    task = next(iter(parsed.query.selector.names), None)
+    work = core.classifier.embed(parsed.images, deadline, task)
+    outcomes = await cancel_on_disconnect(request, work)
     kind = _first_of((NPY, SAFETENSORS), request.headers.get("accept", ""))
     return _embed_json(core, parsed, outcomes) if kind is None else _rows(core, kind, outcomes)
 

@@ -89,8 +89,19 @@ async def read_classify(request: Request, limits: Limits, image_size: int) -> Pa
 
 
 async def read_embed(request: Request, limits: Limits, image_size: int) -> ParsedImageRequest:
-    """Parse a request to embed: like ``read_classify``, without tasks."""
-    return await _read_images(request, limits, image_size, EmbedRequest, ())
+    """Parse a request to embed: like ``read_classify``, with one task or none.
+
+    Raises:
+        RequestInvalid, RequestTooLarge: as ``read_classify``; or several tasks.
+    """
+    parsed = await _read_images(request, limits, image_size, EmbedRequest, ("task",))
+    names = set(parsed.query.selector.names)
+    if len(names) > 1:
+        raise RequestInvalid(
+            f"The request names {len(names)} tasks; expected one, whose vectors of the image tower "
+            f"change the embeddings, or none. Send one request for each."
+        )
+    return parsed
 
 
 async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbeddingRequest:
@@ -172,9 +183,10 @@ async def _read_json(request: Request, schema: type[Message]) -> Message:
 def _query_from_json(
     message: ClassifyRequest | EmbedRequest | ScoreRequest, parameters: QueryParams
 ) -> TaskQuery:
-    if isinstance(message, EmbedRequest):
-        return TaskQuery()
     query = _query_from_parameters(parameters)
+    if isinstance(message, EmbedRequest):
+        own = [] if message.task is None else [message.task]
+        return TaskQuery(TaskSelector([*own, *query.selector.names]))
     selector = TaskSelector(
         [*message.tasks, *query.selector.names], [*message.tags, *query.selector.tags]
     )

@@ -2,10 +2,11 @@
 
     submit -> [decode pool: bytes -> pixels] -> ready -> [one inference thread: pixels -> features]
 
-The next images are decoded while the current batch is encoded. Every image has its own outcome,
-features or an error, and a request's future is done when its last image is. The queue is bounded in
-images and in bytes. Images of a cancelled request leave it at once; images past their deadline are
-not run.
+The next images are decoded while the current batch is encoded. An image is decoded once and encoded
+in one pass for each of the prompts that its request has for the image tower; passes of different
+prompts share a batch. Every image has its own outcome, features or an error, and a request's future
+is done when its last image is. The queue is bounded in passes and in bytes. Images of a cancelled
+request leave it at once; images past their deadline are not run.
 """
 
 import logging
@@ -27,12 +28,14 @@ from prompt_serve.errors import (
     PromptServeError,
     ServiceError,
 )
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.types import FloatArray, PixelArray
 
 ImageData = bytes | PixelArray  # an image file, or (S, S, 3) pixels for the encoder
-Outcome = FloatArray | PromptServeError
+Outcome = FloatArray | PromptServeError  # (V, E), a row for each pass of the image
+NO_ROWS: tuple[ImageRows | None, ...] = (None,)  # one pass, through the plain image tower
 
 _DECODE_NICENESS = 5
 _DECAY = 0.8  # per batch, of earlier measurements
@@ -44,8 +47,9 @@ _log = logging.getLogger(__name__)
 class PendingRequest:
     """Images of one request; ``future`` is done when the last of them has an outcome."""
 
-    def __init__(self, size: int, deadline: float) -> None:
+    def __init__(self, size: int, deadline: float, rows: Sequence[ImageRows | None]) -> None:
         self.future: Future[list[Outcome]] = Future()
+        self.rows = rows  # of the passes of every image
         self.deadline = deadline
         self.timings = current_request().timings  # constructed in the request's context
         self._outcomes: list[Outcome | None] = [None] * size
@@ -74,7 +78,16 @@ class PendingRequest:
 class _QueuedImage:
     """One image in the queue."""
 
-    __slots__ = ("admitted_at", "data", "index", "pixels", "ready_at", "request", "size_bytes")
+    __slots__ = (
+        "_features",
+        "admitted_at",
+        "data",
+        "index",
+        "pixels",
+        "ready_at",
+        "request",
+        "size_bytes",
+    )
 
     def __init__(self, image: ImageData, request: PendingRequest, index: int) -> None:
         self.data = image if isinstance(image, bytes) else b""
@@ -84,6 +97,22 @@ class _QueuedImage:
         self.index = index
         self.admitted_at = time.monotonic()
         self.ready_at = 0.0
+        self._features: dict[int, FloatArray] = {}  # by pass; of the inference thread
+
+    @property
+    def passes(self) -> int:
+        """Passes through the image encoder."""
+        return len(self.request.rows)
+
+    def encoded(self, pass_index: int, features: FloatArray) -> FloatArray | None:
+        """Keep the features (E,) of a pass; return those of all passes (V, E) with the last."""
+        self._features[pass_index] = features
+        if len(self._features) < self.passes:
+            return None
+        return np.stack([self._features[index] for index in range(self.passes)])
+
+
+_Pass = tuple[_QueuedImage, int]  # image, and index of its pass
 
 
 class _DrainRate:
@@ -114,10 +143,10 @@ class Batcher:
 
     Args:
         decode: bytes of an image file -> (S, S, 3) pixels; raises PromptServeError for bad files.
-        encode: (B, S, S, 3) pixels -> (B, E) features.
-        max_batch: maximum number of images per batch.
-        max_queue_images: maximum number of admitted, unanswered images; beyond it requests are
-            rejected.
+        encode: (B, S, S, 3) pixels, and the rows of each image's prompt or None -> (B, E) features.
+        max_batch: maximum number of passes per batch.
+        max_queue_images: maximum number of passes of admitted, unanswered images; beyond it
+            requests are rejected.
         max_queue_bytes: maximum size of the same images, as received.
         max_queue_delay_ms: maximum time that a ready image waits for others to join its batch
             while the device is free. 0 is best unless the device is mostly idle and large batches
@@ -128,7 +157,7 @@ class Batcher:
     def __init__(
         self,
         decode: Callable[[bytes], PixelArray],
-        encode: Callable[[PixelArray], FloatArray],
+        encode: Callable[[PixelArray, Sequence[ImageRows | None]], FloatArray],
         *,
         max_batch: int,
         max_queue_images: int,
@@ -146,8 +175,9 @@ class Batcher:
             decode_threads, thread_name_prefix="decode", initializer=_lower_priority
         )
         self._changed = threading.Condition()  # guards everything below
-        self._ready: deque[_QueuedImage] = deque()
+        self._ready: deque[_Pass] = deque()
         self._admitted: set[_QueuedImage] = set()
+        self._admitted_passes = 0
         self._admitted_bytes = 0
         self._closed_reason: str | None = None  # set when nothing more is admitted
         self._stopped = False
@@ -173,27 +203,34 @@ class Batcher:
         since = self._running_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def submit(self, images: Sequence[ImageData], deadline: float) -> Future[list[Outcome]]:
+    def submit(
+        self,
+        images: Sequence[ImageData],
+        deadline: float,
+        rows: Sequence[ImageRows | None] = NO_ROWS,
+    ) -> Future[list[Outcome]]:
         """Queue the images of one request.
 
         Args:
             images: at least one.
             deadline: on ``time.monotonic()``; images are not run after it.
+            rows: of the V passes of every image: the vectors of an image prompt, or None.
 
         Returns:
-            Future of one outcome per image, in their order. Cancelling it takes the request's
-            images out of the queue at once.
+            Future of one outcome per image, features (V, E) or an error, in their order.
+            Cancelling it takes the request's images out of the queue at once.
 
         Raises:
             Overloaded: the queue is full; says when to retry.
             NotReady: the batcher was stopped, or its inference thread died.
         """
-        request = PendingRequest(len(images), deadline)
+        request = PendingRequest(len(images), deadline, rows)
         admitted = [_QueuedImage(image, request, index) for index, image in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
-            self.check_room(len(images), size_bytes)
+            self.check_room(len(images) * len(rows), size_bytes)
             self._admitted.update(admitted)
+            self._admitted_passes += len(images) * len(rows)
             self._admitted_bytes += size_bytes
         metrics.queue_images.inc(len(admitted))
         metrics.queue_bytes.inc(size_bytes)
@@ -205,15 +242,15 @@ class Batcher:
                 self._mark_ready(image)
         return request.future
 
-    def check_room(self, images: int, size_bytes: int) -> None:
-        """Raise what ``submit`` would raise for this many images of ``size_bytes`` in total."""
+    def check_room(self, passes: int, size_bytes: int) -> None:
+        """Raise what ``submit`` would raise for this many passes, images of ``size_bytes``."""
         with self._changed:
             if self._closed_reason is not None:
                 raise NotReady(self._closed_reason, retry_after_s=1.0)
-            waiting = len(self._admitted)
-            excess = waiting + images - self._max_queue_images
+            waiting = self._admitted_passes
+            excess = waiting + passes - self._max_queue_images
             if excess > 0:
-                limit = f"{images} more would exceed the maximum of {self._max_queue_images}"
+                limit = f"{passes} more would exceed the maximum of {self._max_queue_images}"
                 raise self._overloaded(waiting, limit, excess)
             excess_bytes = self._admitted_bytes + size_bytes - self._max_queue_bytes
             if excess_bytes > 0:
@@ -280,7 +317,7 @@ class Batcher:
             if image not in self._admitted:
                 return  # cancelled while it was decoded
             image.ready_at = time.monotonic()
-            self._ready.append(image)
+            self._ready.extend((image, index) for index in range(image.passes))
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -296,7 +333,7 @@ class Batcher:
                 self._changed.notify_all()
             self._fail_all(self._closed_reason)
 
-    def _next_batch(self) -> list[_QueuedImage] | None:
+    def _next_batch(self) -> list[_Pass] | None:
         """Wait for the next batch; None if the batcher was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._stopped)
@@ -306,28 +343,31 @@ class Batcher:
         _record_waits(batch or [])
         return batch
 
-    def _take_batch(self) -> list[_QueuedImage]:
-        """Take the first images that must be run; none if all were cancelled meanwhile."""
-        batch: list[_QueuedImage] = []
+    def _take_batch(self) -> list[_Pass]:
+        """Take the first passes that must be run; none if all were cancelled meanwhile."""
+        batch: list[_Pass] = []
         while self._ready and len(batch) < self._max_batch:
-            image = self._ready.popleft()
+            image, index = self._ready.popleft()
             if reason := image.request.skip_reason:
                 self._finish(image, reason)
-            else:
-                batch.append(image)
+            elif image in self._admitted:  # not if another pass of it failed
+                batch.append((image, index))
         return batch
 
     def _wait_for_more(self) -> None:
         # Counted from when the first image was ready: later ones do not prolong the wait.
-        left = self._ready[0].ready_at + self._max_queue_delay_s - time.monotonic()
+        left = self._ready[0][0].ready_at + self._max_queue_delay_s - time.monotonic()
         self._changed.wait_for(
             lambda: len(self._ready) >= self._max_batch or self._stopped, max(0.0, left)
         )
 
-    def _infer(self, batch: list[_QueuedImage]) -> None:
+    def _infer(self, batch: list[_Pass]) -> None:
         self._running_since = started = time.monotonic()
         try:
-            features = self._encode(np.stack([i.pixels for i in batch if i.pixels is not None]))
+            features = self._encode(
+                np.stack([image.pixels for image, _ in batch if image.pixels is not None]),
+                [image.request.rows[index] for image, index in batch],
+            )
         # ONNX Runtime's exceptions share no base class but Exception. One batch may fail, e.g. for
         # lack of memory, while the next does not.
         except Exception as error:
@@ -338,15 +378,16 @@ class Batcher:
         self._last_success = time.monotonic()
         _record_batch(batch, started, self._last_success)
         with self._changed:
-            self._drain_rate.add_batch(len(batch), min(image.admitted_at for image in batch))
-        for image, row in zip(batch, features, strict=True):
-            self._finish(image, row)
+            self._drain_rate.add_batch(len(batch), min(image.admitted_at for image, _ in batch))
+        for (image, index), row in zip(batch, features, strict=True):
+            if (of_all := image.encoded(index, row)) is not None:
+                self._finish(image, of_all)
 
-    def _retry_in_halves(self, batch: list[_QueuedImage], error: Exception) -> None:
+    def _retry_in_halves(self, batch: list[_Pass], error: Exception) -> None:
         """Retry a failed batch in halves, so that one image does not fail the others."""
         if len(batch) == 1:
             _log.error("the image encoder failed", exc_info=error)
-            self._finish(batch[0], _failed("encoding the image", error))
+            self._finish(batch[0][0], _failed("encoding the image", error))
             return
         middle = len(batch) // 2
         self._infer(batch[:middle])
@@ -357,6 +398,7 @@ class Batcher:
             if image not in self._admitted:
                 return  # finished meanwhile, when the batcher stopped
             self._admitted.remove(image)
+            self._admitted_passes -= image.passes
             self._admitted_bytes -= image.size_bytes
             if self._closed_reason is not None:
                 self._changed.notify_all()  # stop() waits for the last image
@@ -374,7 +416,7 @@ class Batcher:
             for image in left:
                 image.data = b""  # the decode pool still refers to the image
                 self._finish(image, outcome)
-            self._ready = deque(image for image in self._ready if image in self._admitted)
+            self._ready = deque(one for one in self._ready if one[0] in self._admitted)
 
     def _fail_all(self, reason: str) -> None:
         with self._changed:
@@ -390,19 +432,22 @@ def _lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
 
 
-def _record_waits(batch: Sequence[_QueuedImage]) -> None:
+def _record_waits(batch: Sequence[_Pass]) -> None:
     """Record the time in the queue of a batch that starts now."""
     now = time.monotonic()
-    for image in batch:
+    for image, _ in batch:
         image.request.timings.add("queue", image.ready_at, now)
         metrics.queue_wait_seconds.observe(now - image.ready_at)
 
 
-def _record_batch(batch: Sequence[_QueuedImage], started: float, ended: float) -> None:
+def _record_batch(batch: Sequence[_Pass], started: float, ended: float) -> None:
     """Record an encoded batch; its time counts once for every request in it."""
     metrics.batch_images.observe(len(batch))
+    prompted = sum(image.request.rows[index] is not None for image, index in batch)
+    metrics.prompted_passes.inc(prompted)
+    metrics.plain_passes.inc(len(batch) - prompted)
     metrics.inference_seconds.observe(ended - started)
-    for request in {image.request for image in batch}:
+    for request in {image.request for image, _ in batch}:
         request.timings.add("inference", started, ended)
 
 

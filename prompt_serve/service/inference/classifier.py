@@ -8,10 +8,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
+import numpy as np
+
 from prompt_serve.bundle import Manifest
 from prompt_serve.errors import BackboneMismatch, PromptServeError, RequestInvalid
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.schemas import ClassifyAnswer
-from prompt_serve.service.inference.batcher import Batcher, ImageData, Outcome
+from prompt_serve.service.inference.batcher import NO_ROWS, Batcher, ImageData, Outcome
 from prompt_serve.service.inference.predictions import raise_if_all_failed
 from prompt_serve.service.inference.requests import (
     Deadline,
@@ -63,7 +66,7 @@ class Classifier:
         self._check_images(images)
         deadline = deadline or self.deadline()
         return await self._scorer.answer(
-            images, query, deadline, partial(self.embed, images, deadline)
+            images, query, deadline, partial(self._features, images, deadline)
         )
 
     async def classify_lines(
@@ -76,19 +79,36 @@ class Classifier:
         """
         self._check_images(images)
         return await self._scorer.lines(
-            images, query, deadline, partial(self.embed, images, deadline)
+            images, query, deadline, partial(self._features, images, deadline)
         )
 
     async def embed(
-        self, images: Sequence[ImageItem], deadline: Deadline | None = None
+        self,
+        images: Sequence[ImageItem],
+        deadline: Deadline | None = None,
+        task: str | None = None,
     ) -> list[Outcome]:
-        """Return the unit-length features of every image, or its error.
+        """Return the features (1, E) of every image, of unit length, or its error.
+
+        Args:
+            images: at least one.
+            deadline: of the request.
+            task: name of a task; its vectors of the image tower, if it has any, change the
+                features.
 
         Raises:
             RequestInvalid, RequestTooLarge, Overloaded: as ``classify``.
+            TaskNotFound: there is no such task.
         """
         self._check_images(images)
-        outcomes = await self._encode(images, deadline or self.deadline())
+        rows = NO_ROWS if task is None else await self._scorer.rows_of(task)
+        return await self._features(images, deadline or self.deadline(), rows)
+
+    async def _features(
+        self, images: Sequence[ImageItem], deadline: Deadline, rows: Sequence[ImageRows | None]
+    ) -> list[Outcome]:
+        """Return the features (V, E) of every image, a row for each of ``rows``, or its error."""
+        outcomes = await self._encode(images, deadline, rows)
         raise_if_all_failed(images, outcomes)
         return outcomes
 
@@ -130,14 +150,17 @@ class Classifier:
         """Raise Overloaded if the queue has no room for one more image, before its body is read."""
         self._batcher.check_room(1, 0)
 
-    async def _encode(self, images: Sequence[ImageItem], deadline: Deadline) -> list[Outcome]:
+    async def _encode(
+        self, images: Sequence[ImageItem], deadline: Deadline, rows: Sequence[ImageRows | None]
+    ) -> list[Outcome]:
         """Encode every image; those that are errors already keep their errors."""
         current_request().images = len(images)
         contents = await self._fetch(images, deadline)
         given = {i: c for i, c in enumerate(contents) if not isinstance(c, PromptServeError)}
         encoded: Sequence[Outcome] = []
         if given:
-            encoded = await self._run_batch(list(given.values()), deadline)
+            current_request().passes = len(given) * len(rows)
+            encoded = await self._run_batch(list(given.values()), deadline, rows)
         outcomes = dict(zip(given, encoded, strict=True))
         return [
             content if isinstance(content, PromptServeError) else outcomes[index]
@@ -158,8 +181,10 @@ class Classifier:
             for index, image in enumerate(images)
         ]
 
-    async def _run_batch(self, given: Sequence[ImageData], deadline: Deadline) -> list[Outcome]:
-        future = self._batcher.submit(given, deadline.at)
+    async def _run_batch(
+        self, given: Sequence[ImageData], deadline: Deadline, rows: Sequence[ImageRows | None]
+    ) -> list[Outcome]:
+        future = self._batcher.submit(given, deadline.at, rows)
         left_s = max(0.0, deadline.at - time.monotonic())
         expiry = asyncio.get_running_loop().call_later(left_s, self._batcher.expire, future)
         try:
@@ -188,8 +213,14 @@ class Classifier:
             )
 
 
-async def _contents(embeddings: Sequence[EmbeddingItem]) -> list[Outcome]:
-    outcomes = [item.content for item in embeddings]
+async def _contents(
+    embeddings: Sequence[EmbeddingItem], rows: Sequence[ImageRows | None]
+) -> list[Outcome]:
+    """Return embeddings (1, E) as ``Classifier._features`` does; none has vectors of a prompt."""
+    outcomes: list[Outcome] = [
+        item.content if isinstance(item.content, PromptServeError) else item.content[np.newaxis]
+        for item in embeddings
+    ]
     raise_if_all_failed(embeddings, outcomes)
     return outcomes
 

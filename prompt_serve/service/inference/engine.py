@@ -10,10 +10,12 @@ import onnxruntime as ort
 from prompt_serve.bundle import Bundle
 from prompt_serve.errors import ServiceError
 from prompt_serve.onnx_encoders import OnnxEncoders, open_session
-from prompt_serve.prompts.class_features import class_features
+from prompt_serve.prompts.class_features import class_features, folded_image
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.service.inference.image_graphs import ImageGraphs
 from prompt_serve.service.tasks.feature_queue import at_low_priority
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -51,12 +53,47 @@ class Engine:
         )
         self.provider, self.text_provider = self._encoders.provider, self._encoders.text_provider
         self.runtime = f"onnxruntime {ort.__version__}"
+        size = bundle.manifest.image_tower
+        self._graphs = (
+            None
+            if size is None
+            else ImageGraphs(
+                self._encode_plain,
+                self._encoders.prompted,
+                layers=size.layers,
+                width=size.width,
+                image_size=self._image_size,
+                max_batch=max_batch,
+            )
+        )
         self.slowest_batch_s = 0.0  # duration of the largest batch after warm-up
         self.last_text_success = float("-inf")  # on time.monotonic()
         self._probe_prompt = _probe_prompt(bundle)
 
-    def encode_images(self, pixels: PixelArray) -> FloatArray:
-        """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length."""
+    def encode_images(
+        self, pixels: PixelArray, rows: Sequence[ImageRows | None] = ()
+    ) -> FloatArray:
+        """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length.
+
+        ``rows`` are the learned vectors of each image's task, or None; empty: no image has any.
+        """
+        if self._graphs is None or not any(own is not None for own in rows):
+            return self._encode_plain(pixels)
+        return self._graphs.encode(pixels, rows)
+
+    def image_rows(self, prompt: Prompt) -> ImageRows | None:
+        """Lay out the image vectors of a prompt for ``encode_images``; None if it has none.
+
+        Raises:
+            BackboneUnsupported: this image tower takes no vectors.
+            PromptFileInvalid: they are for another tower.
+        """
+        if prompt.image is None:
+            return None
+        vectors = folded_image(prompt, self.bundle.text_side)
+        return (self._graphs or self._encoders.prompted).lay_out(vectors)
+
+    def _encode_plain(self, pixels: PixelArray) -> FloatArray:
         n = len(pixels)
         if self._buckets is not None:
             pixels = _pad(pixels, self._buckets)

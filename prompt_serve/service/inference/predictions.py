@@ -101,25 +101,25 @@ def _rank(prediction: TaskPrediction) -> tuple[bool, float]:
 def embedding_results(
     items: Sequence[ImageItem], outcomes: Sequence[Outcome]
 ) -> list[EmbeddedImage]:
-    """Return the features or the error of every image."""
+    """Return the features, those of the first pass, or the error of every image."""
     return [
         EmbeddedImage(index=index, filename=item.filename, error=problem_of(outcome))
         if isinstance(outcome, PromptServeError)
-        else EmbeddedImage(index=index, filename=item.filename, embedding=outcome.tolist())
+        else EmbeddedImage(index=index, filename=item.filename, embedding=outcome[0].tolist())
         for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
     ]
 
 
 def embedding_rows(outcomes: Sequence[Outcome], width: int) -> tuple[FloatArray, list[int]]:
-    """Stack features to (N, E); images with an error get a row of NaN, and their indices are
-    returned."""
+    """Stack features of the first pass to (N, E); images with an error get a row of NaN, and their
+    indices are returned."""
     rows = np.full((len(outcomes), width), np.nan, dtype=np.float32)
     failed = []
     for index, outcome in enumerate(outcomes):
         if isinstance(outcome, PromptServeError):
             failed.append(index)
         else:
-            rows[index] = outcome
+            rows[index] = outcome[0]
     return rows, failed
 
 

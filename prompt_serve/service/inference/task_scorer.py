@@ -6,15 +6,23 @@ tasks are in memory at once, and other requests are scored between two chunks.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 
 from prompt_serve.bundle import Manifest
-from prompt_serve.errors import RequestInvalid, RequestTooLarge, TaskNotFound
-from prompt_serve.schemas import ClassifyAnswer, LastLine
+from prompt_serve.errors import (
+    PromptUnsupported,
+    RequestInvalid,
+    RequestTooLarge,
+    TaskNotFound,
+)
+from prompt_serve.prompts.image_rows import ImageRows
+from prompt_serve.schemas import ClassifyAnswer, LastLine, TaskPrediction
 from prompt_serve.service.inference.batcher import Outcome
+from prompt_serve.service.inference.image_passes import ImagePasses
 from prompt_serve.service.inference.predictions import (
     BestTasks,
     NamedTasks,
@@ -44,7 +52,7 @@ from prompt_serve.types import FloatArray
 
 NamedVersions = Sequence[tuple[str, str]]  # requested name, and the version it points at
 Items = Sequence[ImageItem | EmbeddingItem]
-Encode = Callable[[], Awaitable[list[Outcome]]]
+Encode = Callable[[Sequence[ImageRows | None]], Awaitable[list[Outcome]]]  # rows of the passes
 
 # Scoring that takes more than about a millisecond runs in a thread. Its cost is counted in
 # multiplications; selecting the best classes of one image and task costs as much as so many.
@@ -92,7 +100,7 @@ class TaskScorer:
             items: images or embeddings.
             query: the tasks; with ``top_tasks``, each item has that many of them.
             deadline: of the request.
-            encode: computes the features; called once the tasks are known to exist.
+            encode: computes the features of every pass; called once the tasks are known to exist.
 
         Raises:
             RequestInvalid, RequestTooLarge: no tasks, or more than the limits allow.
@@ -100,13 +108,18 @@ class TaskScorer:
             DeadlineExceeded: (``top_tasks``) not all tasks were scored in time.
         """
         if query.top_tasks is None:
-            tasks = await self._load_all(query, len(items))
-            outcomes = await encode()
-            found = await self._score(_features_of(outcomes), tasks, query.top_k)
+            tasks = await self._load_all(items, query)
+            passes = ImagePasses.of(task.image_rows for _, task in tasks)
+            self._check_passes(len(items), len(passes.rows))
+            outcomes = await encode(passes.rows)
+            encoded = _Encoded(_features_of(outcomes), passes)
+            found = await self._score(encoded, tasks, query.top_k)
         else:
-            named = await self._select_any(query, len(items))
-            outcomes = await encode()
-            found = await self._best(_features_of(outcomes), named, query, deadline)
+            named = await self._select_any(items, query)
+            passes = await self._passes(len(items), named)
+            outcomes = await encode(passes.rows)
+            encoded = _Encoded(_features_of(outcomes), passes)
+            found = await self._best(encoded, named, query, deadline)
         check_count("labels", labels_given(found), self._settings.max_scores)
         results = image_results(items, outcomes, found)
         return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
@@ -121,18 +134,21 @@ class TaskScorer:
             (with ``top_tasks``: item by item), and the last line. The iterator raises
             DeadlineExceeded if not all tasks are scored in time.
         """
-        named = await self._select_any(query, len(items))
-        return self._lines(items, await encode(), named, query, deadline)
+        named = await self._select_any(items, query)
+        passes = await self._passes(len(items), named)
+        outcomes = await encode(passes.rows)
+        return self._lines(items, outcomes, passes, named, query, deadline)
 
     async def _lines(
         self,
         items: Items,
         outcomes: Sequence[Outcome],
+        passes: ImagePasses,
         named: NamedVersions,
         query: TaskQuery,
         deadline: Deadline,
     ) -> AsyncIterator[bytes]:
-        features = _features_of(outcomes)
+        encoded = _Encoded(_features_of(outcomes), passes)
         of_features = [
             (index, item.filename)
             for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
@@ -140,50 +156,87 @@ class TaskScorer:
         ]
 
         def score(tasks: NamedTasks) -> bytes:
-            return prediction_lines(of_features, self._predictions(features, tasks, query.top_k))
+            return prediction_lines(of_features, self._predictions(encoded, tasks, query.top_k))
 
-        if len(features) < len(items):
+        if len(of_features) < len(items):
             yield error_lines(items, outcomes)
         if query.top_tasks is None:
-            per_task = len(features) * query.top_k
+            per_task = len(of_features) * query.top_k
             async for lines in self._chunks(named, per_task, score, deadline):
                 yield lines
         else:
-            best = await self._best(features, named, query, deadline)
+            best = await self._best(encoded, named, query, deadline)
             for image, predictions in zip(of_features, best, strict=True):
                 yield prediction_lines([image], [predictions])
         last = LastLine(complete=True, tasks=len(named), backbone=self._manifest.backbone.id)
         yield json_line(last)
 
-    async def _score(
-        self, features: Sequence[FloatArray], tasks: NamedTasks, top_k: int
-    ) -> Predictions:
-        score = partial(self._predictions, features, tasks, top_k)
+    async def _score(self, encoded: "_Encoded", tasks: NamedTasks, top_k: int) -> Predictions:
+        score = partial(self._predictions, encoded, tasks, top_k)
         multiplications = sum(task.class_features.size for _, task in tasks)
-        cost = len(features) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
+        cost = len(encoded.features) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
         with metrics.score_seconds.time(), current_request().timings.during("score"):
             return score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
 
     async def _best(
-        self,
-        features: Sequence[FloatArray],
-        named: NamedVersions,
-        query: TaskQuery,
-        deadline: Deadline,
+        self, encoded: "_Encoded", named: NamedVersions, query: TaskQuery, deadline: Deadline
     ) -> Predictions:
-        best = BestTasks(len(features), query.top_tasks or len(named))
+        images = len(encoded.features)
+        best = BestTasks(images, query.top_tasks or len(named))
 
         def score(tasks: NamedTasks) -> None:
-            best.add(self._predictions(features, tasks, query.top_k))
+            best.add(self._predictions(encoded, tasks, query.top_k))
 
-        async for _ in self._chunks(named, len(features) * query.top_k, score, deadline):
+        async for _ in self._chunks(named, images * query.top_k, score, deadline):
             pass
         return best.by_image
 
-    def _predictions(
-        self, features: Sequence[FloatArray], tasks: NamedTasks, top_k: int
-    ) -> Predictions:
-        return predictions_by_image(features, tasks, top_k, self._manifest.logit_scale)
+    def _predictions(self, encoded: "_Encoded", tasks: NamedTasks, top_k: int) -> Predictions:
+        """Score the features of each pass by its tasks; return predictions in the tasks' order."""
+        of_pass: dict[int, list[int]] = {}
+        for position, (_, task) in enumerate(tasks):
+            of_pass.setdefault(encoded.passes.index_of(task), []).append(position)
+        placed: list[dict[int, TaskPrediction]] = [{} for _ in encoded.features]
+        for index, positions in of_pass.items():
+            by_image = predictions_by_image(
+                [features[index] for features in encoded.features],
+                [tasks[position] for position in positions],
+                top_k,
+                self._manifest.logit_scale,
+            )
+            for image, predictions in zip(placed, by_image, strict=True):
+                image.update(zip(positions, predictions, strict=True))
+        return [[image[position] for position in range(len(tasks))] for image in placed]
+
+    async def rows_of(self, name: str) -> tuple[ImageRows | None]:
+        """Return the image vectors of a task; None if it has none.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
+        with current_request().timings.during("registry"):
+            [task] = await self._threads.read(self._resolver.resolve, [name])
+        return (task.image_rows,)
+
+    async def _passes(self, n_images: int, named: NamedVersions) -> ImagePasses:
+        """Plan the passes of any number of tasks; only those with image vectors are loaded."""
+        prompted = await self._threads.read(self._image_prompts)
+        versions = {version: name for name, version in named if version in prompted}
+        plain = [None] if any(version not in prompted for _, version in named) else []
+        self._check_passes(n_images, len(plain) + len(versions))
+        tasks = await self._load([(name, version) for version, name in versions.items()])
+        return ImagePasses.of([*plain, *(task.image_rows for _, task in tasks)])
+
+    def _image_prompts(self) -> frozenset[str]:
+        """Return the versions with vectors for the image tower that runs here."""
+        if self._manifest.image_tower is None:
+            return frozenset()
+        return self._registry.image_prompts(self._manifest.backbone.fingerprint)
+
+    def _check_passes(self, n_images: int, passes: int) -> None:
+        if passes > 1:  # else the limit of images holds
+            what = "passes through the image encoder (images x image prompts)"
+            check_count(what, n_images * passes, self._settings.limits.max_image_passes or 1)
 
     async def _chunks(
         self,
@@ -201,11 +254,11 @@ class TaskScorer:
                 scored = await self._threads.score(partial(score, tasks))
             yield scored
 
-    async def _load_all(self, query: TaskQuery, n_images: int) -> NamedTasks:
+    async def _load_all(self, items: Items, query: TaskQuery) -> NamedTasks:
         """Load the tasks of a JSON answer, within its limits."""
-        settings = self._settings
+        settings, n_images = self._settings, len(items)
         check_count("tasks", len(query.selector.names), settings.max_tasks, _WAYS_OUT)
-        named = await self._select(query, n_images)
+        named = await self._select(items, query)
         check_count("tasks", len(named), settings.max_tasks, _WAYS_OUT)
         scores = n_images * len(named) * query.top_k
         check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
@@ -214,9 +267,9 @@ class TaskScorer:
         check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
         return tasks
 
-    async def _select_any(self, query: TaskQuery, n_images: int) -> NamedVersions:
+    async def _select_any(self, items: Items, query: TaskQuery) -> NamedVersions:
         """Return any number of tasks, which are loaded later, in chunks."""
-        settings = self._settings
+        settings, n_images = self._settings, len(items)
         names, top_tasks = query.selector.names, query.top_tasks
         check_count("named tasks", len(names), settings.max_streamed_tasks, _NAMES_WAY_OUT)
         if top_tasks is not None:
@@ -228,9 +281,9 @@ class TaskScorer:
         scores = n_images * (top_tasks or 1) * query.top_k
         what = "images x top_k" if top_tasks is None else "images x top_tasks x top_k"
         check_count(f"scores ({what})", scores, settings.max_scores)
-        return await self._select(query, n_images)
+        return await self._select(items, query)
 
-    async def _select(self, query: TaskQuery, n_images: int) -> NamedVersions:
+    async def _select(self, items: Items, query: TaskQuery) -> NamedVersions:
         selector = query.selector
         if query.top_k < 1:
             raise RequestInvalid(f"top_k is {query.top_k}; expected 1 or more.", top_k=query.top_k)
@@ -241,15 +294,23 @@ class TaskScorer:
             )
         check_count("tags", len(selector.tags), self._settings.max_tasks)
         context = current_request()
-        context.images, context.tasks = n_images, len(selector.names)
+        context.images, context.tasks = len(items), len(selector.names)
+        embedded = isinstance(items[0], EmbeddingItem)
         with context.timings.during("registry"):
-            named = await self._threads.read(self._versions, selector)
+            named = await self._threads.read(self._versions, selector, embedded)
         context.tasks = len(named)
         return named
 
-    def _versions(self, selector: TaskSelector) -> NamedVersions:
+    def _versions(self, selector: TaskSelector, embedded: bool) -> NamedVersions:
         """Return the given names, then, sorted by name, the tasks of this backbone that tags and
-        ``*`` add."""
+        ``*`` add.
+
+        With ``embedded`` they score features of the plain image tower: tasks that change it are not
+        added.
+
+        Raises:
+            PromptUnsupported: one of the names is such a task.
+        """
         fingerprint = self._manifest.backbone.fingerprint
         added: dict[str, str] = {}
         for tag in selector.tags:
@@ -265,12 +326,33 @@ class TaskScorer:
                 raise TaskNotFound(message, name=EVERY_TASK, loaded=())
         names = [name for name in selector.names if name != EVERY_TASK]
         named = list(zip(names, self._resolver.versions(names), strict=True))
+        if embedded and (prompted := self._image_prompts()):
+            _refuse_image_prompts(named, prompted)
+            added = {name: version for name, version in added.items() if version not in prompted}
         return [*named, *((name, added[name]) for name in sorted(added.keys() - set(names)))]
 
     async def _load(self, named: NamedVersions) -> NamedTasks:
         with current_request().timings.during("registry"):
             tasks = await self._threads.read(self._resolver.load, named)
         return [(name, task) for (name, _), task in zip(named, tasks, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """Features (V, E) of the images without an error, a row for each pass."""
+
+    features: Sequence[FloatArray]
+    passes: ImagePasses
+
+
+def _refuse_image_prompts(named: NamedVersions, prompted: frozenset[str]) -> None:
+    refused = [name for name, version in named if version in prompted]
+    if refused:
+        raise PromptUnsupported(
+            f"Task {refused[0]!r} has learned vectors for the image tower, which change the "
+            f"features of an image; embeddings of the plain tower say nothing to it. Send the "
+            f"images to /v1/classify."
+        )
 
 
 _SPLIT = "Split it into several requests."

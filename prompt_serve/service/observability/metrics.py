@@ -68,7 +68,13 @@ requests_in_progress = Gauge(
     multiprocess_mode="livesum",
 )
 images = Counter("images", "Images, by result.", ["result"], namespace=NAMESPACE)
-batch_images = Histogram("batch_images", "Images per batch.", namespace=NAMESPACE, buckets=_IMAGES)
+image_passes = Counter(
+    "image_passes",
+    "Passes of images through the encoder: plain, or with the vectors of an image prompt.",
+    ["kind"],
+    namespace=NAMESPACE,
+)
+batch_images = Histogram("batch_images", "Passes per batch.", namespace=NAMESPACE, buckets=_IMAGES)
 queue_images = Gauge(
     "queue_images",
     "Images in the queue: admitted and not yet answered.",
@@ -135,6 +141,7 @@ revision = Gauge(
 
 cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
 images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
+plain_passes, prompted_passes = image_passes.labels("plain"), image_passes.labels("prompted")
 # Create the series at zero, so that the first event shows in a rate.
 for _result in ("refused", "failed"):
     images.labels(_result)

@@ -104,14 +104,16 @@ def route_of(scope: Scope) -> str:
     return UNMATCHED if path is None else f"{scope.get('root_path', '')}{path}"
 
 
-def server_timing(timings: StageTimings, total_s: float) -> str:
+def server_timing(timings: StageTimings, total_s: float, passes: int = 0) -> str:
     """Return the value of a ``Server-Timing`` header, in milliseconds.
 
     A stage lasts from the start of its first image to the end of its last. The stages of a request
-    with several images overlap, so their sum may exceed the total.
+    with several images overlap, so their sum may exceed the total. ``passes`` is the number of
+    passes of its images through the image encoder, if any.
     """
     stages = [(stage, entry.elapsed_s) for stage, entry in timings.by_stage().items()]
-    return ", ".join(f"{name};dur={s * 1000:.2f}" for name, s in [*stages, ("total", total_s)])
+    listed = [f"{name};dur={s * 1000:.2f}" for name, s in [*stages, ("total", total_s)]]
+    return ", ".join([*listed, *([f'passes;desc="{passes}"'] if passes else [])])
 
 
 def _request_id(header: str | None) -> str:
@@ -125,7 +127,7 @@ def _add_headers(message: Message, context: RequestContext, duration_s: float) -
     headers = MutableHeaders(scope=message)
     headers["X-Request-Id"] = context.request_id
     if context.timings.by_stage():
-        headers["Server-Timing"] = server_timing(context.timings, duration_s)
+        headers["Server-Timing"] = server_timing(context.timings, duration_s, context.passes)
 
 
 def _kind(method: str, route: str) -> str:

@@ -191,6 +191,13 @@ class Registry:
             query = query.where(task_tag.c.tag == tag)
         return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
 
+    def image_prompts(self, fingerprint: str) -> frozenset[str]:
+        """Return the versions with vectors of the image tower, learned on a backbone."""
+        query = sa.select(prompt_file.c.version).where(
+            prompt_file.c.prompts_images, prompt_file.c.fingerprint == fingerprint
+        )
+        return self._db.read(lambda db: frozenset(db.execute(query).scalars()))
+
     def pinned(self) -> list[str]:
         """Return the versions that pinned tasks point at."""
         query = sa.select(task.c.version).distinct().where(task.c.pinned)
@@ -472,6 +479,7 @@ def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
             "size_bytes": len(new.data),
             "fingerprint": new.prompt.backbone.fingerprint,
             "words": search_text(new.prompt),
+            "prompts_images": new.prompt.image is not None,
         }
         db.execute(prompt_file.insert(), row)
 

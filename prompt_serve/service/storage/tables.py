@@ -31,6 +31,7 @@ prompt_file = sa.Table(
     sa.Column("size_bytes", sa.Integer, nullable=False),
     sa.Column("fingerprint", sa.String(64), nullable=False, server_default=""),
     sa.Column("words", sa.Text, nullable=False, server_default=""),
+    sa.Column("prompts_images", sa.Boolean, nullable=False, server_default=sa.false(), index=True),
 )
 task = sa.Table(
     "task",

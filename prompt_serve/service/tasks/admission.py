@@ -25,7 +25,7 @@ def verified_class_features(
         ProbeMismatch: the features differ from those it was learned with.
     """
     check_backbone(prompt, bundle)
-    check_servable(prompt)
+    check_servable(prompt, bundle)
     features = compute()
     check_probe(prompt, features)
     return features
@@ -62,13 +62,14 @@ def backbone_of(prompt: Prompt, bundle: Bundle) -> BackboneRef:
     return prompt.backbone.current(manifest.backbone, manifest.former_fingerprint)
 
 
-def check_servable(prompt: Prompt) -> None:
-    """Raise PromptUnsupported if the prompt has parts that this service does not run."""
-    if prompt.image is not None:
+def check_servable(prompt: Prompt, bundle: Bundle) -> None:
+    """Raise PromptUnsupported if the prompt has vectors for a tower that takes none."""
+    if prompt.image is not None and bundle.manifest.image_tower is None:
         raise PromptUnsupported(
             f"Prompt {prompt.name!r} (method {prompt.method!r}) has learned vectors for the image "
-            f"tower, which this service does not run yet. Evaluate it with prompt-serve evaluate, "
-            f"or train a text prompt, for example with method 'dip'."
+            f"tower, but that of {bundle.manifest.backbone.id!r} is no plain vision transformer "
+            f"and takes none. Serve it on the backbone it was learned on, such as 'embedded-vit' "
+            f"or ViT-B-16, or train a text prompt, for example with method 'dip'."
         )
 
 

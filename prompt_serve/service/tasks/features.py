@@ -1,13 +1,20 @@
-"""Class features of prompts: from the registry if stored there, otherwise computed and verified."""
+"""Class features of prompts: from the registry if stored there, otherwise computed and verified.
+
+Together with the image vectors of a prompt they make a task, ready to score images.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
 
 from prompt_serve.bundle import Bundle
 from prompt_serve.prompts.class_features import EncodeText, class_features
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.admission import verified_class_features
 from prompt_serve.service.tasks.feature_queue import FeatureQueue
+from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 _STORED_FLOAT = np.dtype("<f4")
@@ -20,12 +27,20 @@ class TaskFeatures:
         registry: stores prompt files and class features.
         bundle: the backbone of this service.
         encode_text: its text encoder.
+        image_rows: lays out the image vectors of a prompt.
     """
 
-    def __init__(self, registry: Registry, bundle: Bundle, encode_text: EncodeText) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        bundle: Bundle,
+        encode_text: EncodeText,
+        image_rows: Callable[[Prompt], ImageRows | None],
+    ) -> None:
         self._registry = registry
         self._bundle = bundle
         self._encode_text = encode_text
+        self._image_rows = image_rows
         self._queue = FeatureQueue()
 
     def close(self) -> None:
@@ -71,6 +86,14 @@ class TaskFeatures:
         return self._queue.run(
             version, lambda: class_features(prompt, self._bundle.text_side, self._encode_text)
         )
+
+    def task(self, version: str, prompt: Prompt, features: FloatArray) -> Task:
+        """Make the task of a prompt from its class features (C, E).
+
+        Raises:
+            PromptFileInvalid: its image vectors are for another tower.
+        """
+        return Task.from_prompt(version, prompt, features, self._image_rows(prompt))
 
     def from_bytes(self, data: bytes) -> FloatArray:
         """Read class features (C, E) as stored in the registry."""

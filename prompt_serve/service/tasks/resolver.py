@@ -132,11 +132,11 @@ class TaskResolver:
             raise VersionRemoved(version)
         prompt = from_bytes(stored.data)
         if stored.features is not None:
-            return Task.from_prompt(version, prompt, self._features.from_bytes(stored.features))
+            return self._features.task(version, prompt, self._features.from_bytes(stored.features))
         features = self._features.compute(prompt, version)
         data = features_to_bytes(features)
         self._registry.save_features(version, self._features.fingerprint, data)
-        return Task.from_prompt(version, prompt, features)
+        return self._features.task(version, prompt, features)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
-from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 
@@ -83,6 +82,7 @@ class TaskStore:
         """
         check_task_name(name)
         prompt, features = self._read(data)
+        self._features.task(version_of(data), prompt, features)  # raises if it cannot be made
         return NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
 
     def _read(self, data: bytes) -> tuple[Prompt, FloatArray]:
@@ -112,7 +112,8 @@ class TaskStore:
         features: FloatArray,
         condition: Condition,
     ) -> tuple[TaskInfo, bool]:
+        task = self._features.task(version_of(data), prompt, features)
         new = NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
         stored, is_new = self._registry.put(new, condition)
-        self._cache.put(Task.from_prompt(stored.version, prompt, features))
+        self._cache.put(task)
         return self._catalog.describe(stored, prompt), is_new

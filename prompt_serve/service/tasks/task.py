@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from prompt_serve.prompts.class_vectors import LabelVectors
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.scoring import LabelScores
 from prompt_serve.types import FloatArray
@@ -25,9 +26,16 @@ class Task:
     sketch: FloatArray | None = None  # (K, E), unit length: directions of the training images
     unlike_below: float = -1.0  # a cosine to the sketch below it means the same
     label_scores: LabelScores | None = None  # of a multi-label task, in place of the softmax
+    image_rows: ImageRows | None = None  # vectors of the image tower, for this task's images
 
     @classmethod
-    def from_prompt(cls, version: str, prompt: Prompt, class_features: FloatArray) -> "Task":
+    def from_prompt(
+        cls,
+        version: str,
+        prompt: Prompt,
+        class_features: FloatArray,
+        image_rows: ImageRows | None = None,
+    ) -> "Task":
         """Combine a prompt with its class features (C, E), which become read-only."""
         class_features.flags.writeable = False
         return cls(
@@ -41,6 +49,7 @@ class Task:
             label_scores=prompt.classes.class_features()[1]
             if isinstance(prompt.classes, LabelVectors)
             else None,
+            image_rows=image_rows,
         )
 
     @cached_property
@@ -49,4 +58,5 @@ class Task:
         names = sum(sys.getsizeof(name) + _POINTER_BYTES for name in self.class_names)
         sketch = 0 if self.sketch is None else self.sketch.nbytes
         scores = 0 if self.label_scores is None else self.label_scores.nbytes
-        return self.class_features.nbytes + sketch + scores + names + _OBJECT_BYTES
+        rows = 0 if self.image_rows is None else self.image_rows.size_bytes
+        return self.class_features.nbytes + sketch + scores + rows + names + _OBJECT_BYTES

@@ -18,7 +18,7 @@ from prompt_serve.service.problems import MEDIA_TYPE
 from prompt_serve.service.settings import PREFIX, Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import ROOT
-from tests.service.prompts import bomb, learned_prompt, picture, unprobed, unservable
+from tests.service.prompts import bomb, conditional, learned_prompt, picture, unprobed
 from tests.service.secured_service import SecuredService
 
 DOCUMENT = ROOT / "docs" / "reference.md"
@@ -194,12 +194,12 @@ def _provoked_by_requests(http: httpx.Client) -> Iterator[tuple[str, httpx.Respo
 def _bad_prompts(backbone: Backbone) -> Iterator[tuple[str, bytes]]:
     good = learned_prompt(backbone, ["a", "b"])
     elsewhere = backbone.ref.model_copy(update={"fingerprint": "0" * 64})
-    text, image = unservable(backbone.ref.text_width, 64, backbone.ref.embed_dim)["VPT"]
+    of_image = conditional(backbone.ref.text_width, backbone.ref.embed_dim)
     long = " ".join(["word"] * 50)  # more tokens than the text tower takes
     yield "prompt-file-invalid", b"no prompt file"
     yield "backbone-mismatch", to_bytes(replace(good, backbone=elsewhere))
     yield "probe-mismatch", to_bytes(replace(good, probe=good.probe + np.float16(1)))
-    yield "prompt-unsupported", to_bytes(unprobed(backbone, ["a", "b"], text, image))
+    yield "prompt-unsupported", to_bytes(unprobed(backbone, ["a", "b"], of_image))
     yield "prompt-too-long", to_bytes(replace(good, class_names=("a", long)))
 
 

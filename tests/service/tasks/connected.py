@@ -2,6 +2,7 @@
 
 from prompt_serve.bundle import Bundle
 from prompt_serve.prompts.class_features import EncodeText
+from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.cache import TaskCache
@@ -18,11 +19,16 @@ class Tasks:
 
     def __init__(self, registry: Registry, bundle: Bundle, encode_text: EncodeText) -> None:
         self.cache = TaskCache(10**7)
-        self.features = TaskFeatures(registry, bundle, encode_text)
+        self.features = TaskFeatures(registry, bundle, encode_text, no_rows)
         self.resolver = TaskResolver(registry, self.features, self.cache)
         self.catalog = TaskCatalog(registry, bundle.manifest.backbone.fingerprint)
         self.store = TaskStore(registry, self.features, self.cache, self.catalog)
         self.editor = TaskEditor(registry, self.resolver, self.cache, self.catalog)
+
+
+def no_rows(prompt: Prompt) -> None:
+    """Lay out the image vectors of a prompt that has none."""
+    assert prompt.image is None
 
 
 def never(sequences: Sequences) -> FloatArray:

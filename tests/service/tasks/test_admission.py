@@ -25,12 +25,13 @@ from prompt_serve.types import FloatArray
 from tests.backbones import EMBED_DIM, TEXT_WIDTH, write_tiny_backbone
 from tests.service.prompts import (
     Numbers,
+    conditional,
     deep_text,
+    image_prompts,
     learned_prompt,
     probed,
     ragged,
     unprobed,
-    unservable,
 )
 
 NAMES = ("cat", "golden retriever", "very_long_name of some rare tropical frog", "dog", "x")
@@ -109,15 +110,27 @@ def _shallow(text: TextEncoding) -> TextEncoding | None:
     return text.layers[0] if isinstance(text, Deep) else None
 
 
-@pytest.mark.parametrize("kind", unservable(TEXT_WIDTH, 64, EMBED_DIM))
-def test_prompts_that_are_not_served_yet_say_so_and_what_to_do(
-    tiny_backbone: Backbone, bundle: Bundle, engine: Engine, kind: str
+def test_prompts_that_depend_on_the_image_say_so_and_what_to_do(
+    tiny_backbone: Backbone, bundle: Bundle, engine: Engine
 ) -> None:
-    text, image = unservable(TEXT_WIDTH, 64, EMBED_DIM)[kind]
-    prompt = probed(unprobed(tiny_backbone, NAMES, text, image, method="m"), tiny_backbone)
+    text = conditional(TEXT_WIDTH, EMBED_DIM)
+    prompt = probed(unprobed(tiny_backbone, NAMES, text, method="m"), tiny_backbone)
 
     with pytest.raises(PromptUnsupported, match=r"\(method 'm'\) has .*[Tt]rain .*'dip'"):
         served_features(prompt, bundle, engine.encode_text)
+
+
+@pytest.mark.parametrize("kind", image_prompts(TEXT_WIDTH, 64))
+def test_a_tower_that_takes_no_vectors_says_which_do(
+    tiny_backbone: Backbone, bundle: Bundle, engine: Engine, kind: str
+) -> None:
+    text, image = image_prompts(TEXT_WIDTH, 64)[kind]
+    prompt = probed(unprobed(tiny_backbone, NAMES, text, image, method="m"), tiny_backbone)
+    manifest = bundle.manifest.model_copy(update={"image_tower": None})
+    convolutional = Bundle(bundle.path, manifest)
+
+    with pytest.raises(PromptUnsupported, match=r"'m'.*'embedded-vit' or ViT-B-16.*'dip'"):
+        served_features(prompt, convolutional, engine.encode_text)
 
 
 def test_vectors_for_another_number_of_blocks_are_refused(

@@ -19,13 +19,13 @@ from prompt_serve.types import FloatArray
 from tests.backbones import EMBED_DIM, TEXT_WIDTH
 from tests.service.prompts import (
     Numbers,
+    conditional,
     deep_text,
     learned_prompt,
     picture,
     probed,
     ragged,
     unprobed,
-    unservable,
 )
 
 pytestmark = pytest.mark.serve
@@ -91,16 +91,15 @@ def test_deep_prompts_answer_as_in_training(
         http.delete(f"/v1/tasks/{name}")
 
 
-def test_prompts_for_the_image_tower_and_conditional_ones_are_refused(
-    http: httpx.Client, tiny_backbone: Backbone
-) -> None:
+def test_conditional_prompts_are_refused(http: httpx.Client, tiny_backbone: Backbone) -> None:
     revision = http.get("/v1/info").json()["revision"]
-    for kind, (text, image) in unservable(TEXT_WIDTH, 64, EMBED_DIM).items():
-        prompt = probed(unprobed(tiny_backbone, PETS, text, image), tiny_backbone)
-        detail = refused(http, to_bytes(prompt), "prompt-unsupported")
-        why = "different class features for every image" if kind == "CoCoOp" else "the image tower"
-        assert why in detail
-        assert "'dip'" in detail
+    text = conditional(TEXT_WIDTH, EMBED_DIM)
+    prompt = probed(unprobed(tiny_backbone, PETS, text), tiny_backbone)
+
+    detail = refused(http, to_bytes(prompt), "prompt-unsupported")
+
+    assert "different class features for every image" in detail
+    assert "'dip'" in detail
     assert http.get("/v1/info").json()["revision"] == revision
 
 
@@ -108,8 +107,8 @@ def test_a_refused_prompt_leaves_the_task_that_is_served(
     http: httpx.Client, tiny_backbone: Backbone
 ) -> None:
     served = put(http, "stays", learned_prompt(tiny_backbone, PETS))
-    text, image = unservable(TEXT_WIDTH, 64, EMBED_DIM)["MaPLe"]
-    prompt = probed(unprobed(tiny_backbone, PETS, text, image), tiny_backbone)
+    text = conditional(TEXT_WIDTH, EMBED_DIM)
+    prompt = probed(unprobed(tiny_backbone, PETS, text), tiny_backbone)
 
     assert http.put("/v1/tasks/stays", content=to_bytes(prompt)).status_code == 422
     assert http.get("/v1/tasks/stays").json()["version"] == served.version
