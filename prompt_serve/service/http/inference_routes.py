@@ -36,10 +36,13 @@ _ONE_PIXEL_PNG = (
 router = APIRouter(tags=["inference"])
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
-_TOP_K = {"type": "integer", "default": DEFAULT_TOP_K}
+_TOP_K = {"type": "integer", "minimum": 1}
 _TASK_TEXT = "Task names: NAME, NAME@VERSION, or * for all."
 _TAG_TEXT = "Tags: adds all tasks that have one of them."
-_TOP_K_TEXT = "Number of classes per task, best first. In a body that has one, its own counts."
+_TOP_K_TEXT = (
+    f"Number of classes per task, best first; {DEFAULT_TOP_K} if not given. In a body that has "
+    f"one, its own counts."
+)
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
     "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},
@@ -86,7 +89,7 @@ def _openapi_body(
     return {"requestBody": {"required": True, "content": forms}, "parameters": parameters}
 
 
-_SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k": 3}
+_SOME_TASKS = {"tasks": ["pets"], "tags": ["animals"], "top_k": 3}
 
 
 @router.post(
