@@ -98,7 +98,9 @@ def _install(folder: Path) -> None:
     if done.returncode == 0:
         return
     assert not any(code in done.stderr for code in OUR_FAULTS), done.stderr
-    pytest.skip(f"THE TYPESCRIPT CLIENT IS NOT TESTED HERE: npm ci failed: {done.stderr[-500:]}")
+    pytest.skip(
+        f"THE TYPESCRIPT CLIENT IS NOT TESTED HERE: npm ci failed: {done.stderr.strip()[:300]}"
+    )
 
 
 def _run(*command: Any, cwd: Path) -> str:
