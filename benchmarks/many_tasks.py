@@ -108,7 +108,7 @@ def cold_names(home: Path, bundle: Path) -> dict[str, float]:
     SQLite hold is in both figures.
     """
     core = _core(home, bundle, feature_cache_bytes=0)
-    names = core.registry.names_of_backbone(core.bundle.manifest.backbone.fingerprint)
+    names = core.registry.versions_of_backbone(core.bundle.manifest.backbone.fingerprint)
     for _, name in zip(range(REQUESTS), itertools.cycle(names), strict=False):
         core.resolver.resolve([name])  # one at a time, so that no request holds many tasks
     rss_bytes = psutil.Process().memory_info().rss

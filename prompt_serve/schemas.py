@@ -113,8 +113,28 @@ class ImageResult(Schema):
 
     index: int  # place of the image in the request, from 0
     filename: str | None = None
-    predictions: list[TaskPrediction] | None = None  # in the order of the request's tasks
+    # In the order of the request's tasks; with top_tasks, best first.
+    predictions: list[TaskPrediction] | None = None
     error: Problem | None = None
+
+
+class ImageLine(Schema):
+    """Line of an NDJSON answer: ``prediction`` of one task for one image, or the ``error`` of an
+    image, never both."""
+
+    index: int  # place of the image in the request, from 0
+    filename: str | None = None
+    prediction: TaskPrediction | None = None
+    error: Problem | None = None
+
+
+class LastLine(Schema):
+    """Last line of an NDJSON answer; an answer without it was cut off."""
+
+    complete: bool = Field(description="False if the answer ends with a `problem`.")
+    tasks: int | None = Field(default=None, description="Number of tasks that were scored.")
+    backbone: str | None = None
+    problem: Problem | None = None
 
 
 class ClassifyAnswer(Schema):
@@ -139,6 +159,12 @@ _TOP_K = Field(
     default=DEFAULT_TOP_K,
     description=f"Number of classes per task, best first; {DEFAULT_TOP_K} if not given.",
 )
+_TOP_TASKS = Field(
+    default=None,
+    ge=1,
+    description="Only so many tasks per image, best first: by the probability of their best class, "
+    "those that find the image unknown last. The limit on tasks then holds for these alone.",
+)
 _IMAGES = Field(
     description="Image files in base64 or as data URIs; also URLs, if the service fetches images."
 )
@@ -151,6 +177,7 @@ class ClassifyRequest(Schema):
     tasks: list[str] = _TASKS
     tags: list[str] = _TAGS
     top_k: int = _TOP_K
+    top_tasks: int | None = _TOP_TASKS
 
 
 class EmbedRequest(Schema):
@@ -166,6 +193,7 @@ class ScoreRequest(Schema):
     tasks: list[str] = _TASKS
     tags: list[str] = _TAGS
     top_k: int = _TOP_K
+    top_tasks: int | None = _TOP_TASKS
     fingerprint: str | None = Field(
         default=None,
         description="Fingerprint of the backbone that computed the embeddings, from /v1/embed or "
@@ -406,6 +434,11 @@ class Limits(Schema):
     )
     request_timeout_s: float | None = Field(
         default=None, description="Largest timeout that X-Request-Timeout-Ms may request."
+    )
+    max_streamed_tasks: int | None = Field(
+        default=None,
+        description="Tasks that an NDJSON request, or one with top_tasks, may name; tags and '*' "
+        "add any number. Null: the service answers in JSON only.",
     )
     image_urls: bool = Field(default=False, description="True if images may be given as URLs.")
 

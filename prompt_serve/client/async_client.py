@@ -36,7 +36,7 @@ from prompt_serve.client.scoring import (
 from prompt_serve.client.task_calls import TaskCalls
 from prompt_serve.client.wire import Call
 from prompt_serve.errors import ConfigInvalid, NotReady, ServiceUnreachable
-from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, Limits, ServiceInfo
+from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, ServiceInfo
 
 DEFAULT_URL = "http://localhost:3000"
 POLL_S = 0.2
@@ -85,7 +85,7 @@ class AsyncClient(TaskCalls):
         )
         self._retry = RetryPolicy(retries=retries)
         self._concurrency = concurrency
-        self._limits: Limits | None = None
+        self._service: ServiceInfo | None = None
 
     @property
     def base_url(self) -> str:
@@ -115,6 +115,7 @@ class AsyncClient(TaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> ImageResult: ...
 
@@ -126,6 +127,7 @@ class AsyncClient(TaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> list[ImageResult]: ...
 
@@ -136,6 +138,7 @@ class AsyncClient(TaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> ImageResult | list[ImageResult]:
         """Classify one or more images with one or more tasks.
@@ -146,8 +149,11 @@ class AsyncClient(TaskCalls):
                 fetches; or an iterable of these of any length, which is split into requests
                 within the service's limits.
             tasks: task names; ``NAME@VERSION`` for one version of a task, ``*`` for all tasks.
+                They may be any number: beyond the limit of a JSON answer they are read from NDJSON.
             top_k: number of classes per task, best first.
             tags: tags; all tasks that have one of them are used too.
+            top_tasks: only so many tasks per image, best first: by the probability of their best
+                class, tasks that find the image unknown last.
             deadline_s: time limit of each request in the service, in seconds; images that are
                 not encoded by then get an error.
 
@@ -161,7 +167,7 @@ class AsyncClient(TaskCalls):
             TaskNotFound: a task is unknown.
         """
         one, many = one_or_many(images)
-        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
         results = await self.classify_all(many, options)
         return wire.single_result(results) if one else results
 
@@ -169,7 +175,7 @@ class AsyncClient(TaskCalls):
         self, images: Iterable[ImageSource], options: ClassifyOptions
     ) -> list[ImageResult]:
         """Classify several images and return one result per image, in order."""
-        plan = await self._plan(CHUNK_IMAGES)
+        plan = await self._plan(CHUNK_IMAGES, options)
         return await self._run_all(
             images, Classifier(self._connection, options, plan=plan, retry=self._retry)
         )
@@ -207,6 +213,7 @@ class AsyncClient(TaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> list[ImageResult]:
         """Classify images by their embeddings, without sending the images again.
@@ -217,6 +224,7 @@ class AsyncClient(TaskCalls):
             tasks: as for ``classify``.
             top_k: as for ``classify``.
             tags: as for ``classify``.
+            top_tasks: as for ``classify``.
             deadline_s: as for ``classify``.
 
         Returns:
@@ -227,8 +235,8 @@ class AsyncClient(TaskCalls):
             BackboneMismatch: they were made by another backbone than the service's.
         """
         rows, fingerprint = rows_of_embeddings(embeddings)
-        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
-        plan = await self._plan(CHUNK_IMAGES)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
+        plan = await self._plan(CHUNK_IMAGES, options)
         scorer = EmbeddingScorer(self._connection, options, plan=plan, retry=self._retry)
         return await scorer(rows, fingerprint)
 
@@ -249,6 +257,7 @@ class AsyncClient(TaskCalls):
         *,
         tags: str | Sequence[str] = (),
         top_k: int = 1,
+        top_tasks: int | None = None,
         chunk_size: int = CHUNK_IMAGES,
         retry_for_s: float = 60.0,
         deadline_s: float | None = None,
@@ -264,6 +273,7 @@ class AsyncClient(TaskCalls):
             tasks: as for ``classify``.
             tags: as for ``classify``.
             top_k: number of classes per task, best first.
+            top_tasks: as for ``classify``.
             chunk_size: maximum number of images per request, within the service's limits.
             retry_for_s: seconds for which a request is retried while the service is down or busy.
             deadline_s: as for ``classify``.
@@ -278,7 +288,7 @@ class AsyncClient(TaskCalls):
             RequestInvalid: neither a task nor a tag was named.
             TaskNotFound: a task is unknown.
         """
-        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
         scorer = await self.scorer(options, chunk_size, retry_for_s)
         chunks = async_chunks_of(images, scorer.plan.chunk_size)
         with progress_bar(images, shown=progress) as bar:
@@ -293,7 +303,7 @@ class AsyncClient(TaskCalls):
     ) -> "Scorer":
         """Return the coroutine function that ``score`` runs for each chunk."""
         retry = RetryPolicy(retries=None, budget_s=retry_for_s)
-        plan = await self._plan(chunk_size)
+        plan = await self._plan(chunk_size, options)
         classifier = Classifier(self._connection, options, plan=plan, retry=retry)
         return Scorer(classifier, options.selectors)
 
@@ -322,10 +332,12 @@ class AsyncClient(TaskCalls):
                     raise type(error)(waited, **error.facts) from error
             await asyncio.sleep(POLL_S)
 
-    async def _plan(self, chunk_size: int) -> Plan:
-        if self._limits is None:
-            self._limits = (await self.info()).limits
-        return plan_for(self._limits, concurrency=self._concurrency, chunk_size=chunk_size)
+    async def _plan(self, chunk_size: int, options: ClassifyOptions | None = None) -> Plan:
+        if self._service is None:
+            self._service = await self.info()
+        return plan_for(
+            self._service, options, concurrency=self._concurrency, chunk_size=chunk_size
+        )
 
 
 class Scorer:

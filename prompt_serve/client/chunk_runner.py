@@ -92,6 +92,9 @@ class Classifier(ChunkRunner[ImageResult]):
         return wire.failed_result(image, error)
 
     async def _send(self, files: list[ImageFile], group: ClassifyOptions) -> list[ImageResult]:
-        call = wire.classify_call(files, group.tasks, group.tags, group.top_k, group.deadline_s)
+        call = wire.classify_call(files, group, streamed=self.plan.streams)
         reply = await self._connection.send(call, self._retry)
-        return wire.read_image_results(reply.response, files, group.n_tasks)
+        # In a thread: thousands of lines would block the event loop.
+        return await asyncio.to_thread(
+            wire.read_image_results, reply.response, files, group.n_predictions
+        )

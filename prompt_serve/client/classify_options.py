@@ -18,6 +18,7 @@ class ClassifyOptions:
     tags: tuple[str, ...] = ()
     top_k: int = DEFAULT_TOP_K
     deadline_s: float | None = None
+    top_tasks: int | None = None  # only so many tasks per image, best first
 
     @classmethod
     def from_arguments(
@@ -26,6 +27,7 @@ class ClassifyOptions:
         tags: str | Sequence[str] = (),
         top_k: int = DEFAULT_TOP_K,
         deadline_s: float | None = None,
+        top_tasks: int | None = None,
     ) -> Self:
         """Check a caller's arguments; a single name becomes a tuple, duplicates are dropped.
 
@@ -34,15 +36,30 @@ class ClassifyOptions:
         """
         if deadline_s is not None and deadline_s <= 0:
             raise RequestInvalid(f"deadline_s is {deadline_s:g}; expected seconds above 0.")
-        options = cls(tasks=_unique(tasks), tags=_unique(tags), top_k=top_k, deadline_s=deadline_s)
+        options = cls(
+            tasks=_unique(tasks),
+            tags=_unique(tags),
+            top_k=top_k,
+            deadline_s=deadline_s,
+            top_tasks=top_tasks,
+        )
         if not options.selectors:
             raise RequestInvalid("No task was named. Name at least one, as in tasks='pets'.")
         return options
 
     @property
     def n_tasks(self) -> int | None:
-        """Number of predictions per image; None if only the service knows it."""
+        """Number of tasks; None if only the service knows it."""
         return None if self.tags or ALL_TASKS in self.tasks else len(self.tasks)
+
+    @property
+    def n_predictions(self) -> int | None:
+        """Number of predictions per image; None if only the service knows it."""
+        return self.n_tasks and min(self.n_tasks, self.top_tasks or self.n_tasks)
+
+    def may_exceed(self, max_tasks: int) -> bool:
+        """Return True if a JSON answer of at most ``max_tasks`` tasks may be too small."""
+        return self.top_tasks is None and (self.n_tasks is None or self.n_tasks > max_tasks)
 
     @property
     def selectors(self) -> tuple[str, ...]:
@@ -51,7 +68,7 @@ class ClassifyOptions:
 
     def groups(self, max_tasks: int) -> list[Self]:
         """Split into requests of at most ``max_tasks`` tasks, if the tasks can be counted."""
-        if self.n_tasks is None:
+        if self.n_tasks is None or self.top_tasks is not None:
             return [self]
         return [
             replace(self, tasks=self.tasks[i : i + max_tasks])

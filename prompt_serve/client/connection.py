@@ -21,7 +21,7 @@ from prompt_serve.client.retries import (
     RetryState,
     retry_after_s,
 )
-from prompt_serve.client.wire import PROXY_EXTENSION, Call, through
+from prompt_serve.client.wire import PROXY_EXTENSION, Call, through, unwrap_lines
 from prompt_serve.errors import (
     ConfigInvalid,
     DeadlineExceeded,
@@ -112,8 +112,8 @@ class Connection:
 
     async def _attempt(self, call: Call) -> httpx.Response | httpx.TransportError:
         try:
-            response = await self._http.request(
-                call.method, self.base_url + call.path, **call.arguments
+            response = unwrap_lines(
+                await self._http.request(call.method, self.base_url + call.path, **call.arguments)
             )
         except _RETRIED_ERRORS as error:
             return error
@@ -160,6 +160,11 @@ class Connection:
             )
         if "WRONG_VERSION_NUMBER" in str(error):
             return "No TLS is spoken there: use an http:// URL (--url)."
+        if "incomplete" in str(error):
+            return (
+                "The answer was cut off: send fewer images at a time, or raise the limits of the "
+                "proxy in front of the service."
+            )
         if self._proxy_name:
             return (
                 f"Is the service running, and can the proxy reach it? To connect without the "

@@ -1,5 +1,6 @@
 """Embeddings of images, and scores of embeddings."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -108,14 +109,14 @@ class EmbeddingScorer:
     ) -> None:
         self._connection = connection
         self._groups = options.groups(plan.max_tasks)
-        self._rows_per_request = plan.max_embeddings
+        self._plan = plan
         self._retry = retry
 
     async def __call__(self, rows: FloatArray, fingerprint: str | None) -> list[ImageResult]:
         """Return one result per row of (N, E), in order."""
         results: list[ImageResult] = []
-        for start in range(0, len(rows), self._rows_per_request):
-            part = rows[start : start + self._rows_per_request].tolist()
+        for start in range(0, len(rows), self._plan.max_embeddings):
+            part = rows[start : start + self._plan.max_embeddings].tolist()
             by_group = [await self._send(part, group, fingerprint) for group in self._groups]
             for offset, parts in enumerate(zip(*by_group, strict=True)):
                 merged = wire.merge_results(parts)
@@ -125,11 +126,11 @@ class EmbeddingScorer:
     async def _send(
         self, rows: list[list[float]], group: ClassifyOptions, fingerprint: str | None
     ) -> list[ImageResult]:
-        call = wire.score_call(
-            rows, group.tasks, group.tags, group.top_k, group.deadline_s, fingerprint
-        )
+        call = wire.score_call(rows, group, fingerprint, streamed=self._plan.streams)
         reply = await self._connection.send(call, self._retry)
-        return wire.read_results(reply.response, len(rows), group.n_tasks)
+        return await asyncio.to_thread(
+            wire.read_results, reply.response, len(rows), group.n_predictions
+        )
 
 
 def rows_of_embeddings(embeddings: EmbeddingSource) -> tuple[FloatArray, str | None]:

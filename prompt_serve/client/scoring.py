@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.images import ImageSource, source_of
-from prompt_serve.schemas import ClassScore, ImageResult, Limits, Problem
+from prompt_serve.schemas import ClassScore, ImageResult, Problem, ServiceInfo
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -33,6 +34,7 @@ CHUNK_IMAGES = 32
 # Large enough that the cost per request is negligible, small enough to hold little memory.
 REQUEST_BYTES = 8 * 2**20
 EMBEDDINGS_PER_REQUEST = 512
+PREDICTIONS_PER_REQUEST = 20_000  # about 10 MB, of requests with more tasks than a JSON answer has
 
 Chunk: TypeAlias = list[tuple[int, ImageSource]]
 Result = TypeVar("Result")
@@ -72,6 +74,7 @@ class Plan:
     max_body_bytes: int
     max_tasks: int
     max_embeddings: int
+    streams: bool = False  # ask for NDJSON, which any number of tasks fits
 
     @property
     def depth(self) -> int:
@@ -79,16 +82,39 @@ class Plan:
         return self.concurrency + 2
 
 
-def plan_for(limits: Limits, *, concurrency: int, chunk_size: int = CHUNK_IMAGES) -> Plan:
-    """Plan requests that fill at most half of the service's queue, so that two clients fit."""
+def plan_for(
+    service: ServiceInfo,
+    options: ClassifyOptions | None = None,
+    *,
+    concurrency: int,
+    chunk_size: int = CHUNK_IMAGES,
+) -> Plan:
+    """Plan requests that fill at most half of the service's queue, so that two clients fit.
+
+    Args:
+        service: its limits and its number of tasks.
+        options: tasks to score, if any.
+        concurrency: number of chunks in flight.
+        chunk_size: maximum number of images per chunk.
+    """
+    limits = service.limits
     fair_share = max(1, limits.max_queue_images // (2 * concurrency))
+    max_images = min(chunk_size, limits.max_images, fair_share)
+    max_tasks = limits.max_tasks
+    max_embeddings = min(EMBEDDINGS_PER_REQUEST, limits.max_embeddings or EMBEDDINGS_PER_REQUEST)
+    streams = False
+    if options and limits.max_streamed_tasks and options.may_exceed(limits.max_tasks):
+        streams, max_tasks = True, limits.max_streamed_tasks
+        at_once = PREDICTIONS_PER_REQUEST // max(1, options.n_tasks or service.tasks)
+        max_images, max_embeddings = min(max_images, at_once), min(max_embeddings, at_once)
     return Plan(
-        chunk_size=max(1, min(chunk_size, limits.max_images, fair_share)),
+        chunk_size=max(1, max_images),
         concurrency=concurrency,
         request_bytes=min(REQUEST_BYTES, limits.max_body_bytes),
         max_body_bytes=limits.max_body_bytes,
-        max_tasks=limits.max_tasks,
-        max_embeddings=min(EMBEDDINGS_PER_REQUEST, limits.max_embeddings or EMBEDDINGS_PER_REQUEST),
+        max_tasks=max_tasks,
+        max_embeddings=max(1, max_embeddings),
+        streams=streams,
     )
 
 

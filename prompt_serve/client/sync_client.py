@@ -83,6 +83,7 @@ class Client(SyncTaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> ImageResult: ...
 
@@ -94,6 +95,7 @@ class Client(SyncTaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> list[ImageResult]: ...
 
@@ -104,6 +106,7 @@ class Client(SyncTaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> ImageResult | list[ImageResult]:
         """Classify one or more images; see ``AsyncClient.classify``.
@@ -112,7 +115,7 @@ class Client(SyncTaskCalls):
             The result of a single image, or a list of results in the order of the images.
         """
         one, many = one_or_many(images)
-        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
         # A list, because a generator must run in the thread of its caller.
         results = self._loop.run(self._client.classify_all, list(many), options)
         return single_result(results) if one else results
@@ -134,6 +137,7 @@ class Client(SyncTaskCalls):
         top_k: int = DEFAULT_TOP_K,
         *,
         tags: str | Sequence[str] = (),
+        top_tasks: int | None = None,
         deadline_s: float | None = None,
     ) -> list[ImageResult]:
         """Classify images by their embeddings; see ``AsyncClient.score_embeddings``."""
@@ -143,6 +147,7 @@ class Client(SyncTaskCalls):
             tasks,
             top_k,
             tags=tags,
+            top_tasks=top_tasks,
             deadline_s=deadline_s,
         )
 
@@ -153,6 +158,7 @@ class Client(SyncTaskCalls):
         *,
         tags: str | Sequence[str] = (),
         top_k: int = 1,
+        top_tasks: int | None = None,
         chunk_size: int = CHUNK_IMAGES,
         retry_for_s: float = 60.0,
         deadline_s: float | None = None,
@@ -162,7 +168,7 @@ class Client(SyncTaskCalls):
 
         ``images`` is consumed in the thread that iterates over the rows.
         """
-        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s)
+        options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
         scorer = self._loop.run(self._client.scorer, options, chunk_size, retry_for_s)
         chunks = chunks_of(images, scorer.plan.chunk_size)
 

@@ -11,8 +11,9 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.images import ImageFile, UnreadableImage
 from prompt_serve.client.retries import retry_after_s
 from prompt_serve.errors import (
@@ -33,11 +34,15 @@ from prompt_serve.schemas import (
     ClassifyAnswer,
     EmbedAnswer,
     EmbeddedImage,
+    ImageLine,
     ImageResult,
+    LastLine,
     Problem,
+    TaskPrediction,
 )
 
 EXCERPT_CHARACTERS = 200
+NDJSON = "application/x-ndjson"
 PROXY_EXTENSION = "prompt_serve_proxy"  # of a response: the proxy it came through, or None
 _RESERVED = {"args", "message", "facts"}  # attributes that every exception already has
 _IMAGE_ERROR_CODES = frozenset(
@@ -65,50 +70,57 @@ class Call:
 
 
 def classify_call(
-    files: Sequence[ImageFile],
-    tasks: Sequence[str],
-    tags: Sequence[str],
-    top_k: int,
-    deadline_s: float | None,
+    files: Sequence[ImageFile], options: ClassifyOptions, *, streamed: bool = False
 ) -> Call:
-    """Build ``POST /v1/classify`` as multipart/form-data."""
-    fields = {"task": list(tasks), "tag": list(tags), "top_k": str(top_k)}
+    """Build ``POST /v1/classify`` as multipart/form-data.
+
+    Args:
+        files: images.
+        options: tasks, classes per task and time limit.
+        streamed: ask for NDJSON.
+    """
+    fields: dict[str, Any] = {
+        "task": list(options.tasks),
+        "tag": list(options.tags),
+        "top_k": str(options.top_k),
+    }
+    if options.top_tasks is not None:
+        fields["top_tasks"] = str(options.top_tasks)
     body = {"files": list(map(_part, files)), "data": fields}
-    return Call("POST", "/v1/classify", body | _deadline(deadline_s))
+    return Call("POST", "/v1/classify", body | _headers(options.deadline_s, streamed))
 
 
 def embed_call(files: Sequence[ImageFile], deadline_s: float | None) -> Call:
     """Build ``POST /v1/embed`` as multipart/form-data; the response is JSON."""
-    return Call("POST", "/v1/embed", {"files": list(map(_part, files))} | _deadline(deadline_s))
+    return Call("POST", "/v1/embed", {"files": list(map(_part, files))} | _headers(deadline_s))
 
 
 def score_call(
     rows: Sequence[Sequence[float]],
-    tasks: Sequence[str],
-    tags: Sequence[str],
-    top_k: int,
-    deadline_s: float | None,
+    options: ClassifyOptions,
     fingerprint: str | None,
+    *,
+    streamed: bool = False,
 ) -> Call:
     """Build ``POST /v1/score`` in JSON.
 
     Args:
         rows: (N, E) embeddings. Rows with NaN or infinity are sent as zeros, which the service
             rejects one by one.
-        tasks: task names.
-        tags: tags; all tasks with one of them are scored too.
-        top_k: number of classes per task.
-        deadline_s: time limit of the request in seconds; None for the service's own.
+        options: tasks, classes per task and time limit.
         fingerprint: fingerprint of the backbone that made the embeddings, if known.
+        streamed: ask for NDJSON.
     """
     body = {
         "embeddings": [_finite_or_zeros(row) for row in rows],
-        "tasks": list(tasks),
-        "tags": list(tags),
-        "top_k": top_k,
+        "tasks": list(options.tasks),
+        "tags": list(options.tags),
+        "top_k": options.top_k,
         "fingerprint": fingerprint,
     }
-    return Call("POST", "/v1/score", {"json": body} | _deadline(deadline_s))
+    if options.top_tasks is not None:
+        body["top_tasks"] = options.top_tasks
+    return Call("POST", "/v1/score", {"json": body} | _headers(options.deadline_s, streamed))
 
 
 def _finite_or_zeros(row: Sequence[float]) -> list[float]:
@@ -122,10 +134,44 @@ def _part(file: ImageFile) -> tuple[str, tuple[str | None, bytes, str] | tuple[N
     return "image", (file.name, file.data, "application/octet-stream")
 
 
-def _deadline(deadline_s: float | None) -> dict[str, dict[str, str]]:
-    if deadline_s is None:
-        return {}
-    return {"headers": {TIMEOUT_HEADER: str(max(1, round(1000 * deadline_s)))}}
+def _headers(deadline_s: float | None, streamed: bool = False) -> dict[str, dict[str, str]]:
+    headers = {"Accept": NDJSON} if streamed else {}
+    if deadline_s is not None:
+        headers[TIMEOUT_HEADER] = str(max(1, round(1000 * deadline_s)))
+    return {"headers": headers} if headers else {}
+
+
+class _LastLine(LastLine):
+    """Last line of any service; a newer one may send more."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+def unwrap_lines(response: httpx.Response) -> httpx.Response:
+    """Return the response that an answer in NDJSON stands for once its last line is known: itself
+    if it is complete, or the problem that ended it; other responses as they are.
+
+    Raises:
+        httpx.RemoteProtocolError: the last line is missing.
+    """
+    if not _has_lines(response):
+        return response
+    try:
+        text = response.content.rstrip().rpartition(b"\n")[2]
+        last = _LastLine.model_validate_json(text)
+    except ValidationError:
+        raise httpx.RemoteProtocolError(
+            "the answer is incomplete: its last line is missing", request=response.request
+        ) from None
+    if last.problem is None:
+        return response
+    wait_s = (last.problem.model_extra or {}).get("retry_after_s")
+    return httpx.Response(
+        last.problem.status,
+        headers=None if wait_s is None else {"Retry-After": str(wait_s)},
+        content=last.problem.model_dump_json().encode(),
+        request=response.request,
+    )
 
 
 def read_answer(response: httpx.Response, message: type[Message]) -> Message:
@@ -211,6 +257,8 @@ def read_results(response: httpx.Response, n_items: int, n_tasks: int | None) ->
     errors = _errors_by_index(response, n_items)
     if errors is not None:
         results = [ImageResult(index=index, error=error) for index, error in errors.items()]
+    elif _has_lines(response):
+        results = _read_lines(response)
     else:
         results = read_answer(response, ClassifyAnswer).results
     by_index = {result.index: result for result in results}
@@ -219,6 +267,26 @@ def read_results(response: httpx.Response, n_items: int, n_tasks: int | None) ->
         tasks = "all tasks" if n_tasks is None else _count(n_tasks, "task")
         raise _service_failed(response, f"does not cover {_count(n_items, 'image')} and {tasks}")
     return [by_index[index] for index in range(n_items)]
+
+
+def _has_lines(response: httpx.Response) -> bool:
+    return response.is_success and response.headers.get("content-type", "").startswith(NDJSON)
+
+
+def _read_lines(response: httpx.Response) -> list[ImageResult]:
+    """Collect the lines of each image, without the last line."""
+    predictions: dict[int, list[TaskPrediction]] = {}
+    failed: list[ImageResult] = []
+    try:
+        for text in response.content.splitlines()[:-1]:
+            line = ImageLine.model_validate_json(text, extra="ignore")
+            if line.prediction is not None:
+                predictions.setdefault(line.index, []).append(line.prediction)
+            else:
+                failed.append(ImageResult(index=line.index, error=line.error))
+    except ValidationError as error:
+        raise _service_failed(response, "is not part of the protocol") from error
+    return [*failed, *(ImageResult(index=i, predictions=p) for i, p in predictions.items())]
 
 
 def read_embeddings(

@@ -4,6 +4,7 @@ BentoML provides the command line, packaging and lifecycle. Batching is our own
 (``inference.batcher``): BentoML's ``batchable=True`` mishandles batches of several callers.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -25,7 +26,7 @@ from prompt_serve.service import preflight, startup
 from prompt_serve.service.bind_address import anonymous_access
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
-from prompt_serve.service.inference.requests import TaskSelector, image_from_text
+from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
@@ -128,6 +129,10 @@ class PromptServe:
         self.core = Core(self._settings, database)
         set_service_info(self.core.bundle.manifest, self.core.engine.provider)
         _app.state.api_key_cache = ApiKeyCache(Keys(database))
+        # Full collections, frequent while large answers are made, would search all that was loaded
+        # so far, and hold every request for 0.1 s.
+        gc.collect()
+        gc.freeze()
         _app.state.core = self.core
 
     def _start_later(self) -> None:
@@ -181,7 +186,8 @@ class PromptServe:
         """
         try:
             items = [image_from_text(image) for image in images]
-            answer = await self._ready_core.classifier.classify(items, TaskSelector(tasks), top_k)
+            query = TaskQuery(TaskSelector(tasks), top_k)
+            answer = await self._ready_core.classifier.classify(items, query)
         except PromptServeError as error:
             raise BentoMLException(
                 f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)

@@ -17,6 +17,7 @@ from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.inference.task_scorer import TaskScorer
 from prompt_serve.service.observability.startup_timer import StartupTimer
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.database import Database
@@ -154,7 +155,11 @@ class Core:
             settings,
             manifest,
             batcher=self.batcher,
-            registry=self.registry,
-            resolver=self.resolver,
-            threads=self.threads,
+            scorer=TaskScorer(
+                settings,
+                manifest,
+                registry=self.registry,
+                resolver=self.resolver,
+                threads=self.threads,
+            ),
         )

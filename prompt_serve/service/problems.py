@@ -27,12 +27,22 @@ def problem_of(error: PromptServeError) -> Problem:
     return _problem(error.status, error.code, error.message, error.facts)
 
 
+def logged_problem(error: Exception) -> Problem:
+    """Return the problem document of any error with the request's id; log it if the service is at
+    fault."""
+    if not isinstance(error, PromptServeError):
+        _log.error("an answer failed", exc_info=error)
+        return _with_request_id(_unexpected())
+    if error.status >= 500:
+        _log.error("%s: %s", error.code, error.message, exc_info=error)
+    return _with_request_id(problem_of(error))
+
+
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
     """Return an HTTP response with ``problem``, the request's id, and any ``retry_after_s`` as
     Retry-After."""
     extra = dict(headers or {})
-    if request_id := current_request().request_id:
-        problem = problem.model_copy(update={"request_id": request_id})
+    problem = _with_request_id(problem)
     wait_s = (problem.model_extra or {}).get("retry_after_s")
     if isinstance(wait_s, int | float):
         extra["Retry-After"] = str(max(1, math.ceil(wait_s)))
@@ -76,10 +86,7 @@ class UnexpectedErrorMiddleware:
 
 
 async def _on_own_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, PromptServeError)  # noqa: S101 (the registration says so)
-    if error.status >= 500:
-        _log.error("%s: %s", error.code, error.message, exc_info=error)
-    return problem_response(problem_of(error))
+    return problem_response(logged_problem(error))
 
 
 async def _on_validation_error(_: Request, error: Exception) -> Response:
@@ -98,6 +105,11 @@ async def _on_http_exception(_: Request, error: Exception) -> Response:
         return problem_response(_problem(422, "request-invalid", detail))
     code = _CODES_OF_STATUS.get(error.status_code, "request-error")
     return problem_response(_problem(error.status_code, code, error.detail), error.headers)
+
+
+def _with_request_id(problem: Problem) -> Problem:
+    request_id = current_request().request_id
+    return problem.model_copy(update={"request_id": request_id}) if request_id else problem
 
 
 def _unexpected() -> Problem:

@@ -79,7 +79,16 @@ class Settings(BaseModel):
         description="Maximum pixels per image, as declared by its header; checked before decoding. "
         "Also holds for train and evaluate.",
     )
-    max_tasks: int = Field(256, ge=1, description="Maximum tasks per request.")
+    max_tasks: int = Field(
+        256, ge=1, description="Maximum tasks per JSON answer; NDJSON answers have no limit."
+    )
+    max_streamed_tasks: int = Field(
+        10_000,
+        ge=1,
+        le=30_000,  # parameters that SQLite and PostgreSQL take in one query
+        description="Maximum tasks that a request with NDJSON or top_tasks may name; tags and * "
+        "add any number.",
+    )
     max_embeddings: int = Field(
         4096, ge=1, description="Maximum embeddings per request to /v1/score."
     )
@@ -220,6 +229,7 @@ class Settings(BaseModel):
             max_images=self.max_images,
             max_image_pixels=self.max_image_pixels,
             max_tasks=self.max_tasks,
+            max_streamed_tasks=self.max_streamed_tasks,
             max_queue_images=self.max_queue_images,
             max_embeddings=self.max_embeddings,
             max_scored_classes=self.max_scored_classes,

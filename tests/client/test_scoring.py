@@ -14,8 +14,7 @@ from prompt_serve.client import AsyncClient, Client
 from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.scoring import Chunk, ScoredImage, chunks_of, in_order, plan_for
 from prompt_serve.errors import ServiceUnreachable, TaskNotFound
-from prompt_serve.schemas import Limits
-from tests.client.fake_service import LIMITS, Drop, FakeService, numbered_image, problem
+from tests.client.fake_service import Drop, FakeService, numbered_image, problem
 
 
 def numbers_of(rows: list[ScoredImage]) -> list[str | None]:
@@ -93,8 +92,10 @@ def test_requests_keep_the_limits_of_the_service(service: FakeService, client: C
     assert sorted(service.behavior.images_per_request) == [1, 3, 3, 3]
 
 
-def test_a_plan_fills_at_most_half_of_the_queue() -> None:
-    plan = plan_for(Limits(**{**LIMITS, "max_queue_images": 32}), concurrency=4)
+def test_a_plan_fills_at_most_half_of_the_queue(service: FakeService, client: Client) -> None:
+    service.behavior.limits["max_queue_images"] = 32
+
+    plan = plan_for(client.info(), concurrency=4)
 
     assert plan.chunk_size * plan.concurrency <= 32 // 2
 

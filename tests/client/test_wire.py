@@ -33,7 +33,7 @@ def test_options_without_a_task_or_with_an_expired_deadline_are_rejected() -> No
 def test_a_deadline_travels_as_a_header_and_a_url_as_a_field() -> None:
     files = [ImageFile(0, "a", b"x"), ImageFile(1, "b", b"https://x/", is_url=True)]
 
-    call = wire.classify_call(files, ["a"], ["t"], 3, 0.25)
+    call = wire.classify_call(files, options(["a"], ["t"], 3, 0.25))
 
     assert call.arguments["headers"] == {"X-Request-Timeout-Ms": "250"}
     assert [name for name, _ in call.arguments["files"]] == ["image", "image_url"]
@@ -56,7 +56,7 @@ def test_embeddings_are_an_array_with_the_fingerprint_of_their_backbone() -> Non
     vectors = np.asarray([[1, 0], [np.nan, np.nan]], dtype=np.float32)
 
     rows, fingerprint = rows_of_embeddings(Embeddings(vectors, {}, "b", "f" * 64))
-    call = wire.score_call(rows.tolist(), ["a"], [], 1, None, fingerprint)
+    call = wire.score_call(rows.tolist(), options(["a"]), fingerprint)
 
     assert call.arguments["json"]["embeddings"] == [[1.0, 0.0], [0.0, 0.0]]
     assert call.arguments["json"]["fingerprint"] == "f" * 64

@@ -7,6 +7,7 @@ from prompt_serve.cli.serving.options import (
     deadline_option,
     service_options,
     task_options,
+    top_tasks_option,
 )
 from prompt_serve.cli.user_path import UserPath
 
@@ -21,6 +22,7 @@ from prompt_serve.cli.user_path import UserPath
     show_default=True,
     help="Number of classes per task, best first.",
 )
+@top_tasks_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
 @deadline_option
 @service_options
@@ -29,6 +31,7 @@ def classify(
     tasks: tuple[str, ...],
     tags: tuple[str, ...],
     top_k: int,
+    top_tasks: int | None,
     as_json: bool,
     deadline_s: float | None,
     url: str,
@@ -45,6 +48,7 @@ def classify(
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
     prompt-serve classify cat.jpg --tag season --deadline 2
+    prompt-serve classify cat.jpg --task '*' --top-tasks 3
     """
     from prompt_serve.cli.serving.image_lists import images_in_folders
     from prompt_serve.client import Client
@@ -54,7 +58,9 @@ def classify(
     if not paths:
         raise click.UsageError(f"No images in {', '.join(images)}.")
     with Client(url, timeout_s=timeout_s) as client:
-        results = client.classify(list(paths), tasks, top_k, tags=tags, deadline_s=deadline_s)
+        results = client.classify(
+            list(paths), tasks, top_k, tags=tags, top_tasks=top_tasks, deadline_s=deadline_s
+        )
     for path, result in zip(paths, results, strict=True):
         if as_json:
             click.echo(result.model_dump_json(exclude_none=True))

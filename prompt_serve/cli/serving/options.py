@@ -51,6 +51,17 @@ def task_options(command: Command) -> Command:
     return task(tag(command))
 
 
+def top_tasks_option(command: Command) -> Command:
+    """Add ``--top-tasks``, the number of tasks per image."""
+    return click.option(
+        "--top-tasks",
+        type=click.IntRange(min=1),
+        metavar="K",
+        help="Only the K best tasks per image, by the probability of their best class; tasks that "
+        "find the image unknown come last.  [default: all tasks]",
+    )(command)
+
+
 def check_tasks(tasks: tuple[str, ...], tags: tuple[str, ...]) -> None:
     """Raise a usage error if neither a task nor a tag was given."""
     if not tasks and not tags:

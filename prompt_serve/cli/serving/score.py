@@ -2,6 +2,7 @@
 
 import time
 from collections import Counter
+from collections.abc import Sequence, Set
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from prompt_serve.cli.serving.options import (
     deadline_option,
     service_options,
     task_options,
+    top_tasks_option,
 )
 from prompt_serve.cli.user_path import UserPath
 
@@ -41,6 +43,7 @@ _ALL_TASKS = "*"
     show_default=True,
     help="Number of classes per task in the column 'classes', best first.",
 )
+@top_tasks_option
 @click.option(
     "--resume",
     is_flag=True,
@@ -86,6 +89,7 @@ def score(
     tags: tuple[str, ...],
     out: Path,
     top_k: int,
+    top_tasks: int | None,
     resume: bool,
     mix_versions: bool,
     overwrite: bool,
@@ -99,6 +103,8 @@ def score(
 ) -> None:
     """Score images and write a table with one row per image and task.
 
+    Any number of tasks is scored; --top-tasks keeps the best of each image.
+
     INPUT is a folder (searched recursively), an image, or a text list (.txt) with one path per
     line. An invalid image becomes a row with an error, and scoring continues. The exit code is 1
     only if all images are invalid or the service cannot be reached.
@@ -106,6 +112,7 @@ def score(
     \b
     prompt-serve score photos/ --task pets --out scores.parquet
     prompt-serve score photos/ --task pets --out scores.jsonl --resume
+    prompt-serve score photos/ --task '*' --top-tasks 3 --out best.csv
     """
     from prompt_serve.cli.serving.image_lists import image_paths
     from prompt_serve.cli.serving.score_tables import (
@@ -129,21 +136,24 @@ def score(
     started = time.monotonic()
     with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
         versions = _task_versions(client, tasks, tags)
-        tasks = tuple(versions)
-        remaining = [path for path in paths if not all((path, task) in done for task in tasks)]
+        remaining = _unfinished(paths, versions.keys(), done, top_tasks)
         if len(remaining) < len(paths):
             skipped = len(paths) - len(remaining)
             click.echo(f"Skipped {skipped:,} of {len(paths):,} images that {out} already contains.")
         if remaining and not mix_versions:
             check_versions(out, contents, versions)
-        retried = contents.failed & {(path, task) for path in remaining for task in tasks}
+        again, selected = set(remaining), {*versions, *tasks, *(f"tag:{tag}" for tag in tags)}
+        retried = {row for row in contents.failed if row[0] in again and row[1] in selected}
         if retried:
             click.echo(f"Retrying {counted(len(retried), 'failed row')} of {out}.")
             remove_failed(out, retried)
         rows = client.score(
             remaining,
-            tasks,
+            # The best tasks are the service's choice; all tasks are the same for every image.
+            tasks if top_tasks else tuple(versions),
+            tags=tags if top_tasks else (),
             top_k=top_k,
+            top_tasks=top_tasks,
             chunk_size=chunk_size,
             retry_for_s=retry_for_s,
             deadline_s=deadline_s,
@@ -165,6 +175,15 @@ def score(
         raise click.exceptions.Exit(1)
 
 
+def _unfinished(
+    paths: Sequence[str], tasks: Set[str], done: Set[tuple[str, str]], top_tasks: int | None
+) -> list[str]:
+    """Return the images that have fewer rows than tasks, or than ``top_tasks``."""
+    n_rows = Counter(source for source, task in done if task in tasks)
+    n_tasks = min(len(tasks), top_tasks or len(tasks))
+    return [path for path in paths if n_rows[path] < n_tasks]
+
+
 def _task_versions(
     client: "Client", tasks: tuple[str, ...], tags: tuple[str, ...]
 ) -> dict[str, str | None]:
@@ -181,7 +200,7 @@ def _task_versions(
     if tags or len(named) < len(tasks):
         use_all = len(named) < len(tasks)
         for task in client.tasks():
-            if use_all or set(task.tags) & set(tags):
+            if task.servable and (use_all or set(task.tags) & set(tags)):
                 found[task.name] = task.version
     if not found:
         raise TaskNotFound(

@@ -1,5 +1,6 @@
 """Routes that run the model: ``POST /v1/classify``, ``/v1/embed`` and ``/v1/score``."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -12,10 +13,14 @@ from prompt_serve.schemas import (
     ClassifyRequest,
     EmbedAnswer,
     EmbedRequest,
+    ImageLine,
+    LastLine,
+    Schema,
     ScoreRequest,
 )
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.dependencies import BINARY, OCTETS, CoreOfApp, json_answer, problems
+from prompt_serve.service.http.ndjson import NDJSON, ndjson_answer
 from prompt_serve.service.http.request_bodies import (
     ParsedImageRequest,
     read_classify,
@@ -43,6 +48,8 @@ _TOP_K_TEXT = (
     f"Number of classes per task, best first; {DEFAULT_TOP_K} if not given. In a body that has "
     f"one, its own counts."
 )
+_TOP_TASKS: dict[str, Any] = {"type": "integer", "minimum": 1}
+_TOP_TASKS_TEXT = "Only so many tasks per image, best first. In a body that has it, its own counts."
 _IMAGE_FIELDS = {
     "image": {"type": "array", "items": BINARY, "description": "Image files."},
     "image_url": {**_TEXTS, "description": "Image URLs, if the service fetches them."},
@@ -51,6 +58,7 @@ _TASK_FIELDS = {
     "task": {**_TEXTS, "description": _TASK_TEXT},
     "tag": {**_TEXTS, "description": _TAG_TEXT},
     "top_k": {**_TOP_K, "description": _TOP_K_TEXT},
+    "top_tasks": {**_TOP_TASKS, "description": _TOP_TASKS_TEXT},
 }
 _PIXELS = {
     **BINARY,
@@ -74,7 +82,29 @@ _TASK_PARAMETERS = [
     _parameter("task", _TEXTS, _TASK_TEXT),
     _parameter("tag", _TEXTS, _TAG_TEXT),
     _parameter("top_k", _TOP_K, _TOP_K_TEXT),
+    _parameter("top_tasks", _TOP_TASKS, _TOP_TASKS_TEXT),
 ]
+
+
+def _schema(message: type[Schema]) -> dict[str, Any]:
+    """Return the schema of a message whose parts are components already."""
+    schema = message.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {name: part for name, part in schema.items() if name != "$defs"}
+
+
+_LINES: dict[int | str, dict[str, Any]] = {
+    200: {
+        "content": {
+            NDJSON: {
+                "schema": {
+                    "description": "Each line is a JSON document: one prediction or error of an "
+                    "image per line, then the last line.",
+                    "anyOf": [_schema(ImageLine), _schema(LastLine)],
+                }
+            }
+        }
+    }
+}
 
 
 def _openapi_body(
@@ -95,7 +125,7 @@ _SOME_TASKS = {"tasks": ["pets"], "tags": ["animals"], "top_k": 3}
 @router.post(
     "/classify",
     response_model=ClassifyAnswer,
-    responses=problems(404, 413, 422, 429, 503, 504),
+    responses={**_LINES, **problems(404, 413, 422, 429, 503, 504)},
     openapi_extra=_openapi_body(
         {
             "multipart/form-data": (
@@ -124,13 +154,18 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     Images are file parts, base64 in JSON, the body itself, or preprocessed pixels; all forms give
     the same answer. Each image is encoded once, whatever the number of tasks. An image that cannot
     be read has an `error` in its result; the request fails only if all images do.
+
+    With `Accept: application/x-ndjson` any number of tasks is answered, one line of JSON per task
+    and image, as soon as it is known. The last line has `complete`, and a `problem` if that is
+    false. With `top_tasks` each image has its best tasks out of any number.
     """
     core.classifier.check_room()
     deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     parsed = await read_classify(request, core.settings.limits, core.image_size)
-    work = core.classifier.classify(
-        parsed.images, parsed.query.selector, parsed.query.top_k, deadline
-    )
+    if _first_of((NDJSON,), request.headers.get("accept", "")):
+        lines = core.classifier.classify_lines(parsed.images, parsed.query, deadline)
+        return ndjson_answer(await cancel_on_disconnect(request, lines))
+    work = core.classifier.classify(parsed.images, parsed.query, deadline)
     return json_answer(await cancel_on_disconnect(request, work))
 
 
@@ -170,14 +205,14 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
     deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     parsed = await read_embed(request, core.settings.limits, core.image_size)
     outcomes = await cancel_on_disconnect(request, core.classifier.embed(parsed.images, deadline))
-    kind = _requested_tensor_type(request.headers.get("accept", ""))
+    kind = _first_of((NPY, SAFETENSORS), request.headers.get("accept", ""))
     return _embed_json(core, parsed, outcomes) if kind is None else _rows(core, kind, outcomes)
 
 
 @router.post(
     "/score",
     response_model=ClassifyAnswer,
-    responses=problems(404, 413, 422, 429, 503, 504),
+    responses={**_LINES, **problems(404, 413, 422, 429, 503, 504)},
     openapi_extra=_openapi_body(
         {
             "application/json": (
@@ -189,6 +224,7 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
         },
         [
             *_TASK_PARAMETERS,
+            _DEADLINE,
             _parameter(
                 "fingerprint",
                 {"type": "string"},
@@ -203,10 +239,13 @@ async def score(request: Request, core: CoreOfApp) -> Response:
     Embeddings may have any length, since a score is a cosine. An embedding that is all zeros or not
     finite has an `error` in its result.
     """
+    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
     parsed = await read_score(request, core.settings.limits, core.embedding_width)
-    query = parsed.query
-    work = core.classifier.score(parsed.embeddings, query.selector, query.top_k, parsed.fingerprint)
-    return json_answer(await cancel_on_disconnect(request, work))
+    asked = (parsed.embeddings, parsed.query, parsed.fingerprint, deadline)
+    if _first_of((NDJSON,), request.headers.get("accept", "")):
+        lines = core.classifier.score_lines(*asked)
+        return ndjson_answer(await cancel_on_disconnect(request, lines))
+    return json_answer(await cancel_on_disconnect(request, core.classifier.score(*asked)))
 
 
 def _embed_json(core: Core, parsed: ParsedImageRequest, outcomes: list[Outcome]) -> Response:
@@ -232,11 +271,11 @@ def _rows(core: Core, kind: str, outcomes: list[Outcome]) -> Response:
     return Response(body, media_type=SAFETENSORS, headers=headers)
 
 
-def _requested_tensor_type(accept: str) -> str | None:
-    """Return the tensor type that an Accept header names first; None for JSON."""
+def _first_of(kinds: Sequence[str], accept: str) -> str | None:
+    """Return the first media type of an Accept header if it is one of ``kinds``; None for JSON."""
     for part in accept.split(","):
         kind = part.partition(";")[0].strip().lower()
-        if kind in (NPY, SAFETENSORS):
+        if kind in kinds:
             return kind
         if kind in ("application/json", "application/*", "*/*"):
             return None

@@ -1,13 +1,14 @@
 """Parse the bodies of the routes that run the model.
 
-multipart/form-data         parts ``image``, fields ``image_url``, ``task``, ``tag``, ``top_k``
+multipart/form-data         parts ``image``, fields ``image_url``, ``task``, ``tag``, ``top_k``,
+                            ``top_tasks``
 application/json            ``ClassifyRequest``, ``EmbedRequest``, ``ScoreRequest``
 image/*, octet-stream       one image file
 application/x-npy,          preprocessed pixels, or embeddings for ``/v1/score``
 application/x-safetensors
 
-Tasks, tags and top_k may be query parameters with every form. Tasks and tags of the query are added
-to those of the body; of other values, the body's count.
+Tasks, tags, top_k and top_tasks may be query parameters with every form. Tasks and tags of the
+query are added to those of the body; of other values, the body's count.
 """
 
 import asyncio
@@ -39,25 +40,19 @@ from prompt_serve.service.inference.requests import (
     EmbeddingItem,
     ImageItem,
     ImageUrl,
+    TaskQuery,
     TaskSelector,
     image_from_text,
 )
 
 _IMAGE_FIELDS = ("image", "image_url")
-_TASK_FIELDS = ("task", "tag", "top_k")
+_TASK_FIELDS = ("task", "tag", "top_k", "top_tasks")
 _FINGERPRINT = "fingerprint"
 _OTHER_FIELDS = 8  # fields of a form besides its tasks and images
 _SHOWN_ERRORS = 5
 
 Message = TypeVar("Message", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class TaskQuery:
-    """Requested tasks, and the number of classes per task."""
-
-    selector: TaskSelector
-    top_k: int
+_Default = TypeVar("_Default", int, None)
 
 
 @dataclass(frozen=True)
@@ -178,18 +173,26 @@ def _query_from_json(
     message: ClassifyRequest | EmbedRequest | ScoreRequest, parameters: QueryParams
 ) -> TaskQuery:
     if isinstance(message, EmbedRequest):
-        return TaskQuery(TaskSelector(), DEFAULT_TOP_K)
+        return TaskQuery()
     query = _query_from_parameters(parameters)
     selector = TaskSelector(
         [*message.tasks, *query.selector.names], [*message.tags, *query.selector.tags]
     )
-    given = "top_k" in message.model_fields_set
-    return TaskQuery(selector, message.top_k if given else query.top_k)
+    given = message.model_fields_set
+    return TaskQuery(
+        selector,
+        message.top_k if "top_k" in given else query.top_k,
+        message.top_tasks if "top_tasks" in given else query.top_tasks,
+    )
 
 
 def _query_from_parameters(parameters: QueryParams) -> TaskQuery:
     selector = TaskSelector(parameters.getlist("task"), parameters.getlist("tag"))
-    return TaskQuery(selector, _parse_top_k(parameters.get("top_k")))
+    return TaskQuery(
+        selector,
+        _parse_count("top_k", parameters.get("top_k"), DEFAULT_TOP_K),
+        _parse_count("top_tasks", parameters.get("top_tasks"), None),
+    )
 
 
 async def _read_multipart(
@@ -202,22 +205,29 @@ async def _read_multipart(
         _check_names(form.keys(), (*_IMAGE_FIELDS, *fields))
         names = [*_texts(form, "task"), *parameters.getlist("task")]
         tags = [*_texts(form, "tag"), *parameters.getlist("tag")]
-        top_k = next(iter(_texts(form, "top_k")), parameters.get("top_k"))
+        top_k, top_tasks = (
+            next(iter(_texts(form, name)), parameters.get(name)) for name in ("top_k", "top_tasks")
+        )
         images = [
             await _image(name, part) for name, part in form.multi_items() if name in _IMAGE_FIELDS
         ]
-        query = TaskQuery(TaskSelector(names, tags), _parse_top_k(top_k))
+        query = TaskQuery(
+            TaskSelector(names, tags),
+            _parse_count("top_k", top_k, DEFAULT_TOP_K),
+            _parse_count("top_tasks", top_tasks, None),
+        )
         return ParsedImageRequest(images, query)
     finally:
         await form.close()
 
 
 async def _parse_form(request: Request, limits: Limits) -> FormData:
+    max_names = limits.max_streamed_tasks or limits.max_tasks
     parser = _InMemoryParser(
         request.headers,
         request.stream(),
         max_files=limits.max_images,
-        max_fields=limits.max_tasks + limits.max_images + _OTHER_FIELDS,
+        max_fields=max_names + limits.max_images + _OTHER_FIELDS,
     )
     try:
         return await parser.parse()
@@ -230,9 +240,8 @@ async def _parse_form(request: Request, limits: Limits) -> FormData:
             ) from error
         if error.message.startswith("Too many fields"):
             raise RequestTooLarge(
-                f"The request has more than {limits.max_tasks} tasks. "
-                f"Split it into several requests.",
-                limit=limits.max_tasks,
+                f"The request has more than {max_names} tasks. Split it into several requests.",
+                limit=max_names,
             ) from error
         raise RequestInvalid(f"The multipart body cannot be read: {error.message}") from error
     # python-multipart raises its own errors for bodies that are not multipart at all, and a
@@ -269,10 +278,10 @@ def _check_names(names: Iterable[str], known: Sequence[str]) -> None:
         )
 
 
-def _parse_top_k(text: str | None) -> int:
+def _parse_count(name: str, text: str | None, default: _Default) -> int | _Default:
     if text is None:
-        return DEFAULT_TOP_K
+        return default
     try:
         return int(text)
     except ValueError:
-        raise RequestInvalid(f"top_k is {text[:50]!r}; expected a whole number.") from None
+        raise RequestInvalid(f"{name} is {text[:50]!r}; expected a whole number.") from None

@@ -5,45 +5,25 @@ Everything that blocks runs in threads; the event loop only waits.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 
 from prompt_serve.bundle import Manifest
-from prompt_serve.errors import (
-    BackboneMismatch,
-    PromptServeError,
-    RequestInvalid,
-    RequestTooLarge,
-    TaskNotFound,
-)
+from prompt_serve.errors import BackboneMismatch, PromptServeError, RequestInvalid
 from prompt_serve.schemas import ClassifyAnswer
 from prompt_serve.service.inference.batcher import Batcher, ImageData, Outcome
-from prompt_serve.service.inference.predictions import (
-    NamedTasks,
-    image_results,
-    labels_given,
-    raise_if_all_failed,
-)
+from prompt_serve.service.inference.predictions import raise_if_all_failed
 from prompt_serve.service.inference.requests import (
-    EVERY_TASK,
     Deadline,
     EmbeddingItem,
     ImageItem,
     ImageUrl,
-    TaskSelector,
+    TaskQuery,
 )
+from prompt_serve.service.inference.task_scorer import TaskScorer, check_count
 from prompt_serve.service.inference.url_fetcher import UrlImageLoader
-from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.storage.registry import Registry
-from prompt_serve.service.tasks.resolver import TaskResolver
-from prompt_serve.service.worker_threads import WorkerThreads
-
-# Scoring that takes more than about a millisecond runs in a thread. Its cost is counted in
-# multiplications; selecting the best classes of one image and task costs as much as so many.
-_MAX_COST_IN_LOOP = 2_000_000
-_COST_PER_PREDICTION = 20_000
 
 
 class Classifier:
@@ -53,35 +33,20 @@ class Classifier:
         settings: limits of requests.
         manifest: of the backbone that runs here.
         batcher: decodes and encodes images.
-        registry: finds the tasks of a tag.
-        resolver: finds the tasks of names.
-        threads: for everything that blocks.
+        scorer: selects tasks and scores features by them.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        manifest: Manifest,
-        *,
-        batcher: Batcher,
-        registry: Registry,
-        resolver: TaskResolver,
-        threads: WorkerThreads,
+        self, settings: Settings, manifest: Manifest, *, batcher: Batcher, scorer: TaskScorer
     ) -> None:
         self._settings = settings
         self._manifest = manifest
         self._batcher = batcher
-        self._registry = registry
-        self._resolver = resolver
-        self._threads = threads
+        self._scorer = scorer
         self._urls = UrlImageLoader(settings)
 
     async def classify(
-        self,
-        images: Sequence[ImageItem],
-        selection: TaskSelector,
-        top_k: int,
-        deadline: Deadline | None = None,
+        self, images: Sequence[ImageItem], query: TaskQuery, deadline: Deadline | None = None
     ) -> ClassifyAnswer:
         """Classify every image with every task; each image is encoded once.
 
@@ -92,12 +57,27 @@ class Classifier:
             RequestInvalid, RequestTooLarge: no images, no tasks, or more than the limits allow.
             TaskNotFound: one of the tasks does not exist, or no task has the tag.
             Overloaded: the queue is full.
+            DeadlineExceeded: no image was encoded, or (``top_tasks``) not all tasks were scored,
+                in time.
         """
         self._check_images(images)
-        tasks = await self._tasks(selection, len(images), top_k)
-        outcomes = await self._encode(images, deadline or self.deadline())
-        raise_if_all_failed(images, outcomes)
-        return await self._score(images, outcomes, tasks, top_k)
+        deadline = deadline or self.deadline()
+        return await self._scorer.answer(
+            images, query, deadline, partial(self.embed, images, deadline)
+        )
+
+    async def classify_lines(
+        self, images: Sequence[ImageItem], query: TaskQuery, deadline: Deadline
+    ) -> AsyncIterator[bytes]:
+        """Encode every image as ``classify`` does, then classify them with any number of tasks.
+
+        Returns:
+            The answer in NDJSON; see ``TaskScorer.lines``.
+        """
+        self._check_images(images)
+        return await self._scorer.lines(
+            images, query, deadline, partial(self.embed, images, deadline)
+        )
 
     async def embed(
         self, images: Sequence[ImageItem], deadline: Deadline | None = None
@@ -115,23 +95,31 @@ class Classifier:
     async def score(
         self,
         embeddings: Sequence[EmbeddingItem],
-        selection: TaskSelector,
-        top_k: int,
-        fingerprint: str | None = None,
+        query: TaskQuery,
+        fingerprint: str | None,
+        deadline: Deadline,
     ) -> ClassifyAnswer:
         """Classify images that were embedded before.
 
         Raises:
-            RequestInvalid, RequestTooLarge, TaskNotFound: as ``classify``.
+            RequestInvalid, RequestTooLarge, TaskNotFound, DeadlineExceeded: as ``classify``.
             BackboneMismatch: ``fingerprint`` is not that of the backbone that runs here.
         """
-        _check_some(embeddings, "embedding", "JSON with 'embeddings', or an array (N, width)")
-        _check_count("embeddings", len(embeddings), self._settings.max_embeddings)
-        self._check_fingerprint(fingerprint)
-        tasks = await self._tasks(selection, len(embeddings), top_k)
-        outcomes = [item.content for item in embeddings]
-        raise_if_all_failed(embeddings, outcomes)
-        return await self._score(embeddings, outcomes, tasks, top_k)
+        self._check_embeddings(embeddings, fingerprint)
+        return await self._scorer.answer(
+            embeddings, query, deadline, partial(_contents, embeddings)
+        )
+
+    async def score_lines(
+        self,
+        embeddings: Sequence[EmbeddingItem],
+        query: TaskQuery,
+        fingerprint: str | None,
+        deadline: Deadline,
+    ) -> AsyncIterator[bytes]:
+        """Classify images that were embedded before, as ``classify_lines`` does."""
+        self._check_embeddings(embeddings, fingerprint)
+        return await self._scorer.lines(embeddings, query, deadline, partial(_contents, embeddings))
 
     def deadline(self, header: str | None = None) -> Deadline:
         """Return the deadline of a request that starts now: as its header says, at most the
@@ -141,52 +129,6 @@ class Classifier:
     def check_room(self) -> None:
         """Raise Overloaded if the queue has no room for one more image, before its body is read."""
         self._batcher.check_room(1, 0)
-
-    async def _tasks(self, selection: TaskSelector, n_images: int, top_k: int) -> NamedTasks:
-        """Resolve the selected tasks, within the limits."""
-        if top_k < 1:
-            raise RequestInvalid(f"top_k is {top_k}; expected 1 or more.", top_k=top_k)
-        if not selection.names and not selection.tags:
-            raise RequestInvalid(
-                "The request names no task. Give one or more 'task' or 'tag' fields (or query "
-                "parameters); task=* means all."
-            )
-        settings = self._settings
-        _check_count("tasks", len(selection.names), settings.max_tasks)
-        _check_count("tags", len(selection.tags), settings.max_tasks)
-        context = current_request()
-        context.images, context.tasks = n_images, len(selection.names)
-        names = selection.names
-        if selection.tags or EVERY_TASK in names:
-            with context.timings.during("registry"):
-                names = await self._threads.read(self._names, selection)
-        context.tasks = len(names)
-        _check_count("tasks", len(names), settings.max_tasks)
-        scores = n_images * len(names) * top_k
-        _check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
-        with context.timings.during("registry"):
-            tasks = await self._threads.read(self._resolver.resolve, names)
-        classes = n_images * sum(len(task.class_names) for task in tasks)
-        _check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
-        return list(zip(names, tasks, strict=True))
-
-    def _names(self, selection: TaskSelector) -> Sequence[str]:
-        """Return the given names, then the tasks of this backbone that tags and ``*`` add."""
-        fingerprint = self._manifest.backbone.fingerprint
-        added: list[str] = []
-        for tag in selection.tags:
-            of_tag = self._registry.names_of_backbone(fingerprint, tag)
-            if not of_tag:
-                message = f"No task of the backbone that runs here has the tag {tag[:200]!r}."
-                raise TaskNotFound(message, name=tag[:200], loaded=())
-            added += of_tag
-        if EVERY_TASK in selection.names:
-            added += self._registry.names_of_backbone(fingerprint)
-            if not added:
-                message = "There are no tasks of the backbone that runs here yet."
-                raise TaskNotFound(message, name=EVERY_TASK, loaded=())
-        named = [name for name in selection.names if name != EVERY_TASK]
-        return [*named, *(name for name in dict.fromkeys(added) if name not in set(named))]
 
     async def _encode(self, images: Sequence[ImageItem], deadline: Deadline) -> list[Outcome]:
         """Encode every image; those that are errors already keep their errors."""
@@ -226,26 +168,15 @@ class Classifier:
         finally:
             expiry.cancel()
 
-    async def _score(
-        self,
-        items: Sequence[ImageItem] | Sequence[EmbeddingItem],
-        outcomes: Sequence[Outcome],
-        tasks: NamedTasks,
-        top_k: int,
-    ) -> ClassifyAnswer:
-        score = partial(image_results, items, outcomes, tasks, top_k, self._manifest.logit_scale)
-        multiplications = sum(task.class_features.size for _, task in tasks)
-        cost = len(items) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
-        with metrics.score_seconds.time(), current_request().timings.during("score"):
-            results = score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
-        _check_count("labels", labels_given(results), self._settings.max_scores)
-        return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
-
     def _check_images(self, images: Sequence[ImageItem]) -> None:
         _check_some(images, "image", "file parts named 'image' (multipart/form-data)")
-        _check_count("images", len(images), self._settings.max_images)
+        check_count("images", len(images), self._settings.max_images)
 
-    def _check_fingerprint(self, fingerprint: str | None) -> None:
+    def _check_embeddings(
+        self, embeddings: Sequence[EmbeddingItem], fingerprint: str | None
+    ) -> None:
+        _check_some(embeddings, "embedding", "JSON with 'embeddings', or an array (N, width)")
+        check_count("embeddings", len(embeddings), self._settings.max_embeddings)
         served = self._manifest.backbone
         if fingerprint is not None and fingerprint != served.fingerprint:
             raise BackboneMismatch(
@@ -257,16 +188,12 @@ class Classifier:
             )
 
 
+async def _contents(embeddings: Sequence[EmbeddingItem]) -> list[Outcome]:
+    outcomes = [item.content for item in embeddings]
+    raise_if_all_failed(embeddings, outcomes)
+    return outcomes
+
+
 def _check_some(items: Sequence[object], what: str, form: str) -> None:
     if not items:
         raise RequestInvalid(f"The request has no {what}. Send one or more: {form}.")
-
-
-def _check_count(what: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise RequestTooLarge(
-            f"The request asks for {count:,} {what}; at most {limit:,} are answered at once. "
-            f"Split it into several requests.",
-            limit=limit,
-            count=count,
-        )

@@ -1,12 +1,19 @@
 """Image features and tasks -> one result per image, with predictions or an error."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 
 import numpy as np
 
 from prompt_serve.errors import PromptServeError
-from prompt_serve.schemas import ClassScore, EmbeddedImage, ImageResult, TaskPrediction
+from prompt_serve.schemas import (
+    ClassScore,
+    EmbeddedImage,
+    ImageLine,
+    ImageResult,
+    LastLine,
+    TaskPrediction,
+)
 from prompt_serve.scoring import (
     BestClasses,
     best_classes,
@@ -21,6 +28,7 @@ from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 NamedTasks = Sequence[tuple[str, Task]]  # requested name, and the task it resolved to
+Predictions = Sequence[list[TaskPrediction]]  # of every task, for each image with features
 
 # Images are scored in blocks of at most this many logits, which bounds the memory of all arrays.
 _LOGITS_PER_BLOCK = 2_000_000
@@ -29,28 +37,65 @@ _LOGITS_PER_BLOCK = 2_000_000
 def image_results(
     items: Sequence[ImageItem | EmbeddingItem],
     outcomes: Sequence[Outcome],
-    tasks: NamedTasks,
-    top_k: int,
-    logit_scale: float,
+    predictions: Predictions,
 ) -> list[ImageResult]:
-    """Score every image that has features by every task; the other results hold their error."""
-    features = [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
-    predictions = iter(_predictions(features, tasks, top_k, logit_scale))
+    """Return one result per image: the next of ``predictions`` if it has features, or its error."""
+    of_features = iter(predictions)
     return [
         ImageResult(index=index, filename=item.filename, error=problem_of(outcome))
         if isinstance(outcome, PromptServeError)
-        else ImageResult(index=index, filename=item.filename, predictions=next(predictions))
+        else ImageResult(index=index, filename=item.filename, predictions=next(of_features))
         for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
     ]
 
 
-def labels_given(results: Sequence[ImageResult]) -> int:
-    """Count the labels that multi-label tasks gave; ``top_k`` does not limit them."""
-    return sum(
-        len(prediction.labels or ())
-        for result in results
-        for prediction in result.predictions or ()
+def error_lines(items: Sequence[ImageItem | EmbeddingItem], outcomes: Sequence[Outcome]) -> bytes:
+    """Return one line of JSON per image with an error."""
+    return _json_lines(
+        ImageLine(index=index, filename=item.filename, error=problem_of(outcome))
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+        if isinstance(outcome, PromptServeError)
     )
+
+
+def prediction_lines(images: Sequence[tuple[int, str | None]], predictions: Predictions) -> bytes:
+    """Return one line of JSON per task and image, task by task.
+
+    Args:
+        images: index and file name of each image in ``predictions``.
+        predictions: of the same tasks for every image.
+    """
+    return _json_lines(
+        ImageLine(index=index, filename=filename, prediction=prediction)
+        for of_task in zip(*predictions, strict=True)
+        for (index, filename), prediction in zip(images, of_task, strict=True)
+    )
+
+
+def labels_given(predictions: Predictions) -> int:
+    """Count the labels that multi-label tasks gave; ``top_k`` does not limit them."""
+    return sum(len(one.labels or ()) for of_image in predictions for one in of_image)
+
+
+class BestTasks:
+    """The best ``k`` of all predictions that are added, per image.
+
+    Predictions are ordered by the probability of their best class, highest first; all that say
+    ``unknown`` come after the others; equal ones keep the order in which they are added.
+    """
+
+    def __init__(self, n_images: int, k: int) -> None:
+        self._k = k
+        self.by_image: list[list[TaskPrediction]] = [[] for _ in range(n_images)]
+
+    def add(self, predictions: Predictions) -> None:
+        """Add the predictions of more tasks for each image."""
+        for best, added in zip(self.by_image, predictions, strict=True):
+            best[:] = sorted([*best, *added], key=_rank)[: self._k]
+
+
+def _rank(prediction: TaskPrediction) -> tuple[bool, float]:
+    return prediction.unknown, -prediction.classes[0].probability
 
 
 def embedding_results(
@@ -96,9 +141,19 @@ def raise_if_all_failed(
     raise type(first)(message, **{**first.facts, "errors": listed})
 
 
-def _predictions(
+def json_line(line: ImageLine | LastLine) -> bytes:
+    """Return a line of NDJSON."""
+    return f"{line.model_dump_json(exclude_none=True)}\n".encode()
+
+
+def _json_lines(lines: Iterable[ImageLine]) -> bytes:
+    return b"".join(map(json_line, lines))
+
+
+def predictions_by_image(
     features: Sequence[FloatArray], tasks: NamedTasks, top_k: int, logit_scale: float
 ) -> list[list[TaskPrediction]]:
+    """Score features (E,) by every task; return the predictions of all tasks for each of them."""
     n_classes = sum(len(task.class_names) for _, task in tasks)
     block = max(1, _LOGITS_PER_BLOCK // max(1, n_classes))
     rows, predictions = iter(features), []

@@ -7,8 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid
-from prompt_serve.schemas import TIMEOUT_HEADER
+from prompt_serve.errors import (
+    DeadlineExceeded,
+    ImageInvalid,
+    PromptServeError,
+    RequestInvalid,
+)
+from prompt_serve.schemas import DEFAULT_TOP_K, TIMEOUT_HEADER
 from prompt_serve.types import FloatArray, PixelArray
 
 EVERY_TASK = "*"
@@ -47,6 +52,15 @@ class TaskSelector:
     tags: Sequence[str] = ()
 
 
+@dataclass(frozen=True)
+class TaskQuery:
+    """Requested tasks, the number of classes per task, and of tasks per image (None: all)."""
+
+    selector: TaskSelector = TaskSelector()
+    top_k: int = DEFAULT_TOP_K
+    top_tasks: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Deadline:
     """Deadline of a request on ``time.monotonic()``, and the timeout it was made from."""
@@ -73,6 +87,15 @@ class Deadline:
                 f"above 0."
             )
         return cls.after(min(int(text) / 1000, max_timeout_s))
+
+    def check(self, n_done: int, n_tasks: int) -> None:
+        """Raise DeadlineExceeded if the deadline has passed before all tasks were scored."""
+        if time.monotonic() >= self.at:
+            raise DeadlineExceeded(
+                f"The request's deadline passed after {n_done:,} of {n_tasks:,} tasks. "
+                f"Send fewer images or tasks at once, or allow more time.",
+                timeout_s=self.timeout_s,
+            )
 
 
 def image_from_text(text: str) -> ImageItem:

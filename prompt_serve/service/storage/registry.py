@@ -132,17 +132,21 @@ class Registry:
 
     def prompt(self, version: str, fingerprint: str) -> StoredPrompt | None:
         """Return the file of a version and its class features for a backbone; None if unknown."""
+        return self.prompts([version], fingerprint).get(version)
+
+    def prompts(self, versions: Sequence[str], fingerprint: str) -> dict[str, StoredPrompt]:
+        """Return the files of versions as ``prompt`` does; unknown versions are left out."""
         cached = sa.and_(
             class_features.c.version == prompt_file.c.version,
             class_features.c.fingerprint == fingerprint,
         )
         query = (
-            sa.select(prompt_file.c.data, class_features.c.features)
+            sa.select(prompt_file.c.version, prompt_file.c.data, class_features.c.features)
             .select_from(prompt_file.outerjoin(class_features, cached))
-            .where(prompt_file.c.version == version)
+            .where(prompt_file.c.version.in_(versions))
         )
-        row = self._db.read(lambda db: db.execute(query).one_or_none())
-        return None if row is None else StoredPrompt(data=row.data, features=row.features)
+        rows = self._db.read(lambda db: db.execute(query).all())
+        return {row.version: StoredPrompt(data=row.data, features=row.features) for row in rows}
 
     def has_version(self, version: str) -> bool:
         """Return True if the prompt file of a version exists."""
@@ -172,25 +176,24 @@ class Registry:
 
         return self._db.read(read)
 
-    def names_of_backbone(self, fingerprint: str, tag: str | None = None) -> list[str]:
-        """Return the sorted names of tasks that were learned on a backbone.
+    def versions_of_backbone(self, fingerprint: str, tag: str | None = None) -> dict[str, str]:
+        """Return the tasks that were learned on a backbone, by name, with their versions.
 
         Args:
             fingerprint: of the backbone.
             tag: only tasks with this tag.
         """
         query = (
-            sa.select(task.c.name)
+            sa.select(task.c.name, task.c.version)
             .join(prompt_file)
             .where(prompt_file.c.fingerprint == fingerprint)
-            .order_by(task.c.name)
         )
         if tag is not None:
             if "\0" in tag:  # PostgreSQL cannot store NUL in text
-                return []
+                return {}
             query = query.join(task_tag, task_tag.c.name == task.c.name)
             query = query.where(task_tag.c.tag == tag)
-        return self._db.read(lambda db: list(db.execute(query).scalars()))
+        return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
 
     def pinned(self) -> list[str]:
         """Return the versions that pinned tasks point at."""

@@ -338,14 +338,16 @@ def test_tasks_are_found_by_tag_name_class_and_method(registry: Registry) -> Non
     assert names(TaskFilter(search="%")) == []
     assert names(TaskFilter(search="eu", tags=("eu",))) == ["Pets-EU"]
     assert with_tag(registry, "eu") == ["Pets-EU", "labels"]
-    assert registry.names_of_backbone("0" * 64, "eu") == []
+    assert registry.versions_of_backbone("0" * 64, "eu") == {}
     stored = registry.task("labels")
     assert stored is not None
     assert stored.tags == ("eu", "prod")
 
 
 def with_tag(registry: Registry, tag: str) -> list[str]:
-    return registry.names_of_backbone(GOLDEN["zero_shot"].backbone.fingerprint, tag)
+    found = registry.versions_of_backbone(GOLDEN["zero_shot"].backbone.fingerprint, tag)
+    assert found == registry.versions([*found])
+    return sorted(found)
 
 
 def test_a_deleted_task_comes_back_with_its_tags_and_a_new_one_has_none(registry: Registry) -> None:

@@ -49,7 +49,7 @@ def test_both_fingerprints_are_served(
     info, _ = tasks.store.upload("pets", data)
 
     assert info.servable
-    assert registry.names_of_backbone(renamed.manifest.backbone.fingerprint) == ["pets"]
+    assert [*registry.versions_of_backbone(renamed.manifest.backbone.fingerprint)] == ["pets"]
     again = Tasks(registry, renamed, engine.encode_text)
     assert again.resolver.resolve(["pets"])[0].class_names == ("cat", "dog")
     again.features.close()

@@ -1,0 +1,296 @@
+"""Select the tasks of a request and score image features by them.
+
+A JSON answer holds at most ``max_tasks`` tasks and is made at once. For NDJSON, and for the best
+tasks of all, any number of tasks is loaded and scored in chunks: only the names and versions of all
+tasks are in memory at once, and other requests are scored between two chunks.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+
+from prompt_serve.bundle import Manifest
+from prompt_serve.errors import RequestInvalid, RequestTooLarge, TaskNotFound
+from prompt_serve.schemas import ClassifyAnswer, LastLine
+from prompt_serve.service.inference.batcher import Outcome
+from prompt_serve.service.inference.predictions import (
+    BestTasks,
+    NamedTasks,
+    Predictions,
+    error_lines,
+    image_results,
+    json_line,
+    labels_given,
+    prediction_lines,
+    predictions_by_image,
+)
+from prompt_serve.service.inference.requests import (
+    EVERY_TASK,
+    Deadline,
+    EmbeddingItem,
+    ImageItem,
+    TaskQuery,
+    TaskSelector,
+)
+from prompt_serve.service.observability import metrics
+from prompt_serve.service.request_context import current_request
+from prompt_serve.service.settings import Settings
+from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.tasks.resolver import TaskResolver
+from prompt_serve.service.worker_threads import WorkerThreads
+from prompt_serve.types import FloatArray
+
+NamedVersions = Sequence[tuple[str, str]]  # requested name, and the version it points at
+Items = Sequence[ImageItem | EmbeddingItem]
+Encode = Callable[[], Awaitable[list[Outcome]]]
+
+# Scoring that takes more than about a millisecond runs in a thread. Its cost is counted in
+# multiplications; selecting the best classes of one image and task costs as much as so many.
+_MAX_COST_IN_LOOP = 2_000_000
+_COST_PER_PREDICTION = 20_000
+# A chunk takes about 20 ms, and holds the features of so many tasks.
+_TASKS_PER_CHUNK = 64
+_SCORES_PER_CHUNK = 2_000  # images x tasks x top_k
+
+_T = TypeVar("_T")
+
+
+class TaskScorer:
+    """Finds the tasks of queries and scores features by them.
+
+    Args:
+        settings: limits of requests.
+        manifest: of the backbone that runs here.
+        registry: finds the tasks of a tag.
+        resolver: finds the tasks of names.
+        threads: for everything that blocks.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        *,
+        registry: Registry,
+        resolver: TaskResolver,
+        threads: WorkerThreads,
+    ) -> None:
+        self._settings = settings
+        self._manifest = manifest
+        self._registry = registry
+        self._resolver = resolver
+        self._threads = threads
+
+    async def answer(
+        self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode
+    ) -> ClassifyAnswer:
+        """Score all items by a limited number of tasks, or by the best of any number.
+
+        Args:
+            items: images or embeddings.
+            query: the tasks; with ``top_tasks``, each item has that many of them.
+            deadline: of the request.
+            encode: computes the features; called once the tasks are known to exist.
+
+        Raises:
+            RequestInvalid, RequestTooLarge: no tasks, or more than the limits allow.
+            TaskNotFound: one of the tasks does not exist, or no task has the tag.
+            DeadlineExceeded: (``top_tasks``) not all tasks were scored in time.
+        """
+        if query.top_tasks is None:
+            tasks = await self._load_all(query, len(items))
+            outcomes = await encode()
+            found = await self._score(_features_of(outcomes), tasks, query.top_k)
+        else:
+            named = await self._select_any(query, len(items))
+            outcomes = await encode()
+            found = await self._best(_features_of(outcomes), named, query, deadline)
+        check_count("labels", labels_given(found), self._settings.max_scores)
+        results = image_results(items, outcomes, found)
+        return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
+
+    async def lines(
+        self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode
+    ) -> AsyncIterator[bytes]:
+        """Select the tasks and encode the items as ``answer`` does, for an answer in NDJSON.
+
+        Returns:
+            Lines of the items with errors, lines of all tasks for the other items, task by task
+            (with ``top_tasks``: item by item), and the last line. The iterator raises
+            DeadlineExceeded if not all tasks are scored in time.
+        """
+        named = await self._select_any(query, len(items))
+        return self._lines(items, await encode(), named, query, deadline)
+
+    async def _lines(
+        self,
+        items: Items,
+        outcomes: Sequence[Outcome],
+        named: NamedVersions,
+        query: TaskQuery,
+        deadline: Deadline,
+    ) -> AsyncIterator[bytes]:
+        features = _features_of(outcomes)
+        of_features = [
+            (index, item.filename)
+            for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
+            if isinstance(outcome, np.ndarray)
+        ]
+
+        def score(tasks: NamedTasks) -> bytes:
+            return prediction_lines(of_features, self._predictions(features, tasks, query.top_k))
+
+        if len(features) < len(items):
+            yield error_lines(items, outcomes)
+        if query.top_tasks is None:
+            per_task = len(features) * query.top_k
+            async for lines in self._chunks(named, per_task, score, deadline):
+                yield lines
+        else:
+            best = await self._best(features, named, query, deadline)
+            for image, predictions in zip(of_features, best, strict=True):
+                yield prediction_lines([image], [predictions])
+        last = LastLine(complete=True, tasks=len(named), backbone=self._manifest.backbone.id)
+        yield json_line(last)
+
+    async def _score(
+        self, features: Sequence[FloatArray], tasks: NamedTasks, top_k: int
+    ) -> Predictions:
+        score = partial(self._predictions, features, tasks, top_k)
+        multiplications = sum(task.class_features.size for _, task in tasks)
+        cost = len(features) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
+        with metrics.score_seconds.time(), current_request().timings.during("score"):
+            return score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
+
+    async def _best(
+        self,
+        features: Sequence[FloatArray],
+        named: NamedVersions,
+        query: TaskQuery,
+        deadline: Deadline,
+    ) -> Predictions:
+        best = BestTasks(len(features), query.top_tasks or len(named))
+
+        def score(tasks: NamedTasks) -> None:
+            best.add(self._predictions(features, tasks, query.top_k))
+
+        async for _ in self._chunks(named, len(features) * query.top_k, score, deadline):
+            pass
+        return best.by_image
+
+    def _predictions(
+        self, features: Sequence[FloatArray], tasks: NamedTasks, top_k: int
+    ) -> Predictions:
+        return predictions_by_image(features, tasks, top_k, self._manifest.logit_scale)
+
+    async def _chunks(
+        self,
+        named: NamedVersions,
+        scores_per_task: int,
+        score: Callable[[NamedTasks], _T],
+        deadline: Deadline,
+    ) -> AsyncIterator[_T]:
+        """Yield what ``score`` returns for each chunk of tasks; it runs in a thread."""
+        size = max(1, min(_TASKS_PER_CHUNK, _SCORES_PER_CHUNK // max(1, scores_per_task)))
+        for start in range(0, len(named), size):
+            deadline.check(start, len(named))
+            tasks = await self._load(named[start : start + size])
+            with metrics.score_seconds.time(), current_request().timings.during("score"):
+                scored = await self._threads.score(partial(score, tasks))
+            yield scored
+
+    async def _load_all(self, query: TaskQuery, n_images: int) -> NamedTasks:
+        """Load the tasks of a JSON answer, within its limits."""
+        settings = self._settings
+        check_count("tasks", len(query.selector.names), settings.max_tasks, _WAYS_OUT)
+        named = await self._select(query, n_images)
+        check_count("tasks", len(named), settings.max_tasks, _WAYS_OUT)
+        scores = n_images * len(named) * query.top_k
+        check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
+        tasks = await self._load(named)
+        classes = n_images * sum(len(task.class_names) for _, task in tasks)
+        check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
+        return tasks
+
+    async def _select_any(self, query: TaskQuery, n_images: int) -> NamedVersions:
+        """Return any number of tasks, which are loaded later, in chunks."""
+        settings = self._settings
+        names, top_tasks = query.selector.names, query.top_tasks
+        check_count("named tasks", len(names), settings.max_streamed_tasks, _NAMES_WAY_OUT)
+        if top_tasks is not None:
+            if top_tasks < 1:
+                raise RequestInvalid(
+                    f"top_tasks is {top_tasks}; expected 1 or more.", top_tasks=top_tasks
+                )
+            check_count("best tasks (top_tasks)", top_tasks, settings.max_tasks)
+        scores = n_images * (top_tasks or 1) * query.top_k
+        what = "images x top_k" if top_tasks is None else "images x top_tasks x top_k"
+        check_count(f"scores ({what})", scores, settings.max_scores)
+        return await self._select(query, n_images)
+
+    async def _select(self, query: TaskQuery, n_images: int) -> NamedVersions:
+        selector = query.selector
+        if query.top_k < 1:
+            raise RequestInvalid(f"top_k is {query.top_k}; expected 1 or more.", top_k=query.top_k)
+        if not selector.names and not selector.tags:
+            raise RequestInvalid(
+                "The request names no task. Give one or more 'task' or 'tag' fields (or query "
+                "parameters); task=* means all."
+            )
+        check_count("tags", len(selector.tags), self._settings.max_tasks)
+        context = current_request()
+        context.images, context.tasks = n_images, len(selector.names)
+        with context.timings.during("registry"):
+            named = await self._threads.read(self._versions, selector)
+        context.tasks = len(named)
+        return named
+
+    def _versions(self, selector: TaskSelector) -> NamedVersions:
+        """Return the given names, then, sorted by name, the tasks of this backbone that tags and
+        ``*`` add."""
+        fingerprint = self._manifest.backbone.fingerprint
+        added: dict[str, str] = {}
+        for tag in selector.tags:
+            of_tag = self._registry.versions_of_backbone(fingerprint, tag)
+            if not of_tag:
+                message = f"No task of the backbone that runs here has the tag {tag[:200]!r}."
+                raise TaskNotFound(message, name=tag[:200], loaded=())
+            added |= of_tag
+        if EVERY_TASK in selector.names:
+            added |= self._registry.versions_of_backbone(fingerprint)
+            if not added:
+                message = "There are no tasks of the backbone that runs here yet."
+                raise TaskNotFound(message, name=EVERY_TASK, loaded=())
+        names = [name for name in selector.names if name != EVERY_TASK]
+        named = list(zip(names, self._resolver.versions(names), strict=True))
+        return [*named, *((name, added[name]) for name in sorted(added.keys() - set(names)))]
+
+    async def _load(self, named: NamedVersions) -> NamedTasks:
+        with current_request().timings.during("registry"):
+            tasks = await self._threads.read(self._resolver.load, named)
+        return [(name, task) for (name, _), task in zip(named, tasks, strict=True)]
+
+
+_SPLIT = "Split it into several requests."
+_NAMES_WAY_OUT = f"Select them by a tag, or by *, or {_SPLIT[0].lower()}{_SPLIT[1:]}"
+_WAYS_OUT = (
+    "Ask for the best of them with top_tasks=K, or for all of them, line by line, with the header "
+    "'Accept: application/x-ndjson'."
+)
+
+
+def check_count(what: str, count: int, limit: int, way_out: str = _SPLIT) -> None:
+    """Raise RequestTooLarge if a request asks for more than a limit allows."""
+    if count > limit:
+        raise RequestTooLarge(
+            f"The request asks for {count:,} {what}; at most {limit:,} are answered at once. "
+            f"{way_out}",
+            limit=limit,
+            count=count,
+        )
+
+
+def _features_of(outcomes: Sequence[Outcome]) -> list[FloatArray]:
+    return [outcome for outcome in outcomes if isinstance(outcome, np.ndarray)]
