@@ -224,7 +224,8 @@ class RequestInvalid(RequestError):
 class RequestTooLarge(RequestError):
     """The body, or the number of images, tasks, classes or scores exceeds a limit.
 
-    Way out: split the request; `GET /v1/info` lists the limits.
+    Way out: split the request, or for more tasks, ask for NDJSON or `top_tasks`; `GET /v1/info`
+    lists the limits.
     """
 
     code = "request-too-large"
@@ -406,7 +407,7 @@ class DatabaseUnsupported(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The deadline passed; images that were still waiting were dropped.
+    """The deadline passed; images that were still waiting, or tasks not scored, were dropped.
 
     Way out: send fewer images, or allow more time.
     """

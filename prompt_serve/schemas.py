@@ -13,6 +13,34 @@ TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # request header: how long the caller w
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
+def _example(**fields: Any) -> ConfigDict:
+    """Return the configuration of a body with an example for the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"examples": [fields]})
+
+
+_VERSION = "0a98c5" + "f3" * 29  # of the examples, which are about a task named pets
+_PREDICTIONS = [
+    {
+        "task": "pets",
+        "version": _VERSION,
+        "classes": [
+            {"class_name": "cat", "label": 0, "probability": 0.875, "logit": 24.5},
+            {"class_name": "dog", "label": 1, "probability": 0.125, "logit": 22.55},
+        ],
+    }
+]
+_SUMMARY = {
+    "name": "pets",
+    "version": _VERSION,
+    "method": "zero_shot",
+    "backbone": "embedded",
+    "n_classes": 2,
+    "size_bytes": 1432,
+    "updated": "2025-06-01T12:00:00+00:00",
+    "tags": ["animals"],
+}
+
+
 class Schema(BaseModel):
     """Base of all bodies. Unknown fields are an error, so that a misspelt one is never ignored."""
 
@@ -22,7 +50,19 @@ class Schema(BaseModel):
 class Problem(BaseModel):
     """Problem document (RFC 9457) with a stable ``code``; facts are extra members."""
 
-    model_config = ConfigDict(extra="allow", frozen=True)
+    model_config = ConfigDict(
+        extra="allow",
+        frozen=True,
+        **_example(
+            title="Not Found",
+            status=404,
+            detail="No task is named 'pet'. Did you mean 'pets'?",
+            code="task-not-found",
+            name="pet",
+            loaded=["pets"],
+            request_id="55d386ae8df37062",
+        ),
+    )
 
     type: str = "about:blank"
     title: str
@@ -100,6 +140,11 @@ class LastLine(Schema):
 class ClassifyAnswer(Schema):
     """Response of ``POST /v1/classify``: one result per image, in the order of the request."""
 
+    model_config = _example(
+        results=[{"index": 0, "filename": "tom.jpg", "predictions": _PREDICTIONS}],
+        backbone="embedded",
+    )
+
     results: list[ImageResult]
     backbone: str
 
@@ -110,7 +155,10 @@ _TASKS: Any = Field(
     "sha256 are enough); or '*' for all tasks.",
 )
 _TAGS: Any = Field(default=[], description="Adds all tasks that have one of these tags.")
-_TOP_K = Field(default=DEFAULT_TOP_K, description="Number of classes per task, best first.")
+_TOP_K = Field(
+    default=DEFAULT_TOP_K,
+    description=f"Number of classes per task, best first; {DEFAULT_TOP_K} if not given.",
+)
 _TOP_TASKS = Field(
     default=None,
     ge=1,
@@ -169,6 +217,13 @@ class EmbeddedImage(Schema):
 class EmbedAnswer(Schema):
     """Response of ``POST /v1/embed``: one result per image, in the order of the request."""
 
+    model_config = _example(
+        results=[{"index": 0, "filename": "tom.jpg", "embedding": [0.6, 0.8]}],
+        width=2,
+        backbone="embedded",
+        fingerprint="ea6561" + "0b" * 29,
+    )
+
     results: list[EmbeddedImage]
     width: int  # E, numbers per embedding
     backbone: str
@@ -195,6 +250,16 @@ class TaskSummary(Schema):
 
 class TaskInfo(TaskSummary):
     """Task with all its details."""
+
+    model_config = _example(
+        **_SUMMARY,
+        class_names=["cat", "dog"],
+        templates=[DEFAULT_TEMPLATE],
+        class_position="end",
+        learned_numbers=0,
+        payload_bytes=0,
+        metrics={},
+    )
 
     class_names: list[str]
     templates: list[str]
@@ -237,6 +302,8 @@ class TaskInfo(TaskSummary):
 class TaskList(Schema):
     """One page of tasks, sorted by name; ``next`` is the ``cursor`` of the next page."""
 
+    model_config = _example(tasks=[_SUMMARY], revision=7)
+
     tasks: list[TaskSummary]
     revision: int  # increases with every change of the registry
     next: str | None = None
@@ -245,13 +312,22 @@ class TaskList(Schema):
 class ZeroShotTask(Schema):
     """Body of ``POST /v1/tasks``: a task from class names alone, with nothing learned."""
 
+    model_config = _example(
+        name="pets", class_names=["cat", "dog"], templates=[DEFAULT_TEMPLATE, "a drawing of a {}."]
+    )
+
     name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
     class_names: Annotated[list[str], Field(min_length=1)]
-    templates: Annotated[list[str], Field(min_length=1)] = [DEFAULT_TEMPLATE]
+    templates: Annotated[
+        list[str],
+        Field(min_length=1, description=f"By default only {DEFAULT_TEMPLATE!r}"),
+    ] = [DEFAULT_TEMPLATE]
 
 
 class Rollback(Schema):
     """Body of ``POST /v1/tasks/{name}/rollback``; by default to the previous version."""
+
+    model_config = _example()
 
     version: str | None = Field(
         default=None, description="The sha256 of the version, or its first 8 or more digits."
@@ -261,17 +337,23 @@ class Rollback(Schema):
 class Alias(Schema):
     """Body of ``PUT /v1/tasks/{name}/alias``."""
 
+    model_config = _example(of="pets")
+
     of: str = Field(description="Task whose version the name will point at: NAME or NAME@SHA.")
 
 
 class Tags(Schema):
     """Body of ``PUT /v1/tasks/{name}/tags``: replaces all tags of the task."""
 
+    model_config = _example(tags=["animals"])
+
     tags: Annotated[list[Annotated[str, Field(pattern=TAG_PATTERN)]], Field(max_length=50)]
 
 
 class Pinned(Schema):
     """Body of ``PUT /v1/tasks/{name}/pinned``."""
+
+    model_config = _example(pinned=True)
 
     pinned: bool
 

@@ -17,10 +17,11 @@ from prometheus_client.metrics import MetricWrapperBase
 from pydantic.fields import FieldInfo
 
 from prompt_serve.errors import ERRORS_BY_CODE, PromptServeError
+from prompt_serve.service.env_files import PREFIX
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.middleware.auth import required_role
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.settings import PREFIX, Settings
+from prompt_serve.service.settings import Settings
 
 _WAY_OUT = "\n\nWay out: "
 _FRAMEWORK_CODES = [
@@ -35,6 +36,8 @@ _OTHER_VARIABLES = [
         "`~/.cache/prompt-serve`",
         "Folder of the image features of training.",
     ],
+    ["`PROMPT_SERVE_ENV_FILE`", "`.env`", "File of variables; empty: none."],
+    ["`PROMPT_SERVE_SECRETS_DIR`", "unset", "Folder with one file per variable."],
 ]
 _SOURCE = (
     "<!-- Written by `python -m tools.reference > docs/reference.md`; edit the code instead. -->"
@@ -62,7 +65,8 @@ def reference() -> str:
         "## Settings\n\nEnvironment variables of the service, read when it starts. An invalid or "
         "misspelled variable stops the start,\nand all of them are reported at once.",
         table(["variable", "default", "values", "description"], _settings()),
-        "Variables of the client, the commands and training:",
+        "Variables of the client, the commands and training, and files that hold variables\n"
+        "([Settings in files](operations.md#settings-in-files)):",
         table(["variable", "default", "description"], _OTHER_VARIABLES),
         "## Metrics\n\nSeries of `GET /metrics`. No label holds a value that a caller chooses.",
         table(["name", "type", "labels", "description"], _metrics()),

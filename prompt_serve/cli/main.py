@@ -19,6 +19,7 @@ import click
 from prompt_serve import __version__
 from prompt_serve.cli.output_file import SAVED_ELSEWHERE
 from prompt_serve.errors import DependencyMissing, PromptServeError
+from prompt_serve.service.env_files import load_env_files
 
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
@@ -222,6 +223,7 @@ class LazyGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            load_env_files()
             result = super().invoke(ctx)
         except PromptServeError as error:
             raise click.ClickException(str(error)) from error

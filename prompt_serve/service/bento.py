@@ -4,6 +4,7 @@ BentoML provides the command line, packaging and lifecycle. Batching is our own
 (``inference.batcher``): BentoML's ``batchable=True`` mishandles batches of several callers.
 """
 
+import gc
 import logging
 import os
 import sys
@@ -128,6 +129,10 @@ class PromptServe:
         self.core = Core(self._settings, database)
         set_service_info(self.core.bundle.manifest, self.core.engine.provider)
         _app.state.api_key_cache = ApiKeyCache(Keys(database))
+        # Full collections, frequent while large answers are made, would search all that was loaded
+        # so far, and hold every request for 0.1 s.
+        gc.collect()
+        gc.freeze()
         _app.state.core = self.core
 
     def _start_later(self) -> None:

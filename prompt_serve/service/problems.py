@@ -100,6 +100,9 @@ async def _on_validation_error(_: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 (the registration says so)
+    if isinstance(error.__cause__, UnicodeDecodeError | RecursionError):  # FastAPI's parsing
+        detail = f"The JSON body is invalid: {error.__cause__}"
+        return problem_response(_problem(422, "request-invalid", detail))
     code = _CODES_OF_STATUS.get(error.status_code, "request-error")
     return problem_response(_problem(error.status_code, code, error.detail), error.headers)
 

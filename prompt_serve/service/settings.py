@@ -1,6 +1,7 @@
 """Settings of the service: environment variables ``PROMPT_SERVE_*``, read at startup.
 
-The variable of a setting is its field name in capitals, for example ``PROMPT_SERVE_MAX_BATCH=16``.
+They may also come from secret files and ``.env`` (``env_files``). The variable of a setting is its
+field name in capitals, for example ``PROMPT_SERVE_MAX_BATCH=16``.
 All errors are reported at once, unknown names included.
 """
 
@@ -17,13 +18,13 @@ from prompt_serve.bundle import SHIPPED, shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.preprocess import MAX_IMAGE_PIXELS
 from prompt_serve.schemas import Limits
+from prompt_serve.service.env_files import PREFIX, load_env_files
 
-PREFIX = "PROMPT_SERVE_"
-# Variables with this prefix that are not the service's: the client's URL and key, the training
-# cache, the datasets of the protocols, those of tests, and those that Kubernetes sets in every pod
-# for a Service named prompt-serve.
+# Variables with this prefix that are not the service's: the files that hold variables, the client's
+# URL and key, the training cache, the datasets of the protocols, those of tests, and those that
+# Kubernetes sets in every pod for a Service named prompt-serve.
 _NOT_SETTINGS = re.compile(
-    r"(URL|API_KEY|CACHE.*|DATASETS|SOAK_S|TEST_.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)"
+    r"(ENV_FILE|SECRETS_DIR|URL|API_KEY|CACHE.*|DATASETS|SOAK_S|TEST_.*|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)"
 )
 
 
@@ -175,12 +176,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
-        """Read the settings from environment variables.
+        """Read the settings from environment variables; by default, with those of ``env_files``.
 
         Raises:
             ConfigInvalid: lists every variable that is unknown or out of range.
         """
-        environment = os.environ if environment is None else environment
+        if environment is None:
+            load_env_files()
+            environment = os.environ
         values = {
             name.removeprefix(PREFIX).lower(): value
             for name, value in environment.items()

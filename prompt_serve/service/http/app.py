@@ -1,5 +1,7 @@
 """FastAPI app, mounted under ``/v1``; one ``Core`` behind all routes."""
 
+import json
+import re
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -34,7 +36,10 @@ class _App(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        schemas = document["components"]["schemas"]
+        schemas.setdefault("Problem", Problem.model_json_schema())
+        document["paths"] = _with_components(document["paths"], schemas)
+        _remove_defaults(document["paths"], schemas)
         document["components"]["securitySchemes"] = SECURITY_SCHEMES
         # A key is needed where keys exist: any of the schemes, or none.
         document["security"] = [*({name: []} for name in SECURITY_SCHEMES), {}]
@@ -42,7 +47,46 @@ class _App(FastAPI):
             common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
             for status, response in common.items():
                 operation["responses"].setdefault(str(status), response)
+        if self.state.core is not None:
+            _set_width(document["paths"]["/score"], self.state.core.embedding_width)
         return document
+
+
+def _with_components(node: Any, schemas: dict[str, Any]) -> Any:
+    """Move the named schemas of bodies that routes parse themselves to the components.
+
+    Generated clients then have one class per message, with the name that it has here.
+    """
+    if isinstance(node, list):
+        return [_with_components(item, schemas) for item in node]
+    if not isinstance(node, dict):
+        return node
+    if "title" in node and "properties" in node:
+        schemas.setdefault(node["title"], node)
+        return {"$ref": f"#/components/schemas/{node['title']}"}
+    return {name: _with_components(item, schemas) for name, item in node.items()}
+
+
+def _remove_defaults(paths: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Remove the defaults of requests, and null as a default; descriptions have those of requests.
+
+    Generated Python clients would send the default of ``top_k`` in a body, where it overrides that
+    of the query, and TypeScript would require every field that has a default.
+    """
+    bodies = [
+        operation.get("requestBody") for path in paths.values() for operation in path.values()
+    ]
+    requests = set(re.findall(r"#/components/schemas/(\w+)", json.dumps(bodies)))
+    for name, schema in schemas.items():
+        for field in schema.get("properties", {}).values():
+            if name in requests or field.get("default", ...) is None:
+                field.pop("default", None)
+
+
+def _set_width(score: dict[str, Any], width: int) -> None:
+    """Give the example of ``/v1/score`` an embedding of this service's width, so that it runs."""
+    example = score["post"]["requestBody"]["content"]["application/json"]["example"]
+    example["embeddings"] = [[1.0] + [0.0] * (width - 1)]
 
 
 def create_app(core: Core | None = None) -> FastAPI:

@@ -8,6 +8,8 @@ from prompt_serve.schemas import AuditPage
 from prompt_serve.service.http.dependencies import CoreOfApp, problems
 from prompt_serve.service.storage.audit import AuditLog
 
+_NO_NUL = r"^[^\x00]*$"  # which PostgreSQL rejects
+
 router = APIRouter(tags=["service"])
 
 
@@ -15,11 +17,16 @@ router = APIRouter(tags=["service"])
 async def audit(
     core: CoreOfApp,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    before: Annotated[int | None, Query(description="`next` of the previous page.")] = None,
-    action: Annotated[
-        str | None, Query(description="Kind of change, for example task.put or key.revoke.")
+    before: Annotated[
+        int | None, Query(ge=1, lt=2**63, description="`next` of the previous page.")
     ] = None,
-    subject: Annotated[str | None, Query(description="Name of a task or key.")] = None,
+    action: Annotated[
+        str | None,
+        Query(pattern=_NO_NUL, description="Kind of change, for example task.put or key.revoke."),
+    ] = None,
+    subject: Annotated[
+        str | None, Query(pattern=_NO_NUL, description="Name of a task or key.")
+    ] = None,
 ) -> AuditPage:
     """List changes, newest first; `next` is the `before` of the next, older page."""
 

@@ -1,5 +1,6 @@
 """Parts that all routes share: the core, and OpenAPI descriptions of bodies and errors."""
 
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -12,6 +13,10 @@ from prompt_serve.service.problems import MEDIA_TYPE
 
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 OCTETS = "application/octet-stream"
+
+_RETRY = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
+_CHALLENGE = {"WWW-Authenticate": {"schema": {"type": "string"}}}
+_HEADERS = {401: _CHALLENGE, 403: _CHALLENGE, 429: _RETRY, 503: _RETRY}
 
 
 async def get_core(request: Request) -> Core:
@@ -30,7 +35,11 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI description of a route's errors."""
     schema = {"$ref": "#/components/schemas/Problem"}
     content = {MEDIA_TYPE: {"schema": schema}}
-    return {status: {"description": "Problem document", "content": content} for status in statuses}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        | ({"headers": _HEADERS[status]} if status in _HEADERS else {})
+        for status in statuses
+    }
 
 
 def body(content: dict[str, dict[str, Any]]) -> dict[str, Any]:

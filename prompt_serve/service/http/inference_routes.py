@@ -41,10 +41,13 @@ _ONE_PIXEL_PNG = (
 router = APIRouter(tags=["inference"])
 
 _TEXTS = {"type": "array", "items": {"type": "string"}}
-_TOP_K = {"type": "integer", "default": DEFAULT_TOP_K}
+_TOP_K = {"type": "integer", "minimum": 1}
 _TASK_TEXT = "Task names: NAME, NAME@VERSION, or * for all."
 _TAG_TEXT = "Tags: adds all tasks that have one of them."
-_TOP_K_TEXT = "Number of classes per task, best first. In a body that has one, its own counts."
+_TOP_K_TEXT = (
+    f"Number of classes per task, best first; {DEFAULT_TOP_K} if not given. In a body that has "
+    f"one, its own counts."
+)
 _TOP_TASKS: dict[str, Any] = {"type": "integer", "minimum": 1}
 _TOP_TASKS_TEXT = "Only so many tasks per image, best first. In a body that has it, its own counts."
 _EMBED_TASK_TEXT = "Task whose vectors of the image tower, if it has any, change the embeddings."
@@ -118,7 +121,7 @@ def _openapi_body(
     return {"requestBody": {"required": True, "content": forms}, "parameters": parameters}
 
 
-_SOME_TASKS = {"tasks": ["pets", "labels@de1f384a"], "tags": ["season"], "top_k": 3}
+_SOME_TASKS = {"tasks": ["pets"], "tags": ["animals"], "top_k": 3}
 
 
 @router.post(

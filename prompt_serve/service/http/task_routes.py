@@ -5,11 +5,12 @@ conditional: ``If-Match: "<version>"``, or ``If-None-Match: *`` to create only.
 import io
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Request
+from fastapi import APIRouter, Body, Header, Path, Query, Request
 from starlette.responses import Response, StreamingResponse
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import (
+    TASK_NAME_PATTERN,
     Alias,
     BulkReport,
     History,
@@ -37,6 +38,26 @@ ZIP = "application/zip"
 
 router = APIRouter(tags=["tasks"])
 
+# The pattern is part of the OpenAPI document only: the routes' own errors say more.
+Name = Annotated[
+    str, Path(description="Name of a task.", json_schema_extra={"pattern": TASK_NAME_PATTERN})
+]
+VersionedName = Annotated[
+    str,
+    Path(
+        description="Name of a task, or NAME@VERSION for one version of it.",
+        json_schema_extra={
+            "pattern": TASK_NAME_PATTERN.removesuffix("$") + "(@[0-9a-fA-F]{8,64})?$"
+        },
+    ),
+]
+Version = Annotated[
+    str,
+    Path(
+        description="The sha256 of a version, or its first 8 or more digits.",
+        json_schema_extra={"pattern": "^[0-9a-fA-F]{8,64}$"},
+    ),
+]
 IfMatch = Annotated[
     str | None, Header(description='Change only if the task has this ETag ("<version>").')
 ]
@@ -84,7 +105,7 @@ async def add_zero_shot_task(
     "/tasks",
     response_model=BulkReport,
     responses=problems(413, 422, 429, 503),
-    openapi_extra=body({ZIP: BINARY}),
+    openapi_extra=body({ZIP: BINARY, OCTETS: BINARY}),
 )
 async def upload_tasks(
     request: Request,
@@ -114,7 +135,7 @@ async def upload_tasks(
     openapi_extra=body({OCTETS: BINARY}),
 )
 async def upload_task(
-    name: str,
+    name: Name,
     request: Request,
     core: CoreOfApp,
     if_match: IfMatch = None,
@@ -128,7 +149,7 @@ async def upload_task(
 
 
 @router.get("/tasks/{name}", response_model=TaskInfo, responses=problems(404, 422, 503))
-async def get_task(name: str, core: CoreOfApp) -> Response:
+async def get_task(name: VersionedName, core: CoreOfApp) -> Response:
     """Return all details of a task, or of one version of it (`name@sha`)."""
     return _task_answer(await core.threads.read(core.catalog.info, name))
 
@@ -136,13 +157,23 @@ async def get_task(name: str, core: CoreOfApp) -> Response:
 @router.get(
     "/tasks/{name}/file",
     response_class=Response,
-    responses={200: {"content": {OCTETS: {"schema": BINARY}}}, **problems(404, 422, 503)},
+    responses={
+        200: {"content": {OCTETS: {"schema": BINARY}}},
+        304: {"description": "The caller has this version"},
+        **problems(404, 422, 503),
+    },
 )
-async def get_task_file(name: str, request: Request, core: CoreOfApp) -> Response:
+async def get_task_file(
+    name: VersionedName,
+    core: CoreOfApp,
+    if_none_match: Annotated[
+        str | None, Header(description="ETags that the caller has; 304 if the file's is one.")
+    ] = None,
+) -> Response:
     """Download the prompt file, byte for byte as it was uploaded; its ETag is the version."""
     version, data = await core.threads.read(core.catalog.file, name)
     etag = f'"{version}"'
-    if etag in request.headers.get("if-none-match", ""):
+    if etag in (if_none_match or ""):
         return Response(status_code=304, headers={"ETag": etag})
     disposition = f'attachment; filename="{name}.safetensors"'
     headers = {"ETag": etag, "Content-Disposition": disposition}
@@ -151,7 +182,7 @@ async def get_task_file(name: str, request: Request, core: CoreOfApp) -> Respons
 
 @router.get("/tasks/{name}/history", responses=problems(404, 422, 503))
 async def get_history(
-    name: str, core: CoreOfApp, limit: Limit = 100, cursor: Cursor = None
+    name: Name, core: CoreOfApp, limit: Limit = 100, cursor: Cursor = None
 ) -> History:
     """List the changes of a name, newest first: author, time, kind and version."""
     return await core.threads.read(core.catalog.history, name, cursor, limit)
@@ -163,7 +194,7 @@ async def get_history(
     responses=problems(404, 412, 422, 429, 503),
 )
 async def roll_back_task(
-    name: str, core: CoreOfApp, target: Rollback | None = None, if_match: IfMatch = None
+    name: Name, core: CoreOfApp, target: Rollback | None = None, if_match: IfMatch = None
 ) -> Response:
     """Point a task at its previous version or another of its history; restore a deleted task."""
     condition = parse_condition(if_match, None)
@@ -178,7 +209,7 @@ async def roll_back_task(
     responses={**_REPLACED, **problems(404, 412, 422, 429, 503)},
 )
 async def alias_task(
-    name: str,
+    name: Name,
     target: Annotated[Alias, Body()],
     core: CoreOfApp,
     if_match: IfMatch = None,
@@ -191,26 +222,26 @@ async def alias_task(
 
 
 @router.put("/tasks/{name}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
-async def set_tags(name: str, tags: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
+async def set_tags(name: Name, tags: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
     """Replace the tags of a task."""
     return _task_answer(await core.threads.change(core.editor.set_tags, name, tags.tags))
 
 
 @router.put("/tasks/{name}/pinned", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
-async def set_pinned(name: str, state: Annotated[Pinned, Body()], core: CoreOfApp) -> Response:
+async def set_pinned(name: Name, state: Annotated[Pinned, Body()], core: CoreOfApp) -> Response:
     """Pin a task, which keeps it in memory, also after a restart; or unpin it."""
     return _task_answer(await core.threads.change(core.editor.set_pinned, name, state.pinned))
 
 
 @router.delete("/tasks/{name}", status_code=204, responses=problems(404, 412, 422, 429, 503))
-async def delete_task(name: str, core: CoreOfApp, if_match: IfMatch = None) -> Response:
+async def delete_task(name: Name, core: CoreOfApp, if_match: IfMatch = None) -> Response:
     """Delete a task. Running requests finish with it; a rollback restores it."""
     await core.threads.change(core.editor.delete, name, parse_condition(if_match, None))
     return Response(status_code=204)
 
 
 @router.delete("/versions/{version}", status_code=204, responses=problems(404, 409, 422, 429, 503))
-async def delete_version(version: str, core: CoreOfApp) -> Response:
+async def delete_version(version: Version, core: CoreOfApp) -> Response:
     """Delete a prompt file permanently, by its sha256 or first digits; no task may point at it."""
     await core.threads.change(core.editor.delete_version, version)
     return Response(status_code=204)
@@ -245,7 +276,7 @@ async def export_registry(core: CoreOfApp) -> Response:
     "/registry/import",
     response_model=BulkReport,
     responses=problems(413, 422, 429, 503),
-    openapi_extra=body({ZIP: BINARY}),
+    openapi_extra=body({ZIP: BINARY, OCTETS: BINARY}),
 )
 async def import_registry(request: Request, core: CoreOfApp) -> BulkReport:
     """Import all tasks of an exported registry, or none; tasks with the same names are replaced."""

@@ -132,17 +132,21 @@ class Registry:
 
     def prompt(self, version: str, fingerprint: str) -> StoredPrompt | None:
         """Return the file of a version and its class features for a backbone; None if unknown."""
+        return self.prompts([version], fingerprint).get(version)
+
+    def prompts(self, versions: Sequence[str], fingerprint: str) -> dict[str, StoredPrompt]:
+        """Return the files of versions as ``prompt`` does; unknown versions are left out."""
         cached = sa.and_(
             class_features.c.version == prompt_file.c.version,
             class_features.c.fingerprint == fingerprint,
         )
         query = (
-            sa.select(prompt_file.c.data, class_features.c.features)
+            sa.select(prompt_file.c.version, prompt_file.c.data, class_features.c.features)
             .select_from(prompt_file.outerjoin(class_features, cached))
-            .where(prompt_file.c.version == version)
+            .where(prompt_file.c.version.in_(versions))
         )
-        row = self._db.read(lambda db: db.execute(query).one_or_none())
-        return None if row is None else StoredPrompt(data=row.data, features=row.features)
+        rows = self._db.read(lambda db: db.execute(query).all())
+        return {row.version: StoredPrompt(data=row.data, features=row.features) for row in rows}
 
     def has_version(self, version: str) -> bool:
         """Return True if the prompt file of a version exists."""

@@ -5,7 +5,7 @@ Pinned versions are never evicted. They count toward the budget; the other tasks
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from prompt_serve.service.observability import metrics
@@ -54,6 +54,12 @@ class TaskCache:
         if running is not None:
             return running.result()
         return self._load(version, load, mine)
+
+    def missing(self, versions: Sequence[str]) -> list[str]:
+        """Return the versions that are not in memory, nor being loaded."""
+        with self._lock:
+            known = (self._tasks, self._pinned, self._loading)
+            return [version for version in versions if not any(version in part for part in known)]
 
     def put(self, task: Task) -> None:
         """Insert a task as the most recently used one."""

@@ -5,16 +5,19 @@ what the next request gets, in this process and in every other one that shares t
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.storage.tables import StoredPrompt
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.service.tasks.names import current_versions, task_not_found, version_of_name
 from prompt_serve.service.tasks.task import Task
+
+_FILES_PER_READ = 64  # prompt files and class features in memory beside the loaded tasks
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ class TaskResolver:
         self._cache = cache
         self._known = _KnownVersions(-1, {})
 
-    def resolve(self, names: Sequence[str]) -> tuple[Task, ...]:
+    def resolve(self, names: Sequence[str]) -> list[Task]:
         """Return the current tasks of ``names``; ``name@prefix`` is a version of its history.
 
         Raises:
@@ -51,7 +54,7 @@ class TaskResolver:
             BackboneMismatch, PromptUnsupported, ProbeMismatch: the task was uploaded while the
                 service ran another backbone, or imported without a check.
         """
-        return self.load(zip(names, self.versions(names), strict=True))
+        return self.load(list(zip(names, self.versions(names), strict=True)))
 
     def versions(self, names: Sequence[str]) -> list[str]:
         """Return the current versions of ``names`` without loading them.
@@ -69,23 +72,37 @@ class TaskResolver:
                     known[name] = version_of_name(self._registry, name)
         return [self._version(name, known) for name in names]
 
-    def load(self, named: Iterable[tuple[str, str]]) -> tuple[Task, ...]:
+    def load(self, named: Sequence[tuple[str, str]]) -> list[Task]:
         """Return the tasks of names and the versions that they had a moment ago.
 
         Raises:
             BackboneMismatch, PromptUnsupported, ProbeMismatch: as ``resolve``.
             TaskNotFound: a version was removed since, and its name too.
         """
-        return tuple(self._load_named(name, version) for name, version in named)
+        tasks: list[Task] = []
+        for start in range(0, len(named), _FILES_PER_READ):
+            some = named[start : start + _FILES_PER_READ]
+            unloaded = self._cache.missing([version for _, version in some])
+            stored = (
+                self._registry.prompts(unloaded, self._features.fingerprint) if unloaded else {}
+            )
+            tasks += [
+                self._load_named(name, version, stored.get(version)) for name, version in some
+            ]
+        return tasks
 
-    def task(self, version: str) -> Task:
+    def task(self, version: str, stored: StoredPrompt | None = None) -> Task:
         """Return the task of a full version, loading it if it is not in memory.
+
+        Args:
+            version: sha256 of the prompt file.
+            stored: the file if it was read before.
 
         Raises:
             VersionRemoved: the registry has no such prompt file.
             BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt cannot be served here.
         """
-        return self._cache.get(version, lambda: self._load(version))
+        return self._cache.get(version, lambda: self._load(version, stored))
 
     def load_pinned(self) -> None:
         """Load all pinned tasks; those that cannot be served are logged and skipped."""
@@ -102,14 +119,14 @@ class TaskResolver:
         """Read the revision; if it has changed, forget known versions and update the pins."""
         self._current()
 
-    def _load_named(self, name: str, version: str) -> Task:
+    def _load_named(self, name: str, version: str, stored: StoredPrompt | None) -> Task:
         try:
-            return self.task(version)
+            return self.task(version, stored)
         except VersionRemoved:
             # After the version of a name was read, the name was changed so often that the file was
             # no longer kept. Reading again finds the new version.
             self._known = _KnownVersions(-1, {})
-            return self.task(*self.versions([name]))
+            return self.task(self.versions([name])[0])
 
     def _current(self) -> "_KnownVersions":
         revision = self._registry.revision()
@@ -126,8 +143,8 @@ class TaskResolver:
         except KeyError:
             raise task_not_found(self._registry, name) from None
 
-    def _load(self, version: str) -> Task:
-        stored = self._registry.prompt(version, self._features.fingerprint)
+    def _load(self, version: str, stored: StoredPrompt | None) -> Task:
+        stored = stored or self._registry.prompt(version, self._features.fingerprint)
         if stored is None:
             raise VersionRemoved(version)
         prompt = from_bytes(stored.data)

@@ -13,9 +13,10 @@ from openapi_spec_validator import validate
 
 from prompt_serve.errors import ERRORS_BY_CODE
 from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.service.env_files import PREFIX
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.problems import MEDIA_TYPE
-from prompt_serve.service.settings import PREFIX, Settings
+from prompt_serve.service.settings import Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import ROOT
 from tests.service.prompts import bomb, conditional, learned_prompt, picture, unprobed

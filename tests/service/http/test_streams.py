@@ -32,6 +32,7 @@ from prompt_serve.service.http.tensor_bodies import NPY
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.training.clip.backbone import Backbone
+from tests.backbones import EMBED_DIM
 from tests.docs.pages import blocks_of
 from tests.service.http.test_http import problem
 from tests.service.http.test_requests import LOGIT_ROUNDING, in_json, metric, npy, until
@@ -141,6 +142,32 @@ def test_every_form_of_a_request_is_answered_line_by_line(
 
 def cut_to(prediction: TaskPrediction, k: int) -> TaskPrediction:
     return prediction.model_copy(update={"classes": prediction.classes[:k]})
+
+
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        (NDJSON, NDJSON),
+        ("Application/X-NDJSON; q=0.9, */*", NDJSON),
+        (f"text/html, {NDJSON}", NDJSON),
+        ("*/*", "application/json"),
+        (f"application/json, {NDJSON}", "application/json"),
+        ("text/html", "application/json"),
+        ("", "application/json"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/classify", "/v1/score"])
+def test_lines_are_sent_to_those_who_accept_them_first(
+    http: httpx.Client, path: str, accept: str, kind: str
+) -> None:
+    body = (
+        {"images": in_json(picture(0))}
+        if "classify" in path
+        else {"embeddings": [[1.0] * EMBED_DIM]}
+    )
+    answer = http.post(path, json={**body, "tasks": NAMES[:2]}, headers={"accept": accept})
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == kind
 
 
 @pytest.mark.parametrize("selected", [{"tasks": ["*"]}, {"tasks": NAMES}])
