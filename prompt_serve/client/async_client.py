@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, TypeVar, overload
 
@@ -184,12 +185,15 @@ class AsyncClient(TaskCalls):
         self,
         images: ImageSource | Iterable[ImageSource],
         *,
+        task: str | None = None,
         deadline_s: float | None = None,
     ) -> Embeddings:
         """Embed one or more images.
 
         Args:
             images: as for ``classify``.
+            task: name of a task; its vectors of the image tower, if it has any, change the
+                embeddings.
             deadline_s: as for ``classify``.
 
         Returns:
@@ -201,10 +205,15 @@ class AsyncClient(TaskCalls):
         """
         _, many = one_or_many(images)
         plan = await self._plan(CHUNK_IMAGES)
-        embedder = Embedder(self._connection, plan=plan, retry=self._retry, deadline_s=deadline_s)
+        embedder = Embedder(
+            self._connection, plan=plan, retry=self._retry, deadline_s=deadline_s, task=task
+        )
         backbone = (await self.info()).backbone
         embeddings = await self._run_all(many, embedder)
-        return combine_embeddings(embeddings, backbone.id, backbone.fingerprint, backbone.embed_dim)
+        combined = combine_embeddings(
+            embeddings, backbone.id, backbone.fingerprint, backbone.embed_dim
+        )
+        return replace(combined, task=task)
 
     async def score_embeddings(
         self,

@@ -28,6 +28,7 @@ class Embeddings:
     errors: dict[int, Problem]  # by index of the image
     backbone: str
     fingerprint: str  # of the backbone; only embeddings of one backbone are comparable
+    task: str | None = None  # whose image vectors the image tower had; None: it was plain
 
 
 EmbeddingSource: TypeAlias = Embeddings | NDArray[Any] | Sequence[Sequence[float]]
@@ -46,10 +47,16 @@ class Embedder(ChunkRunner[TracedEmbedding]):
     """Embeds chunks of images."""
 
     def __init__(
-        self, connection: Connection, *, plan: Plan, retry: RetryPolicy, deadline_s: float | None
+        self,
+        connection: Connection,
+        *,
+        plan: Plan,
+        retry: RetryPolicy,
+        deadline_s: float | None,
+        task: str | None,
     ) -> None:
         super().__init__(connection, plan=plan, retry=retry)
-        self._deadline_s = deadline_s
+        self._deadline_s, self._task = deadline_s, task
 
     async def _run(self, files: list[ImageFile]) -> list[TracedEmbedding]:
         return await self._send_or_split(files, self._send)
@@ -61,7 +68,8 @@ class Embedder(ChunkRunner[TracedEmbedding]):
         return TracedEmbedding(EmbeddedImage(index=image.index, error=problem))
 
     async def _send(self, files: list[ImageFile]) -> list[TracedEmbedding]:
-        reply = await self._connection.send(wire.embed_call(files, self._deadline_s), self._retry)
+        call = wire.embed_call(files, self._deadline_s, self._task)
+        reply = await self._connection.send(call, self._retry)
         images, answer = wire.read_embeddings(reply.response, len(files))
         made_by = ("", "") if answer is None else (answer.backbone, answer.fingerprint)
         return [TracedEmbedding(image, *made_by) for image in images]
@@ -139,8 +147,13 @@ def rows_of_embeddings(embeddings: EmbeddingSource) -> tuple[FloatArray, str | N
     A single vector (E,) becomes (1, E).
 
     Raises:
-        RequestInvalid: not numbers, or not of that shape.
+        RequestInvalid: not numbers, not of that shape, or embedded for one task.
     """
+    if isinstance(embeddings, Embeddings) and embeddings.task is not None:
+        raise RequestInvalid(
+            f"The embeddings were made for task {embeddings.task!r}, whose vectors of the image "
+            f"tower may have changed them. Classify the images, or embed them without a task."
+        )
     source = embeddings.vectors if isinstance(embeddings, Embeddings) else embeddings
     try:
         rows = np.asarray(source, dtype=np.float32)

@@ -124,11 +124,12 @@ class Client(SyncTaskCalls):
         self,
         images: ImageSource | Iterable[ImageSource],
         *,
+        task: str | None = None,
         deadline_s: float | None = None,
     ) -> Embeddings:
         """Embed one or more images as unit vectors (N, width); see ``AsyncClient.embed``."""
         _, many = one_or_many(images)
-        return self._loop.run(self._client.embed, list(many), deadline_s=deadline_s)
+        return self._loop.run(self._client.embed, list(many), task=task, deadline_s=deadline_s)
 
     def score_embeddings(
         self,

@@ -90,9 +90,13 @@ def classify_call(
     return Call("POST", "/v1/classify", body | _headers(options.deadline_s, streamed))
 
 
-def embed_call(files: Sequence[ImageFile], deadline_s: float | None) -> Call:
+def embed_call(
+    files: Sequence[ImageFile], deadline_s: float | None, task: str | None = None
+) -> Call:
     """Build ``POST /v1/embed`` as multipart/form-data; the response is JSON."""
-    return Call("POST", "/v1/embed", {"files": list(map(_part, files))} | _headers(deadline_s))
+    fields = {} if task is None else {"data": {"task": task}}
+    arguments = {"files": list(map(_part, files))} | fields | _headers(deadline_s)
+    return Call("POST", "/v1/embed", arguments)
 
 
 def score_call(

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.client import Client
+from prompt_serve.errors import RequestInvalid
 from prompt_serve.export.prompted_parity import features_with
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.prompts.class_features import folded_image
@@ -18,6 +20,7 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.types import FloatArray
 from tests.backbones import TEXT_WIDTH
+from tests.service.process import Served
 from tests.service.prompts import image_prompts, learned_prompt, picture, probed, unprobed
 
 pytestmark = pytest.mark.serve
@@ -69,7 +72,9 @@ def logits_of(prompt: Prompt, image: bytes, bundle: Bundle, backbone: Backbone) 
 
 def embedding_of(prompt: Prompt, image: bytes, bundle: Bundle, backbone: Backbone) -> FloatArray:
     pixels = pixels_from_bytes(image, bundle.manifest.preprocessing)
-    return features_with(backbone, pixels[np.newaxis].copy(), folded_image(prompt, bundle.text_side))
+    return features_with(
+        backbone, pixels[np.newaxis].copy(), folded_image(prompt, bundle.text_side)
+    )
 
 
 def post(
@@ -194,6 +199,22 @@ def test_embeddings_are_those_of_the_tasks_tower(
     ):
         found = response.json()["results"][0]["embedding"]
         np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_the_client_embeds_for_a_task(
+    served: Served,
+    tasks: list[str],
+    prompts: dict[str, Prompt],
+    bundle: Bundle,
+    tiny_backbone: Backbone,
+) -> None:
+    with Client(served.url) as client:
+        found = client.embed(IMAGES, task="image-3")
+        with pytest.raises(RequestInvalid, match="made for task 'image-3'"):
+            client.score_embeddings(found, "text-0")
+
+    wanted = [embedding_of(prompts["image-3"], image, bundle, tiny_backbone)[0] for image in IMAGES]
+    np.testing.assert_allclose(found.vectors, np.stack(wanted), atol=1e-5)
 
 
 def test_an_embedding_has_one_task(http: httpx.Client, tasks: list[str]) -> None:

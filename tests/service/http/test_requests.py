@@ -322,7 +322,7 @@ def test_invalid_requests_are_refused_in_every_form(http: httpx.Client) -> None:
         problem(post(http, path, b"x", SAFETENSORS), 422, "request-invalid")
     pixels = npy(np.zeros((1, 8, 8, 3), np.uint8))
     problem(post(http, "/v1/classify", pixels, NPY, task="in-0"), 422, "request-invalid")
-    problem(post(http, "/v1/embed?task=in-0", picture(), "image/png"), 422, "request-invalid")
+    problem(post(http, "/v1/embed?tag=in-0", picture(), "image/png"), 422, "request-invalid")
 
 
 def test_limits_of_every_kind_are_published_and_hold(http: httpx.Client, bundle: Bundle) -> None:

@@ -110,7 +110,7 @@ from prompt_serve.service.tasks.resolver import TaskResolver
 bundle = open_bundle(Path(sys.argv[2]))
 engine = Engine(bundle, cuda_device=None, threads=1, max_batch=1)
 registry = Registry(Database(sys.argv[1]))
-features = TaskFeatures(registry, bundle, engine.encode_text)
+features = TaskFeatures(registry, bundle, engine.encode_text, engine.image_rows)
 resolver = TaskResolver(registry, features, TaskCache(10**7))
 for line in sys.stdin:
     print(resolver.resolve([line.strip()])[0].version, flush=True)
