@@ -163,7 +163,8 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
     assert said[1] == f"cli-0 is served: 2 classes, version {second}."
     assert said[2] == f"cli-0 is served: 2 classes, version {first}."
     assert said[3] == "cli-0: eu prod"
-    assert said[5].split()[:2] == ["cli-0", first]
-    assert said[5].endswith("eu prod (pinned)")
-    assert [line.split()[1] for line in said[7:10]] == ["rollback", "alias", "put"]
-    assert "tasks imported." in said[11]
+    assert said[5].split() == ["name", "version", "method", "classes", "updated", "tags"]
+    assert said[6].split()[:2] == ["cli-0", first]
+    assert said[6].endswith("Z  eu prod (pinned)")
+    assert [line.split()[1] for line in said[8:12]] == ["change", "rollback", "alias", "put"]
+    assert "tasks imported." in said[13]
