@@ -6,12 +6,28 @@ may be long. Everything else, such as notes and progress, goes to standard error
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Report:
+    """Facts of a finished command, in both forms."""
+
+    document: Any  # JSON types
+    lines: Sequence[str]
+
+    def print(self, *, as_json: bool, quiet: bool = False) -> None:
+        """Print one of the forms; ``quiet`` silences the lines."""
+        if as_json:
+            print_document(self.document)
+        elif not quiet:
+            click.echo("\n".join(self.lines))
 
 
 def json_option(command: Command) -> Command:
