@@ -26,6 +26,7 @@ from prompt_serve.measures import (
     confusions,
     wilson_interval,
 )
+from prompt_serve.plurals import counted
 
 MATRIX_CLASSES = 40  # a larger confusion matrix cannot be read
 NARROW_CLASSES = 12  # a smaller matrix leaves room beside it
@@ -200,9 +201,9 @@ def _mistakes(facts: EvaluationFacts) -> Markup:
     if not order:
         return tag("p", "Every image was classified correctly.")
     shown = order[:SHOWN_MISTAKES]
-    which = "All" if len(shown) == len(order) else f"The first {len(shown)} of"
+    which = "" if len(shown) == len(order) else f"The first {len(shown)} of "
     return joined(
-        tag("p", f"{which} {len(order):,} misclassified images, the most confident first.",
+        tag("p", f"{which}{counted(len(order), 'misclassified image')}, the most confident first.",
             class_="note"),
         tag("ul", *(_mistake(facts, image) for image in shown), class_="mistakes"),
     )  # fmt: skip

@@ -178,7 +178,7 @@ def _train_report(result: "MultiLabelResult", out: Path, file_bytes: int) -> Ite
         f"{prompt.training['shrinkage']:g})"
     )
     yield f"payload      {counted(prompt.payload_bytes, 'byte')}"
-    yield f"file         {file_bytes:,} bytes, {out}"
+    yield f"file         {counted(file_bytes, 'byte')}, {out}"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
     yield f"seconds      {seconds}"
 

@@ -84,7 +84,7 @@ def training_report(result: "TrainingResult", out: Path, file_bytes: int) -> Ite
             f"sketch       {size:,} of these bytes; an image whose cosine to it is below "
             f"{prompt.unlike_below:.3g} is unknown"
         )
-    yield f"file         {file_bytes:,} bytes, {out}"
+    yield f"file         {counted(file_bytes, 'byte')}, {out}"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
     yield f"seconds      {seconds}"
 

@@ -2,14 +2,13 @@
 
 import importlib
 import importlib.util
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.facts import Report, json_option, print_document
+from prompt_serve.cli.facts import Report, json_option, print_document, print_table
 from prompt_serve.cli.user_path import UserPath
 from prompt_serve.plurals import counted
 
@@ -97,7 +96,7 @@ def list_datasets(root: Path, as_json: bool) -> None:
         documents = [row.document() for row in rows]
         print_document({"root": str(root), "datasets": documents})
         return
-    click.echo("\n".join(_table(root, rows)))
+    _print_table(root, rows)
 
 
 @data.command()
@@ -161,20 +160,27 @@ def _rows(root: Path) -> list[ListedDataset]:
     return rows
 
 
-def _table(root: Path, rows: list[ListedDataset]) -> Iterable[str]:
+def _print_table(root: Path, rows: list[ListedDataset]) -> None:
     found = sum(row.folder is not None for row in rows)
-    yield f"{found} of {len(rows)} datasets found below {root}."
-    yield ""
-    width = max(len(row.spec.name) for row in rows)
-    for row in rows:
-        state = "found  " if row.folder is not None else "missing"
-        counts = ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items())
-        where = "" if row.folder is None else f"  {row.folder}"
-        yield f"{row.spec.name:<{width}}  {state}  {row.spec.classes:>5,} classes  {counts}{where}"
+    click.echo(f"{found} of {len(rows)} datasets found below {root}.\n")
+    print_table(
+        ("dataset", "state", "classes", "images", "folder"),
+        (
+            (
+                row.spec.name,
+                "missing" if row.folder is None else "found",
+                f"{row.spec.classes:,}",
+                ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items()),
+                str(row.folder or ""),
+            )
+            for row in rows
+        ),
+        right={"classes"},
+        empty="No datasets.",
+    )
     for row in rows:
         if row.missing:
-            yield ""
-            yield f"{row.spec.name}: {row.missing}"
+            click.echo(f"\n{row.spec.name}: {row.missing}")
 
 
 def _read(name: str, root: Path) -> tuple["DatasetSpec", tuple[str, ...], dict[str, "ImageSet"]]:

@@ -9,6 +9,7 @@ from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.learning.train_seeds import parse_seeds
 from prompt_serve.cli.output_file import OutputFolder
+from prompt_serve.plurals import counted
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite
@@ -118,7 +119,7 @@ def _silent(result: "Result") -> None:
 def _print_result(result: "Result") -> None:
     shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in result.accuracy.items())
     click.echo(
-        f"{result.protocol} {result.dataset} {result.label}, {result.shots} shots, "
+        f"{result.protocol} {result.dataset} {result.label}, {counted(result.shots, 'shot')}, "
         f"seed {result.seed}: {shown}",
         err=True,
     )

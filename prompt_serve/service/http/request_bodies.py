@@ -21,6 +21,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from prompt_serve.errors import RequestInvalid, RequestTooLarge
+from prompt_serve.plurals import counted
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
     ClassifyRequest,
@@ -224,13 +225,13 @@ async def _parse_form(request: Request, limits: Limits) -> FormData:
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise RequestTooLarge(
-                f"The request has more than {limits.max_images} images. "
+                f"The request has more than {counted(limits.max_images, 'image')}. "
                 f"Split it into several requests.",
                 limit=limits.max_images,
             ) from error
         if error.message.startswith("Too many fields"):
             raise RequestTooLarge(
-                f"The request has more than {limits.max_tasks} tasks. "
+                f"The request has more than {counted(limits.max_tasks, 'task')}. "
                 f"Split it into several requests.",
                 limit=limits.max_tasks,
             ) from error
@@ -264,8 +265,8 @@ def _check_names(names: Iterable[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise RequestInvalid(
-            f"Unknown field(s) {', '.join(map(repr, unknown[:10]))}; "
-            f"known: {', '.join(known) or 'none'}."
+            f"Unknown {'field' if len(unknown) == 1 else 'fields'} "
+            f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(known) or 'none'}."
         )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import IO
 
 from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge
+from prompt_serve.plurals import counted
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics
@@ -130,7 +131,8 @@ def _put_all_or_none(
             )
     if errors:
         raise ArchiveInvalid(
-            f"{len(errors)} of {count} prompt files cannot be served; nothing was changed. "
+            f"{len(errors):,} of {counted(count, 'prompt file')} cannot be served; nothing was "
+            f"changed. "
             f"The first is {errors[0]['name']!r}: {errors[0]['detail']}",
             errors=errors[:1000],
         )
