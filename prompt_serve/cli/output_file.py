@@ -10,8 +10,8 @@ from typing import Any, BinaryIO
 import click
 
 from prompt_serve.cli.user_path import DASH, UserPath
+from prompt_serve.errors import counted
 from prompt_serve.files import atomic_file, check_writable, check_writable_folder
-from prompt_serve.plurals import counted
 
 SAVED_ELSEWHERE = "prompt_serve.saved_elsewhere"  # key of click's ``meta``; the exit code is 1
 

@@ -27,8 +27,8 @@ from prompt_serve.errors import (
     RequestTooLarge,
     ServiceFailed,
     UrlRefused,
+    counted,
 )
-from prompt_serve.plurals import counted
 from prompt_serve.schemas import (
     TIMEOUT_HEADER,
     ClassifyAnswer,

@@ -6,9 +6,9 @@ The drawings are 360 units wide, the width of a phone, so that their text stays 
 from collections.abc import Iterable, Sequence
 
 from prompt_serve.calibration import BINS, ConfidenceBin
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import Markup, joined, tag
 from prompt_serve.measures import Answered
-from prompt_serve.plurals import counted
 
 FEW = 10  # images; shares of fewer are drawn pale or not at all
 _WIDTH, _HEIGHT = 360, 276

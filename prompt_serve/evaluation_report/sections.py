@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prompt_serve.calibration import BINS, confidence_bins
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.charts import FEW, coverage_chart, reliability_diagram
 from prompt_serve.evaluation_report.facts import EvaluationFacts
 from prompt_serve.evaluation_report.markup import (
@@ -26,7 +27,6 @@ from prompt_serve.measures import (
     confusions,
     wilson_interval,
 )
-from prompt_serve.plurals import counted
 
 MATRIX_CLASSES = 40  # a larger confusion matrix cannot be read
 NARROW_CLASSES = 12  # a smaller matrix leaves room beside it

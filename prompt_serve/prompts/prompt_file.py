@@ -20,9 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.errors import PromptFileInvalid, counted
 from prompt_serve.files import atomic_file
-from prompt_serve.plurals import counted
 from prompt_serve.prompts.class_vectors import (
     ClassVectors,
     ImageSketch,

@@ -19,8 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.errors import PromptFileInvalid, PromptTooLong
-from prompt_serve.plurals import counted
+from prompt_serve.errors import PromptFileInvalid, PromptTooLong, counted
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.types import ClassPosition, FloatArray, IntArray
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import PromptFileInvalid, counted
 from prompt_serve.prompts.sequences import Sequences
 
 TEXT_INPUTS = (

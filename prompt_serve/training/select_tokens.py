@@ -12,8 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.loop import Fitted

@@ -12,7 +12,7 @@ import pytest
 
 import prompt_serve
 from prompt_serve.cli.facts import print_table, to_the_second
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from tests.cli.conftest import Run
 from tests.cli.test_main import commands
 from tests.drawings import draw_dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_serve.cli.output_file import save
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.evaluation_report.facts import EvaluationFacts

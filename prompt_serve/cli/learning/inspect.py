@@ -10,7 +10,7 @@ import click
 from prompt_serve.cli.facts import json_option, print_document, to_the_second
 from prompt_serve.cli.learning.inspect_metrics import metric_lines
 from prompt_serve.cli.user_path import DASH, UserPath, read_input
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.encodings import StoredEncoding

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 CLASSES_SHOWN = 5
 

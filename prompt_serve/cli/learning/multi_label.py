@@ -19,7 +19,7 @@ from prompt_serve.cli.learning.train_without_torch import (
     torch_is_missing,
 )
 from prompt_serve.cli.output_file import save
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.label_measures import LabelEvaluation

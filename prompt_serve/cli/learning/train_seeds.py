@@ -11,7 +11,7 @@ import click
 from prompt_serve.cli.facts import Report
 from prompt_serve.cli.learning.train_report import training_document
 from prompt_serve.cli.output_file import save
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt

@@ -10,7 +10,7 @@ import click
 
 from prompt_serve.cli.facts import Report, json_option, print_document, print_table
 from prompt_serve.cli.user_path import UserPath
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.spec import DatasetSpec

@@ -9,7 +9,7 @@ from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.learning.train_seeds import parse_seeds
 from prompt_serve.cli.output_file import OutputFolder
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite

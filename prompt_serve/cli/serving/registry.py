@@ -13,7 +13,7 @@ from prompt_serve.cli.serving.options import (
     service_or_database_options,
 )
 from prompt_serve.cli.user_path import UserPath, read_input
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 
 @click.group()

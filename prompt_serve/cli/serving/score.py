@@ -18,7 +18,7 @@ from prompt_serve.cli.serving.options import (
     task_options,
 )
 from prompt_serve.cli.user_path import DASH, UserPath
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.client import Client

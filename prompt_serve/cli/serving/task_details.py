@@ -4,7 +4,7 @@ import click
 
 from prompt_serve.cli.facts import print_fields, to_the_second
 from prompt_serve.cli.learning.inspect_metrics import metric_lines
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.schemas import TaskInfo
 
 CLASSES_SHOWN = 12

@@ -18,7 +18,7 @@ from prompt_serve.cli.output_file import OutputFile, written
 from prompt_serve.cli.serving.options import Service, service_options
 from prompt_serve.cli.serving.task_details import print_task
 from prompt_serve.cli.user_path import DASH, UserPath, read_input
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.schemas import DEFAULT_TEMPLATE, BulkReport, TaskInfo
 
 Command = TypeVar("Command", bound=Callable[..., Any])

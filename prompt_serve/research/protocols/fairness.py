@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import comparison_of, latest
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
-from prompt_serve.plurals import counted
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
     BASE,

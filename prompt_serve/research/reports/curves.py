@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
-from prompt_serve.plurals import counted
 from prompt_serve.research.reports.charts import (
     PALE,
     Style,

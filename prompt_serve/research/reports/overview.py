@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
-from prompt_serve.plurals import counted
 from prompt_serve.research.protocols.fairness import fairness_notes
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import (

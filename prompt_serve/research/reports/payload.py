@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
-from prompt_serve.plurals import counted
 from prompt_serve.research.protocols.summary import Summary, TableRow
 from prompt_serve.research.reports.accuracy import headline, headline_name, headline_rows
 from prompt_serve.research.reports.charts import GRAY, INK, PALE, Style, draw, name_of, styles

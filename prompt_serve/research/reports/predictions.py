@@ -8,8 +8,8 @@ import numpy as np
 
 from prompt_serve import measures
 from prompt_serve.calibration import BINS, ConfidenceBin, calibration_error, confidence_bins
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
-from prompt_serve.plurals import counted
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
 from prompt_serve.research.reports.overview import title_of

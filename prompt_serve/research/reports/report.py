@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy_section
 from prompt_serve.research.reports.context_lengths import context_lengths_section

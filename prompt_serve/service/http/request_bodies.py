@@ -20,8 +20,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from prompt_serve.errors import RequestInvalid, RequestTooLarge
-from prompt_serve.plurals import counted
+from prompt_serve.errors import RequestInvalid, RequestTooLarge, counted
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
     ClassifyRequest,

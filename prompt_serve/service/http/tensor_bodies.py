@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid, counted
 from prompt_serve.scoring import unit
 from prompt_serve.types import FloatArray, PixelArray
 

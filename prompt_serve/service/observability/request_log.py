@@ -15,7 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.service.middleware.auth import PUBLIC_PATHS
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS

@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
-from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge, counted
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prompt_serve.errors import BackboneUnavailable
-from prompt_serve.plurals import counted
+from prompt_serve.errors import BackboneUnavailable, counted
 from prompt_serve.training.clip.inert_pickle import read_inert
 
 StateDict = dict[str, Tensor]

@@ -14,8 +14,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid, counted
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
 

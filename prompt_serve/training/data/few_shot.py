@@ -10,7 +10,7 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 
 VAL_SHOTS = 4  # per class, at most

@@ -28,8 +28,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.encodings import Base, LowRank
 from prompt_serve.training.methods.base import LearnerInputs, Method, PromptLearner
 from prompt_serve.training.methods.parameters import (

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.encodings import Deep, Dense, Layer, LowRank
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import StoredTensor

@@ -8,9 +8,8 @@ import numpy as np
 from prompt_serve import __version__
 from prompt_serve.closed_form.label_calibration import FEW_IMAGES
 from prompt_serve.closed_form.multi_label import LearnedLabels, learn_labels
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.label_measures import LabelEvaluation, evaluate_labels
-from prompt_serve.plurals import counted
 from prompt_serve.prompts.class_vectors import LabelVectors
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes

@@ -21,8 +21,7 @@ from prompt_serve.calibration import fit_temperature
 from prompt_serve.closed_form.cross_validation import OutOfFold, cross_entropy
 from prompt_serve.closed_form.folds import NEVER_HELD_OUT, stratified_folds
 from prompt_serve.closed_form.learn import first_that_fits, stored_bytes
-from prompt_serve.errors import ConfigInvalid
-from prompt_serve.plurals import counted
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import class_logits
 from prompt_serve.training.clip.backbone import Backbone

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from prompt_serve.closed_form.learn import LearnedClasses
-from prompt_serve.plurals import counted
+from prompt_serve.errors import counted
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.few_shot import shot_faults
