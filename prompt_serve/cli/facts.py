@@ -44,7 +44,7 @@ def json_lines_option(noun: str) -> Callable[[Command], Command]:
         noun: what is listed, for the help.
     """
     return click.option(
-        "--json", "as_json", is_flag=True, help=f"Print one JSON object per {noun} and line."
+        "--json", "as_json", is_flag=True, help=f"Print one JSON object per {noun}, each on a line."
     )
 
 

@@ -240,9 +240,10 @@ def _threshold(facts: EvaluationFacts) -> Markup:
         alt="accuracy on the answered images and their share, by threshold; at 50 %: "
         f"{percent(half.accuracy)} % accuracy, {percent(half.images / facts.images)} % answered",
     )  # fmt: skip
+    unlike = int(facts.unlike.sum())
     sketch = (
-        f" {int(facts.unlike.sum()):,} images are unlike the training images and unknown at "
-        "every threshold."
+        f" {counted(unlike, 'image')} {'is' if unlike == 1 else 'are'} unlike the training images "
+        "and unknown at every threshold."
         if facts.similarities is not None
         else ""
     )

@@ -27,7 +27,7 @@ def print_task(task: TaskInfo) -> None:
             "servable": "" if task.servable else "no: learned on another backbone",
             "classes": f"{task.n_classes:,}: {shown}{rest}",
             "templates": ", ".join(map(repr, task.templates)),
-            "learned": f"{counted(task.learned_numbers, 'number')} ({learned or 'nothing'})",
+            "learned": f"{counted(task.learned_numbers, 'number')} ({learned})" if learned else "",
             "payload": counted(task.payload_bytes, "byte"),
             "file": counted(task.size_bytes, "byte"),
             "temperature": f"{task.temperature:.4g}",
