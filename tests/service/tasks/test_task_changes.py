@@ -1,12 +1,14 @@
 """Versions, names and whole registries through the client and the command, on a started service."""
 
 import io
+import json
 import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -224,3 +226,45 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
     assert said[6].endswith("Z  eu prod (pinned)")
     assert [line.split()[1] for line in said[8:12]] == ["change", "rollback", "alias", "put"]
     assert "tasks imported." in said[13]
+
+
+def test_the_commands_describe_tasks_as_json(
+    served: Served, files: list[bytes], tmp_path: Path
+) -> None:
+    for i, data in enumerate(files[:2]):
+        (tmp_path / f"json-{i}.safetensors").write_bytes(data)
+    (tmp_path / "a.png").write_bytes(picture())
+    first, second = map(version_of, files[:2])
+
+    def say(line: str) -> list[dict[str, Any]]:
+        result = CliRunner().invoke(main, [*shlex.split(line), "--json", "--url", served.url])
+        assert result.exit_code == 0, result.output
+        try:
+            return [json.loads(result.stdout)]
+        except ValueError:
+            return [json.loads(line) for line in result.stdout.splitlines()]
+
+    [report] = say(f"tasks upload {tmp_path} --tag up")
+    assert (report["served"], report["failed"]) == (2, 0)
+    [task] = say(f"tasks upload {tmp_path / 'json-1.safetensors'} --name json-0 --tag again")
+    assert (task["version"], task["tags"]) == (second, ["again", "up"])
+    assert say("tasks rollback json-0")[0]["version"] == first
+    assert say("tasks alias json-0 json-1")[0]["version"] == second
+    assert say("tasks tag json-0 --remove again")[0]["tags"] == ["up"]
+    assert say("tasks pin json-0")[0]["pinned"]
+    assert not say("tasks pin json-0 --off")[0]["pinned"]
+    assert say("tasks create json-2 cat dog --tag up")[0]["tags"] == ["up"]
+    assert say("tasks show json-2")[0]["class_names"] == ["cat", "dog"]
+    assert [one["name"] for one in say("tasks list --tag up")] == ["json-0", "json-1", "json-2"]
+    changes = say("tasks history json-0")
+    assert [change["what"] for change in changes] == ["alias", "rollback", "put", "put"]
+    [image] = say(f"classify {tmp_path / 'a.png'} --task json-0 --task json-2")
+    assert [prediction["task"] for prediction in image["predictions"]] == ["json-0", "json-2"]
+    [summary] = say(f"score {tmp_path / 'a.png'} --task json-0 --out {tmp_path / 'scores.csv'}")
+    assert (summary["images"], summary["rows"], summary["errors"]) == (1, 1, 0)
+    with Client(served.url, timeout_s=120) as client:
+        (tmp_path / "all.zip").write_bytes(client.export_registry())
+        [imported] = say(f"registry import {tmp_path / 'all.zip'}")
+        assert {"json-0", "json-1", "json-2"} <= {item["name"] for item in imported["items"]}
+        for name in ("json-0", "json-1", "json-2"):
+            client.delete(name)
