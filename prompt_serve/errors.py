@@ -53,6 +53,13 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+def counted(n: int, noun: str) -> str:
+    """Return ``1 image``, ``1,200 images``, ``1 class`` or ``2 classes``, for messages."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n:,} {noun}{'es' if noun.endswith(('s', 'x', 'ch', 'sh')) else 's'}"
+
+
 class PromptServeError(Exception):
     """An unexpected fault of the service.
 

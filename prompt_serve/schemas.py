@@ -8,6 +8,7 @@ from prompt_serve.types import BackboneRef, ClassPosition, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOP_K = 5
+MAX_TAGS = 50  # per task
 TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # request header: how long the caller waits
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -309,6 +310,9 @@ class TaskList(Schema):
     next: str | None = None
 
 
+Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+
+
 class ZeroShotTask(Schema):
     """Body of ``POST /v1/tasks``: a task from class names alone, with nothing learned."""
 
@@ -322,6 +326,9 @@ class ZeroShotTask(Schema):
         list[str],
         Field(min_length=1, description=f"By default only {DEFAULT_TEMPLATE!r}"),
     ] = [DEFAULT_TEMPLATE]
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = Field(
+        default=[], description="Added to the tags of the task."
+    )
 
 
 class Rollback(Schema):
@@ -347,7 +354,16 @@ class Tags(Schema):
 
     model_config = _example(tags=["animals"])
 
-    tags: Annotated[list[Annotated[str, Field(pattern=TAG_PATTERN)]], Field(max_length=50)]
+    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)]
+
+
+class TagChanges(Schema):
+    """Body of ``PATCH /v1/tasks/{name}/tags``: the other tags of the task stay as they are."""
+
+    model_config = _example(add=["animals"], remove=["old"])
+
+    add: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = []
+    remove: list[Tag] = Field(default=[], description="Tags that the task lacks are ignored.")
 
 
 class Pinned(Schema):
@@ -406,7 +422,7 @@ class ExportedTask(Schema):
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     updated: str
     pinned: bool = False
-    tags: list[Annotated[str, Field(pattern=TAG_PATTERN)]] = []
+    tags: list[Tag] = []
 
 
 class ExportedRegistry(Schema):

@@ -19,11 +19,15 @@ _BOMS = {
 
 
 def read_text(path: Path) -> str:
-    """Return a file's text: UTF-8, or UTF-16 or UTF-32, with or without a BOM.
+    """Return a file's text; see ``decode_text``."""
+    return decode_text(path.read_bytes())
+
+
+def decode_text(data: bytes) -> str:
+    """Return the text of UTF-8, or UTF-16 or UTF-32, with or without a BOM.
 
     Bytes of another encoding become surrogates (see ``not_utf8``).
     """
-    data = path.read_bytes()
     for bom, encoding in _BOMS.items():
         if data.startswith(bom):
             return _decoded(data[len(bom) :], encoding)

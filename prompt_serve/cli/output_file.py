@@ -1,14 +1,17 @@
 """Files and folders that a command writes: checked before any work, saved elsewhere if need be."""
 
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
-from prompt_serve.cli.user_path import UserPath
-from prompt_serve.files import check_writable, check_writable_folder
+from prompt_serve.cli.user_path import DASH, UserPath
+from prompt_serve.errors import counted
+from prompt_serve.files import atomic_file, check_writable, check_writable_folder
 
 SAVED_ELSEWHERE = "prompt_serve.saved_elsewhere"  # key of click's ``meta``; the exit code is 1
 
@@ -18,19 +21,21 @@ class OutputFile(UserPath):
 
     Args:
         in_place: the file is opened, not replaced; it may be a device.
+        dash: ``-`` is standard output.
     """
 
     metavar = "file"  # in help texts
 
-    def __init__(self, *, in_place: bool = False) -> None:
-        super().__init__()
+    def __init__(self, *, in_place: bool = False, dash: bool = False) -> None:
+        super().__init__(dash=dash)
         self.name = self.metavar
         self._in_place = in_place
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         path = Path(super().convert(value, param, ctx))
         try:
-            self.check(path)
+            if path != DASH:
+                self.check(path)
         except OSError as error:
             self.fail(cannot_write(path, error), param, ctx)
         return path
@@ -67,6 +72,29 @@ class OutputFileOrFolder(OutputFile):
             check_writable_folder(path)
         else:
             check_writable(path)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """Open a binary file to write, atomically, or standard output for ``-``; then print its size.
+
+    With ``-`` nothing else is printed.
+
+    Raises:
+        UsageError: standard output is a terminal.
+    """
+    if path == DASH:
+        stream = sys.stdout.buffer
+        if stream.isatty():
+            raise click.UsageError(
+                "The file is binary, and standard output is a terminal; add > FILE or | COMMAND."
+            )
+        yield stream
+        stream.flush()
+        return
+    with atomic_file(path) as temporary, temporary.open("wb") as file:
+        yield file
+    click.echo(f"{path}: {counted(path.stat().st_size, 'byte')}.")
 
 
 def cannot_write(path: Path, error: OSError) -> str:

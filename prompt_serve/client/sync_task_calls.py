@@ -33,22 +33,31 @@ class SyncTaskCalls:
         *,
         expected: str | None = None,
         new: bool = False,
+        tags: Sequence[str] = (),
     ) -> TaskInfo:
         """Upload a prompt and serve it as a task; see ``AsyncClient.upload``."""
-        return self._loop.run(self._client.upload, file, name, expected=expected, new=new)
+        return self._loop.run(
+            self._client.upload, file, name, expected=expected, new=new, tags=tags
+        )
 
-    def upload_many(self, source: str | Path, *, atomic: bool = True) -> BulkReport:
+    def upload_many(
+        self, source: str | Path, *, atomic: bool = True, tags: Sequence[str] = ()
+    ) -> BulkReport:
         """Upload every prompt file of a folder or zip; see ``AsyncClient.upload_many``."""
-        return self._loop.run(self._client.upload_many, source, atomic=atomic)
+        return self._loop.run(self._client.upload_many, source, atomic=atomic, tags=tags)
 
     def create_zero_shot(
         self,
         name: str,
         class_names: Sequence[str],
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        *,
+        tags: Sequence[str] = (),
     ) -> TaskInfo:
         """Create a zero-shot task from class names; see ``AsyncClient.create_zero_shot``."""
-        return self._loop.run(self._client.create_zero_shot, name, class_names, templates)
+        return self._loop.run(
+            self._client.create_zero_shot, name, class_names, templates, tags=tags
+        )
 
     def tasks(self, *, search: str = "", tags: Sequence[str] = ()) -> Iterator[TaskSummary]:
         """Iterate over tasks, sorted by name; see ``AsyncClient.tasks``."""
@@ -85,6 +94,12 @@ class SyncTaskCalls:
     def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
         """Replace the tags of a task."""
         return self._loop.run(self._client.set_tags, name, tags)
+
+    def edit_tags(
+        self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> TaskInfo:
+        """Add and remove tags of a task in one step; its other tags stay."""
+        return self._loop.run(self._client.edit_tags, name, add=add, remove=remove)
 
     def set_pinned(self, name: str, pinned: bool = True) -> TaskInfo:
         """Pin a task, which keeps it in the service's memory, or unpin it."""

@@ -50,6 +50,7 @@ class TaskCalls:
         *,
         expected: str | None = None,
         new: bool = False,
+        tags: Sequence[str] = (),
     ) -> TaskInfo:
         """Upload a prompt and serve it as a task; an existing task of that name is replaced.
 
@@ -59,6 +60,7 @@ class TaskCalls:
                 and Prompts the name that the prompt holds.
             expected: version that the task must be at.
             new: fail if a task of that name exists.
+            tags: added to the tags of the task.
 
         Raises:
             PromptFileInvalid, BackboneMismatch, ProbeMismatch: the prompt cannot be served.
@@ -67,7 +69,8 @@ class TaskCalls:
         """
         task, data = await asyncio.to_thread(prompt_to_upload, file, name)
         headers = {**_OCTETS, **_preconditions(expected, new=new)}
-        reply = await self._send(Call("PUT", _path(task), {"content": data, "headers": headers}))
+        arguments = {"content": data, "headers": headers, "params": {"tag": list(tags)}}
+        reply = await self._send(Call("PUT", _path(task), arguments))
         try:
             return wire.read_answer(reply.response, TaskInfo)
         except VersionChanged as error:
@@ -76,20 +79,23 @@ class TaskCalls:
                 raise
         return await self.task(task)
 
-    async def upload_many(self, source: str | Path, *, atomic: bool = True) -> BulkReport:
+    async def upload_many(
+        self, source: str | Path, *, atomic: bool = True, tags: Sequence[str] = ()
+    ) -> BulkReport:
         """Upload every prompt file of a folder or zip; tasks are named after the files.
 
         Args:
             source: folder with ``.safetensors`` files, or a zip of them.
             atomic: upload all files, or none if one of them cannot be served. Otherwise upload
                 those that can be served, and report the others as items with an ``error``.
+            tags: added to the tags of every task.
 
         Raises:
             ArchiveInvalid: not a zip or folder of prompt files; with ``atomic``, also if a file
                 cannot be served (``errors`` lists them).
         """
         data = await asyncio.to_thread(zip_of, Path(source))
-        params = {"atomic": "true" if atomic else "false"}
+        params = {"atomic": "true" if atomic else "false", "tag": list(tags)}
         arguments = {"content": data, "headers": _ZIP, "params": params}
         return await self._fetch(Call("PUT", "/v1/tasks", arguments), BulkReport)
 
@@ -98,6 +104,8 @@ class TaskCalls:
         name: str,
         class_names: Sequence[str],
         templates: Sequence[str] = (DEFAULT_TEMPLATE,),
+        *,
+        tags: Sequence[str] = (),
     ) -> TaskInfo:
         """Create a zero-shot task from class names.
 
@@ -105,8 +113,10 @@ class TaskCalls:
             name: name of the task.
             class_names: names of the classes.
             templates: sentences with ``{}`` for the class name; their text features are averaged.
+            tags: added to the tags of the task.
         """
         body = {"name": name, "class_names": list(class_names), "templates": list(templates)}
+        body |= {"tags": list(tags)} if tags else {}  # services of before know no tags here
         return await self._fetch(Call("POST", "/v1/tasks", {"json": body}), TaskInfo)
 
     async def tasks(
@@ -211,6 +221,13 @@ class TaskCalls:
         """Replace the tags of a task."""
         body = {"tags": list(tags)}
         return await self._fetch(Call("PUT", _path(name) + "/tags", {"json": body}), TaskInfo)
+
+    async def edit_tags(
+        self, name: str, *, add: Sequence[str] = (), remove: Sequence[str] = ()
+    ) -> TaskInfo:
+        """Add and remove tags of a task in one step; its other tags stay."""
+        body = {"add": list(add), "remove": list(remove)}
+        return await self._fetch(Call("PATCH", _path(name) + "/tags", {"json": body}), TaskInfo)
 
     async def set_pinned(self, name: str, pinned: bool = True) -> TaskInfo:
         """Pin a task, which keeps it in the service's memory, or unpin it."""

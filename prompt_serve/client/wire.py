@@ -28,6 +28,7 @@ from prompt_serve.errors import (
     RequestTooLarge,
     ServiceFailed,
     UrlRefused,
+    counted,
 )
 from prompt_serve.schemas import (
     TIMEOUT_HEADER,
@@ -268,8 +269,8 @@ def read_results(response: httpx.Response, n_items: int, n_tasks: int | None) ->
     by_index = {result.index: result for result in results}
     complete = all(_is_complete(result, n_tasks) for result in results)
     if len(results) != n_items or set(by_index) != set(range(n_items)) or not complete:
-        tasks = "all tasks" if n_tasks is None else _count(n_tasks, "task")
-        raise _service_failed(response, f"does not cover {_count(n_items, 'image')} and {tasks}")
+        tasks = "all tasks" if n_tasks is None else counted(n_tasks, "task")
+        raise _service_failed(response, f"does not cover {counted(n_items, 'image')} and {tasks}")
     return [by_index[index] for index in range(n_items)]
 
 
@@ -313,7 +314,7 @@ def read_embeddings(
         results = answer.results
     by_index = {result.index: result for result in results}
     if len(results) != n_images or set(by_index) != set(range(n_images)):
-        raise _service_failed(response, f"does not cover {_count(n_images, 'image')}")
+        raise _service_failed(response, f"does not cover {counted(n_images, 'image')}")
     return [by_index[index] for index in range(n_images)], answer
 
 
@@ -406,7 +407,3 @@ def _describe(response: httpx.Response, fault: str) -> str:
 def through(proxy: str | None) -> str:
     """Return the words that name a proxy behind an address; none without a proxy."""
     return f" through the proxy {proxy}" if proxy else ""
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

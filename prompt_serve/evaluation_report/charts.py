@@ -6,6 +6,7 @@ The drawings are 360 units wide, the width of a phone, so that their text stays 
 from collections.abc import Iterable, Sequence
 
 from prompt_serve.calibration import BINS, ConfidenceBin
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import Markup, joined, tag
 from prompt_serve.measures import Answered
 
@@ -21,8 +22,8 @@ def reliability_diagram(bins: Sequence[ConfidenceBin | None], alt: str) -> Marku
     bars = [
         tag(
             "rect",
-            tag("title", f"{one.images} images: confidence {one.confidence:.1%}, accuracy "
-                f"{one.accuracy:.1%}"),
+            tag("title", f"{counted(one.images, 'image')}: confidence {one.confidence:.1%}, "
+                f"accuracy {one.accuracy:.1%}"),
             x=_x(index / BINS) + 1, y=_y(one.accuracy), width=width - 2,
             height=_y(0) - _y(one.accuracy),
             class_="bar" if one.images >= FEW else "bar pale",

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from prompt_serve.calibration import BINS, confidence_bins
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.charts import FEW, coverage_chart, reliability_diagram
 from prompt_serve.evaluation_report.facts import EvaluationFacts
 from prompt_serve.evaluation_report.markup import (
@@ -200,9 +201,9 @@ def _mistakes(facts: EvaluationFacts) -> Markup:
     if not order:
         return tag("p", "Every image was classified correctly.")
     shown = order[:SHOWN_MISTAKES]
-    which = "All" if len(shown) == len(order) else f"The first {len(shown)} of"
+    which = "" if len(shown) == len(order) else f"The first {len(shown)} of "
     return joined(
-        tag("p", f"{which} {len(order):,} misclassified images, the most confident first.",
+        tag("p", f"{which}{counted(len(order), 'misclassified image')}, the most confident first.",
             class_="note"),
         tag("ul", *(_mistake(facts, image) for image in shown), class_="mistakes"),
     )  # fmt: skip
@@ -239,9 +240,10 @@ def _threshold(facts: EvaluationFacts) -> Markup:
         alt="accuracy on the answered images and their share, by threshold; at 50 %: "
         f"{percent(half.accuracy)} % accuracy, {percent(half.images / facts.images)} % answered",
     )  # fmt: skip
+    unlike = int(facts.unlike.sum())
     sketch = (
-        f" {int(facts.unlike.sum()):,} images are unlike the training images and unknown at "
-        "every threshold."
+        f" {counted(unlike, 'image')} {'is' if unlike == 1 else 'are'} unlike the training images "
+        "and unknown at every threshold."
         if facts.similarities is not None
         else ""
     )

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors_numpy
 
-from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.errors import PromptFileInvalid, counted
 from prompt_serve.files import atomic_file
 from prompt_serve.prompts.class_vectors import (
     ClassVectors,
@@ -127,7 +127,7 @@ class Prompt:
             )
         if text.n_classes not in (None, len(self.class_names)):
             raise PromptFileInvalid(
-                f"The class-specific context is for {text.n_classes} classes, "
+                f"The class-specific context is for {counted(text.n_classes, 'class')}, "
                 f"but the file names {len(self.class_names)}."
             )
         if isinstance(text, Deep) and self.class_position != "end":
@@ -156,9 +156,9 @@ class Prompt:
                 )
             if self.classes.n_classes != len(self.class_names):
                 raise PromptFileInvalid(
-                    f"There are class vectors for {self.classes.n_classes} classes, but the file "
-                    f"names {len(self.class_names)}. Class vectors take no further names; train "
-                    f"with all classes, or train a prompt."
+                    f"There are class vectors for {counted(self.classes.n_classes, 'class')}, "
+                    f"but the file names {len(self.class_names)}. Class vectors take no further "
+                    f"names; train with all classes, or train a prompt."
                 )
         if not isinstance(self.classes, ClassVectors | LabelVectors | None) or not isinstance(
             self.sketch, ImageSketch | None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.errors import PromptFileInvalid, PromptTooLong
+from prompt_serve.errors import PromptFileInvalid, PromptTooLong, counted
 from prompt_serve.prompts.tokenizer import Tokenizer
 from prompt_serve.types import ClassPosition, FloatArray, IntArray
 
@@ -189,14 +189,14 @@ def _check_lengths(
 ) -> None:
     room = context_length - 2  # SOS and EOT
     faults = [
-        f"{name!r}: {len(ids)} tokens with its template"
+        f"{name!r}: {counted(len(ids), 'token')} with its template"
         for name, ids in zip(class_names, sentences, strict=True)
         if len(ids) > room
     ]
     if faults:
         raise PromptTooLong(
-            f"{len(faults)} class name(s) do not fit into the {room} tokens that the text tower "
-            f"of this backbone reads. Shorten them, or the template:",
+            f"{counted(len(faults), 'class name')} too long for the {counted(room, 'token')} that "
+            f"the text tower of this backbone reads. Shorten them, or the template:",
             faults[:50],
         )
 

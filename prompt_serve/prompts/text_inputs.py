@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prompt_serve.errors import PromptFileInvalid
+from prompt_serve.errors import PromptFileInvalid, counted
 from prompt_serve.prompts.sequences import Sequences
 
 TEXT_INPUTS = (
@@ -69,11 +69,11 @@ def _check_blocks(sequences: Sequences, layers: int) -> None:
     prompted, with_rows = 1 + len(sequences.deeper), len(sequences.keys_values)
     if prompted > layers:
         raise PromptFileInvalid(
-            f"The prompt has vectors for {prompted} blocks; the text tower has {layers}. "
-            f"Train it again with a depth of at most {layers}."
+            f"The prompt has vectors for {counted(prompted, 'block')}; the text tower has "
+            f"{layers}. Train it again with a depth of at most {layers}."
         )
     if with_rows not in (0, layers):
         raise PromptFileInvalid(
-            f"The prompt has keys and values for {with_rows} blocks; the text tower has {layers}, "
-            f"and each needs its own. Train it again on this backbone."
+            f"The prompt has keys and values for {counted(with_rows, 'block')}; the text tower "
+            f"has {layers}, and each needs its own. Train it again on this backbone."
         )

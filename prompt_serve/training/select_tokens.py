@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import TrainConfig
 from prompt_serve.training.loop import Fitted
@@ -84,8 +84,8 @@ def token_counts(config: TrainConfig, backbone: Backbone) -> tuple[int, ...]:
     if counts:
         return counts
     raise ConfigInvalid(
-        f"tokens 'auto' tries 2 and more, but learning starts with {start} in {blocks} blocks. "
-        f"Raise tokens_per_block, or give a number."
+        f"tokens 'auto' tries 2 and more, but learning starts with {start} in "
+        f"{counted(blocks, 'block')}. Raise tokens_per_block, or give a number."
     )
 
 

@@ -234,7 +234,7 @@ def test_fewer_images_than_shots_need_an_option(tiny_backbone: Backbone, tmp_pat
     config = make_config(**{**COOP, "fewer_shots_ok": True, "epochs": 1})
     split = open_dataset(root, tiny_backbone, config)
     notes = train_prompt(tiny_backbone, split, config).notes
-    assert "4 classes have fewer than 16 training images." in notes
+    assert "4 classes with fewer than 16 training images." in notes
 
 
 def test_a_class_name_with_seventy_tokens_is_found_before_anything_is_encoded(

@@ -1,18 +1,17 @@
 """``prompt-serve evaluate``: the accuracy of a prompt file on a dataset."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.learning.evaluation_report import write_report
 from prompt_serve.cli.learning.image_options import (
     device_of,
     feature_cache,
     image_options,
-    json_option,
     report_notes,
 )
 from prompt_serve.cli.learning.multi_label import evaluate_multi_label
@@ -101,7 +100,7 @@ def evaluate(**options: Any) -> None:
         report = write_report(options, prompt, backbone, split, part, images, data)
     description = _description(prompt, part, evaluate_prompt(prompt, backbone, data))
     if options["as_json"]:
-        click.echo(json.dumps(description, ensure_ascii=False, indent=2))
+        print_document(description | ({"report": str(report)} if report else {}))
     else:
         click.echo("\n".join(_lines(description)))
         if report:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_serve.cli.output_file import save
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.evaluation_report.facts import EvaluationFacts
@@ -62,28 +63,31 @@ def write_report(
 
 def write_training_report(
     path: Path, result: "TrainingResult", dataset: "Split", file_bytes: int
-) -> str:
-    """Write the page of a finished prompt; return a line that says where it is.
+) -> Path | None:
+    """Write the page of a finished prompt.
 
     Args:
         path: HTML file.
         result: with the scores of held-out images, if there are any.
         dataset: all images.
         file_bytes: size of the prompt file.
+
+    Returns:
+        Where the page is; None if no image was held out to measure the accuracy on.
     """
     from prompt_serve.evaluation_report.facts import EvaluationFacts
 
     scores, prompt = result.scores, result.prompt
     if scores is None:
-        return "report       not written: no image was held out to measure the accuracy on"
+        return None
     is_cross_validated = scores.part == "cross-validation"
     left_out = _other_parts(result.images, scores.part)
     if is_cross_validated:
         alone = result.images["train"] - len(scores.images)
-        left_out = [f"{alone:,} images, each the only one of its class."] if alone else []
+        left_out = [f"{counted(alone, 'image')}, each the only one of its class."] if alone else []
     not_drawn = sum(map(len, dataset.parts.values())) - sum(result.images.values())
     if not_drawn:
-        left_out.append(f"{not_drawn:,} images that were not drawn (--shots).")
+        left_out.append(f"{counted(not_drawn, 'image')} not drawn (--shots).")
     facts = EvaluationFacts.of_prompt(
         prompt,
         part="train (left out in turn)" if is_cross_validated else scores.part,
@@ -98,11 +102,15 @@ def write_training_report(
         notes=result.notes,
         left_out=left_out,
     )
-    return f"report       {_write(path, facts)}"
+    return _write(path, facts)
 
 
 def _other_parts(images: Mapping[str, int], part: str) -> list[str]:
-    return [f"{count:,} images of part {name}." for name, count in images.items() if name != part]
+    return [
+        f"{counted(count, 'image')} of part {name}."
+        for name, count in images.items()
+        if name != part
+    ]
 
 
 def _write(path: Path, facts: "EvaluationFacts") -> Path:

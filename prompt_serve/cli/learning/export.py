@@ -6,6 +6,7 @@ from typing import cast
 
 import click
 
+from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.output_file import OutputFolder
 from prompt_serve.types import Precision
 
@@ -31,7 +32,8 @@ from prompt_serve.types import Precision
     help="Precision of the image encoder. int8 is about twice as fast on CPUs (vision "
     "transformers), fp16 is for CUDA. The text encoder is always fp32.",
 )
-def export(backbone: str, out: Path, precision: str) -> None:
+@json_option
+def export(backbone: str, out: Path, precision: str, as_json: bool) -> None:
     """Export a CLIP backbone to a bundle, which the service runs without PyTorch.
 
     A bundle is a folder with an image encoder and a text encoder (ONNX), token embeddings, a
@@ -55,8 +57,25 @@ def export(backbone: str, out: Path, precision: str) -> None:
     start = time.perf_counter()
     check_target(out)
     loaded = load_backbone(backbone)
-    manifest = export_bundle(loaded, out, precision=cast(Precision, precision), report=click.echo)
+    manifest = export_bundle(
+        loaded,
+        out,
+        precision=cast(Precision, precision),
+        report=lambda line: click.echo(line, err=as_json),
+    )
+    seconds = time.perf_counter() - start
+    if as_json:
+        sizes = {name: file.size_bytes for name, file in manifest.files.items()}
+        print_document(
+            {
+                "backbone": manifest.backbone.model_dump(mode="json"),
+                "precision": precision,
+                "folder": str(out),
+                "files": sizes,
+                "seconds": round(seconds, 3),
+            }
+        )
+        return
     for name, file in manifest.files.items():
         click.echo(f"{name:<22}{file.size_bytes / 1e6:>9.1f} MB")
-    seconds = time.perf_counter() - start
     click.echo(f"Exported {manifest.backbone.id} ({precision}) to {out} in {seconds:.0f} s.")

@@ -88,13 +88,6 @@ def report_notes(dataset: "Split") -> None:
         click.echo(f"Note: {note}", err=True)
 
 
-def json_option(command: Command) -> Command:
-    """Add ``--json``."""
-    return click.option(
-        "--json", "as_json", is_flag=True, help="Print one JSON document instead of text."
-    )(command)
-
-
 def feature_cache(options: Mapping[str, Any]) -> "FeatureCache | None":
     """Return the feature cache of the options; None with ``--no-cache``.
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import json_option, print_document, to_the_second
 from prompt_serve.cli.learning.inspect_metrics import metric_lines
-from prompt_serve.cli.plurals import counted
-from prompt_serve.cli.user_path import UserPath
+from prompt_serve.cli.user_path import DASH, UserPath, read_input
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.encodings import StoredEncoding
@@ -19,23 +20,24 @@ NAMES_SHOWN = 12
 
 
 @click.command()
-@click.argument("file", type=UserPath())
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of text.")
+@click.argument("file", type=UserPath(dash=True))
+@json_option
 def inspect(file: Path, as_json: bool) -> None:
     """Show the classes, backbone, learned tensors, settings and accuracy of a prompt file.
 
-    The whole file is validated.
+    The whole file is validated. FILE may be - for standard input.
 
     \b
     prompt-serve inspect flowers.safetensors
     """
-    from prompt_serve.prompts.prompt_file import read_prompt_file, version_of
+    from prompt_serve.prompts.prompt_file import from_bytes, read_prompt_file, version_of
 
-    prompt = read_prompt_file(file)
-    data = file.read_bytes()
+    data = read_input(file) if file == DASH else None
+    prompt = read_prompt_file(file) if data is None else from_bytes(data)
+    data = file.read_bytes() if data is None else data
     description = describe(prompt, file_bytes=len(data), version=version_of(data))
     if as_json:
-        click.echo(json.dumps(description, ensure_ascii=False, indent=2))
+        print_document(description)
     else:
         click.echo("\n".join(_lines(description)))
 
@@ -119,13 +121,13 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
         yield f"{'labels':<16} independent, each from a probability of {low:.2f} to {high:.2f} on"
     if not description["takes_new_names"]:
         yield f"{'new names':<16} none: class vectors know the classes they were learned from"
-    yield f"{'payload':<16} {description['payload_bytes']:,} bytes"
-    yield f"{'file':<16} {description['file_bytes']:,} bytes"
+    yield f"{'payload':<16} {counted(description['payload_bytes'], 'byte')}"
+    yield f"{'file':<16} {counted(description['file_bytes'], 'byte')}"
     yield from _table("training", description["training"])
     measured, others = metric_lines(description["metrics"], description["class_names"])
     yield from _table("metrics", others) if others or not measured else ["metrics"]
     yield from measured
-    yield f"{'created':<16} {description['created'] or 'not recorded'}"
+    yield f"{'created':<16} {to_the_second(description['created'] or 'not recorded')}"
     yield f"{'written by':<16} prompt-serve {description['tool_version'] or '(unknown version)'}"
 
 
@@ -148,7 +150,7 @@ def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:
     for name, tensor in tensors.items():
         branch, block, own = name.split(".") if name.count(".") == 2 else (name, "", "")
         shape = " x ".join(map(str, tensor["shape"]))
-        shape_and_size = f"{shape} {tensor['dtype']}, {tensor['bytes']:,} bytes"
+        shape_and_size = f"{shape} {tensor['dtype']}, {counted(tensor['bytes'], 'byte')}"
         alike.setdefault((branch, own, shape_and_size), []).append(block)
     for (branch, own, shape_and_size), blocks in alike.items():
         if blocks == [""]:

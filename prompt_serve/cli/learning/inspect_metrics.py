@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from prompt_serve.errors import counted
+
 CLASSES_SHOWN = 5
 
 
@@ -62,7 +64,7 @@ def _part_lines(name: str, part: PartMetrics, class_names: Sequence[str]) -> Ite
         "unknown": part.unknown,
     }
     rest = "".join(f", {key} {share:.1%}" for key, share in further.items() if share is not None)
-    yield f"  {name:<14} {part.accuracy:.1%} of {part.images:,} images{interval}{rest}"
+    yield f"  {name:<14} {part.accuracy:.1%} of {counted(part.images, 'image')}{interval}{rest}"
     measured = zip(part.per_class, class_names, strict=bool(part.per_class))
     recalls = sorted((recall, name) for recall, name in measured if recall is not None)
     if recalls:
@@ -78,4 +80,4 @@ def _part_lines(name: str, part: PartMetrics, class_names: Sequence[str]) -> Ite
 
 def _more(recalls: Sequence[object]) -> str:
     more = len(recalls) - CLASSES_SHOWN
-    return f", and {more:,} classes with more" if more > 0 else ""
+    return f", and {counted(more, 'class')} with more" if more > 0 else ""

@@ -1,6 +1,5 @@
 """``prompt-serve train --multi-label``, and ``evaluate`` of what it writes."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from prompt_serve.cli.facts import Report, print_document
 from prompt_serve.cli.learning.image_options import device_of, feature_cache
 from prompt_serve.cli.learning.select_method import AUTO_METHOD, MAX_BYTES
+from prompt_serve.cli.learning.train_report import training_document
 from prompt_serve.cli.learning.train_without_torch import (
     AUTO_WIDTHS,
     CLASS_VECTORS,
@@ -18,6 +19,7 @@ from prompt_serve.cli.learning.train_without_torch import (
     torch_is_missing,
 )
 from prompt_serve.cli.output_file import save
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.label_measures import LabelEvaluation
@@ -29,7 +31,7 @@ LABELS_SHOWN = 40
 _IMAGE_OPTIONS = {"renames", "cache_folder", "no_cache", "device", "workers"}
 _TRAIN_OPTIONS = _IMAGE_OPTIONS | {
     "dataset", "out", "multi_label", "backbone", "method", "seed", "bits", "max_bytes", "name",
-    "stamp", "log_file", "quiet",
+    "stamp", "log_file", "quiet", "as_json",
 }  # fmt: skip
 _EVALUATE_OPTIONS = _IMAGE_OPTIONS | {"prompt_file", "dataset", "part", "backbone", "as_json"}
 
@@ -38,7 +40,7 @@ def learn_multi_label(
     options: Mapping[str, Any],
     log: Callable[[Mapping[str, Any]], None],
     stamped: Callable[["MultiLabelResult"], "Prompt"],
-) -> list[str]:
+) -> Report:
     """Learn a multi-label task with the options of the command, and write its prompt file.
 
     Args:
@@ -47,7 +49,7 @@ def learn_multi_label(
         stamped: returns the prompt to write.
 
     Returns:
-        The report.
+        What to print.
     """
     from prompt_serve.prompts.prompt_file import write_prompt_file
     from prompt_serve.training.multi_label.dataset import read_multi_label
@@ -87,7 +89,10 @@ def learn_multi_label(
     )
     log({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
     path = save(out, partial(write_prompt_file, stamped(result)))
-    return list(_train_report(result, path, path.stat().st_size))
+    file_bytes = path.stat().st_size
+    return Report(
+        training_document(result, path, file_bytes), list(_train_report(result, path, file_bytes))
+    )
 
 
 def evaluate_multi_label(prompt: "Prompt", options: Mapping[str, Any]) -> None:
@@ -133,7 +138,7 @@ def evaluate_multi_label(prompt: "Prompt", options: Mapping[str, Any]) -> None:
         document = {"name": prompt.name, "method": prompt.method, "part": name, **found.to_dict()}
         for listed in ("average_precision", "f1", "positives"):
             document[listed] = dict(zip(prompt.class_names, document[listed], strict=True))
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        print_document(document)
         return
     click.echo(f"{'prompt':<18} {prompt.name} ({prompt.method})")
     click.echo(f"{'images':<18} {found.images:,} of part {name}")
@@ -164,16 +169,16 @@ def _open_encoder(backbone: str, device: str) -> "ImageEncoder":
 def _train_report(result: "MultiLabelResult", out: Path, file_bytes: int) -> Iterable[str]:
     prompt = result.prompt
     images = ", ".join(f"{count} {part}" for part, count in result.images.items())
-    yield f"{len(prompt.class_names)} labels; images: {images}"
+    yield f"{counted(len(prompt.class_names), 'label')}; images: {images}"
     yield from (f"Note: {note}" for note in result.notes)
     yield from _measures(result.evaluations, prompt.class_names)
     yield ""
     yield (
-        f"learned      {prompt.learned_numbers:,} numbers (shrinkage "
+        f"learned      {counted(prompt.learned_numbers, 'number')} (shrinkage "
         f"{prompt.training['shrinkage']:g})"
     )
-    yield f"payload      {prompt.payload_bytes:,} bytes"
-    yield f"file         {file_bytes:,} bytes, {out}"
+    yield f"payload      {counted(prompt.payload_bytes, 'byte')}"
+    yield f"file         {counted(file_bytes, 'byte')}, {out}"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
     yield f"seconds      {seconds}"
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.evaluation_report import write_training_report
 from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
 from prompt_serve.cli.learning.multi_label import learn_multi_label
@@ -20,7 +21,7 @@ from prompt_serve.cli.learning.select_method import (
     train_auto,
 )
 from prompt_serve.cli.learning.train_options import TrainCommand
-from prompt_serve.cli.learning.train_report import training_report
+from prompt_serve.cli.learning.train_report import training_document, training_report
 from prompt_serve.cli.learning.train_seeds import parse_seeds, path_of_seed, train_seeds
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 from prompt_serve.cli.output_file import OutputFile, cannot_write, save
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @image_options
 @click.option("--quiet", is_flag=True, help="Show no progress bars and no report.")
+@json_option
 def train(**options: Any) -> None:
     """Learn a classifier for DATASET and write it to a prompt file.
 
@@ -146,8 +148,7 @@ def train(**options: Any) -> None:
                 "extras": _extras(options),
             },
         )
-    if not options["quiet"]:
-        click.echo("\n".join(report))
+    report.print(as_json=options["as_json"], quiet=options["quiet"])
 
 
 def _train_without_torch(options: Mapping[str, Any]) -> None:
@@ -155,8 +156,7 @@ def _train_without_torch(options: Mapping[str, Any]) -> None:
     with _Log(options["log_file"]) as log:
         result, dataset = train_without_torch(options, _extras(options))
         report = _written(result, options, log, dataset)
-    if not options["quiet"]:
-        click.echo("\n".join(report))
+    report.print(as_json=options["as_json"], quiet=options["quiet"])
 
 
 def _train_multi_label(options: Mapping[str, Any]) -> None:
@@ -165,8 +165,7 @@ def _train_multi_label(options: Mapping[str, Any]) -> None:
         report = learn_multi_label(
             options, log.write, lambda result: _stamped(result, stamp=options["stamp"])
         )
-    if not options["quiet"]:
-        click.echo("\n".join(report))
+    report.print(as_json=options["as_json"], quiet=options["quiet"])
 
 
 def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
@@ -184,7 +183,7 @@ def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
         check_frontier_path(options["frontier"])
 
 
-def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
+def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> Report:
     from prompt_serve.training.train import train_prompt
 
     out: Path = options["out"]
@@ -197,7 +196,7 @@ def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any])
     return _written(result, options, log, task["dataset"])
 
 
-def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
+def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> Report:
     return train_seeds(
         seeds=options["seeds"],
         out=options["out"],
@@ -208,7 +207,7 @@ def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any
     )
 
 
-def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> list[str]:
+def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> Report:
     chosen = train_auto(
         max_bytes=options["max_bytes"],
         max_seconds=options["max_seconds"],
@@ -220,7 +219,11 @@ def _train_auto(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]
         **task,
     )
     report = _written(chosen.result, options, log, task["dataset"])
-    return [*frontier_report(chosen.candidates), "", *report]
+    candidates = [candidate.to_dict() for candidate in chosen.candidates]
+    return Report(
+        {**report.document, "candidates": candidates},
+        [*frontier_report(chosen.candidates), "", *report.lines],
+    )
 
 
 def _extras(options: Mapping[str, Any]) -> Any:
@@ -231,8 +234,8 @@ def _extras(options: Mapping[str, Any]) -> Any:
 
 def _written(
     result: "TrainingResult", options: Mapping[str, Any], log: "_Log", dataset: "Split"
-) -> list[str]:
-    """Write the prompt file and the page of ``--report``; return the lines to print."""
+) -> Report:
+    """Write the prompt file and the page of ``--report``; return what to print."""
     from prompt_serve.prompts.prompt_file import write_prompt_file
     from prompt_serve.training.findings import with_findings
 
@@ -242,9 +245,13 @@ def _written(
     path = save(options["out"], lambda path: write_prompt_file(prompt, path))
     file_bytes = path.stat().st_size
     lines = list(training_report(result, path, file_bytes))
+    document = training_document(result, path, file_bytes)
     if options["report"]:
-        lines.append(write_training_report(options["report"], result, dataset, file_bytes))
-    return lines
+        page = write_training_report(options["report"], result, dataset, file_bytes)
+        nowhere = "not written: no image was held out to measure the accuracy on"
+        lines.append(f"report       {page or nowhere}")
+        document["report"] = str(page) if page else None
+    return Report(document, lines)
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:

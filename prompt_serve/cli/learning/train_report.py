@@ -2,9 +2,12 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
+    from prompt_serve.training.multi_label.train import MultiLabelResult
     from prompt_serve.training.without_torch.evaluation import ZeroShotComparison
     from prompt_serve.training.without_torch.outcome import TrainingResult
 
@@ -12,11 +15,35 @@ CLASSES_SHOWN = 40
 CONFUSIONS_SHOWN = 3
 
 
+def training_document(
+    result: "TrainingResult | MultiLabelResult", out: Path, file_bytes: int
+) -> dict[str, Any]:
+    """Return the facts of a finished prompt in JSON types."""
+    prompt = result.prompt
+    return {
+        "file": str(out),
+        "name": prompt.name,
+        "method": prompt.method,
+        "class_names": list(prompt.class_names),
+        "images": dict(result.images),
+        "learned_numbers": prompt.learned_numbers,
+        "payload_bytes": prompt.payload_bytes,
+        "file_bytes": file_bytes,
+        "temperature": prompt.temperature,
+        "unknown_below": prompt.unknown_below,
+        "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
+        "training": dict(prompt.training),
+        "metrics": dict(prompt.metrics),
+        "notes": list(result.notes),
+        "seconds": dict(result.seconds),
+    }
+
+
 def training_report(result: "TrainingResult", out: Path, file_bytes: int) -> Iterable[str]:
     """Yield the lines that are shown for a finished prompt."""
     prompt = result.prompt
     images = ", ".join(f"{count} {part}" for part, count in result.images.items())
-    yield f"{len(prompt.class_names)} classes; images: {images}"
+    yield f"{counted(len(prompt.class_names), 'class')}; images: {images}"
     yield from (f"Note: {note}" for note in result.notes)
     if result.comparisons:
         yield ""
@@ -41,14 +68,14 @@ def training_report(result: "TrainingResult", out: Path, file_bytes: int) -> Ite
     yield ""
     if prompt.classes is not None:
         yield (
-            f"learned      {prompt.learned_numbers:,} numbers (shrinkage "
+            f"learned      {counted(prompt.learned_numbers, 'number')} (shrinkage "
             f"{prompt.training['shrinkage']:g}, weight of the text "
             f"{prompt.training['text_weight']:g})"
         )
     elif prompt.encodings:
         rate = prompt.training["learning_rate"]
-        yield f"learned      {prompt.learned_numbers:,} numbers (learning rate {rate:g})"
-    yield f"payload      {prompt.payload_bytes:,} bytes"
+        yield f"learned      {counted(prompt.learned_numbers, 'number')} (learning rate {rate:g})"
+    yield f"payload      {counted(prompt.payload_bytes, 'byte')}"
     if (prompt.temperature, prompt.unknown_below) != (1.0, 0.0):
         yield f"calibration  temperature {prompt.temperature:.3g}{_threshold(prompt.unknown_below)}"
     if prompt.sketch is not None:
@@ -57,7 +84,7 @@ def training_report(result: "TrainingResult", out: Path, file_bytes: int) -> Ite
             f"sketch       {size:,} of these bytes; an image whose cosine to it is below "
             f"{prompt.unlike_below:.3g} is unknown"
         )
-    yield f"file         {file_bytes:,} bytes, {out}"
+    yield f"file         {counted(file_bytes, 'byte')}, {out}"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in result.seconds.items())
     yield f"seconds      {seconds}"
 

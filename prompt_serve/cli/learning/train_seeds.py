@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import Report
+from prompt_serve.cli.learning.train_report import training_document
 from prompt_serve.cli.output_file import save
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.prompts.prompt_file import Prompt
@@ -54,8 +57,8 @@ def train_seeds(
     extras: "Extras",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
     stamped: Callable[["TrainingResult"], "Prompt"] = lambda result: result.prompt,
-) -> list[str]:
-    """Train and write a prompt for each seed; return the lines of the report.
+) -> Report:
+    """Train and write a prompt for each seed; return what to print.
 
     Args:
         seeds: one or more, in place of ``config.seed``.
@@ -85,7 +88,11 @@ def train_seeds(
         prompt = stamped(result)
         paths[index] = save(paths[index], partial(write_prompt_file, prompt))
         log({"seed": seed, "metrics": dict(result.prompt.metrics)})
-    return list(seeds_report(seeds, paths, results))
+    documents = [
+        {"seed": seed, **training_document(result, path, path.stat().st_size)}
+        for seed, path, result in zip(seeds, paths, results, strict=True)
+    ]
+    return Report(documents, list(seeds_report(seeds, paths, results)))
 
 
 def seeds_report(
@@ -94,7 +101,7 @@ def seeds_report(
     """Yield the accuracy of each seed, their mean and sample standard deviation, in percent."""
     first = results[0]
     images = ", ".join(f"{count} {part}" for part, count in first.images.items())
-    yield f"{len(first.prompt.class_names)} classes; images: {images}"
+    yield f"{counted(len(first.prompt.class_names), 'class')}; images: {images}"
     yield from (f"Note: {n}" for n in dict.fromkeys(n for r in results for n in r.notes))
     parts = list(first.comparisons)
     yield ""
@@ -111,6 +118,6 @@ def seeds_report(
         shown = "mean" if label == "mean" else "zero-shot"
         yield " ".join([f"{shown:<6}", *cells]).rstrip()
     yield ""
-    yield f"payload      {first.prompt.payload_bytes:,} bytes each"
+    yield f"payload      {counted(first.prompt.payload_bytes, 'byte')} each"
     seconds = ", ".join(f"{stage} {s:.1f}" for stage, s in first.seconds.items())
     yield f"seconds      {seconds} in total"

@@ -1,16 +1,15 @@
 """``prompt-serve baselines``: zero-shot and adapter baselines on a dataset."""
 
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.learning.image_options import (
     device_of,
     feature_cache,
     image_options,
-    json_option,
     report_notes,
 )
 from prompt_serve.cli.user_path import UserPath
@@ -90,7 +89,7 @@ def baselines(**options: Any) -> None:
         progress=progress,
     )
     if options["as_json"]:
-        click.echo(json.dumps([_described(row) for row in rows], indent=2))
+        print_document([_described(row) for row in rows])
     else:
         click.echo("\n".join(_table(rows)))
 

@@ -2,16 +2,15 @@
 
 import importlib
 import importlib.util
-import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.learning.image_options import json_option
+from prompt_serve.cli.facts import Report, json_option, print_document, print_table
 from prompt_serve.cli.user_path import UserPath
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.spec import DatasetSpec
@@ -95,9 +94,9 @@ def list_datasets(root: Path, as_json: bool) -> None:
     rows = _rows(root)
     if as_json:
         documents = [row.document() for row in rows]
-        click.echo(json.dumps({"root": str(root), "datasets": documents}, indent=2))
+        print_document({"root": str(root), "datasets": documents})
         return
-    click.echo("\n".join(_table(root, rows)))
+    _print_table(root, rows)
 
 
 @data.command()
@@ -108,7 +107,8 @@ def list_datasets(root: Path, as_json: bool) -> None:
     "--workers", type=click.IntRange(min=1), default=4, show_default=True,
     help="Number of threads that decode images.",
 )  # fmt: skip
-def check(name: str, root: Path, decode: bool, workers: int) -> None:
+@json_option
+def check(name: str, root: Path, decode: bool, workers: int, as_json: bool) -> None:
     """Read the dataset NAME and compare it with the published one.
 
     Checks the files, the numbers of classes and images, the order of the labels, and that the
@@ -119,16 +119,25 @@ def check(name: str, root: Path, decode: bool, workers: int) -> None:
     """
     spec, class_names, parts = _read(name, root)
     if decode:
-        _decode(spec, parts, workers)
-    click.echo(f"{spec.name}: {spec.title}, as published.")
-    click.echo(f"{len(class_names):,} classes, from {class_names[0]!r} to {class_names[-1]!r}")
-    for part, images in parts.items():
-        click.echo(f"{part}: {len(images):,} images")
-    if len(parts) > 1:
-        half = (len(class_names) + 1) // 2
-        click.echo(f"The new classes begin with {class_names[half]!r}.")
-    if spec.note:
-        click.echo(f"Note: {spec.note}")
+        _decode(spec, parts, workers, quiet=as_json)
+    sizes = {part: len(images) for part, images in parts.items()}
+    new = class_names[(len(class_names) + 1) // 2] if len(parts) > 1 else None
+    lines = [
+        f"{spec.name}: {spec.title}, as published.",
+        f"{counted(len(class_names), 'class')}, from {class_names[0]!r} to {class_names[-1]!r}",
+        *(f"{part}: {counted(size, 'image')}" for part, size in sizes.items()),
+        *([f"The new classes begin with {new!r}."] if new is not None else []),
+        *([f"Note: {spec.note}"] if spec.note else []),
+    ]
+    document = {
+        "name": spec.name,
+        "title": spec.title,
+        "class_names": list(class_names),
+        "images": sizes,
+        "first_new_class": new,
+        "note": spec.note,
+    }
+    Report(document, lines).print(as_json=as_json)
 
 
 def _rows(root: Path) -> list[ListedDataset]:
@@ -151,20 +160,27 @@ def _rows(root: Path) -> list[ListedDataset]:
     return rows
 
 
-def _table(root: Path, rows: list[ListedDataset]) -> Iterable[str]:
+def _print_table(root: Path, rows: list[ListedDataset]) -> None:
     found = sum(row.folder is not None for row in rows)
-    yield f"{found} of {len(rows)} datasets found below {root}."
-    yield ""
-    width = max(len(row.spec.name) for row in rows)
-    for row in rows:
-        state = "found  " if row.folder is not None else "missing"
-        counts = ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items())
-        where = "" if row.folder is None else f"  {row.folder}"
-        yield f"{row.spec.name:<{width}}  {state}  {row.spec.classes:>5,} classes  {counts}{where}"
+    click.echo(f"{found} of {len(rows)} datasets found below {root}.\n")
+    print_table(
+        ("dataset", "state", "classes", "images", "folder"),
+        (
+            (
+                row.spec.name,
+                "missing" if row.folder is None else "found",
+                f"{row.spec.classes:,}",
+                ", ".join(f"{part} {size:,}" for part, size in row.spec.sizes.items()),
+                str(row.folder or ""),
+            )
+            for row in rows
+        ),
+        right={"classes"},
+        empty="No datasets.",
+    )
     for row in rows:
         if row.missing:
-            yield ""
-            yield f"{row.spec.name}: {row.missing}"
+            click.echo(f"\n{row.spec.name}: {row.missing}")
 
 
 def _read(name: str, root: Path) -> tuple["DatasetSpec", tuple[str, ...], dict[str, "ImageSet"]]:
@@ -196,14 +212,16 @@ def _spec_called(name: str) -> "DatasetSpec":
     raise click.BadParameter(f"{name!r} is not one of {', '.join(specs)}.", param_hint="NAME")
 
 
-def _decode(spec: "DatasetSpec", parts: dict[str, "ImageSet"], workers: int) -> None:
+def _decode(
+    spec: "DatasetSpec", parts: dict[str, "ImageSet"], workers: int, *, quiet: bool
+) -> None:
     from prompt_serve.errors import DatasetInvalid
     from prompt_serve.training.data.dataset import limited
     from prompt_serve.training.data.loading import image_faults
     from prompt_serve.training.progress import Progress
 
     items = [item for images in parts.values() for item in images.items]
-    with Progress().bar("decoding images", len(items), "image") as advance:
+    with Progress(quiet=quiet).bar("decoding images", len(items), "image") as advance:
         faults = image_faults(items, workers=workers, advance=advance)
     if faults:
         raise DatasetInvalid(f"{spec.title} has images that cannot be read:", limited(faults))

@@ -1,12 +1,11 @@
 """``prompt-serve data iconbench``: download and render a freely available benchmark."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from prompt_serve.cli.learning.image_options import json_option
+from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.output_file import OutputFolder
 from prompt_serve.cli.user_path import UserPath
 
@@ -61,7 +60,7 @@ def iconbench(**options: Any) -> None:
             err=True,
         )
     if as_json:
-        click.echo(json.dumps(_described(built), indent=2))
+        print_document(_described(built))
     else:
         click.echo("\n".join(_table(built)))
 

@@ -10,9 +10,9 @@ from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
     check_available,
     experiment_of,
+    print_tables,
     protocol_options,
     run_protocol,
-    tables,
 )
 from prompt_serve.cli.user_path import UserPath
 from prompt_serve.text_files import expand_user
@@ -62,8 +62,7 @@ def _command(name: str, summary: str) -> click.Command:
         suite = folder_suite(sources, source=options["source"], domains=folders)
         check_available(suite, options["datasets"])
         results = run_protocol(name, suite, experiment_of(options), options)
-        if not options["quiet"]:
-            click.echo(tables(results, suite, options["datasets"]))
+        print_tables(results, suite, options)
 
     return command
 

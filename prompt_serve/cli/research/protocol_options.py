@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.learning.train_seeds import parse_seeds
 from prompt_serve.cli.output_file import OutputFolder
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite
@@ -65,6 +67,7 @@ def protocol_options(command: Command) -> Command:
             "predictions. Results that it already contains are not computed again.",
         ),
         tower_options,
+        json_option,
         click.option("--quiet", is_flag=True, help="Print no progress and no tables."),
     )):  # fmt: skip
         command = option(command)
@@ -116,7 +119,7 @@ def _silent(result: "Result") -> None:
 def _print_result(result: "Result") -> None:
     shown = ", ".join(f"{name} {100 * value:.1f}" for name, value in result.accuracy.items())
     click.echo(
-        f"{result.protocol} {result.dataset} {result.label}, {result.shots} shots, "
+        f"{result.protocol} {result.dataset} {result.label}, {counted(result.shots, 'shot')}, "
         f"seed {result.seed}: {shown}",
         err=True,
     )
@@ -185,3 +188,10 @@ def tables(
 
     show = as_markdown if markdown else as_text
     return "\n\n".join(show(table) for table in comparisons(results, suite, datasets))
+
+
+def print_tables(results: "Sequence[Result]", suite: "Suite", options: Mapping[str, Any]) -> None:
+    """Print the tables of the results, or with ``--json`` the same as a document."""
+    documents = [table.to_dict() for table in comparisons(results, suite, options["datasets"])]
+    text = tables(results, suite, options["datasets"])
+    Report(documents, [text]).print(as_json=options["as_json"], quiet=options["quiet"])

@@ -1,6 +1,5 @@
 """``prompt-serve reproduce``: run the papers' benchmarks and compare with their figures."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +10,8 @@ from prompt_serve.cli.research.data import root_option
 from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
     check_available,
-    comparisons,
     experiment_of,
+    print_tables,
     protocol_options,
     run_protocol,
     tables,
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @protocol_options
 @click.option("--markdown", type=OutputFile(), help="Markdown file to write the tables to.")
-@click.option("--json", "as_json", is_flag=True, help="Print the tables as one JSON document.")
 def reproduce(protocol: str, **options: Any) -> None:
     """Reproduce the papers' benchmarks.
 
@@ -70,12 +68,7 @@ def reproduce(protocol: str, **options: Any) -> None:
     if options["markdown"]:
         text = tables(results, suite, options["datasets"], markdown=True)
         save(options["markdown"], lambda path: _write_text(path, f"{text}\n"))
-    if options["as_json"]:
-        compared = comparisons(results, suite, options["datasets"])
-        documents = [table.to_dict() for table in compared]
-        click.echo(json.dumps(documents, ensure_ascii=False, indent=2))
-    elif not options["quiet"]:
-        click.echo(tables(results, suite, options["datasets"]))
+    print_tables(results, suite, options)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -2,7 +2,9 @@
 
 import click
 
+from prompt_serve.cli.facts import json_lines_option, print_json_lines
 from prompt_serve.cli.serving.options import (
+    Service,
     check_tasks,
     deadline_option,
     service_options,
@@ -13,7 +15,9 @@ from prompt_serve.cli.user_path import UserPath
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, type=UserPath(path_type=str), metavar="IMAGE...")
+@click.argument(
+    "images", nargs=-1, required=True, type=UserPath(path_type=str, dash=True), metavar="IMAGE..."
+)
 @task_options
 @click.option(
     "--top-k",
@@ -23,7 +27,7 @@ from prompt_serve.cli.user_path import UserPath
     help="Number of classes per task, best first.",
 )
 @top_tasks_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per image.")
+@json_lines_option("image")
 @deadline_option
 @service_options
 def classify(
@@ -34,13 +38,12 @@ def classify(
     top_tasks: int | None,
     as_json: bool,
     deadline_s: float | None,
-    url: str,
-    timeout_s: float,
+    service: Service,
 ) -> None:
     """Classify a few images with a running service.
 
-    IMAGE is a path, a folder (searched recursively), or a URL if the service is configured to fetch
-    images. An invalid image is
+    IMAGE is a path, - for standard input, a folder (searched recursively), or a URL if the service
+    is configured to fetch images. An invalid image is
     reported and the others are classified; the exit code is then 1. If a task has a threshold for
     unknown images, images below it are marked "unknown". A multi-label task names the labels of the
     image, if any; its percentages do not add up to 100.
@@ -49,21 +52,22 @@ def classify(
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
     prompt-serve classify cat.jpg --tag season --deadline 2
     prompt-serve classify cat.jpg --task '*' --top-tasks 3
+    curl -s https://example.org/cat.jpg | prompt-serve classify - --task pets
     """
-    from prompt_serve.cli.serving.image_lists import images_in_folders
-    from prompt_serve.client import Client
+    from prompt_serve.cli.serving.image_lists import image_source, images_in_folders
 
     check_tasks(tasks, tags)
     paths = images_in_folders(images)
     if not paths:
         raise click.UsageError(f"No images in {', '.join(images)}.")
-    with Client(url, timeout_s=timeout_s) as client:
+    with service.client() as client:
+        images_to_send = list(map(image_source, paths))
         results = client.classify(
-            list(paths), tasks, top_k, tags=tags, top_tasks=top_tasks, deadline_s=deadline_s
+            images_to_send, tasks, top_k, tags=tags, top_tasks=top_tasks, deadline_s=deadline_s
         )
     for path, result in zip(paths, results, strict=True):
         if as_json:
-            click.echo(result.model_dump_json(exclude_none=True))
+            print_json_lines([result.model_dump(exclude_none=True)])
         elif result.error is not None:
             click.echo(f"{path}: Error: {result.error.detail}", err=True)
         for prediction in [] if as_json else result.predictions or []:

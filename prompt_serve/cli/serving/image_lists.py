@@ -1,14 +1,17 @@
 """Expand folders, files and text lists from the command line into image paths."""
 
+import io
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import click
 
+from prompt_serve.cli.user_path import DASH, read_input
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import HEIF_SUFFIXES, IMAGE_SUFFIXES, Ignored, find_images
-from prompt_serve.text_files import is_utf8, local_path, not_utf8, read_text
+from prompt_serve.text_files import decode_text, is_utf8, local_path, not_utf8
 
 # The service decodes: whether it reads HEIC is not known here.
 SENT_SUFFIXES = IMAGE_SUFFIXES | HEIF_SUFFIXES
@@ -19,14 +22,14 @@ def image_paths(inputs: Iterable[str]) -> list[str]:
     """Return the images of folders, files and text lists, without duplicates.
 
     Folders are searched recursively by suffix, in the order of the names; what is ignored there is
-    told on stderr. A text list (.txt) has one path per line (see ``read_text``, ``local_path``). A
-    file that is named itself is taken whatever its suffix.
+    told on stderr. A text list (.txt, or ``-`` for standard input) has one path per line (see
+    ``decode_text``, ``local_path``). A file that is named itself is taken whatever its suffix.
 
     Raises:
         DatasetInvalid: an input does not exist, a list is not UTF-8, or there are no images.
     """
     inputs = list(inputs)
-    missing = [name for name in inputs if not Path(name).exists()]
+    missing = [name for name in inputs if name != str(DASH) and not Path(name).exists()]
     if missing:
         raise DatasetInvalid("No such file or folder:", missing)
     ignored = Ignored()
@@ -50,6 +53,15 @@ def images_in_folders(inputs: Iterable[str]) -> list[str]:
     return images
 
 
+class _StandardInput(io.BytesIO):
+    name = str(DASH)  # as the client names it in results
+
+
+def image_source(path: str) -> "str | BinaryIO":
+    """Return what the client takes for an image: its path or URL; for ``-``, standard input."""
+    return _StandardInput(read_input(DASH)) if path == str(DASH) else path
+
+
 def report_ignored(ignored: Ignored) -> None:
     """Tell on stderr what a folder contains that is not taken as an image."""
     if ignored:
@@ -59,7 +71,7 @@ def report_ignored(ignored: Ignored) -> None:
 def _images_of(name: str, ignored: Ignored) -> Iterator[str]:
     if _is_folder(name):
         yield from _images_in_folder(name, ignored)
-    elif name.lower().endswith(LIST_SUFFIX):
+    elif name == str(DASH) or name.lower().endswith(LIST_SUFFIX):
         yield from _listed(Path(name))
     else:
         yield name
@@ -77,7 +89,7 @@ def _images_in_folder(folder: str, ignored: Ignored) -> list[str]:
 
 
 def _listed(path: Path) -> Iterator[str]:
-    text = read_text(path)
+    text = decode_text(read_input(path))
     lines = [line.strip(" \t\r") for line in text.split("\n")]
     files = {line: _path_or_url(line) for line in lines if line}
     # What is not UTF-8 in a list may be the name of a file, in the encoding of that file's name.

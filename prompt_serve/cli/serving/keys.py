@@ -1,21 +1,29 @@
 """``prompt-serve keys``: create, list and revoke API keys, and print the audit log.
 
-Works on the service's database, found by the service's settings (``PROMPT_SERVE_HOME``,
-``PROMPT_SERVE_DATABASE_URL``), whether the service is running or not. Anyone who can write to the
-database can create keys.
+Works on the service's database, found by ``--database`` or the service's settings
+(``PROMPT_SERVE_HOME``, ``PROMPT_SERVE_DATABASE_URL``), whether the service is running or not.
+Anyone who can write to the database can create keys.
 """
 
 import getpass
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import (
+    json_lines_option,
+    json_option,
+    print_document,
+    print_json_lines,
+    print_table,
+    to_the_second,
+)
+from prompt_serve.cli.serving.options import database_option, open_database
+
 if TYPE_CHECKING:
-    from prompt_serve.service.storage.database import Database
+    from prompt_serve.service.storage.api_keys import StoredKey
 
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
@@ -40,8 +48,8 @@ def expiry(text: str) -> datetime:
 def keys() -> None:
     """Create, list and revoke API keys, and print the audit log.
 
-    These commands open the database of the service, as configured by PROMPT_SERVE_HOME and
-    PROMPT_SERVE_DATABASE_URL; the service may be running or not.
+    These commands open the database of the service, as given by --database, or configured by
+    PROMPT_SERVE_HOME and PROMPT_SERVE_DATABASE_URL; the service may be running or not.
 
     \b
     prompt-serve keys create ci --role infer --expires 90d
@@ -66,7 +74,11 @@ def keys() -> None:
     metavar="WHEN",
     help="Expiry: 12h, 30d or 8w from now, or a date such as 2030-01-31.  [default: never]",
 )
-def create(name: str, role: str, expires: datetime | None) -> None:
+@json_option
+@database_option
+def create(
+    name: str, role: str, expires: datetime | None, as_json: bool, database_url: str | None
+) -> None:
     """Create a key and print it. It cannot be shown again: the database stores only a hash.
 
     \b
@@ -75,10 +87,15 @@ def create(name: str, role: str, expires: datetime | None) -> None:
     from prompt_serve.service.storage.api_keys import Keys
     from prompt_serve.service.storage.audit import acting_as
 
-    with _database() as database, acting_as(_user()):
+    with open_database(database_url) as database, acting_as(_user()):
         token, key = Keys(database).create(name, "admin" if role == "admin" else "infer", expires)
-    click.echo(token)
-    expiry_text = "never expires" if key.expires is None else f"expires {key.expires}"
+    if as_json:
+        print_document({**_described(key), "key": token})
+    else:
+        click.echo(token)
+    expiry_text = (
+        "never expires" if key.expires is None else f"expires {to_the_second(key.expires)}"
+    )
     click.echo(
         f"Created key {name} ({key.id}), role {role}, {expiry_text}. It cannot be shown again.",
         err=True,
@@ -86,7 +103,9 @@ def create(name: str, role: str, expires: datetime | None) -> None:
 
 
 @keys.command("list")
-def list_keys() -> None:
+@json_lines_option("key")
+@database_option
+def list_keys(as_json: bool, database_url: str | None) -> None:
     """List all keys with the time of their last use. Includes expired and revoked keys.
 
     \b
@@ -94,19 +113,35 @@ def list_keys() -> None:
     """
     from prompt_serve.service.storage.api_keys import Keys
 
+    with open_database(database_url) as database:
+        found = Keys(database).all()
+    if as_json:
+        print_json_lines(map(_described, found))
+        return
     now = datetime.now(UTC)
-    with _database() as database:
-        for key in Keys(database).all():
-            click.echo(
-                f"{key.name:<24} {key.id}  {key.role:<5}  {key.state(now):<7}  "
-                f"created {key.created}  expires {key.expires or 'never'}  "
-                f"used {key.last_used or 'never'}"
+    print_table(
+        ("name", "id", "role", "state", "created", "expires", "used"),
+        (
+            (
+                key.name,
+                key.id,
+                key.role,
+                key.state(now),
+                to_the_second(key.created),
+                to_the_second(key.expires or "never"),
+                to_the_second(key.last_used or "never"),
             )
+            for key in found
+        ),
+        empty="There are no keys. Create one: prompt-serve keys create NAME --role admin",
+    )
 
 
 @keys.command()
 @click.argument("name_or_id")
-def revoke(name_or_id: str) -> None:
+@json_lines_option("revoked key")
+@database_option
+def revoke(name_or_id: str, as_json: bool, database_url: str | None) -> None:
     """Revoke a key by its name or id. Running services reject it within a second.
 
     \b
@@ -115,9 +150,13 @@ def revoke(name_or_id: str) -> None:
     from prompt_serve.service.storage.api_keys import Keys
     from prompt_serve.service.storage.audit import acting_as
 
-    with _database() as database, acting_as(_user()):
-        for key in Keys(database).revoke(name_or_id):
-            click.echo(f"Revoked key {key.name} ({key.id}).")
+    with open_database(database_url) as database, acting_as(_user()):
+        revoked = Keys(database).revoke(name_or_id)
+    if as_json:
+        print_json_lines(map(_described, revoked))
+        return
+    for key in revoked:
+        click.echo(f"Revoked key {key.name} ({key.id}).")
 
 
 @keys.command()
@@ -129,8 +168,9 @@ def revoke(name_or_id: str) -> None:
     help="Maximum number of changes.",
 )
 @click.option("--subject", help="Only changes to this task or key.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per change.")
-def audit(limit: int, subject: str | None, as_json: bool) -> None:
+@json_lines_option("change")
+@database_option
+def audit(limit: int, subject: str | None, as_json: bool, database_url: str | None) -> None:
     """Print the audit log, newest change first.
 
     \b
@@ -138,26 +178,42 @@ def audit(limit: int, subject: str | None, as_json: bool) -> None:
     """
     from prompt_serve.service.storage.audit import AuditLog
 
-    with _database() as database:
-        for entry in AuditLog(database).page(limit=limit, subject=subject).entries:
-            before, after = (entry.before or "-")[:12], (entry.after or "-")[:12]
-            line = (
-                f"{entry.time}  {entry.actor:<16} {entry.action:<14} {entry.subject:<24} "
-                f"{before} -> {after}"
+    with open_database(database_url) as database:
+        entries = AuditLog(database).page(limit=limit, subject=subject).entries
+    if as_json:
+        print_json_lines(entry.model_dump() for entry in entries)
+        return
+    print_table(
+        ("time", "actor", "action", "subject", "before", "after"),
+        (
+            (
+                to_the_second(entry.time),
+                entry.actor,
+                entry.action,
+                entry.subject,
+                (entry.before or "-")[:12],
+                (entry.after or "-")[:12],
             )
-            click.echo(entry.model_dump_json() if as_json else line)
+            for entry in entries
+        ),
+        empty=f"No changes of {subject!r}; without --subject, all changes are listed."
+        if subject
+        else "No changes yet: every upload, edit and key will be listed here.",
+    )
 
 
-@contextmanager
-def _database() -> "Iterator[Database]":
-    from prompt_serve.service.settings import Settings
-    from prompt_serve.service.storage.database import Database
-
-    database = Database(Settings.from_environment().database)
-    try:
-        yield database
-    finally:
-        database.close()
+def _described(key: "StoredKey") -> dict[str, Any]:
+    """Return a key as JSON types, without the hash of its secret."""
+    return {
+        "name": key.name,
+        "id": key.id,
+        "role": key.role,
+        "state": key.state(datetime.now(UTC)),
+        "created": key.created,
+        "expires": key.expires,
+        "revoked": key.revoked,
+        "last_used": key.last_used,
+    }
 
 
 def _user() -> str:

@@ -5,20 +5,22 @@ from collections import Counter
 from collections.abc import Sequence, Set
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.output_file import cannot_write
-from prompt_serve.cli.plurals import counted
 from prompt_serve.cli.serving.options import (
+    Service,
     check_tasks,
     deadline_option,
     service_options,
     task_options,
     top_tasks_option,
 )
-from prompt_serve.cli.user_path import UserPath
+from prompt_serve.cli.user_path import DASH, UserPath
+from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
     from prompt_serve.client import Client
@@ -27,14 +29,24 @@ _ALL_TASKS = "*"
 
 
 @click.command()
-@click.argument("inputs", nargs=-1, required=True, type=UserPath(path_type=str), metavar="INPUT...")
+@click.argument(
+    "inputs", nargs=-1, required=True, type=UserPath(path_type=str, dash=True), metavar="INPUT..."
+)
 @task_options
 @click.option(
     "-o",
     "--out",
-    type=UserPath(),
+    type=UserPath(dash=True),
     required=True,
-    help="Table to write: .parquet, .csv or .jsonl.",
+    help="Table to write: .parquet, .csv or .jsonl, or - for standard output.",
+)
+@click.option(
+    "--format",
+    "stdout_format",
+    type=click.Choice(["jsonl", "csv"]),
+    default="jsonl",
+    show_default=True,
+    help="Format of a table on standard output.",
 )
 @click.option(
     "--top-k",
@@ -81,6 +93,7 @@ _ALL_TASKS = "*"
 @click.option(
     "--progress/--no-progress", default=True, show_default=True, help="Show a progress bar."
 )
+@json_option
 @deadline_option
 @service_options
 def score(
@@ -88,6 +101,7 @@ def score(
     tasks: tuple[str, ...],
     tags: tuple[str, ...],
     out: Path,
+    stdout_format: str,
     top_k: int,
     top_tasks: int | None,
     resume: bool,
@@ -97,22 +111,24 @@ def score(
     chunk_size: int,
     retry_for_s: float,
     progress: bool,
+    as_json: bool,
     deadline_s: float | None,
-    url: str,
-    timeout_s: float,
+    service: Service,
 ) -> None:
     """Score images and write a table with one row per image and task.
 
     Any number of tasks is scored; --top-tasks keeps the best of each image.
 
-    INPUT is a folder (searched recursively), an image, or a text list (.txt) with one path per
-    line. An invalid image becomes a row with an error, and scoring continues. The exit code is 1
-    only if all images are invalid or the service cannot be reached.
+    INPUT is a folder (searched recursively), an image, a text list (.txt) with one path per line,
+    or - for such a list on standard input. An invalid image becomes a row with an error, and
+    scoring continues. The exit code is 1 only if all images are invalid or the service cannot be
+    reached.
 
     \b
     prompt-serve score photos/ --task pets --out scores.parquet
     prompt-serve score photos/ --task pets --out scores.jsonl --resume
     prompt-serve score photos/ --task '*' --top-tasks 3 --out best.csv
+    find photos -name '*.jpg' | prompt-serve score - --task pets --out - | jq .class_name
     """
     from prompt_serve.cli.serving.image_lists import image_paths
     from prompt_serve.cli.serving.score_tables import (
@@ -125,27 +141,35 @@ def score(
         remove_failed,
         row_of,
     )
-    from prompt_serve.client import Client
 
     check_tasks(tasks, tags)
+    if out == DASH and as_json:
+        raise click.UsageError("--json and --out - would both write to standard output.")
+    notes_to_stderr = as_json or out == DASH
     check_output(out, resume=resume, overwrite=overwrite)
     paths = image_paths(inputs)
     contents = read_contents(out) if resume else TableContents()
     done = contents.done
     counts = Counter[str]()
     started = time.monotonic()
-    with Client(url, timeout_s=timeout_s, concurrency=concurrency) as client:
+    with service.client(concurrency=concurrency) as client:
         versions = _task_versions(client, tasks, tags)
         remaining = _unfinished(paths, versions.keys(), done, top_tasks)
         if len(remaining) < len(paths):
             skipped = len(paths) - len(remaining)
-            click.echo(f"Skipped {skipped:,} of {len(paths):,} images that {out} already contains.")
+            click.echo(
+                f"Skipped {skipped:,} of {counted(len(paths), 'image')} that {out} already "
+                f"contains.",
+                err=notes_to_stderr,
+            )
         if remaining and not mix_versions:
             check_versions(out, contents, versions)
         again, selected = set(remaining), {*versions, *tasks, *(f"tag:{tag}" for tag in tags)}
         retried = {row for row in contents.failed if row[0] in again and row[1] in selected}
         if retried:
-            click.echo(f"Retrying {counted(len(retried), 'failed row')} of {out}.")
+            click.echo(
+                f"Retrying {counted(len(retried), 'failed row')} of {out}.", err=notes_to_stderr
+            )
             remove_failed(out, retried)
         rows = client.score(
             remaining,
@@ -161,14 +185,21 @@ def score(
         )
         try:
             # Closed first, so that its progress bar ends before anything else is printed.
-            with open_table(out, resume=resume) as table, closing(rows):
+            opened = open_table(out, resume=resume, stdout_format=stdout_format)
+            with opened as table, closing(rows):
                 for row in rows:
                     if (row.source, row.task) not in done:
                         table.write(row_of(row))
                     counts["failed" if row.error else "unknown" if row.unknown else "known"] += 1
         except OSError as error:
+            if out == DASH:
+                raise
             raise click.ClickException(f"{cannot_write(out, error)} {kept_rows(out)}") from error
-    _summarize(counts, len(remaining), time.monotonic() - started, out)
+    elapsed_s = time.monotonic() - started
+    if as_json:
+        print_document(_summary(counts, len(remaining), elapsed_s, out))
+    else:
+        click.echo(_summary_line(counts, len(remaining), elapsed_s, out), err=notes_to_stderr)
     # On resume, images that failed before may be all that was left.
     if counts.total() and counts["failed"] == counts.total() and not done:
         click.echo("Error: No image could be scored; see the column 'error'.", err=True)
@@ -211,11 +242,22 @@ def _task_versions(
     return found
 
 
-def _summarize(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> None:
-    failed, n_rows = counts["failed"], counts.total()
+def _summary(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> dict[str, Any]:
+    return {
+        "table": str(out),
+        "images": n_images,
+        "rows": counts.total(),
+        "errors": counts["failed"],
+        "unknown": counts["unknown"],
+        "seconds": round(elapsed_s, 3),
+    }
+
+
+def _summary_line(counts: Counter[str], n_images: int, elapsed_s: float, out: Path) -> str:
     speed = n_images / elapsed_s if elapsed_s > 0 else 0.0
-    click.echo(
-        f"{out}: {counted(n_images, 'image')}, {counted(n_rows, 'row')} in {elapsed_s:.1f} s "
-        f"({speed:.1f} images/s), {counted(failed, 'error')}"
+    return (
+        f"{'standard output' if out == DASH else out}: {counted(n_images, 'image')}, "
+        f"{counted(counts.total(), 'row')} in {elapsed_s:.1f} s ({speed:.1f} images/s), "
+        f"{counted(counts['failed'], 'error')}"
         + (f", {counts['unknown']:,} unknown." if counts["unknown"] else ".")
     )

@@ -5,8 +5,10 @@ A Parquet file appears only when it is complete.
 """
 
 import csv
+import io
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from prompt_serve.cli.output_file import cannot_write
+from prompt_serve.cli.user_path import DASH
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.files import atomic_file, check_writable
@@ -72,13 +75,30 @@ def row_of(scored: ScoredImage) -> Row:
 
 
 @contextmanager
-def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
+def open_table(
+    path: Path, *, resume: bool = False, stdout_format: str = "jsonl"
+) -> Iterator[ScoreTable]:
     """Open a table for writing, in the format of its suffix (see ``check_output``).
 
     Args:
-        path: .parquet, .csv or .jsonl file; missing parent folders are created.
+        path: .parquet, .csv or .jsonl file, or - for standard output; missing parent folders are
+            created.
         resume: append to an existing .csv or .jsonl table.
+        stdout_format: jsonl or csv, of a table on standard output.
     """
+    if path == DASH:
+        stream = io.TextIOWrapper(
+            sys.stdout.buffer,
+            encoding="utf-8",
+            errors=_ESCAPE,
+            newline="",
+            line_buffering=True,
+        )
+        try:
+            yield _LINE_TABLES[f".{stdout_format}"](stream, header=True)
+        finally:
+            stream.detach()  # otherwise it would close standard output
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if _suffix(path) == ".parquet":
         with _parquet(path) as table:
@@ -94,6 +114,10 @@ def open_table(path: Path, *, resume: bool = False) -> Iterator[ScoreTable]:
 
 def check_output(path: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise ConfigInvalid if the table cannot be written, or would overwrite existing data."""
+    if path == DASH:
+        if resume:
+            raise ConfigInvalid("A table on standard output cannot be resumed; name a file.")
+        return
     if _suffix(path) not in (".parquet", *_LINE_TABLES):
         raise ConfigInvalid(
             f"{path} has no known table format; expected the suffix .parquet, .csv or .jsonl."

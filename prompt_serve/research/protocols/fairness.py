@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from prompt_serve.errors import counted
 from prompt_serve.research.protocols.results import Result
 from prompt_serve.research.protocols.summary import comparison_of, latest
 
@@ -27,7 +28,7 @@ def fairness_notes(results: Iterable[Result]) -> tuple[str, ...]:
         groups.setdefault((comparison_of(one), one.shots), []).append(one)
     notes: dict[str, None] = {}
     for ((protocol, _, _), shots), own in groups.items():
-        where = f"{protocol}, {shots} shots" if shots else f"{protocol}, all images"
+        where = f"{protocol}, {counted(shots, 'shot')}" if shots else f"{protocol}, all images"
         notes |= {f"{where}: {note}.": None for note in _notes(own)}
     return tuple(notes)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.summary import (
     AVERAGE,
@@ -78,7 +79,9 @@ def headline_name(summary: Summary) -> str:
 
 
 def _tables(summary: Summary, shots: int) -> list[Block]:
-    title = f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {shots} shots"
+    title = (
+        f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {counted(shots, 'shot')}"
+    )
     labels = [
         label for label in summary.labels
         if any(row.label == label and row.shots == shots for row in summary.rows)
@@ -255,7 +258,7 @@ def _by_shots(summary: Summary, number: int) -> Chart:
         tables=[
             ReportTable(
                 caption=title,
-                headers=["", *(f"{shots} shots" for shots in summary.shots)],
+                headers=["", *(counted(shots, "shot") for shots in summary.shots)],
                 rows=[
                     [label, *(_point(dict(points).get(shots)) for shots in summary.shots)]
                     for label, points in lines.items()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.reports.charts import (
     PALE,
@@ -68,7 +69,7 @@ def curves_section(runs: Sequence[StoredRun]) -> Section:
     for number, (key, group) in enumerate(by_comparison(runs).items()):
         shots = max(run.result.shots for run in group)
         selected = [run for run in group if run.result.shots == shots and run.history]
-        title = f"{title_of(*key)}, {shots} shots"
+        title = f"{title_of(*key)}, {counted(shots, 'shot')}"
         row_styles = styles(run.result.label for run in group)
         for measure in MEASURES:
             blocks += _charts(selected, measure, row_styles, title, f"curves{number}-{measure.key}")

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.fairness import fairness_notes
 from prompt_serve.research.protocols.results import Result
@@ -107,9 +108,11 @@ def _precision(results: Sequence[Result]) -> Iterable[str]:
     }
     if few:
         (dataset, test), least = min(few.items(), key=lambda item: item[1])
+        have = "has" if len(few) == 1 else "have"
         yield (
-            f"{len(few)} test sets have fewer than {FEW_IMAGES} images; in the smallest, {dataset} "
-            f"({test}) with {least}, one image is worth {percent(1 / least)} points."
+            f"{counted(len(few), 'test set')} {have} fewer than {FEW_IMAGES} images; in the "
+            f"smallest, {dataset} ({test}) with {least}, one image is worth {percent(1 / least)} "
+            f"points."
         )
     if any("eurosat" in r.dataset.lower() for r in results):
         yield "EuroSAT varies by some four points between seeds, in the papers' own code too."
@@ -148,7 +151,7 @@ def _environments(runs: Sequence[StoredRun]) -> ReportTable:
     names = list(dict.fromkeys(name for one in environments for name in one))
     return ReportTable(
         caption="Versions and machine",
-        headers=["", *(f"{count:,} prompts" for count in counts.values())],
+        headers=["", *(counted(count, "prompt") for count in counts.values())],
         rows=[[name, *(str(one.get(name, "–")) for one in environments)] for name in names],
         words=True,
         note="" if names else "The results do not record their environment.",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.summary import Summary, TableRow
 from prompt_serve.research.reports.accuracy import headline, headline_name, headline_rows
@@ -66,7 +67,9 @@ def _chart(summary: Summary, rows: Sequence[TableRow], shots: int, number: int) 
         axes.set_ylabel(f"{'H' if figure_name == 'H' else 'accuracy'} (%)")
         _points(figure, axes, rows, figure_name, row_styles, leading)
 
-    title = f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {shots} shots"
+    title = (
+        f"{title_of(summary.protocol, summary.suite, summary.backbone)}, {counted(shots, 'shot')}"
+    )
     return Chart(
         title=title,
         svg=draw(paint, name=f"bytes{number}", width=8.8, height=3.6 + 0.06 * len(rows)),

@@ -8,6 +8,7 @@ import numpy as np
 
 from prompt_serve import measures
 from prompt_serve.calibration import BINS, ConfidenceBin, calibration_error, confidence_bins
+from prompt_serve.errors import counted
 from prompt_serve.evaluation_report.markup import percent
 from prompt_serve.research.protocols.results import StoredPredictions
 from prompt_serve.research.reports.charts import BLUES, INK, draw, name_of, panels, styles
@@ -140,8 +141,8 @@ def _heading(shown: ShownRun, options: ReportOptions) -> Text:
     return Text(
         title=shown.title,
         lines=[
-            f"Seed {result.seed}, {result.shots} shots, {why}: {validated}, test accuracy "
-            f"{percent(right)} % on {len(predictions.labels):,} images of "
+            f"Seed {result.seed}, {counted(result.shots, 'shot')}, {why}: {validated}, test "
+            f"accuracy {percent(right)} % on {len(predictions.labels):,} images of "
             f"{len(predictions.class_names):,} classes."
         ],
     )
@@ -163,7 +164,8 @@ def _confusion(shown: ShownRun) -> Chart:
         alt=f"confusion matrix of {classes} classes; most often confused: "
         + (
             "; ".join(
-                f"{predictions.class_names[i]} as {predictions.class_names[j]}, {n} images"
+                f"{predictions.class_names[i]} as {predictions.class_names[j]}, "
+                f"{counted(n, 'image')}"
                 for i, j, n in confusions(predictions)[:3]
             )
             or "nothing"

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from prompt_serve.errors import counted
 from prompt_serve.research.protocols.summary import summarize
 from prompt_serve.research.reports.accuracy import accuracy_section
 from prompt_serve.research.reports.context_lengths import context_lengths_section
@@ -83,10 +84,7 @@ def _summary(runs: Sequence[StoredRun]) -> str:
     datasets = {run.result.dataset for run in runs}
     rows = {run.result.label for run in runs}
     return (
-        f"{len(runs):,} prompts: {', '.join(protocols)}; {_count(len(datasets), 'dataset')}"
-        f", {_count(len(rows), 'row')}."
+        f"{counted(len(runs), 'prompt')}: {', '.join(protocols)}; "
+        f"{counted(len(datasets), 'dataset')}"
+        f", {counted(len(rows), 'row')}."
     )
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'' if n == 1 else 's'}"

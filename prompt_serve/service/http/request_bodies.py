@@ -21,7 +21,7 @@ from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from prompt_serve.errors import RequestInvalid, RequestTooLarge
+from prompt_serve.errors import RequestInvalid, RequestTooLarge, counted
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
     ClassifyRequest,
@@ -246,13 +246,14 @@ async def _parse_form(request: Request, limits: Limits) -> FormData:
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
             raise RequestTooLarge(
-                f"The request has more than {limits.max_images} images. "
+                f"The request has more than {counted(limits.max_images, 'image')}. "
                 f"Split it into several requests.",
                 limit=limits.max_images,
             ) from error
         if error.message.startswith("Too many fields"):
             raise RequestTooLarge(
-                f"The request has more than {max_names} tasks. Split it into several requests.",
+                f"The request has more than {counted(max_names, 'task')}. "
+                f"Split it into several requests.",
                 limit=max_names,
             ) from error
         raise RequestInvalid(f"The multipart body cannot be read: {error.message}") from error
@@ -285,8 +286,8 @@ def _check_names(names: Iterable[str], known: Sequence[str]) -> None:
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise RequestInvalid(
-            f"Unknown field(s) {', '.join(map(repr, unknown[:10]))}; "
-            f"known: {', '.join(known) or 'none'}."
+            f"Unknown {'field' if len(unknown) == 1 else 'fields'} "
+            f"{', '.join(map(repr, unknown[:10]))}; known: {', '.join(known) or 'none'}."
         )
 
 

@@ -10,12 +10,15 @@ from starlette.responses import Response, StreamingResponse
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import (
+    MAX_TAGS,
     TASK_NAME_PATTERN,
     Alias,
     BulkReport,
     History,
     Pinned,
     Rollback,
+    Tag,
+    TagChanges,
     Tags,
     TaskInfo,
     TaskList,
@@ -64,6 +67,9 @@ IfMatch = Annotated[
 IfNoneMatch = Annotated[str | None, Header(description="*: change only if there is no such task.")]
 Cursor = Annotated[str | None, Query(description="`next` of the previous page.")]
 Limit = Annotated[int, Query(ge=1, le=1000)]
+AddedTags = Annotated[
+    list[Tag], Query(max_length=MAX_TAGS, description="Added to the tags of the task.")
+]
 
 _REPLACED: dict[int | str, dict[str, Any]] = {200: {"model": TaskInfo, "description": "Replaced"}}
 
@@ -113,6 +119,7 @@ async def upload_tasks(
     atomic: Annotated[
         bool, Query(description="Store all files or none; otherwise each on its own.")
     ] = True,
+    tag: AddedTags = [],  # noqa: B006
 ) -> BulkReport:
     """Upload every prompt file of a zip under its file name; existing tasks are replaced."""
     file = io.BytesIO(await request.body())
@@ -123,6 +130,7 @@ async def upload_tasks(
             file,
             atomic=atomic,
             max_tasks=core.settings.max_bulk_tasks,
+            tags=tag,
         )
     )
 
@@ -140,11 +148,12 @@ async def upload_task(
     core: CoreOfApp,
     if_match: IfMatch = None,
     if_none_match: IfNoneMatch = None,
+    tag: AddedTags = [],  # noqa: B006
 ) -> Response:
     """Upload a prompt file under a name. Every worker uses it from the next request on."""
     condition = parse_condition(if_match, if_none_match)
     data = await request.body()
-    task, is_new = await core.threads.change(core.store.upload, name, data, condition)
+    task, is_new = await core.threads.change(core.store.upload, name, data, condition, tag)
     return _task_answer(task, is_new=is_new)
 
 
@@ -225,6 +234,14 @@ async def alias_task(
 async def set_tags(name: Name, tags: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
     """Replace the tags of a task."""
     return _task_answer(await core.threads.change(core.editor.set_tags, name, tags.tags))
+
+
+@router.patch("/tasks/{name}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
+async def edit_tags(
+    name: Name, changes: Annotated[TagChanges, Body()], core: CoreOfApp
+) -> Response:
+    """Add and remove tags of a task; the others stay."""
+    return _task_answer(await core.threads.change(core.editor.edit_tags, name, changes))
 
 
 @router.put("/tasks/{name}/pinned", response_model=TaskInfo, responses=problems(404, 422, 429, 503))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid
+from prompt_serve.errors import ImageInvalid, PromptServeError, RequestInvalid, counted
 from prompt_serve.scoring import unit
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -112,8 +112,8 @@ def embeddings_from_lists(
     for index, row in enumerate(rows):
         if len(row) != width:
             raise RequestInvalid(
-                f"Embedding {index} has {len(row)} numbers; expected {width}, the width of this "
-                f"backbone's embeddings."
+                f"Embedding {index} has {counted(len(row), 'number')}; expected {width}, the "
+                f"width of this backbone's embeddings."
             )
     return embeddings_from_array(
         np.asarray(rows, dtype=np.float64).reshape(len(rows), width), width

@@ -15,6 +15,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from prompt_serve.errors import counted
 from prompt_serve.service.middleware.auth import PUBLIC_PATHS
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS
@@ -165,7 +166,11 @@ def _write_line(
         "key_id": context.actor.key_id or None,
         "trace_id": trace_id_of(span),
     }
-    counts = f", {context.images} images, {context.tasks} tasks" if context.images else ""
+    counts = (
+        f", {counted(context.images, 'image')}, {counted(context.tasks, 'task')}"
+        if context.images
+        else ""
+    )
     _log.log(
         level,
         "%s %s %d in %.1f ms%s, %s",

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -151,7 +151,7 @@ class Keys:
         now = _iso(datetime.now(UTC))
         with self._database.write() as db:
             query = sa.select(key_table).where(matches, key_table.c.revoked.is_(None))
-            keys = [_key(row) for row in db.execute(query)]
+            keys = [replace(_key(row), revoked=now) for row in db.execute(query)]
             for key in keys:
                 db.execute(key_table.update().where(key_table.c.id == key.id).values(revoked=now))
                 audit.record(db, "key.revoke", key.name, before=key.id)
@@ -176,7 +176,7 @@ def _check(name: str, expires: datetime | None, now: datetime) -> None:
             f"underscores and hyphens, beginning with a letter or digit."
         )
     if expires is not None and expires <= now:
-        raise RequestInvalid(f"The key would expire at {_iso(expires)}, which is in the past.")
+        raise RequestInvalid(f"The key would expire at {_shown(expires)}, which is in the past.")
 
 
 def _digest(secret: str) -> str:
@@ -189,3 +189,7 @@ def _key(row: sa.Row[Any]) -> StoredKey:
 
 def _iso(time: datetime) -> str:
     return time.astimezone(UTC).isoformat(timespec="milliseconds")
+
+
+def _shown(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -7,7 +7,7 @@ A file is kept while a name points at it, or it is one of the last versions of a
 the current and the previous version of each name.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from prompt_serve.errors import VersionInUse
+from prompt_serve.errors import RequestInvalid, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, version_of
+from prompt_serve.schemas import MAX_TAGS
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.audit import record
 from prompt_serve.service.storage.database import Database, read_revision
@@ -57,6 +58,7 @@ class NewTask:
     prompt: Prompt  # parsed from ``data``
     features: bytes | None  # little-endian float32 (C, E) for the prompt's own backbone
     tags: tuple[str, ...] | None = None  # None: unchanged
+    added_tags: tuple[str, ...] = ()
     pinned: bool | None = None  # None: unchanged
 
 
@@ -346,12 +348,22 @@ class Registry:
 
     def set_tags(self, name: str, tags: Iterable[str]) -> bool:
         """Replace the tags of a name; return False if there is no such name."""
-        unique = sorted(set(tags))
         with self._db.write() as db:
             if _version_of_task(db, name) is None:
                 return False
-            _replace_tags(db, name, unique)
-            record(db, "task.tags", name, after=",".join(unique)[:64])
+            _change_tags(db, name, set(tags))
+        return True
+
+    def edit_tags(self, name: str, add: Iterable[str], remove: Iterable[str]) -> bool:
+        """Add and remove tags of a name; return False if there is no such name.
+
+        Raises:
+            RequestInvalid: the task would have more than MAX_TAGS.
+        """
+        with self._db.write() as db:
+            if _version_of_task(db, name) is None:
+                return False
+            _change_tags(db, name, _tags_of(db, name).difference(remove).union(add))
         return True
 
     def set_pinned(self, name: str, pinned: bool) -> bool:
@@ -379,12 +391,30 @@ class Registry:
         old = _point(db, new.name, version, what, condition)
         if new.tags is not None:
             _replace_tags(db, new.name, new.tags)
+        if new.added_tags:
+            _change_tags(db, new.name, _tags_of(db, new.name).union(new.added_tags))
         if new.pinned is not None:
             this = task.c.name == new.name
             db.execute(task.update().where(this).values(pinned=new.pinned))
         drop_unused(db, new.name, self._keep)
         row = db.execute(_listing().where(task.c.name == new.name)).one()
         return _with_tags(db, [StoredTask(**row._mapping)])[0], old is None
+
+
+def _tags_of(db: Connection, name: str) -> set[str]:
+    query = sa.select(task_tag.c.tag).where(task_tag.c.name == name)
+    return set(db.execute(query).scalars())
+
+
+def _change_tags(db: Connection, name: str, tags: Set[str]) -> None:
+    """Replace the tags of a name, and record it."""
+    if len(tags) > MAX_TAGS:
+        raise RequestInvalid(
+            f"Task {name!r} would have {len(tags):,} tags; a task may have {MAX_TAGS}. Remove some "
+            f"first."
+        )
+    _replace_tags(db, name, tags)
+    record(db, "task.tags", name, after=",".join(sorted(tags))[:64])
 
 
 def _replace_tags(db: Connection, name: str, tags: Iterable[str]) -> None:

@@ -1,11 +1,11 @@
 """Store many prompt files at once: a zip of them, or the export of another registry."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
-from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge
+from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge, counted
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics
@@ -30,7 +30,13 @@ class _Source:
 
 
 def upload_zip(
-    store: TaskStore, registry: Registry, file: IO[bytes], *, atomic: bool, max_tasks: int
+    store: TaskStore,
+    registry: Registry,
+    file: IO[bytes],
+    *,
+    atomic: bool,
+    max_tasks: int,
+    tags: Sequence[str] = (),
 ) -> BulkReport:
     """Upload every prompt file of a zip under its file name.
 
@@ -40,6 +46,7 @@ def upload_zip(
         file: the zip.
         atomic: store all files or none; otherwise each on its own, with its error in its item.
         max_tasks: largest number of files in a zip.
+        tags: added to the tags of every task.
 
     Raises:
         ArchiveInvalid: the zip is invalid or unsafe, or (atomic) a file cannot be served;
@@ -56,8 +63,12 @@ def upload_zip(
             count=len(paths),
         )
     sources = [_Source(name, partial(archive.read, path)) for name, path in paths.items()]
+
+    def prepare(name: str, data: bytes) -> NewTask:
+        return replace(store.prepare(name, data), added_tags=tuple(tags))
+
     put = _put_all_or_none if atomic else _put_each
-    return put(registry, sources, store.prepare, "put")
+    return put(registry, sources, prepare, "put")
 
 
 def import_zip(registry: Registry, file: IO[bytes], prepare: Prepare) -> BulkReport:
@@ -119,7 +130,8 @@ def _put_all_or_none(
             )
     if errors:
         raise ArchiveInvalid(
-            f"{len(errors)} of {count} prompt files cannot be served; nothing was changed. "
+            f"{len(errors):,} of {counted(count, 'prompt file')} cannot be served; nothing was "
+            f"changed. "
             f"The first is {errors[0]['name']!r}: {errors[0]['detail']}",
             errors=errors[:1000],
         )

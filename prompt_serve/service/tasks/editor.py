@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from prompt_serve.errors import RequestInvalid, VersionNotFound
-from prompt_serve.schemas import TaskInfo
+from prompt_serve.schemas import TagChanges, TaskInfo
 from prompt_serve.service.storage.preconditions import (
     ALWAYS,
     Condition,
@@ -102,6 +102,21 @@ class TaskEditor:
     def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
         """Replace the tags of a task; raises TaskNotFound if there is no such task."""
         if not is_task_name(name) or not self._registry.set_tags(name, tags):
+            raise task_not_found(self._registry, name)
+        return self._catalog.info(name)
+
+    def edit_tags(self, name: str, changes: TagChanges) -> TaskInfo:
+        """Add and remove tags of a task; the others stay.
+
+        Raises:
+            TaskNotFound: there is no such task.
+            RequestInvalid: a tag is both added and removed, or the task would have too many.
+        """
+        if both := sorted(set(changes.add) & set(changes.remove)):
+            raise RequestInvalid(f"Tag {both[0]!r} is both added and removed; do one of the two.")
+        if not is_task_name(name) or not self._registry.edit_tags(
+            name, changes.add, changes.remove
+        ):
             raise task_not_found(self._registry, name)
         return self._catalog.info(name)
 

@@ -1,5 +1,6 @@
 """Store tasks: check a prompt file whole, compute its class features, then point a name at it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,9 +40,13 @@ class TaskStore:
 
     @metrics.counted_upload()
     def upload(
-        self, name: str, data: bytes, condition: Condition = ALWAYS
+        self,
+        name: str,
+        data: bytes,
+        condition: Condition = ALWAYS,
+        tags: Sequence[str] = (),
     ) -> tuple[TaskInfo, bool]:
-        """Store a prompt file under a name.
+        """Store a prompt file under a name, and add tags to those of the name.
 
         Returns:
             The task, and True if the name is new. On any error the previous version stays.
@@ -54,7 +59,7 @@ class TaskStore:
         """
         self._registry.check_change(name, condition)
         prompt, features = self._read(data)
-        return self._put(name, data, prompt, features, condition)
+        return self._put(name, data, prompt, features, condition, tags)
 
     @metrics.counted_upload()
     def add_zero_shot(
@@ -71,7 +76,9 @@ class TaskStore:
         """
         self._registry.check_change(definition.name, condition)
         prompt, features = self._zero_shot(definition)
-        task, is_new = self._put(definition.name, to_bytes(prompt), prompt, features, condition)
+        task, is_new = self._put(
+            definition.name, to_bytes(prompt), prompt, features, condition, definition.tags
+        )
         notes = equal_names_notes(prompt.class_names, self._features.bundle.tokenizer)
         return task.model_copy(update={"notes": list(notes)}), is_new
 
@@ -111,9 +118,16 @@ class TaskStore:
         prompt: Prompt,
         features: FloatArray,
         condition: Condition,
+        tags: Sequence[str],
     ) -> tuple[TaskInfo, bool]:
         task = self._features.task(version_of(data), prompt, features)
-        new = NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
+        new = NewTask(
+            name=name,
+            data=data,
+            prompt=prompt,
+            features=features_to_bytes(features),
+            added_tags=tuple(tags),
+        )
         stored, is_new = self._registry.put(new, condition)
         self._cache.put(task)
         return self._catalog.describe(stored, prompt), is_new

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.errors import BackboneUnavailable, counted
 from prompt_serve.training.clip.inert_pickle import read_inert
 
 StateDict = dict[str, Tensor]
@@ -177,7 +177,10 @@ def _foreign(found: StateDict) -> str:
     if any("text.transformer." in name or "text.token_embedding" in name for name in found):
         return "It has a text tower of its own kind (text.*), which is not supported."
     some = ", ".join(sorted(found)[:3])
-    return f"It has {len(found)} tensors, such as {some}; expected open_clip's or OpenAI's names."
+    return (
+        f"It has {counted(len(found), 'tensor')}, such as {some}; expected open_clip's or OpenAI's "
+        f"names."
+    )
 
 
 def _described(content: Any) -> str:

@@ -14,7 +14,7 @@ from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
+from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid, counted
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
 
@@ -119,7 +119,8 @@ class ImageTower(nn.Module):
             or len(vectors.keys_values) not in (0, self.layers)
         ):
             raise PromptFileInvalid(
-                f"The image branch has vectors {sorted(widths)} wide for {1 + len(vectors.deeper)} "
-                f"blocks, and keys and values for {len(vectors.keys_values)}; the image tower has "
-                f"{self.layers} blocks and is {self.width} wide."
+                f"The image branch has vectors {sorted(widths)} wide for "
+                f"{counted(1 + len(vectors.deeper), 'block')}, and keys and values for "
+                f"{len(vectors.keys_values)}; the image tower has "
+                f"{counted(self.layers, 'block')} and is {self.width} wide."
             )

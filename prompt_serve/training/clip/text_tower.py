@@ -16,7 +16,7 @@ from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
+from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid, counted
 from prompt_serve.prompts.sequences import SequencePlan
 from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
 
@@ -119,8 +119,9 @@ class TextTower(nn.Module):
     def _check(self, deeper: Sequence[Tensor], keys_values: Sequence[Tensor]) -> None:
         if len(deeper) >= self.layers or len(keys_values) not in (0, self.layers):
             raise PromptFileInvalid(
-                f"The prompt has vectors for {1 + len(deeper)} blocks and keys and values for "
-                f"{len(keys_values)}; the text tower has {self.layers} blocks."
+                f"The prompt has vectors for {counted(1 + len(deeper), 'block')} and keys and "
+                f"values for {len(keys_values)}; the text tower has "
+                f"{counted(self.layers, 'block')}."
             )
 
     def _causal(

@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from typing import Protocol
 
+from prompt_serve.errors import counted
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
 
 VAL_SHOTS = 4  # per class, at most
@@ -64,8 +65,8 @@ def without_validation(dataset: Split, drawn: Split, shots: int) -> Split:
 def shot_faults(split: Split, shots: int) -> list[str]:
     """Return a line for each class with training images, but fewer than ``shots``."""
     return [
-        f"class {split.class_names[label]!r} has {len(items)} training images, fewer than "
-        f"{shots} shots (take all it has with --fewer-shots-ok)"
+        f"class {split.class_names[label]!r} has {counted(len(items), 'training image')}, fewer "
+        f"than {counted(shots, 'shot')} (take all it has with --fewer-shots-ok)"
         for label, items in split.train.by_label().items()
         if len(items) < shots
     ]

@@ -28,7 +28,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.encodings import Base, LowRank
 from prompt_serve.training.methods.base import LearnerInputs, Method, PromptLearner
 from prompt_serve.training.methods.parameters import (
@@ -197,7 +197,8 @@ def check_low_rank(inputs: LearnerInputs, settings: LowRankSettings, width: int)
         faults.append("init_std is 0: both factors would stay zero for ever")
     if settings.rank > min(inputs.n_ctx, width):
         faults.append(
-            f"rank is {settings.rank}; it may not exceed the {inputs.n_ctx} context vectors"
+            f"rank is {settings.rank}; it may not exceed the "
+            f"{counted(inputs.n_ctx, 'context vector')}"
         )
     if faults:
         raise ConfigInvalid("DIP cannot be learned with these settings:", faults)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.encodings import Deep, Dense, Layer, LowRank
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.quantized_tensor import StoredTensor
@@ -149,7 +149,7 @@ def prompted_blocks(depth: int | None, layers: int, default: int = 1) -> int:
     if expected <= layers:
         return expected
     raise ConfigInvalid(
-        f"depth is {expected}, but the tower has {layers} blocks. Give {layers} or less."
+        f"depth is {expected}, but the tower has {counted(layers, 'block')}. Give {layers} or less."
     )
 
 

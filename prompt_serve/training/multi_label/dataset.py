@@ -225,7 +225,7 @@ def _label_faults(dataset: MultiLabelDataset) -> list[str]:
     faults = [
         f"label {name!r} has no training image"
         if count == 0
-        else f"all {len(labels)} training images have the label {name!r}; add images without it"
+        else f"every training image has the label {name!r}; add images without it"
         for name, count in zip(dataset.class_names, counts, strict=True)
         if count in (0, len(labels))
     ]

@@ -8,7 +8,7 @@ import numpy as np
 from prompt_serve import __version__
 from prompt_serve.closed_form.label_calibration import FEW_IMAGES
 from prompt_serve.closed_form.multi_label import LearnedLabels, learn_labels
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.label_measures import LabelEvaluation, evaluate_labels
 from prompt_serve.prompts.class_vectors import LabelVectors
 from prompt_serve.prompts.probe import probe
@@ -205,7 +205,7 @@ def _notes(dataset: MultiLabelDataset, train: LabeledPart, workers: int) -> tupl
             f"those of the other labels; add images of them."
         )
     if bare := int((~train.labels.any(axis=1)).sum()):
-        notes.append(f"{bare:,} training images have no label.")
+        notes.append(f"{counted(bare, 'training image')} without a label.")
     if pairs := conflicting_copies(dataset, workers=workers):
         named = _listed([f"{first.name} = {second.name}" for first, second in pairs])
         notes.append(

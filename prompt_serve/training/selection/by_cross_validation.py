@@ -21,7 +21,7 @@ from prompt_serve.calibration import fit_temperature
 from prompt_serve.closed_form.cross_validation import OutOfFold, cross_entropy
 from prompt_serve.closed_form.folds import NEVER_HELD_OUT, stratified_folds
 from prompt_serve.closed_form.learn import first_that_fits, stored_bytes
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import class_logits
 from prompt_serve.training.clip.backbone import Backbone
@@ -191,7 +191,9 @@ def select_by_cross_validation(
     rows = mark_frontier([*skipped, *(replace(t.row, chosen=t is chosen) for t in trials)])
     plan = trainer.plan_all(chosen.config, name)
     result = trainer.finish(plan, _learned(chosen, folds, progress), folds.held(chosen.logits))
-    note = f"Chosen by cross-validation among {len(trials)} candidates: {chosen.row.label}."
+    note = (
+        f"Chosen by cross-validation among {counted(len(trials), 'candidate')}: {chosen.row.label}."
+    )
     result = replace(result, notes=(*result.notes, note))
     return MethodSelection(result=result, candidates=rows)
 

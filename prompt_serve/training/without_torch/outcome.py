@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 from prompt_serve.closed_form.learn import LearnedClasses
+from prompt_serve.errors import counted
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.few_shot import shot_faults
@@ -73,7 +74,9 @@ def image_notes(images: Split, shots: int, *, needs_validation: bool) -> tuple[s
     if images.test is None:
         notes.append("There are no test images; the accuracy on new images was not measured.")
     if fewer := shot_faults(images, shots):
-        notes.append(f"{len(fewer)} classes have fewer than {shots} training images.")
+        notes.append(
+            f"{counted(len(fewer), 'class')} with fewer than {counted(shots, 'training image')}."
+        )
     return tuple(notes)
 
 

@@ -393,7 +393,7 @@ def test_the_page_of_a_training_is_that_of_its_test_images(
     ("method", "part", "images", "left_out"),
     [("auto", "cross-validation", 16, "nothing"),
      ("class-vectors", "cross-validation", 16, "nothing"),
-     ("class-vectors --shots 3", "cross-validation", 12, "4 images that were not drawn"),
+     ("class-vectors --shots 3", "cross-validation", 12, "4 images not drawn"),
      ("dip", "val", 4, "16 images of part train"), ("maple", "val", 4, "16 images of part train"),
      ("zero-shot", "val", 4, "16 images of part train")],
 )  # fmt: skip

@@ -19,10 +19,12 @@ def test_tasks_come_and_go(service: FakeService, run: Run, tmp_path: Path) -> No
     )
     assert run("tasks", "create", "fish", "cod", "eel").exit_code == 0
     listed = run("tasks", "list").output.splitlines()
-    assert [line.split()[0] for line in listed] == ["birds", "fish", "pets"]
+    assert [line.split()[0] for line in listed] == ["name", "birds", "fish", "pets"]
     as_json = run("tasks", "list", "--json").output.splitlines()
     assert [json.loads(line)["name"] for line in as_json] == ["birds", "fish", "pets"]
-    assert json.loads(run("tasks", "show", "fish").output)["class_names"] == ["cat", "dog"]
+    shown = run("tasks", "show", "fish", "--json").output
+    assert json.loads(shown)["class_names"] == ["cat", "dog"]
+    assert "classes      2: cat, dog\n" in run("tasks", "show", "fish").output
 
     target = tmp_path / "backup" / "b.safetensors"
     assert run("tasks", "download", "birds", "-o", target).exit_code == 0

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from prompt_serve.errors import NotReady, VersionChanged, VersionInUse
+from prompt_serve.errors import NotReady, RequestInvalid, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes, version_of
+from prompt_serve.schemas import MAX_TAGS
 from prompt_serve.service.request_context import Actor, RequestContext, request_scope
 from prompt_serve.service.storage import database as database_module
 from prompt_serve.service.storage.database import Database
@@ -378,3 +379,53 @@ def test_pages_neither_repeat_nor_leave_out_while_others_write(registry: Registr
         registry.delete(seen[-1])
     assert seen == sorted(set(seen))
     assert {f"task-{i:02}" for i in range(20)} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("add", "remove", "left"),
+    [
+        (["prod"], [], ["eu", "prod", "test"]),
+        ([], ["test"], ["eu"]),
+        (["prod"], ["test"], ["eu", "prod"]),
+        (["eu"], ["none"], ["eu", "test"]),
+        ([], ["eu", "test"], []),
+        ([], [], ["eu", "test"]),
+    ],
+)
+def test_tags_are_added_and_removed(
+    registry: Registry, add: list[str], remove: list[str], left: list[str]
+) -> None:
+    put(registry, "a", GOLDEN["low_rank"])
+    put(registry, "b", GOLDEN["low_rank"])
+    for name in ("a", "b"):
+        registry.set_tags(name, ["eu", "test"])
+
+    assert registry.edit_tags("a", add, remove)
+    assert not registry.edit_tags("none", add, remove)
+
+    tags = {task.name: list(task.tags) for task in registry.tasks("", 9)[0]}
+    assert tags == {"a": left, "b": ["eu", "test"]}
+
+
+def test_no_task_has_more_tags_than_allowed(registry: Registry) -> None:
+    put(registry, "a", GOLDEN["low_rank"])
+    registry.set_tags("a", [f"tag-{n}" for n in range(MAX_TAGS)])
+
+    with pytest.raises(RequestInvalid, match="would have 51 tags; a task may have 50"):
+        registry.edit_tags("a", ["more"], [])
+    assert registry.edit_tags("a", ["more"], ["tag-0"])
+
+    stored = registry.task("a")
+    assert stored is not None
+    assert len(stored.tags) == MAX_TAGS
+
+
+def test_tags_that_are_added_at_once_all_stay(registry: Registry) -> None:
+    put(registry, "a", GOLDEN["low_rank"])
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: registry.edit_tags("a", [f"tag-{n}"], []), range(24)))
+
+    stored = registry.task("a")
+    assert stored is not None
+    assert len(stored.tags) == 24

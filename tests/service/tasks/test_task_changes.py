@@ -1,12 +1,14 @@
 """Versions, names and whole registries through the client and the command, on a started service."""
 
 import io
+import json
 import shlex
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -14,7 +16,13 @@ from click.testing import CliRunner
 
 from prompt_serve.cli.main import main
 from prompt_serve.client import Client
-from prompt_serve.errors import ArchiveInvalid, TaskNotFound, VersionChanged, VersionInUse
+from prompt_serve.errors import (
+    ArchiveInvalid,
+    RequestInvalid,
+    TaskNotFound,
+    VersionChanged,
+    VersionInUse,
+)
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import Served
@@ -114,6 +122,47 @@ def test_a_folder_is_uploaded_whole_or_file_by_file(
         client.delete(f"bulk-{i}")
 
 
+def test_tags_come_with_an_upload_and_stay_with_the_next(
+    client: Client, files: list[bytes], tmp_path: Path
+) -> None:
+    assert client.upload(files[0], "tagged-0", tags=["eu", "test"]).tags == ["eu", "test"]
+    assert client.upload(files[1], "tagged-0", tags=["prod"]).tags == ["eu", "prod", "test"]
+    assert client.upload(files[1], "tagged-0").tags == ["eu", "prod", "test"]
+    assert client.edit_tags("tagged-0", add=["a"], remove=["test", "none"]).tags == [
+        "a", "eu", "prod",
+    ]  # fmt: skip
+    assert client.create_zero_shot("tagged-1", ["cat", "dog"], tags=["eu"]).tags == ["eu"]
+    for name in ("tagged-1", "tagged-2"):
+        (tmp_path / f"{name}.safetensors").write_bytes(files[2])
+    assert client.upload_many(tmp_path, tags=["bulk"]).served == 2
+    found = {task.name: task.tags for task in client.tasks(search="tagged-")}
+    assert found == {
+        "tagged-0": ["a", "eu", "prod"],
+        "tagged-1": ["bulk", "eu"],
+        "tagged-2": ["bulk"],
+    }
+    for name in found:
+        client.delete(name)
+
+
+@pytest.mark.parametrize("tag", ["", " x", "-x", "a b", "x" * 65, "é"])
+def test_what_is_no_tag_is_refused_and_nothing_changes(
+    served: Served, client: Client, files: list[bytes], tag: str
+) -> None:
+    client.upload(files[0], "untagged")
+
+    with pytest.raises(RequestInvalid):
+        client.upload(files[1], "untagged", tags=[tag])
+    with pytest.raises(RequestInvalid):
+        client.edit_tags("untagged", add=["good", tag])
+    with pytest.raises(RequestInvalid, match="both added and removed"):
+        client.edit_tags("untagged", add=["good"], remove=["good"])
+
+    task = client.task("untagged")
+    assert (task.version, task.tags) == (version_of(files[0]), [])
+    client.delete("untagged")
+
+
 def test_a_registry_is_exported_and_imported(client: Client, files: list[bytes]) -> None:
     client.upload(files[0], "exported")
     client.set_tags("exported", ["eu"])
@@ -149,7 +198,12 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
         f"tasks upload {folder}",
         "tasks alias cli-0 cli-1",
         "tasks rollback cli-0",
+        "tasks tag cli-0 a b",
         "tasks tag cli-0 eu prod",
+        "tasks tag cli-0 --add test --remove eu",
+        "tasks tag cli-0",
+        "tasks tag cli-0 --clear",
+        "tasks tag cli-0 --add prod --add eu",
         "tasks pin cli-0",
         "tasks list --search cli-",
         "tasks history cli-0",
@@ -162,8 +216,55 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
     assert said[0] == "2 tasks are served."
     assert said[1] == f"cli-0 is served: 2 classes, version {second}."
     assert said[2] == f"cli-0 is served: 2 classes, version {first}."
-    assert said[3] == "cli-0: eu prod"
-    assert said[5].split()[:2] == ["cli-0", first]
-    assert said[5].endswith("eu prod (pinned)")
-    assert [line.split()[1] for line in said[7:10]] == ["rollback", "alias", "put"]
-    assert "tasks imported." in said[11]
+    assert said[3:9] == [
+        f"cli-0: {tags}"
+        for tags in ("a b", "eu prod", "prod test", "prod test", "no tags", "eu prod")
+    ]
+    said = said[5:]
+    assert said[5].split() == ["name", "version", "method", "classes", "updated", "tags"]
+    assert said[6].split()[:2] == ["cli-0", first]
+    assert said[6].endswith("Z  eu prod (pinned)")
+    assert [line.split()[1] for line in said[8:12]] == ["change", "rollback", "alias", "put"]
+    assert "tasks imported." in said[13]
+
+
+def test_the_commands_describe_tasks_as_json(
+    served: Served, files: list[bytes], tmp_path: Path
+) -> None:
+    for i, data in enumerate(files[:2]):
+        (tmp_path / f"json-{i}.safetensors").write_bytes(data)
+    (tmp_path / "a.png").write_bytes(picture())
+    first, second = map(version_of, files[:2])
+
+    def say(line: str) -> list[dict[str, Any]]:
+        result = CliRunner().invoke(main, [*shlex.split(line), "--json", "--url", served.url])
+        assert result.exit_code == 0, result.output
+        try:
+            return [json.loads(result.stdout)]
+        except ValueError:
+            return [json.loads(line) for line in result.stdout.splitlines()]
+
+    [report] = say(f"tasks upload {tmp_path} --tag up")
+    assert (report["served"], report["failed"]) == (2, 0)
+    [task] = say(f"tasks upload {tmp_path / 'json-1.safetensors'} --name json-0 --tag again")
+    assert (task["version"], task["tags"]) == (second, ["again", "up"])
+    assert say("tasks rollback json-0")[0]["version"] == first
+    assert say("tasks alias json-0 json-1")[0]["version"] == second
+    assert say("tasks tag json-0 --remove again")[0]["tags"] == ["up"]
+    assert say("tasks pin json-0")[0]["pinned"]
+    assert not say("tasks pin json-0 --off")[0]["pinned"]
+    assert say("tasks create json-2 cat dog --tag up")[0]["tags"] == ["up"]
+    assert say("tasks show json-2")[0]["class_names"] == ["cat", "dog"]
+    assert [one["name"] for one in say("tasks list --tag up")] == ["json-0", "json-1", "json-2"]
+    changes = say("tasks history json-0")
+    assert [change["what"] for change in changes] == ["alias", "rollback", "put", "put"]
+    [image] = say(f"classify {tmp_path / 'a.png'} --task json-0 --task json-2")
+    assert [prediction["task"] for prediction in image["predictions"]] == ["json-0", "json-2"]
+    [summary] = say(f"score {tmp_path / 'a.png'} --task json-0 --out {tmp_path / 'scores.csv'}")
+    assert (summary["images"], summary["rows"], summary["errors"]) == (1, 1, 0)
+    with Client(served.url, timeout_s=120) as client:
+        (tmp_path / "all.zip").write_bytes(client.export_registry())
+        [imported] = say(f"registry import {tmp_path / 'all.zip'}")
+        assert {"json-0", "json-1", "json-2"} <= {item["name"] for item in imported["items"]}
+        for name in ("json-0", "json-1", "json-2"):
+            client.delete(name)

@@ -132,7 +132,7 @@ def test_all_faults_of_a_folder_come_at_once(tmp_path: Path, tiny_backbone: Back
         "purple: no training folder has this class",
         "broken.png: ",
         "cut.jpg: ",
-        f"class {long!r} has 1 training images, fewer than 3 shots",
+        f"class {long!r} has 1 training image, fewer than 3 shots",
         f"{long!r}: 45 tokens with its template",
         "no class is called 'pink'",
     ):

@@ -102,7 +102,7 @@ def test_metrics_are_those_of_the_file(
     assert stored.metrics["test"] == found.to_dict()
     assert stored.metrics["images"] == {"train": 200, "test": 100}
     assert label_vectors(stored).n_classes == len(NAMES)
-    assert any("have no label" in note for note in result.notes)
+    assert any("without a label" in note for note in result.notes)
     assert to_bytes(result.prompt) == to_bytes(
         train_multi_label(encoders, collages, MultiLabelRun(bits=(1,)), cache=cache).prompt
     )
