@@ -23,7 +23,7 @@ from prompt_serve.export.samples import (
     random_pixels,
     sample_pixels,
 )
-from prompt_serve.prompted_images import PromptedImages
+from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.sequences import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.scoring import unit

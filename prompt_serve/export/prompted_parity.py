@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.prompted_images import PromptedImages
+from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray, PixelArray

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.prompted_images import PromptedImages
+from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.types import FloatArray, PixelArray
