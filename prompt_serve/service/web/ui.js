@@ -5,14 +5,14 @@ const PAGE_OF_TASKS = 200;
 const RECALLS = 10; // classes listed in the details of a task
 const CURL_IMAGES = 3; // in the curl command
 const CURL_TASKS = 8;
-const POLL_MS = 5000;
+const POLL_MS = 10_000; // in hidden tabs never
 const BODY_SHARE = 0.95; // of the largest body for the images; the rest is for the form around them
 const KEY = "prompt-serve-key";
 const byId = (id) => document.getElementById(id);
 
 const state = {
   selected: new Set(), // names of tasks
-  images: [], // {file, url, sampleUrl, card, result, question}
+  images: [], // {file, size, url, sampleUrl, card, result, question}
   question: 0, // raised when earlier results no longer apply
   reason: "", // why they do not
   limits: { max_images: 1, max_body_bytes: Infinity }, // per request
@@ -244,6 +244,7 @@ async function addSample(name) {
 
 function addImages(images) {
   for (const image of images) {
+    image.size = image.file.size; // while it is there
     image.url = URL.createObjectURL(image.file);
     image.card = emptyCard(image);
     state.images.push(image);
@@ -325,8 +326,8 @@ function nextPart(images) {
   const { max_images: maxImages, max_body_bytes: maxBytes } = state.limits;
   let length = 0;
   let bytes = 0;
-  do bytes += images[length++].file.size;
-  while (length < Math.min(images.length, maxImages) && bytes + images[length].file.size <= maxBytes * BODY_SHARE);
+  do bytes += images[length++].size;
+  while (length < Math.min(images.length, maxImages) && bytes + images[length].size <= maxBytes * BODY_SHARE);
   return images.slice(0, length);
 }
 
@@ -337,10 +338,10 @@ async function classifyPart(images) {
   return images.map((_, n) => (readable[n] ? results.shift() : { error: fault }));
 }
 
-async function isReadable({ file }) {
+// A file that has gone is empty, or fails; fetch would fail as if the service had gone.
+async function isReadable({ file, size }) {
   try {
-    await file.slice(0, 1).arrayBuffer();
-    return true;
+    return (await file.slice(0, 1).arrayBuffer()).byteLength === Math.min(size, 1);
   } catch {
     return false;
   }
