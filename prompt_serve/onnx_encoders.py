@@ -92,7 +92,7 @@ class OnnxEncoders:
         return np.asarray(features, dtype=np.float32)
 
     @property
-    def prompted(self) -> PromptedImages:
+    def prompted(self) -> "PromptedImages":
         """The image encoder that takes learned vectors.
 
         Raises:

@@ -66,7 +66,8 @@ class AsyncClient(TaskCalls):
         """Make a client; it connects with the first call.
 
         Args:
-            base_url: URL of the service, with ``http://`` or ``https://``.
+            base_url: URL of the service, with ``http://`` or ``https://``; that of its API
+                (``/v1``) or page (``/v1/ui``) is one as well.
             timeout_s: time limit of each attempt in seconds.
             retries: number of retries, with growing pauses (4 retries: about 4 s).
             concurrency: maximum number of requests in flight when many images are sent.

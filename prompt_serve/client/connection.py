@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,8 @@ CONNECT_TIMEOUT_S = 5.0
 # would be sent into a connection that is just being closed.
 KEEP_ALIVE_S = 3.0
 KEY_VARIABLE = "PROMPT_SERVE_API_KEY"
+# Ends of addresses that people copy: the API's prefix, the page, the documents.
+_BELOW_SERVICE = re.compile(r"/v1(/(ui|docs|openapi\.json)?)?/*$")
 _RETRIED_ERRORS = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.TimeoutException)
 
 _log = logging.getLogger(__name__)
@@ -50,6 +53,8 @@ class Reply:
 class Connection:
     """Pool of HTTP connections to ``base_url``.
 
+    Addresses within the service are understood: of ``http://localhost:3000/v1/ui`` the base URL is
+    ``http://localhost:3000``.
     Redirects are not followed, so the API key is sent to the given address only.
     """
 
@@ -177,8 +182,15 @@ class Connection:
 
 
 def _parse_url(text: str) -> httpx.URL:
+    """Parse the URL of a service, or of its API, its page or its documents."""
     try:
-        return parse_url(text.strip(), ("http", "https"))
+        url = parse_url(text.strip(), ("http", "https"))
+        if url.query:
+            raise ValueError("it has a query")
+        path = url.raw_path.decode("ascii").partition("?")[0]
+        return url.copy_with(
+            raw_path=_BELOW_SERVICE.sub("", path).encode("ascii") or b"/", fragment=None
+        )
     except ValueError as error:
         raise ConfigInvalid(
             f"{text!r} is not the URL of a service ({error}). Give the full URL, as in "

@@ -319,3 +319,27 @@ def test_a_url_is_read_as_people_write_it(form: str, service: FakeService) -> No
     with Client(form.format(host)) as client:
         assert client.base_url == f"http://localhost:{service.port}"
         assert client.info().tasks == 1
+
+
+@pytest.mark.parametrize("prefix", ["", "/models", "/a%20b", "/a%2Fb", "/v1"])
+@pytest.mark.parametrize(
+    "end",
+    ["", "/", "/v1", "/v1/", "/v1//", "/v1/ui", "/v1/ui/", "/v1/docs#/tasks", "/v1/openapi.json"],
+)
+def test_addresses_within_a_service_lead_to_it(prefix: str, end: str) -> None:
+    expected = "" if (prefix, end.rstrip("/")) == ("/v1", "") else prefix
+    for host in ("http://localhost:3000", "http://me:p%40ss@127.0.0.1", "http://[::1]:3000"):
+        with Client(f"{host}{prefix}{end}") as client:
+            assert client.base_url == host + expected
+
+
+@pytest.mark.parametrize("path", ["/v10", "/v1/tasks", "/v1x/ui", "/ui", "/av1"])
+def test_other_paths_of_a_url_are_kept(path: str) -> None:
+    with Client(f"http://localhost:3000{path}") as client:
+        assert client.base_url == f"http://localhost:3000{path}"
+
+
+@pytest.mark.parametrize("query", ["/?a=b", "/v1?a", "/v1/ui?task=pets", "?x=1", "/v1/?a=1#b"])
+def test_a_query_is_no_part_of_the_url_of_a_service(query: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"is not the URL of a service \(it has a query\)"):
+        Client(f"http://localhost:3000{query}")

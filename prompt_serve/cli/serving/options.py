@@ -67,7 +67,7 @@ def service_options(command: Command) -> Command:
             envvar="PROMPT_SERVE_URL",
             show_envvar=True,
             metavar="URL",
-            help="URL of the service.",
+            help="URL of the service, with or without /v1.",
         ),
     ):
         option(with_service)

@@ -1,7 +1,9 @@
 """Two web pages: ``/v1/ui`` to try tasks on images, ``/v1/docs`` for the API.
 
 The service serves all their files, so they work without any other host, and their Content-Security-
-Policy allows no other. Swagger UI is the copy in the package fastapi-offline.
+Policy allows no other. Swagger UI is the copy in the package fastapi-offline. The sample images are
+part of the emoji sample. The files of ``/v1/ui`` are public (``middleware.auth``): nothing of the
+service may be written into them.
 """
 
 import importlib.util
@@ -13,10 +15,23 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 _WEB = Path(__file__).parents[1] / "web"
+_EMOJI = Path(__file__).parents[2] / "assets" / "emoji"
+# Drawn in a style that the embedded backbones have not seen.
+_SAMPLES = {
+    "cat.png": "test/wildlife/emojione__cat-face.png",
+    "pizza.png": "test/groceries/emojione__pizza.png",
+    "basketball.png": "test/sports/emojione__basketball.png",
+    "bicycle.png": "test/transport/emojione__bicycle.png",
+    "guitar.png": "test/music/emojione__guitar.png",
+    "rainbow.png": "test/weather/emojione__rainbow.png",
+    "licenses.md": "LICENSES.md",
+}
 _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
+    ".md": "text/plain; charset=utf-8",
+    ".png": "image/png",
 }
 _SECURITY = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -41,6 +56,15 @@ async def ui(request: Request) -> Response:
 async def own_file(request: Request) -> Response:
     """Own files of the pages."""
     return _file(request, _WEB / Path(request.url.path).name)
+
+
+async def sample(request: Request) -> Response:
+    """Sample images of the page, and their licenses."""
+    return _file(request, _EMOJI / _SAMPLES[Path(request.url.path).name])
+
+
+for _name in _SAMPLES:  # one route each, so that all paths without a key are listed
+    router.add_api_route(f"/ui/samples/{_name}", sample)
 
 
 @router.get("/docs")

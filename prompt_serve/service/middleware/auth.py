@@ -1,4 +1,4 @@
-"""Authentication: every route except the probes needs a key; changes need the role ``admin``.
+"""Authentication: all but the probes and the page's files needs a key; changes need ``admin``.
 
 The middleware stands in front of all routes, BentoML's included, and decides by method and path
 alone. A route that is not listed here needs ``admin``, and so does a path that does not exist.
@@ -33,11 +33,13 @@ from prompt_serve.service.request_context import ANONYMOUS, Actor, current_reque
 from prompt_serve.service.storage.api_keys import Role, StoredKey, Token
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
+# The page asks for the key itself. Its files are the same in every service and hold nothing of it.
+_PAGE_FILES = re.compile(r"/v1/ui(/ui\.(css|js)|/samples/[a-z-]+\.(png|md))?")
 _READ_METHODS = ("GET", "HEAD")
 # BentoML serves its own page with its own scripts; they contain nothing of the registry.
 _INFER_READS = re.compile(
     r"/|/docs\.json|/schema\.json|/(assets|static_content)(/.*)?|/metrics"
-    r"|/v1/(info|docs(/.*)?|ui(/.*)?|openapi\.json)|/v1/tasks(/.*)?"
+    r"|/v1/(info|docs(/.*)?|openapi\.json)|/v1/tasks(/.*)?"
 )
 _INFER_POSTS = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})
 # Answers to requests without a key while no key exists: to all, to those for a loopback name, none.
@@ -51,7 +53,8 @@ _KEY_HELP = (
 
 def required_role(method: str, path: str) -> Role | None:
     """Return the role that a request needs; None if it needs no key."""
-    if path in PUBLIC_PATHS and method in _READ_METHODS:
+    is_public = path in PUBLIC_PATHS or _PAGE_FILES.fullmatch(path)
+    if is_public and method in _READ_METHODS:
         return None
     if method in _READ_METHODS and _INFER_READS.fullmatch(path):
         return "infer"
@@ -165,7 +168,7 @@ def _sent_token(headers: Headers, method: str) -> str | None:
         return value.strip()
     if "x-api-key" in headers:
         return headers["x-api-key"].strip()
-    # A browser that opens the page prompts for a password, which is the key, and from then on sends
+    # A browser that opens a route prompts for a password, which is the key, and from then on sends
     # it by itself, also when a page of another site triggers the request. Such a page cannot read
     # the answer, and it must not change anything either.
     same_origin = headers.get("sec-fetch-site") == "same-origin"
@@ -195,5 +198,14 @@ def _challenge(error: PromptServeError, scope: Scope) -> Mapping[str, str]:
         }
     if not isinstance(error, NotAuthenticated):
         return {}
-    accepts_html = "text/html" in Headers(scope=scope).get("accept", "")
-    return {"WWW-Authenticate": f"Basic {_REALM}" if accepts_html else f"Bearer {_REALM}"}
+    return {"WWW-Authenticate": f"{'Basic' if _is_navigation(scope) else 'Bearer'} {_REALM}"}
+
+
+def _is_navigation(scope: Scope) -> bool:
+    """Return True if a person opened the address in a browser.
+
+    Only then may the browser prompt for a password: scripts of pages show their own form.
+    """
+    headers = Headers(scope=scope)
+    mode = headers.get("sec-fetch-mode")  # sent on https and to loopback addresses only
+    return mode in (None, "navigate") and "text/html" in headers.get("accept", "")

@@ -3,14 +3,22 @@
 
 const PAGE_OF_TASKS = 200;
 const RECALLS = 10; // classes listed in the details of a task
+const CURL_IMAGES = 3; // in the curl command
+const CURL_TASKS = 8;
+const POLL_MS = 10_000; // in hidden tabs never
+const BODY_SHARE = 0.95; // of the largest body for the images; the rest is for the form around them
 const KEY = "prompt-serve-key";
 const byId = (id) => document.getElementById(id);
 
 const state = {
   selected: new Set(), // names of tasks
-  images: [], // {file, url}
-  maxImages: 1, // per request
-  classifyId: 0, // id of the latest classification; results of older ones are dropped
+  images: [], // {file, size, url, sampleUrl, card, result, question}
+  question: 0, // raised when earlier results no longer apply
+  reason: "", // why they do not
+  limits: { max_images: 1, max_body_bytes: Infinity }, // per request
+  isLoaded: false, // false again if the service does not answer or does not accept the key
+  needsKey: false,
+  classifyId: 0, // id of the latest classification; older ones send nothing more
   searchId: 0, // the same for searches
 };
 
@@ -34,27 +42,76 @@ async function request(path, options = {}) {
   try {
     response = await fetch(path, { ...options, headers });
   } catch {
+    lose("The service does not answer. Is it still running?");
     throw new Error("The service does not answer. Is it still running?");
   }
   if (response.ok) return response.json();
-  if (response.status === 401) askForKey();
   const problem = await response.json().catch(() => ({}));
+  if (response.status === 401) askForKey(key && problem.detail);
   const error = new Error(problem.detail || `${response.status} ${response.statusText}`);
   error.problem = problem;
   throw error;
 }
 
-function askForKey() {
-  byId("key-form").hidden = false;
-  byId("key").focus();
+function askForKey(fault) {
+  state.needsKey = true;
+  byId("key-note").textContent = fault ? firstSentence(fault) : "";
+  if (byId("key-form").hidden) {
+    byId("key-form").hidden = false;
+    byId("key").focus();
+  }
+  lose("Enter a key to use the service.");
+  showCurl();
 }
 
+// Called when the service does not answer or does not accept the key.
+function lose(reason) {
+  byId("about").textContent = reason;
+  byId("about").classList.add("bad");
+  if (!state.isLoaded) return;
+  state.isLoaded = false;
+  outdate("Out of date: the service is not available.");
+}
+
+function loseUnlessAsking(error) {
+  if (byId("key-form").hidden) lose(error.message);
+}
+
+// Resolves to true if there are no tasks.
 async function showService() {
   const info = await request("info");
-  state.maxImages = info.limits.max_images;
+  state.limits = info.limits;
   const device = info.provider.replace("ExecutionProvider", "");
   byId("about").textContent =
     `${info.backbone.id} (${info.precision}) on ${device}, ${count(info.tasks, "task")}, version ${info.version}`;
+  byId("about").classList.remove("bad");
+  return info.tasks === 0;
+}
+
+// A key that the browser sends by itself, as Basic, says nothing about other programs.
+async function findOutAboutKeys() {
+  if (sessionStorage.getItem(KEY)) state.needsKey = true;
+  if (state.needsKey) return;
+  const response = await fetch("info", { credentials: "omit" }).catch(() => null);
+  state.needsKey = response?.status === 401;
+}
+
+function showEmpty(isEmpty) {
+  const wasEmpty = !byId("empty").hidden;
+  byId("empty").hidden = !isEmpty;
+  byId("empty-key").hidden = !state.needsKey;
+  if (state.isLoaded && wasEmpty !== isEmpty) showTasks().catch((error) => showStatus(error.message, true));
+  if (!isEmpty) return;
+  const task = { name: "things", class_names: ["cat", "pizza", "basketball", "bicycle", "guitar", "rainbow"] };
+  byId("create").textContent = curlCommand("tasks", [
+    "-H 'Content-Type: application/json'",
+    `-d ${shellQuote(JSON.stringify(task))}`,
+  ]);
+  const service = new URL("..", document.baseURI).href.replace(/\/$/, "");
+  byId("learn").textContent =
+    "pip install 'prompt-serve[serve]'\n" +
+    "prompt-serve train FOLDER --out things.safetensors\n" +
+    `prompt-serve tasks upload things.safetensors --url ${shellQuote(service)}`;
 }
 
 // --- tasks
@@ -66,11 +123,30 @@ async function showTasks() {
   if (search) query.set("search", search);
   const page = await request(`tasks?${query}`);
   if (id !== state.searchId) return;
+  const current = byId("tasks").querySelector('input[tabindex="0"]')?.value;
   byId("tasks").replaceChildren(...page.tasks.map(taskRow));
+  const rows = [...byId("tasks").children];
+  makeCurrent(rows.find((row) => row.querySelector("input").value === current) || rows[0]);
   let note = "";
   if (page.next) note = `Showing the first ${page.tasks.length} tasks. Search to find others.`;
-  if (!page.tasks.length) note = search ? "No matching tasks." : "There are no tasks yet. Upload one: prompt-serve tasks upload FILE";
+  if (!page.tasks.length) note = search ? "No matching tasks." : "There are no tasks yet.";
   byId("tasks-note").textContent = note;
+}
+
+// Tab reaches one row of the list; the arrow keys move from row to row.
+function makeCurrent(current) {
+  for (const row of byId("tasks").children) {
+    for (const control of row.querySelectorAll("input, summary")) control.tabIndex = row === current ? 0 : -1;
+  }
+}
+
+function moveInTasks(event) {
+  const rows = [...byId("tasks").children];
+  const at = rows.indexOf(event.target.closest("li"));
+  const target = { ArrowDown: at + 1, ArrowUp: at - 1, Home: 0, End: rows.length - 1 }[event.key];
+  if (target === undefined || !event.target.matches("input, summary")) return;
+  event.preventDefault();
+  rows[Math.min(Math.max(target, 0), rows.length - 1)].querySelector(event.target.localName).focus();
 }
 
 function taskRow(task) {
@@ -141,14 +217,40 @@ function select(name, isSelected) {
   if (isSelected) state.selected.add(name);
   else state.selected.delete(name);
   byId("selected").textContent = state.selected.size ? `${state.selected.size} selected` : "none selected";
-  showCurl();
-  classify();
+  ask();
 }
 
 // --- images
 
 function add(files) {
-  for (const file of files) state.images.push({ file, url: URL.createObjectURL(file) });
+  const isOther = (file) => file.type && !file.type.startsWith("image/");
+  const others = files.filter(isOther).map((file) => file.name);
+  const shown = others.length > 3 ? [...others.slice(0, 3), `${others.length - 3} more`] : others;
+  byId("left-out").textContent = others.length ? `Left out, not images: ${shown.join(", ")}` : "";
+  const images = files.filter((file) => !isOther(file));
+  if (images.length) addImages(images.map((file) => ({ file })));
+}
+
+async function addSample(name) {
+  const sampleUrl = new URL(`ui/samples/${name}`, document.baseURI).href;
+  try {
+    const response = await fetch(sampleUrl);
+    if (!response.ok) throw new Error();
+    addImages([{ file: new File([await response.blob()], name, { type: "image/png" }), sampleUrl }]);
+  } catch {
+    showStatus("The sample cannot be loaded. Is the service still running?", true);
+  }
+}
+
+function addImages(images) {
+  for (const image of images) {
+    image.size = image.file.size; // while it is there
+    image.url = URL.createObjectURL(image.file);
+    image.card = emptyCard(image);
+    state.images.push(image);
+    byId("results").append(image.card);
+  }
+  showCount();
   showCurl();
   classify();
 }
@@ -157,34 +259,96 @@ function clear() {
   for (const image of state.images) URL.revokeObjectURL(image.url);
   state.images = [];
   state.classifyId++;
-  byId("files").value = "";
   byId("results").replaceChildren();
+  byId("left-out").textContent = "";
   showStatus("");
+  showCount();
   showCurl();
+}
+
+function showCount() {
+  byId("count").textContent = state.images.length ? count(state.images.length, "image") : "none";
+}
+
+// The tasks or options are others now.
+function ask() {
+  outdate("Out of date: the tasks or options have changed.");
+  showCurl();
+  classify();
+}
+
+function outdate(reason) {
+  state.question++;
+  state.reason = reason;
+  for (const image of state.images) showResult(image);
+}
+
+function unanswered() {
+  return state.images.filter((image) => image.question !== state.question);
 }
 
 async function classify() {
   const id = ++state.classifyId;
   if (!state.images.length) return showStatus("");
   if (!state.selected.size) return showStatus("Select a task to classify the images.");
-  showStatus(`Classifying ${count(state.images.length, "image")}…`);
-  const images = [...state.images];
-  const results = [];
+  const question = state.question;
+  let waiting;
   try {
-    for (let start = 0; start < images.length; start += state.maxImages) {
-      results.push(...(await classifyPart(images.slice(start, start + state.maxImages))));
+    while ((waiting = unanswered()).length) {
+      showStatus(`Classifying ${count(waiting.length, "image")}…`);
+      const images = nextPart(waiting);
+      const results = await classifyPart(images);
+      if (question !== state.question) return id === state.classifyId && showOutdated();
+      images.forEach((image, n) => Object.assign(image, { result: results[n], question }));
+      images.forEach(showResult);
       if (id !== state.classifyId) return;
     }
   } catch (error) {
-    if (id === state.classifyId) showStatus(error.message, true);
-    return;
+    if (id !== state.classifyId) return;
+    const left = `${unanswered().length} of ${count(state.images.length, "image")} not classified.`;
+    return showStatus(`${error.message} ${left}`, true, true);
   }
-  byId("results").replaceChildren(...results.map((result, n) => card(images[n], result)));
-  const failed = results.filter((result) => result.error).length;
-  showStatus(failed ? `${failed} of ${count(results.length, "image")} could not be read.` : "", Boolean(failed));
+  showFailed();
+}
+
+function showOutdated() {
+  const left = unanswered().length;
+  showStatus(`${left} of ${count(state.images.length, "image")} not classified, or out of date.`, true, true);
+}
+
+function showFailed() {
+  const failed = state.images.filter(({ result }) => result.error).length;
+  showStatus(failed ? `${failed} of ${count(state.images.length, "image")} could not be read.` : "", Boolean(failed));
+}
+
+// As many images as one request may carry.
+function nextPart(images) {
+  const { max_images: maxImages, max_body_bytes: maxBytes } = state.limits;
+  let length = 0;
+  let bytes = 0;
+  do bytes += images[length++].size;
+  while (length < Math.min(images.length, maxImages) && bytes + images[length].size <= maxBytes * BODY_SHARE);
+  return images.slice(0, length);
 }
 
 async function classifyPart(images) {
+  const readable = await Promise.all(images.map(isReadable));
+  const results = await classifyReadable(images.filter((_, n) => readable[n]));
+  const fault = { detail: "The browser cannot read this file. It may be a folder, or have changed since you added it." };
+  return images.map((_, n) => (readable[n] ? results.shift() : { error: fault }));
+}
+
+// A file that has gone is empty, or fails; fetch would fail as if the service had gone.
+async function isReadable({ file, size }) {
+  try {
+    return (await file.slice(0, 1).arrayBuffer()).byteLength === Math.min(size, 1);
+  } catch {
+    return false;
+  }
+}
+
+async function classifyReadable(images) {
+  if (!images.length) return [];
   const form = new FormData();
   for (const { file } of images) form.append("image", file, file.name || "pasted.png");
   for (const name of state.selected) form.append("task", name);
@@ -201,18 +365,37 @@ async function classifyPart(images) {
   }
 }
 
-function card(image, result) {
-  const body = element("div");
-  body.append(element("h3", image.file.name || "pasted image"));
-  if (result.error) body.append(element("p", result.error.detail, "error"));
-  for (const prediction of result.predictions || []) body.append(...predictionRows(prediction));
+function emptyCard(image) {
   const picture = element("img");
   picture.src = image.url;
   picture.alt = "";
   picture.addEventListener("error", () => picture.remove()); // the error below says why
   const article = element("article");
-  article.append(picture, body);
+  article.tabIndex = -1;
+  article.append(picture, element("h3", image.file.name || "pasted image"), element("div"));
   return article;
+}
+
+function showResult(image) {
+  const isOld = image.result && image.question !== state.question;
+  const body = element("div");
+  if (isOld) body.append(element("p", state.reason, "old"));
+  if (image.result?.error) body.append(element("p", image.result.error.detail, "error"), retryButton(image));
+  for (const prediction of image.result?.predictions || []) body.append(...predictionRows(prediction));
+  image.card.classList.toggle("outdated", Boolean(isOld));
+  image.card.lastChild.replaceWith(body);
+}
+
+function retryButton(image) {
+  const button = element("button", "Retry");
+  button.type = "button";
+  button.setAttribute("aria-label", `Retry ${image.file.name || "pasted image"}`);
+  button.addEventListener("click", () => {
+    image.question = undefined;
+    image.card.focus(); // the button goes
+    classify();
+  });
+  return button;
 }
 
 function predictionRows(prediction) {
@@ -243,9 +426,14 @@ function percent(share) {
   return `${(100 * share).toFixed(1)}%`;
 }
 
-function showStatus(text, bad = false) {
+function showStatus(text, bad = false, canRetry = false) {
   byId("status").textContent = text;
   byId("status").classList.toggle("bad", bad);
+  byId("retry").hidden = !canRetry;
+}
+
+function firstSentence(text) {
+  return text.split(". ")[0].replace(/\.?$/, ".");
 }
 
 // --- the curl line
@@ -254,38 +442,76 @@ function shellQuote(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
-function showCurl() {
-  const url = new URL("classify", document.baseURI).href;
-  const names = state.images.length ? state.images.map(({ file }) => file.name || "pasted.png") : ["photo.jpg"];
-  const parts = [`curl ${shellQuote(url)}`];
-  if (sessionStorage.getItem(KEY)) parts.push('-H "Authorization: Bearer $PROMPT_SERVE_API_KEY"');
-  parts.push(...names.map((name) => `-F ${shellQuote(`image=@${name}`)}`));
-  parts.push(...[...(state.selected.size ? state.selected : ["TASK"])].map((name) => `-F ${shellQuote(`task=${name}`)}`));
-  parts.push(`-F top_k=${byId("top").value || 5}`);
-  byId("curl").textContent = parts.join(" \\\n  ");
+// curl reads commas, semicolons and quotes in file names unless they are quoted for it.
+function formFile(name) {
+  return /[",;\\]/.test(name) ? `"${name.replace(/["\\]/g, "\\$&")}"` : name;
 }
 
-async function copy() {
-  const text = byId("curl").textContent;
+function curlCommand(path, parts) {
+  const url = new URL(path, document.baseURI).href;
+  const key = state.needsKey ? ['-H "Authorization: Bearer $PROMPT_SERVE_API_KEY"'] : []; // never the key itself
+  return [`curl ${shellQuote(url)}`, ...key, ...parts].join(" \\\n  ");
+}
+
+function showCurl() {
+  const images = state.images.slice(0, CURL_IMAGES);
+  const tasks = [...state.selected].slice(0, CURL_TASKS);
+  const names = images.length ? images.map(({ file }) => file.name || "pasted.png") : ["photo.jpg"];
+  const samples = new Set(images.flatMap(({ sampleUrl }) => sampleUrl || []));
+  const lines = [...samples].map((url) => `curl -O ${shellQuote(url)}`);
+  lines.push(
+    curlCommand("classify", [
+      ...names.map((name) => `-F ${shellQuote(`image=@${formFile(name)}`)}`),
+      ...(tasks.length ? tasks : ["TASK"]).map((name) => `-F ${shellQuote(`task=${name}`)}`),
+      `-F top_k=${byId("top").value || 5}`,
+    ]),
+  );
+  byId("curl").textContent = lines.join("\n");
+  byId("curl-note").textContent = curlNote(images.length, tasks.length);
+}
+
+function curlNote(images, tasks) {
+  const notes = [];
+  if (images < state.images.length) notes.push(`${images} of ${state.images.length} images (repeat -F image=@FILE)`);
+  if (tasks < state.selected.size) notes.push(`${tasks} of ${state.selected.size} tasks (repeat -F task=NAME)`);
+  return notes.length ? `Shortened to ${notes.join(" and ")}.` : "";
+}
+
+// Copy the text before the button.
+async function copy(button) {
+  const source = button.previousElementSibling;
   try {
-    await navigator.clipboard.writeText(text); // only over https or loopback
-    byId("copy").textContent = "Copied";
+    await navigator.clipboard.writeText(source.textContent); // only over https or loopback
+    button.textContent = "Copied";
   } catch {
-    getSelection().selectAllChildren(byId("curl"));
-    byId("copy").textContent = "Selected, press Ctrl-C";
+    getSelection().selectAllChildren(source);
+    button.textContent = "Selected, press Ctrl-C";
   }
-  setTimeout(() => (byId("copy").textContent = "Copy"), 2000);
+  setTimeout(() => (button.textContent = "Copy"), 2000);
 }
 
 // --- start
 
 async function start() {
   try {
-    await Promise.all([showService(), showTasks()]);
-    byId("key-form").hidden = true;
+    const isEmpty = await showService();
+    await showTasks();
+    await findOutAboutKeys();
+    showEmpty(isEmpty);
   } catch (error) {
-    byId("about").textContent = error.message;
+    return loseUnlessAsking(error);
   }
+  byId("key-form").hidden = true;
+  state.isLoaded = true;
+  showCurl();
+  if (state.question && state.selected.size && unanswered().length) showOutdated();
+}
+
+// A service that was lost is loaded anew; while a key is asked for, the form decides.
+async function poll() {
+  if (document.hidden || !byId("key-form").hidden) return;
+  if (state.isLoaded) await showService().then(showEmpty, loseUnlessAsking);
+  else await start();
 }
 
 function listen() {
@@ -296,12 +522,19 @@ function listen() {
       drop.classList.toggle("over", kind === "dragover");
     });
   }
-  drop.addEventListener("drop", (event) => add(event.dataTransfer.files));
-  document.addEventListener("paste", (event) => add(event.clipboardData.files));
-  byId("files").addEventListener("change", (event) => add(event.target.files));
+  drop.addEventListener("drop", (event) => add([...event.dataTransfer.files]));
+  document.addEventListener("paste", (event) => add([...event.clipboardData.files]));
+  byId("files").addEventListener("change", (event) => {
+    add([...event.target.files]);
+    event.target.value = ""; // so that the same file can be added again
+  });
+  for (const button of byId("samples").children) button.addEventListener("click", () => addSample(button.value));
+  for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button));
   byId("clear").addEventListener("click", clear);
-  byId("copy").addEventListener("click", copy);
-  byId("top").addEventListener("change", () => (showCurl(), classify()));
+  byId("retry").addEventListener("click", classify);
+  byId("top").addEventListener("change", ask);
+  byId("tasks").addEventListener("keydown", moveInTasks);
+  byId("tasks").addEventListener("focusin", (event) => makeCurrent(event.target.closest("li")));
   let typing;
   byId("search").addEventListener("input", () => {
     clearTimeout(typing);
@@ -311,11 +544,10 @@ function listen() {
     event.preventDefault();
     sessionStorage.setItem(KEY, byId("key").value.trim());
     byId("key").value = "";
-    showCurl();
     start();
   });
 }
 
 listen();
 showCurl();
-start();
+start().then(() => setInterval(poll, POLL_MS));

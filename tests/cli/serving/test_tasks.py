@@ -103,3 +103,14 @@ def test_images_are_classified(service: FakeService, run: Run, tmp_path: Path) -
     lines = run("classify", good, bad, "--task", "pets", "--json").stdout.splitlines()
     assert json.loads(lines[0])["predictions"][0]["classes"][0]["class_name"] == "42"
     assert json.loads(lines[1])["error"]["code"] == "image-invalid"
+
+
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/", "/v1/ui"])
+@pytest.mark.parametrize("command", [["tasks", "list"], ["tasks", "show", "pets"]])
+def test_addresses_within_the_service_are_understood(
+    command: list[str], end: str, service: FakeService, run: Run
+) -> None:
+    result = run(*command, "--url", service.url + end)
+
+    assert result.exit_code == 0
+    assert "pets" in result.output

@@ -16,8 +16,8 @@ from tests.service.process import Served
 JSON = "application/json"
 # Operations with a JSON body, in an order in which their examples run on an empty service.
 ORDER = (
-    "add_zero_shot_task", "set_tags", "edit_tags", "set_pinned", "alias_task", "classify", "embed", "score",
-    "roll_back_task",
+    "add_zero_shot_task", "set_tags", "edit_tags", "set_pinned", "alias_task", "classify", "embed",
+    "score", "roll_back_task",
 )  # fmt: skip
 
 

@@ -1,9 +1,6 @@
 """The pages at /v1/ui and /v1/docs in a real browser, against a started service."""
 
 import re
-import shutil
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,68 +8,21 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.training.clip.backbone import Backbone
-from tests.required import program_missing
+from tests.service.http.browser_tab import PATIENCE_MS, Watched
 from tests.service.process import Served
-from tests.service.prompts import learned_prompt, picture
-from tests.service.secured_service import SecuredService
+from tests.service.prompts import learned_prompt
+from tests.service.secured_service import SecuredService, open_keys
 from tests.service.tasks.test_multi_label import label_vectors, multi_label_prompt
 from tests.service.tasks.test_prompt_kinds import put
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-PATIENCE_MS = 60_000
 ABOUT = re.compile("tasks?, version")
 PAGES = ("/v1/ui", "/v1/docs")
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        program_missing("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
-class Watched:
-    """Browser tab that collects console messages, errors and requests to other hosts."""
-
-    def __init__(self, browser: Browser, url: str, **options: Any) -> None:
-        self.page: Page = browser.new_context(base_url=url, **options).new_page()
-        self.page.set_default_timeout(PATIENCE_MS)
-        self.complaints: list[str] = []
-        self.page.on("console", lambda message: self.complaints.append(message.text))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url, url))
-
-    def _note(self, requested: str, own: str) -> None:
-        if not requested.startswith((own, "blob:", "data:")):
-            self.complaints.append(f"requested another host: {requested}")
-
-
-@pytest.fixture
-def tasks(http: httpx.Client) -> Iterator[None]:
-    names = ("page-fruit", "page-weather")
-    for name in names:
-        body = {"name": name, "class_names": [f"{name} {n}" for n in range(3)]}
-        http.post("/v1/tasks", json=body).raise_for_status()
-    yield
-    for name in names:
-        http.delete(f"/v1/tasks/{name}")
-
-
-@pytest.fixture
-def images(tmp_path: Path) -> list[Path]:
-    good, bad = tmp_path / "it's good.png", tmp_path / "bad.jpg"
-    good.write_bytes(picture())
-    bad.write_bytes(b"no image")
-    return [good, bad]
 
 
 @pytest.mark.parametrize("width", [1280, 400], ids=["desktop", "phone"])
@@ -190,65 +140,74 @@ def test_labels_of_a_multi_label_task_are_marked(
     assert tab.complaints == []
 
 
-def test_the_curl_line_is_one_that_works(
-    browser: Browser, served: Served, tasks: None, images: list[Path]
+@pytest.mark.parametrize("role", ["infer", "admin"])
+def test_the_page_asks_for_a_key_itself(
+    browser: Browser, secured: SecuredService, role: str
 ) -> None:
-    if shutil.which("curl") is None:
-        program_missing("curl is missing")
-    page = Watched(browser, served.url).page
-    page.goto("/v1/ui")
-    page.fill("#search", "page-fruit")
-    page.check("text=page-fruit")
-    page.set_input_files("#files", images)
-    expect(page.locator("article")).to_have_count(2, timeout=PATIENCE_MS)
+    right: str = getattr(secured, role)
+    tab = Watched(browser, secured.served.url)
+    page = tab.page
+    answer = page.goto("/v1/ui")
+    assert answer is not None
+    assert answer.status == 200
+    expect(page.locator("#key-form")).to_be_visible()
+    expect(page.locator("#about")).to_have_text("Enter a key to use the service.")
+    expect(page.locator("#key-note")).to_be_empty()
+    assert page.locator("#empty").is_hidden()
+    unknown = "ps_" + "0" * 12 + right[15:]
+    wrong = {
+        "hunter2": "The key is malformed.",
+        right + "x": "The key is malformed.",
+        right.upper(): "The key is malformed.",
+        unknown: "The key is unknown.",
+        right[:-2] + ("AA" if right[-2:] != "AA" else "BB"): "The key is unknown.",
+    }
+    for key, reason in wrong.items():
+        with page.expect_response(lambda answer: answer.url.endswith("/info")):
+            page.fill("#key", key)
+            page.keyboard.press("Enter")
+        expect(page.locator("#key-note")).to_have_text(reason)
+        assert key not in page.content()
 
-    command = ["sh", "-c", page.inner_text("#curl")]
-    done = subprocess.run(command, cwd=images[0].parent, capture_output=True, text=True, check=True)
-    assert '"task":"page-fruit"' in done.stdout
-    assert '"code":"image-invalid"' in done.stdout
+    page.fill("#key", right)
+    page.keyboard.press("Enter")
+    expect(page.locator("#about")).to_contain_text(ABOUT)
+    expect(page.locator("#key-form")).to_be_hidden()
+    assert '-H "Authorization: Bearer $PROMPT_SERVE_API_KEY"' in page.inner_text("#curl")
+    assert right not in page.content()
+    assert len(tab.challenges) == 1 + len(wrong)
+    assert all(challenge.startswith("Bearer ") for challenge in tab.challenges)
 
 
-def test_the_keyboard_alone_is_enough(browser: Browser, served: Served, tasks: None) -> None:
-    page = Watched(browser, served.url).page
-    page.goto("/v1/ui")
-    page.focus("#search")
-    page.keyboard.type("page-fruit")
-    expect(page.locator("#tasks li")).to_have_count(1, timeout=PATIENCE_MS)
-    page.keyboard.press("Tab")
-    page.keyboard.press("Space")
-
-    expect(page.locator("#selected")).to_have_text("1 selected")
-    reached = []
-    for _ in range(5):
-        page.keyboard.press("Tab")
-        reached.append(page.evaluate("document.activeElement.id"))
-    assert {"files", "top", "clear", "curl"} <= set(reached)
-
-
-def test_the_page_asks_for_a_key_if_the_service_needs_one(
+def test_the_key_of_the_documentation_opens_the_page_as_well(
     browser: Browser, secured: SecuredService
 ) -> None:
-    url = secured.served.url
-    tab = Watched(browser, url, http_credentials={"username": "any", "password": secured.infer})
-    tab.page.goto("/v1/ui")
-    expect(tab.page.locator("#about")).to_contain_text(
-        re.compile("tasks?, version"), timeout=PATIENCE_MS
-    )
-
-    wrong = {"username": "any", "password": secured.infer}
-    page = Watched(browser, url, http_credentials=wrong).page
+    """The browser asks for it at /v1/docs and then sends it by itself; curl does not."""
+    credentials = {"username": "any", "password": secured.infer}
+    page = Watched(browser, secured.served.url, http_credentials=credentials).page
+    page.goto("/v1/docs")
+    page.wait_for_selector(".opblock")
     page.goto("/v1/ui")
-    page.evaluate("sessionStorage.setItem('prompt-serve-key', 'ps_wrong')")
-    page.reload()
-    expect(page.locator("#key-form")).to_be_visible(timeout=PATIENCE_MS)
-    page.fill("#key", secured.infer)
-    page.keyboard.press("Enter")
-    expect(page.locator("#about")).to_contain_text(
-        re.compile("tasks?, version"), timeout=PATIENCE_MS
-    )
-    expect(page.locator("#key-form")).to_be_hidden()
-    assert "$PROMPT_SERVE_API_KEY" in page.inner_text("#curl")
-    assert secured.infer not in page.content()
+
+    expect(page.locator("#about")).to_contain_text(ABOUT)
+    expect(page.locator("#curl")).to_contain_text("Bearer $PROMPT_SERVE_API_KEY")
+    assert page.locator("#key-form").is_hidden()
+
+
+def test_a_key_that_is_revoked_while_the_page_is_open_is_asked_for_again(
+    browser: Browser, secured: SecuredService
+) -> None:
+    with open_keys(secured.served.home) as keys:
+        token, _ = keys.create("of-the-page", "infer")
+        page = Watched(browser, secured.served.url).page
+        page.goto("/v1/ui")
+        page.fill("#key", token)
+        page.keyboard.press("Enter")
+        expect(page.locator("#about")).to_contain_text(ABOUT)
+        keys.revoke("of-the-page")
+
+    expect(page.locator("#key-form")).to_be_visible()
+    expect(page.locator("#key-note")).to_have_text("Key 'of-the-page' is revoked.")
 
 
 def test_the_api_documentation_works_without_any_other_host(

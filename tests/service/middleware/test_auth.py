@@ -17,11 +17,25 @@ import pytest
 from prompt_serve.client import Client
 from prompt_serve.errors import NotAllowed, NotAuthenticated
 from prompt_serve.schemas import Problem
-from prompt_serve.service.middleware.auth import PUBLIC_PATHS, is_loopback, required_role
+from prompt_serve.service.middleware.auth import is_loopback, required_role
 from prompt_serve.service.middleware.redirects import REDIRECTS
 from tests.service.process import ROOT, environment, refused_start, service
 from tests.service.secured_service import SecuredService, open_keys
 
+# The page's own files, which are the same in every service.
+OF_THE_PAGE = {
+    "/v1/ui",
+    "/v1/ui/ui.css",
+    "/v1/ui/ui.js",
+    "/v1/ui/samples/basketball.png",
+    "/v1/ui/samples/bicycle.png",
+    "/v1/ui/samples/cat.png",
+    "/v1/ui/samples/guitar.png",
+    "/v1/ui/samples/licenses.md",
+    "/v1/ui/samples/pizza.png",
+    "/v1/ui/samples/rainbow.png",
+}
+PUBLIC = {"/livez", "/readyz", "/healthz"} | OF_THE_PAGE
 # Routes that are not in this list need the role admin: a new route must be added on purpose.
 FOR_INFER = {
     "GET /",
@@ -39,9 +53,6 @@ FOR_INFER = {
     "GET /v1/tasks/{name}",
     "GET /v1/tasks/{name}/file",
     "GET /v1/tasks/{name}/history",
-    "GET /v1/ui",
-    "GET /v1/ui/ui.css",
-    "GET /v1/ui/ui.js",
     "POST /classify",
     "POST /v1/classify",
     "POST /v1/embed",
@@ -72,10 +83,10 @@ def path_of(template: str) -> str:
 
 def test_routes_of_every_framework_are_listed(routes: set[tuple[str, str]]) -> None:
     found = {f"{method} {path}" for method, path in routes}
-    assert {*FOR_INFER, *FOR_ADMIN, "GET /livez", "GET /readyz", "GET /healthz"} <= found
+    assert {*FOR_INFER, *FOR_ADMIN, *(f"GET {path}" for path in PUBLIC)} <= found
 
 
-def test_every_route_asks_for_a_key_except_the_probes(
+def test_every_route_asks_for_a_key_except_the_probes_and_the_page(
     secured: SecuredService, routes: set[tuple[str, str]]
 ) -> None:
     with secured.client(None) as http:
@@ -84,13 +95,44 @@ def test_every_route_asks_for_a_key_except_the_probes(
             if template in REDIRECTS and method in ("GET", "HEAD"):
                 assert answer.status_code == 307, template  # to a page that asks for a key
                 continue
-            expected = 200 if template in PUBLIC_PATHS else 401
+            expected = 200 if template in PUBLIC else 401
             assert answer.status_code == expected, (method, template)
             if expected == 401:
                 assert answer.headers["www-authenticate"].startswith("Bearer"), template
                 assert answer.headers["content-type"] == "application/problem+json"
-        for path in ("/nonsense", "/v1/nonsense", "/v1/../metrics", "//v1/info", "/livez/"):
+        for path in (
+            "/nonsense", "/v1/nonsense", "/v1/../metrics", "//v1/info", "/livez/", "/v1/ui/info",
+            "/v1/ui/../info", "/v1/ui/samples/../../info", "/v1/ui/ui.html", "/v1/ui/samples/",
+            "/v1/ui%2F..%2Finfo", "/v1/ui/samples/%2e%2e/ui.js", "/v1/uix", "/V1/ui/x",
+        ):  # fmt: skip
             assert http.get(path).status_code == 401, path
+        for method in ("POST", "PUT", "DELETE", "PATCH"):
+            assert http.request(method, "/v1/ui").status_code == 401, method
+
+
+def test_the_page_without_a_key_tells_nothing_of_the_service(secured: SecuredService) -> None:
+    """It is what stands in the package, and no header names a version, a task or a key."""
+    package = ROOT / "prompt_serve"
+    with secured.client(secured.infer) as http:
+        info = http.get("/v1/info").json()
+    secrets = {info["version"], info["backbone"]["fingerprint"], str(secured.served.home)}
+    secrets |= {secured.infer, secured.admin}
+    with secured.client(None) as http:
+        for path in sorted(OF_THE_PAGE):
+            answer = http.get(path)
+            assert answer.status_code == 200, path
+            assert any(
+                file.is_file() and file.read_bytes() == answer.content
+                for folder in ("service/web", "assets/emoji")
+                for file in (package / folder).rglob("*")
+            ), path
+            assert not secrets & set(answer.headers.values())
+            assert "www-authenticate" not in answer.headers
+            if path.endswith((".js", ".css", "ui")):
+                assert not any(secret in answer.text for secret in secrets), path
+        missing = http.get("/v1/ui/samples/dog.png")
+        assert missing.status_code == 404
+        assert not any(secret in missing.text for secret in secrets)
 
 
 def test_the_infer_role_reads_and_asks_and_nothing_else(
@@ -100,7 +142,7 @@ def test_the_infer_role_reads_and_asks_and_nothing_else(
         for method, template in sorted(routes):
             answer = http.request(method, path_of(template))
             method = "GET" if method == "HEAD" else method
-            if template in PUBLIC_PATHS or f"{method} {template}" in FOR_INFER:
+            if template in PUBLIC or f"{method} {template}" in FOR_INFER:
                 assert answer.status_code not in (401, 403), (method, template)
                 continue
             assert answer.status_code == 403, (method, template)
@@ -214,8 +256,8 @@ def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
 ) -> None:
     basic = "Basic " + base64.b64encode(f"key:{secured.admin}".encode()).decode()
     with secured.client(None, accept="text/html") as http:
-        without_key = http.get("/v1/ui")
-        opened = http.get("/v1/ui", headers={"authorization": basic})
+        without_key = http.get("/v1/docs")
+        opened = http.get("/v1/docs", headers={"authorization": basic})
         foreign = http.delete("/v1/tasks/x", headers={"authorization": basic})
         own = http.delete(
             "/v1/tasks/x", headers={"authorization": basic, "sec-fetch-site": "same-origin"}
@@ -223,6 +265,33 @@ def test_a_browser_is_asked_for_the_key_and_may_not_be_used_by_other_pages(
 
     assert without_key.headers["www-authenticate"].startswith("Basic ")
     assert (opened.status_code, foreign.status_code, own.status_code) == (200, 401, 404)
+
+
+HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
+
+
+@pytest.mark.parametrize("path", ["/v1/docs", "/v1/info", "/v1/tasks", "/metrics", "/v1/nothing"])
+@pytest.mark.parametrize(
+    ("headers", "scheme"),
+    [
+        ({"accept": HTML, "sec-fetch-mode": "navigate"}, "Basic"),
+        ({"accept": HTML}, "Basic"),  # plain http to another machine has no Sec-Fetch-Mode
+        ({"accept": "*/*", "sec-fetch-mode": "cors"}, "Bearer"),
+        ({"accept": HTML, "sec-fetch-mode": "cors"}, "Bearer"),
+        ({"accept": HTML, "sec-fetch-mode": "same-origin"}, "Bearer"),
+        ({"accept": HTML, "sec-fetch-mode": "no-cors"}, "Bearer"),
+        ({"accept": "application/json"}, "Bearer"),
+        ({}, "Bearer"),
+    ],
+)
+def test_only_an_address_that_a_person_opened_makes_the_browser_prompt(
+    secured: SecuredService, path: str, headers: dict[str, str], scheme: str
+) -> None:
+    with secured.client(None, **headers) as http:
+        answer = http.get(path)
+
+    assert answer.status_code == 401
+    assert answer.headers["www-authenticate"].startswith(f"{scheme} ")
 
 
 def test_the_client_sends_its_key_and_understands_refusals(
