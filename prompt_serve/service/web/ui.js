@@ -64,13 +64,16 @@ function askForKey(fault) {
   showCurl();
 }
 
+const LOST = "Out of date: the service is not available.";
+const CHANGED = "Out of date: the tasks or options have changed.";
+
 // Called when the service does not answer or does not accept the key.
 function lose(reason) {
   byId("about").textContent = reason;
   byId("about").classList.add("bad");
   if (!state.isLoaded) return;
   state.isLoaded = false;
-  outdate("Out of date: the service is not available.");
+  outdate(LOST);
 }
 
 function loseUnlessAsking(error) {
@@ -272,7 +275,7 @@ function showCount() {
 
 // The tasks or options are others now.
 function ask() {
-  outdate("Out of date: the tasks or options have changed.");
+  outdate(state.isLoaded ? CHANGED : LOST);
   showCurl();
   classify();
 }
