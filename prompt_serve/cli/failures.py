@@ -96,5 +96,5 @@ def _usage_line(error: click.UsageError) -> str:
         group = context.command
         names = group.list_commands(context) if isinstance(group, click.Group) else ()
         message += did_you_mean(error.command_name, names)
-    end = "" if message.endswith((".", "?", ")")) else "."
+    end = "" if message.endswith((".", "?", "?)")) else "."
     return f"{message}{end} See {context.command_path} --help."

@@ -1,7 +1,7 @@
 """Expand folders, files and text lists from the command line into image paths."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -40,8 +40,20 @@ def image_paths(inputs: Iterable[str]) -> list[str]:
     return paths
 
 
-def images_in_folders(inputs: Iterable[str]) -> list[str]:
-    """Return the inputs with each folder replaced by its images, as ``image_paths`` does."""
+def images_in_folders(inputs: Sequence[str]) -> list[str]:
+    """Return the inputs with each folder replaced by its images, as ``image_paths`` does.
+
+    Raises:
+        DatasetInvalid: an input is neither a file or folder nor a URL.
+    """
+    elsewhere = ("-", "data:")  # standard input, or the image itself
+    missing = [
+        name
+        for name in inputs
+        if "://" not in name and not name.startswith(elsewhere) and not os.path.lexists(name)
+    ]
+    if missing:
+        raise DatasetInvalid("No such file or folder:", missing)
     ignored = Ignored()
     images: list[str] = []
     for name in inputs:

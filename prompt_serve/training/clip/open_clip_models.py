@@ -79,7 +79,12 @@ def _config(name: str, spec: str) -> dict[str, Any]:
             if close
             else did_you_mean(name, [*SHIPPED, *models])
         )
-        is_path = ":" in name or "/" in spec.partition("/")[2] or Path(spec).exists()
+        is_path = (
+            ":" in name
+            or "/" in spec.partition("/")[2]
+            or spec.startswith((".", "~"))
+            or Path(spec).exists()
+        )
         raise BackboneUnavailable(
             (f"There is no backbone in {spec!r}. " if is_path else "")
             + f"open_clip has no model {name!r}.{hint} "

@@ -77,7 +77,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(run: Run, tmp_path: P
         "--out", tmp_path / "run",
     )  # fmt: skip
 
-    assert answer.exit_code == 1
+    assert answer.exit_code == 2
     assert "eurosat: there is no folder eurosat/" in answer.stderr
     assert "split_zhou_EuroSAT.json" in answer.stderr
     assert not (tmp_path / "run").exists()
