@@ -111,7 +111,7 @@ WRONG: dict[str, str] = {
     "report notes.txt": "notes.txt, line 1 is not a protocol result",
     "report wrong.toml": "wrong.toml, line 1 is not a protocol result",
     f"protocol few-shot none {RUN}": "there is no folder or file none.",
-    "reproduce few-shot --datasets-root empty --out run": "None of the datasets is on disk:",
+    "reproduce few-shot --datasets-root empty --out run": "Datasets are missing:",
     "reproduce few-shot --bench icon --icon-folder empty --out run": "empty",
     "data iconbench --offline --cache empty --out run": "is not in empty",
     # Names that the service does not know

@@ -35,7 +35,7 @@ def pretrained_weights(label: str, tag_cfg: Mapping[str, Any]) -> Path:
         return cached
     url = constants.ENDPOINT if tag_cfg.get("hf_hub") else tag_cfg.get("url")
     try:
-        if url:
+        if url and not constants.HF_HUB_OFFLINE:
             _try_connection(url)
         return Path(download_pretrained(dict(tag_cfg)))
     except Exception as error:  # the hub's client raises a dozen unrelated types
