@@ -6,6 +6,7 @@
     ├── DatasetMissing
     ├── ResultsInvalid
     ├── DependencyMissing
+    ├── DownloadFailed
     ├── BackboneError
     │   ├── BackboneUnavailable
     │   └── BackboneUnsupported
@@ -49,7 +50,8 @@ An error that clients of the service can receive names the way out in its docstr
 ``docs/reference.md`` is generated.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -70,6 +72,9 @@ class PromptServeError(Exception):
 
     code: ClassVar[str] = "internal-error"
     status: ClassVar[int] = 500
+    # The caller has to ask otherwise: an option, a name, a setting or a file is wrong or missing.
+    # Commands then exit with 2, and with 1 after other errors.
+    misuse: ClassVar[bool] = False
 
     def __init__(self, message: str, **facts: object) -> None:
         super().__init__(message)
@@ -92,24 +97,28 @@ class ConfigInvalid(_Faulty):
     """A training or service setting is out of range."""
 
     code = "config-invalid"
+    misuse = True
 
 
 class DatasetInvalid(_Faulty):
     """The images cannot be learned from or evaluated on."""
 
     code = "dataset-invalid"
+    misuse = True
 
 
 class DatasetMissing(PromptServeError):
-    """A known dataset is not on disk, or could not be fetched."""
+    """A known dataset is not on disk, or not as it was published."""
 
     code = "dataset-missing"
+    misuse = True
 
 
 class ResultsInvalid(PromptServeError):
     """The folder or file does not hold the results of a protocol."""
 
     code = "results-invalid"
+    misuse = True
 
 
 class DependencyMissing(PromptServeError):
@@ -118,14 +127,21 @@ class DependencyMissing(PromptServeError):
     code = "dependency-missing"
 
 
+class DownloadFailed(PromptServeError):
+    """A file could not be downloaded: there is no network, or the host did not send it."""
+
+    code = "download-failed"
+
+
 class BackboneError(PromptServeError):
     """Base of the errors of loading a backbone."""
 
     code = "backbone-error"
+    misuse = True
 
 
 class BackboneUnavailable(BackboneError):
-    """The weights cannot be loaded or downloaded."""
+    """There is no such model, or its weights cannot be loaded."""
 
     code = "backbone-unavailable"
 
@@ -140,6 +156,7 @@ class BundleInvalid(PromptServeError):
     """An exported backbone is missing, damaged or of another format."""
 
     code = "bundle-invalid"
+    misuse = True
 
 
 class ExportParityFailed(PromptServeError):
@@ -159,6 +176,7 @@ class PromptError(PromptServeError):
 
     code = "prompt-error"
     status = 422
+    misuse = True
 
 
 class PromptFileInvalid(PromptError):
@@ -216,6 +234,7 @@ class RequestError(PromptServeError):
 
     code = "request-error"
     status = 400
+    misuse = True
 
 
 class RequestInvalid(RequestError):
@@ -267,6 +286,7 @@ class ImageUnreachable(RequestError):
 
     code = "image-unreachable"
     status = 422
+    misuse = False
 
 
 class UrlRefused(RequestError):
@@ -329,6 +349,7 @@ class VersionChanged(RequestError):
 
     code = "version-changed"
     status = 412
+    misuse = False
     expected: str
     current: str
 
@@ -341,6 +362,7 @@ class VersionInUse(RequestError):
 
     code = "version-in-use"
     status = 409
+    misuse = False
 
 
 class ArchiveInvalid(RequestError):
@@ -361,6 +383,7 @@ class NotAuthenticated(RequestError):
 
     code = "not-authenticated"
     status = 401
+    misuse = False
 
 
 class NotAllowed(RequestError):
@@ -371,6 +394,7 @@ class NotAllowed(RequestError):
 
     code = "not-allowed"
     status = 403
+    misuse = False
     role: str  # the role needed
 
 
@@ -435,6 +459,16 @@ class ServiceFailed(ServiceError):
 
     code = "service-failed"
     status = 500
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return a sentence, after a space, with the known names like ``name``; "" if there are none.
+
+    Case does not count.
+    """
+    by_lower = {other.lower(): other for other in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3)
+    return f" Did you mean {' or '.join(repr(by_lower[one]) for one in close)}?" if close else ""
 
 
 def _tree(root: type[PromptServeError]) -> list[type[PromptServeError]]:

@@ -5,11 +5,9 @@ works without the optional extras.
 """
 
 import codecs
-import errno
 import importlib
 import importlib.util
 import io
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +15,10 @@ from typing import Any
 import click
 
 from prompt_serve import __version__
+from prompt_serve.cli.failures import EXIT_INTERRUPTED, failure_of
 from prompt_serve.cli.output_file import SAVED_ELSEWHERE
-from prompt_serve.errors import DependencyMissing, PromptServeError
+from prompt_serve.cli.verbose import add_verbose_option, print_traceback, verbose_option
 from prompt_serve.service.env_files import load_env_files
-
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 
 @dataclass(frozen=True)
@@ -127,37 +124,6 @@ COMMANDS: dict[str, LazyCommand] = {
     ),
 }
 
-# Optional module -> extra of the package that installs it, and the feature that needs it.
-EXTRAS: dict[str, tuple[str, str]] = {
-    "torch": ("train", "Training and export need"),
-    "open_clip": ("train", "Training and export need"),
-    "matplotlib": ("research", "Plots need"),
-    "resvg_py": ("research", "Rendering IconBench needs"),
-    "jinja2": ("research", "The report needs"),
-    "scipy": ("research", "Statistics need"),
-    "onnx": ("train", "Export needs"),
-    "onnxscript": ("train", "Export needs"),
-    "onnxruntime": ("serve", "Running an exported backbone needs"),
-    "tokenizers": ("serve", "Reading class names needs"),
-    "ftfy": ("serve", "Reading class names needs"),
-    "bentoml": ("serve", "The service needs"),
-    "prometheus_client": ("serve", "The service needs"),
-    "fastapi": ("serve", "The service needs"),
-    "sqlalchemy": ("serve", "The service needs"),
-    "pyarrow": ("tables", "Parquet tables need"),
-}
-
-
-def dependency_missing(error: ImportError) -> DependencyMissing | None:
-    """Return an error that says which extra to install; None if the module is of no extra."""
-    package = (error.name or "").partition(".")[0]
-    if package not in EXTRAS:
-        return None
-    extra, need = EXTRAS[package]
-    return DependencyMissing(
-        f"{need} {package}: pip install 'prompt-serve[{extra}]'", package=package, extra=extra
-    )
-
 
 def escape(error: UnicodeError) -> tuple[str, int]:
     r"""Return the characters that a terminal cannot show as ``\uXXXX``; a codec error handler.
@@ -186,12 +152,6 @@ def escape_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="prompt-serve-escape")
 
 
-def os_error_line(error: OSError) -> str:
-    """Return the file and the reason of an error of the operating system."""
-    reason = error.strerror or str(error)
-    return f"{os.fsdecode(error.filename)}: {reason}." if error.filename else f"{reason}."
-
-
 class LazyGroup(click.Group):
     """Group that imports a command when it is used, and prints errors without a traceback."""
 
@@ -203,6 +163,7 @@ class LazyGroup(click.Group):
             return None
         lazy = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(lazy.module), lazy.name)
+        add_verbose_option(command, ctx)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -221,30 +182,37 @@ class LazyGroup(click.Group):
         escape_what_cannot_be_shown()
         return super().main(*args, **options)
 
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **options)
+        except click.UsageError as error:
+            raise failure_of(error) or error from error
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             load_env_files()
             result = super().invoke(ctx)
-        except PromptServeError as error:
-            raise click.ClickException(str(error)) from error
-        except ImportError as error:
-            missing = dependency_missing(error)
-            if missing is None:
-                raise
-            raise click.ClickException(str(missing)) from error
-        except OSError as error:
-            if error.errno in (None, errno.EPIPE):  # click ends quietly on a closed pipe
-                raise
-            raise click.ClickException(os_error_line(error)) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            print_traceback(ctx, error)
             click.echo("Interrupted.", err=True)
             raise click.exceptions.Exit(EXIT_INTERRUPTED) from None
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            print_traceback(ctx, error)
+            raise failure from error
         if ctx.meta.get(SAVED_ELSEWHERE):
             raise click.exceptions.Exit(1)
         return result
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    name="prompt-serve",
+    cls=LazyGroup,
+    params=[verbose_option()],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="prompt-serve")
 def main() -> None:
     """Learn compact prompts for a frozen CLIP, export it to ONNX, and serve thousands of tasks.

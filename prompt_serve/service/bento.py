@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from prompt_serve.errors import ConfigInvalid, NotReady, PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
 from prompt_serve.service import preflight, startup
-from prompt_serve.service.bind_address import anonymous_access
+from prompt_serve.service.bind_address import anonymous_access, bind_host
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
@@ -41,6 +41,7 @@ from prompt_serve.service.observability.service_metrics import (
 )
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
 from prompt_serve.service.settings import Settings
+from prompt_serve.service.startup_progress import show_progress
 from prompt_serve.service.storage.api_keys import Keys
 from prompt_serve.service.storage.database import Database
 
@@ -103,6 +104,7 @@ class PromptServe:
         try:
             settings = Settings.from_environment()
             startup.check_port()
+            show_progress(settings, bind_host(), startup.bind_port())
             preflight.check(settings)
             provider_from_environment()
             metrics.prepare_folder()

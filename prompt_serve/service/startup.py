@@ -37,7 +37,7 @@ def check_port() -> None:
     Raises:
         ConfigInvalid: they cannot.
     """
-    host, port = bind_host(), _bind_port()
+    host, port = bind_host(), bind_port()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:
@@ -55,11 +55,12 @@ def print_addresses() -> None:
     """Print where the page and the API's documentation will be."""
     host = bind_host()
     shown = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host  # noqa: S104 (compared, not bound)
-    url = f"http://{shown}:{_bind_port()}/v1"
+    url = f"http://{shown}:{bind_port()}/v1"
     click.echo(f"prompt-serve starts. Page: {url}/ui  API: {url}/docs")
 
 
-def _bind_port() -> int:
+def bind_port() -> int:
+    """Return the port to bind: --port, or BentoML's settings. For the parent."""
     context = click.get_current_context(silent=True)
     option = None if context is None else context.params.get("port")
     return int(option or BentoMLContainer.http.port.get())

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
-from prompt_serve.errors import ConfigInvalid, PromptFileInvalid
+from prompt_serve.errors import ConfigInvalid, PromptFileInvalid, did_you_mean
 from prompt_serve.prompts.prompt_file import check_templates
 from prompt_serve.schemas import DEFAULT_TEMPLATE
 from prompt_serve.text_files import is_utf8, not_utf8, read_text
@@ -272,7 +272,8 @@ def _shared_faults(shared: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _foreign(key: str, method: str, owners: tuple[str, ...]) -> str:
     if not owners:
-        return f"{key} is not a setting"
+        known = [*SHARED, *settings_of(find_method(method).settings)]
+        return f"{key} is not a setting.{did_you_mean(key, known)}".removesuffix(".")
     return f"{key} is not a setting of method {method!r}; it belongs to: {', '.join(owners)}"
 
 

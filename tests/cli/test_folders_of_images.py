@@ -106,7 +106,7 @@ def test_bad_images_are_errors_or_skipped(
     refused = on(command, photos)
     skipped = on(command, photos, "--on-bad-image", "skip")
 
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert all(f"{path}: " in refused.stderr for path in bad)
     assert skipped.exit_code == 0, skipped.output
     assert images_of(command, skipped) == 12
@@ -133,7 +133,7 @@ def test_a_class_of_bad_images_is_still_an_error(on: Commands, photos: Path) -> 
 
     result = on("train", photos, "--on-bad-image", "skip")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "class 'red' has no training image" in result.stderr
     assert "3 unreadable images skipped" in result.stderr
 
@@ -161,7 +161,7 @@ def test_the_size_limit_of_the_service_holds_for_training(
 
     result = on("train", photos)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "40 = 1,920 pixels; at most 1,919 are accepted" in result.stderr
     assert "raise PROMPT_SERVE_MAX_IMAGE_PIXELS" in result.stderr
     monkeypatch.setenv("PROMPT_SERVE_MAX_IMAGE_PIXELS", "1920")

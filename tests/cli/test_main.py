@@ -14,7 +14,23 @@ import pytest
 from prompt_serve import __version__
 from prompt_serve.cli.main import COMMANDS, LazyCommand, main
 from prompt_serve.client.async_client import DEFAULT_URL
-from prompt_serve.errors import BundleInvalid
+from prompt_serve.errors import (
+    ERRORS_BY_CODE,
+    BackboneUnavailable,
+    BundleInvalid,
+    ConfigInvalid,
+    DatasetInvalid,
+    DependencyMissing,
+    DownloadFailed,
+    ImageInvalid,
+    NotAllowed,
+    NotReady,
+    PromptFileInvalid,
+    PromptServeError,
+    ServiceUnreachable,
+    TaskNotFound,
+    VersionChanged,
+)
 from tests.cli.conftest import Run
 
 
@@ -99,13 +115,40 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return state
 
 
-def test_our_own_errors_are_one_line_and_exit_1(run: Run, failing: SimpleNamespace) -> None:
-    failing.error = BundleInvalid("There is no bundle in x. Export one: prompt-serve export.")
+@pytest.mark.parametrize("kind", ERRORS_BY_CODE.values())
+def test_our_own_errors_are_one_line_and_exit_1_or_2(
+    run: Run, failing: SimpleNamespace, kind: type[PromptServeError]
+) -> None:
+    failing.error = kind("There is no bundle in x. Export one: prompt-serve export.")
 
     result = run("fail")
 
-    assert result.exit_code == 1
+    assert result.exit_code == (2 if kind.misuse else 1)
     assert result.stderr == "Error: There is no bundle in x. Export one: prompt-serve export.\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_misuse"),
+    [
+        (BackboneUnavailable, True),
+        (BundleInvalid, True),
+        (ConfigInvalid, True),
+        (DatasetInvalid, True),
+        (ImageInvalid, True),
+        (PromptFileInvalid, True),
+        (TaskNotFound, True),
+        (DependencyMissing, False),
+        (DownloadFailed, False),
+        (NotAllowed, False),
+        (NotReady, False),
+        (ServiceUnreachable, False),
+        (VersionChanged, False),
+    ],
+)
+def test_misuse_is_what_only_another_command_line_or_file_cures(
+    kind: type[PromptServeError], is_misuse: bool
+) -> None:
+    assert kind.misuse is is_misuse
 
 
 def test_a_missing_extra_says_how_to_install_it(run: Run, failing: SimpleNamespace) -> None:
@@ -139,25 +182,31 @@ def test_the_default_address_is_that_of_the_client(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "line"),
+    ("error", "line", "code"),
     [
-        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied."),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device."),
-        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory."),
-        (FileNotFoundError(errno.ENOENT, "No such file", b"caf\xc3\xa9"), "café: No such file."),
-        (OSError(errno.EIO, "Input/output error", "caf\udce9"), r"caf\udce9: Input/output error."),
-        (ConnectionRefusedError(errno.ECONNREFUSED, "Refused"), "Refused."),
+        (PermissionError(errno.EACCES, "Permission denied", "/a/b"), "/a/b: Permission denied.", 1),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device.", 1),
+        (
+            OSError(errno.EIO, "Input/output error", "caf\udce9"),
+            r"caf\udce9: Input/output error.",
+            1,
+        ),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Refused"), "Refused.", 1),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), "a: Is a directory.", 2),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a"), "a: Not a directory.", 2),
+        (FileNotFoundError(errno.ENOENT, "No such file", b"caf\xc3\xa9"), "café: No such file.", 2),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a"), "a: File name too long.", 2),
     ],
     ids=str,
 )
 def test_an_error_of_the_system_is_one_line(
-    run: Run, failing: SimpleNamespace, error: OSError, line: str
+    run: Run, failing: SimpleNamespace, error: OSError, line: str, code: int
 ) -> None:
     failing.error = error
 
     result = run("fail")
 
-    assert result.exit_code == 1
+    assert result.exit_code == code
     assert result.stderr == f"Error: {line}\n"
 
 

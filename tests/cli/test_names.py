@@ -78,7 +78,7 @@ def test_file_names_are_shown_on_any_terminal(
     assert done.returncode == 0, done.stderr
     assert b".png  pets" in done.stdout
     gone = prompt_serve("classify", path + b"x", "--task", "pets", **terminal)
-    assert gone.returncode == 1
+    assert gone.returncode == 2
 
 
 @pytest.mark.parametrize("terminal", TERMINALS[:1] + TERMINALS[3:4] + TERMINALS[5:], ids=str)
@@ -110,7 +110,7 @@ def test_a_class_whose_name_is_not_utf_8_is_one_line_and_can_be_renamed(
         draw_image(tmp_path / "data" / one / "1.png", (200 * label, 9, 9), label)
 
     result = run("train", tmp_path / "data", "--out", tmp_path / "p.safetensors")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"Class name {folder!r} is not UTF-8 text; rename" in result.stderr
 
     options = ["--method", "class-vectors", "--class-name", f"{folder}=café"]

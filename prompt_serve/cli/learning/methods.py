@@ -20,6 +20,7 @@ def methods(name: str | None, as_json: bool) -> None:
 
     Example: prompt-serve methods dip
     """
+    from prompt_serve.errors import did_you_mean
     from prompt_serve.training.methods import METHODS
 
     if name is None and as_json:
@@ -34,7 +35,9 @@ def methods(name: str | None, as_json: bool) -> None:
         else:
             click.echo("\n".join(_lines(METHODS[name])))
     else:
-        raise click.BadParameter(f"{name!r} is none of {', '.join(METHODS)}.")
+        raise click.BadParameter(
+            f"{name!r} is none of {', '.join(METHODS)}.{did_you_mean(name, METHODS)}"
+        )
 
 
 def _own_settings(method: "Method[Any]") -> tuple[dict[str, "Setting"], dict[str, Any]]:

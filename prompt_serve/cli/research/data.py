@@ -202,6 +202,7 @@ def _read(name: str, root: Path) -> tuple["DatasetSpec", tuple[str, ...], dict[s
 
 
 def _spec_called(name: str) -> "DatasetSpec":
+    from prompt_serve.errors import did_you_mean
     from prompt_serve.research.datasets.locations import normalized_name
     from prompt_serve.research.datasets.spec import imagenet_domains, paper_datasets
 
@@ -209,7 +210,9 @@ def _spec_called(name: str) -> "DatasetSpec":
     for spec in specs.values():
         if normalized_name(name) in map(normalized_name, (spec.name, spec.title, *spec.folders)):
             return spec
-    raise click.BadParameter(f"{name!r} is not one of {', '.join(specs)}.", param_hint="NAME")
+    raise click.BadParameter(
+        f"{name!r} is not one of {', '.join(specs)}.{did_you_mean(name, specs)}", param_hint="NAME"
+    )
 
 
 def _decode(

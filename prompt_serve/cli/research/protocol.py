@@ -60,7 +60,7 @@ def _command(name: str, summary: str) -> click.Command:
 
         folders = {name: expand_user(folder) for name, folder in domains.items()}
         suite = folder_suite(sources, source=options["source"], domains=folders)
-        check_available(suite, options["datasets"])
+        check_available(name, suite, options, all_required=True)
         results = run_protocol(name, suite, experiment_of(options), options)
         print_tables(results, suite, options)
 

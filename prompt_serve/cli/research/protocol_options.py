@@ -125,50 +125,72 @@ def _print_result(result: "Result") -> None:
     )
 
 
-def check_available(suite: "Suite", datasets: Sequence[str]) -> None:
-    """Check, before anything else is loaded, that a dataset is available.
+def check_available(
+    protocol: str, suite: "Suite", options: Mapping[str, Any], *, all_required: bool = False
+) -> None:
+    """Check, before anything else is loaded, that the datasets are available.
+
+    Args:
+        protocol: name of the protocol.
+        suite: datasets to run on.
+        options: of the command.
+        all_required: no dataset of the suite may be missing; False: the tables list the missing.
 
     Raises:
-        ConfigInvalid: ``datasets`` has names that the suite does not know.
-        DatasetMissing: none of them is on disk; the error says what to download.
+        click.UsageError: several numbers of shots for a protocol that takes one.
+        ConfigInvalid: ``--datasets`` or ``--source`` has names that the suite does not know.
+        DatasetMissing: lists everything that is missing, and what to download.
     """
-    from prompt_serve.errors import DatasetMissing
+    from prompt_serve.research.protocols.preconditions import check_on_disk
 
-    if suite.chosen(datasets):
-        return
-    requested = [name for name in suite.missing if not datasets or name in datasets]
-    lines = "".join(f"\n  - {name}: {suite.missing[name]}" for name in requested)
-    raise DatasetMissing(f"None of the datasets is on disk:{lines}", names=tuple(requested))
+    _shots_of(protocol, options)
+    check_on_disk(
+        suite,
+        protocol,
+        source=options["source"],
+        datasets=options["datasets"],
+        all_required=all_required,
+    )
 
 
 def run_protocol(
     protocol: str, suite: "Suite", experiment: "Experiment", options: Mapping[str, Any]
 ) -> "list[Result]":
-    """Run one protocol on a suite with the given options.
+    """Check all datasets and the run folder, then run one protocol on a suite.
 
     Raises:
-        click.UsageError: several numbers of shots for a protocol that takes one.
+        PromptServeError: something is wrong with a dataset or the run folder; nothing was trained.
     """
     from prompt_serve.research.protocols import protocols
+    from prompt_serve.research.protocols.preconditions import check_run
     from prompt_serve.research.protocols.summary import BASE_TO_NEW, FEW_SHOT
 
-    datasets, shots = options["datasets"], options["shots"]
+    datasets, shots = options["datasets"], _shots_of(protocol, options)
+    check_run(suite, experiment, protocol, source=options["source"], datasets=datasets, shots=shots)
     if protocol == FEW_SHOT:
-        return protocols.few_shot_learning(
-            suite, experiment, datasets=datasets, shots=shots or protocols.FEW_SHOTS
-        )
-    k = _one(shots, protocols.SHOTS, protocol)
+        return protocols.few_shot_learning(suite, experiment, datasets=datasets, shots=shots)
     if protocol == BASE_TO_NEW:
-        return protocols.base_to_new(suite, experiment, datasets=datasets, shots=k)
+        return protocols.base_to_new(suite, experiment, datasets=datasets, shots=shots[0])
     return protocols.transfer(
-        suite, experiment, [protocol], source=options["source"], datasets=datasets, shots=k
+        suite,
+        experiment,
+        [protocol],
+        source=options["source"],
+        datasets=datasets,
+        shots=shots[0],
     )
 
 
-def _one(shots: Sequence[int], default: int, protocol: str) -> int:
-    if len(shots) > 1:
-        raise click.UsageError(f"{protocol} takes one number of --shots, not {len(shots)}.")
-    return shots[0] if shots else default
+def _shots_of(protocol: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    from prompt_serve.research.protocols import protocols
+    from prompt_serve.research.protocols.summary import FEW_SHOT
+
+    given: tuple[int, ...] = options["shots"]
+    if protocol == FEW_SHOT:
+        return given or protocols.FEW_SHOTS
+    if len(given) > 1:
+        raise click.UsageError(f"{protocol} takes one number of --shots, not {len(given)}.")
+    return given or (protocols.SHOTS,)
 
 
 def comparisons(

@@ -62,7 +62,7 @@ def reproduce(protocol: str, **options: Any) -> None:
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
     suite = _suite(options)
-    check_available(suite, options["datasets"])
+    check_available(protocol, suite, options)
     experiment = experiment_of(options, _schedule(options))
     results = run_protocol(protocol, suite, experiment, options)
     if options["markdown"]:

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,8 +43,20 @@ def image_paths(inputs: Iterable[str]) -> list[str]:
     return paths
 
 
-def images_in_folders(inputs: Iterable[str]) -> list[str]:
-    """Return the inputs with each folder replaced by its images, as ``image_paths`` does."""
+def images_in_folders(inputs: Sequence[str]) -> list[str]:
+    """Return the inputs with each folder replaced by its images, as ``image_paths`` does.
+
+    Raises:
+        DatasetInvalid: an input is neither a file or folder nor a URL.
+    """
+    elsewhere = ("-", "data:")  # standard input, or the image itself
+    missing = [
+        name
+        for name in inputs
+        if "://" not in name and not name.startswith(elsewhere) and not os.path.lexists(name)
+    ]
+    if missing:
+        raise DatasetInvalid("No such file or folder:", missing)
     ignored = Ignored()
     images: list[str] = []
     for name in inputs:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from prompt_serve.errors import ConfigInvalid, DatasetMissing
+from prompt_serve.errors import ConfigInvalid, DatasetMissing, did_you_mean
 from prompt_serve.training.data.dataset import ImageSet, Split
 
 
@@ -44,7 +44,10 @@ class Suite:
         if name in self.missing:
             raise DatasetMissing(f"Dataset {name!r} is missing: {self.missing[name]}", name=name)
         known = ", ".join([*self.datasets, *self.missing]) or "none"
-        raise ConfigInvalid(f"Suite {self.name!r} has no dataset {name!r}; it has {known}.")
+        raise ConfigInvalid(
+            f"Suite {self.name!r} has no dataset {name!r}; it has {known}."
+            f"{did_you_mean(name, [*self.datasets, *self.missing])}"
+        )
 
     def chosen(self, names: Sequence[str] = ()) -> tuple[str, ...]:
         """Return the available datasets among ``names`` (empty: all), in the suite's order.
@@ -56,6 +59,6 @@ class Suite:
         if unknown := [name for name in names if name not in known]:
             raise ConfigInvalid(
                 f"Suite {self.name!r} has no dataset {', '.join(map(repr, unknown))}; "
-                f"it has {', '.join(known)}."
+                f"it has {', '.join(known)}.{did_you_mean(unknown[0], known)}"
             )
         return tuple(name for name in self.datasets if not names or name in names)

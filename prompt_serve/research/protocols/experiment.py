@@ -141,6 +141,19 @@ def learn_and_test(
     return session.results()
 
 
+def check_stored(
+    experiment: Experiment, suite: str, dataset: BenchDataset, protocol: str, *, shots: int
+) -> None:
+    """Compare the results in the run folder with the settings of this run.
+
+    Raises:
+        ConfigInvalid: the run folder holds results of another configuration.
+        ResultsInvalid: its results file is damaged.
+    """
+    tests = [ProtocolTests(protocol=protocol, test_sets=())]
+    _Session(experiment, suite, dataset, tests, shots, _drawn_once(dataset.split, None, few_shot))
+
+
 Drawn = Callable[[int, int], Split]  # shots, seed -> sampled images
 
 

@@ -50,7 +50,7 @@ def base_to_new(
     results = []
     for name in suite.chosen(datasets):
         dataset = suite.load(name)
-        test = _test_part(dataset)
+        test = test_part(dataset)
         base, new = half_labels(len(dataset.split.class_names))
         tests = (
             TestSet(name=BASE, images=of_labels(test, base), template=dataset.template),
@@ -85,7 +85,7 @@ def few_shot_learning(
     results = []
     for name in suite.chosen(datasets):
         dataset = suite.load(name)
-        test = TestSet(name=TEST, images=_test_part(dataset), template=dataset.template)
+        test = TestSet(name=TEST, images=test_part(dataset), template=dataset.template)
         for k in shots:
             results += learn_and_test(
                 experiment,
@@ -138,10 +138,10 @@ def _across_datasets(suite: Suite, source: BenchDataset, datasets: Sequence[str]
         raise ConfigInvalid(
             f"There is no dataset beside the source {source.name!r} to transfer to. Add a dataset."
         )
-    tests = [_as_test(SOURCE, _test_part(source), source.template)]
+    tests = [_as_test(SOURCE, test_part(source), source.template)]
     for name in targets:
         target = suite.load(name)
-        tests.append(_as_test(name, _test_part(target), target.template))
+        tests.append(_as_test(name, test_part(target), target.template))
     return ProtocolTests(protocol=CROSS_DATASET, test_sets=tuple(tests))
 
 
@@ -151,7 +151,7 @@ def _across_domains(source: BenchDataset) -> ProtocolTests:
             f"Dataset {source.name!r} has no domains. Name another source with --source, or add "
             f"domains with --domain NAME=FOLDER."
         )
-    tests = [_as_test(SOURCE, _test_part(source), source.template)]
+    tests = [_as_test(SOURCE, test_part(source), source.template)]
     tests += [_as_test(name, images, source.template) for name, images in source.domains.items()]
     return ProtocolTests(protocol=DOMAIN_GENERALIZATION, test_sets=tuple(tests))
 
@@ -160,7 +160,12 @@ def _as_test(name: str, images: ImageSet, template: str) -> TestSet:
     return TestSet(name=name, images=images, template=template)
 
 
-def _test_part(dataset: BenchDataset) -> ImageSet:
+def test_part(dataset: BenchDataset) -> ImageSet:
+    """Return the test images.
+
+    Raises:
+        DatasetInvalid: there are none.
+    """
     if dataset.split.test is None:
         raise DatasetInvalid(
             f"Dataset {dataset.name!r} has no test images, and accuracy on training images is "

@@ -110,13 +110,16 @@ def read_results(path: Path) -> tuple[Result, ...]:
         ResultsInvalid: the file is missing or a line is invalid; the error names it.
     """
     file = path / FILE_NAME if path.is_dir() else path
+    expected = (
+        f"Expected a run folder with {FILE_NAME}, as prompt-serve protocol and prompt-serve "
+        f"reproduce write it, or such a file."
+    )
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ResultsInvalid(
-            f"{file} cannot be read: {error.strerror}. Expected a run folder with {FILE_NAME}, as "
-            f"prompt-serve protocol and prompt-serve reproduce write it, or such a file."
-        ) from error
+        raise ResultsInvalid(f"{file} cannot be read: {error.strerror}. {expected}") from error
+    except UnicodeDecodeError as error:
+        raise ResultsInvalid(f"{file} is not text. {expected}") from error
     return tuple(_result(line, f"{file}, line {n}") for n, line in enumerate(lines, 1) if line)
 
 

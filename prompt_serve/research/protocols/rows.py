@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, did_you_mean
 from prompt_serve.training.config import SHARED, TrainConfig, make_config, setting_owners
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.settings import settings_of
@@ -75,7 +75,10 @@ def parse_rows(text: str) -> tuple[Row, ...]:
 def _row(word: str) -> Row:
     method, *pairs = word.split(":")
     if method not in METHODS:
-        raise ConfigInvalid("", [f"unknown method {method!r}; expected {', '.join(METHODS)}"])
+        hint = did_you_mean(method, [*METHODS, *row_sets()])
+        raise ConfigInvalid(
+            "", [f"unknown method {method!r}; expected {', '.join(METHODS)}.{hint}"]
+        )
     if METHODS[method].closed_form is not None:
         raise ConfigInvalid(
             "",

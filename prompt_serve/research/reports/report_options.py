@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, did_you_mean
 from prompt_serve.research.reports.stored_runs import StoredRun, best_row
 
 
@@ -19,10 +19,14 @@ class ReportOptions:
         labels = dict.fromkeys(run.result.label for run in runs)
         known = dict.fromkeys(run.result.dataset for run in runs)
         if self.row is not None and self.row not in labels:
-            raise ConfigInvalid(f"Unknown row {self.row!r}; expected one of {_named(labels)}.")
+            raise ConfigInvalid(
+                f"Unknown row {self.row!r}; expected one of {_named(labels)}."
+                f"{did_you_mean(self.row, labels)}"
+            )
         if unknown := [name for name in self.datasets if name not in known]:
             raise ConfigInvalid(
                 f"Unknown dataset {_named(unknown)}; expected some of {_named(known)}."
+                f"{did_you_mean(unknown[0], known)}"
             )
 
     def rows(self, runs: Sequence[StoredRun]) -> tuple[str, ...]:

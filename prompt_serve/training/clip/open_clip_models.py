@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-from open_clip.pretrained import download_pretrained
 
-from prompt_serve.errors import BackboneUnavailable
+from prompt_serve.bundle import SHIPPED
+from prompt_serve.errors import BackboneUnavailable, did_you_mean
 from prompt_serve.text_files import expand_user
 from prompt_serve.training.clip.checkpoint_file import StateDict, read_checkpoint
+from prompt_serve.training.clip.downloads import pretrained_weights
 from prompt_serve.training.clip.source import (
     Source,
     clip_merges,
@@ -55,7 +56,7 @@ def open_clip_source(spec: str) -> Source:
         _warn_of_tags(name, file, config)
 
     def weights() -> StateDict:
-        return read_checkpoint(checkpoint if at else _downloaded(name, tag, tag_cfg))
+        return read_checkpoint(checkpoint if at else pretrained_weights(label, tag_cfg))
 
     return Source(
         id=f"{label}@{checkpoint.name}" if at else label,
@@ -73,11 +74,20 @@ def _config(name: str, spec: str) -> dict[str, Any]:
         models = open_clip.list_models()
         close = [model for model in models if name and name.lower() in model.lower()]
         close = sorted(close, key=len)[:8]
-        is_path = ":" in name or "/" in spec.partition("/")[2] or Path(spec).exists()
+        hint = (
+            f" Did you mean {', '.join(close)}?"
+            if close
+            else did_you_mean(name, [*SHIPPED, *models])
+        )
+        is_path = (
+            ":" in name
+            or "/" in spec.partition("/")[2]
+            or spec.startswith((".", "~"))
+            or Path(spec).exists()
+        )
         raise BackboneUnavailable(
             (f"There is no backbone in {spec!r}. " if is_path else "")
-            + f"open_clip has no model {name!r}. "
-            + (f"Did you mean {', '.join(close)}? " if close else "")
+            + f"open_clip has no model {name!r}.{hint} "
             + "Names look like ViT-B-16/openai, ViT-B-16/openai@weights.pt, RN50/random, embedded "
             + "or embedded-vit; a folder has config.json or open_clip_config.json."
         )
@@ -89,21 +99,11 @@ def _tag_cfg(name: str, tag: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = open_clip.get_pretrained_cfg(name, tag)
     if not found:
         raise BackboneUnavailable(
-            f"{name} has no pretrained weights called {tag!r}. Known: {', '.join(tags) or 'none'}. "
-            f"Write MODEL/TAG, as in ViT-B-16/openai, or MODEL@FILE for weights of your own."
+            f"{name} has no pretrained weights called {tag!r}. Known: {', '.join(tags) or 'none'}."
+            f"{did_you_mean(tag, tags)} Write MODEL/TAG, as in ViT-B-16/openai, or MODEL@FILE "
+            f"for weights of your own."
         )
     return found
-
-
-def _downloaded(name: str, tag: str, tag_cfg: Mapping[str, Any]) -> Path:
-    try:
-        return Path(download_pretrained(dict(tag_cfg)))
-    except Exception as error:  # the hub client raises a dozen unrelated types without a network
-        raise BackboneUnavailable(
-            f"The weights of {name}/{tag} could not be downloaded: {error}\n"
-            f"Download them where there is a network, copy the file here, and name it: "
-            f"{name}/{tag}@/path/to/the/file"
-        ) from error
 
 
 def _warn_of_tags(name: str, file: str, config: Mapping[str, Any]) -> None:

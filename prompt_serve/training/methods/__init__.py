@@ -11,7 +11,7 @@ Methods are imported when they are looked up: the list itself needs no torch.
 
 from typing import TYPE_CHECKING, Any
 
-from prompt_serve.errors import ConfigInvalid
+from prompt_serve.errors import ConfigInvalid, did_you_mean
 from prompt_serve.training.methods.registry import MethodRegistry
 
 if TYPE_CHECKING:
@@ -48,4 +48,7 @@ def find_method(name: object) -> "Method[Any]":
     """
     if isinstance(name, str) and name in METHODS:
         return METHODS[name]
-    raise ConfigInvalid(f"method is {name!r}; expected one of {', '.join(map(repr, METHODS))}")
+    raise ConfigInvalid(
+        f"method is {name!r}; expected one of {', '.join(map(repr, METHODS))}."
+        f"{did_you_mean(str(name), METHODS)}"
+    )

@@ -79,7 +79,7 @@ def test_classes_are_matched_by_name(
     assert json.loads(right.stdout)["accuracy"] == expected.accuracy
     assert json.loads(right.stdout)["part"] == "train"  # the only one
     wrong = run("evaluate", path, renamed, *options, *names)
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "class 'w' is not one of the prompt's" in wrong.output
     assert "class 'yellow' of the prompt has no images" in wrong.output
     assert "--new-classes" in wrong.output
@@ -91,7 +91,7 @@ def test_a_missing_part_says_which_there_are(
     result = run(
         "evaluate", learned[0], photos, "--backbone", tiny_folder, "--part", "val", "--no-cache"
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "has no part 'val'; name one it has with --part: train, test" in result.output
 
 
@@ -242,5 +242,5 @@ def test_baselines_are_a_table_or_json(run: Run, photos: Path, tiny_folder: Path
     table = run("baselines", photos, *options).stdout
     assert "linear probe" in table
     none_left = run("baselines", photos, "--backbone", tiny_folder, "--shots", "4", "--no-cache")
-    assert none_left.exit_code == 1
+    assert none_left.exit_code == 2
     assert "Use fewer shots" in none_left.output

@@ -25,7 +25,7 @@ def test_export_prints_its_checks_and_its_folder(tiny_folder: Path, tmp_path: Pa
 def test_an_unknown_backbone_is_one_clear_message(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["export", "ViT-B-17/openai", "-o", str(tmp_path / "b")])
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "Error: open_clip has no model 'ViT-B-17'." in result.output
     assert list(tmp_path.iterdir()) == []
 

@@ -77,7 +77,7 @@ def test_it_is_found(
 def test_what_is_not_found_says_how_to_name_it(trained: Path, caches: Path, run: Run) -> None:
     shutil.move(trained / "models" / "tiny", trained.parent / "elsewhere")
     result = run("evaluate", "prompts/p.safetensors", "photos", *OPTIONS)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "learned on 'tiny'" in result.output
     assert "--backbone /path/to/tiny" in result.output
     named = ("--backbone", trained.parent / "elsewhere")
@@ -102,7 +102,7 @@ def test_another_backbone_in_its_place_is_refused_before_images_are_read(
 
     result = run("evaluate", "prompts/p.safetensors", "no-such-folder", *OPTIONS)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "The names are equal, but weights, activation, preprocessing" in result.output
 
 

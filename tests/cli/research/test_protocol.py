@@ -77,7 +77,7 @@ def test_what_is_missing_is_said_before_anything_is_loaded(run: Run, tmp_path: P
         "--out", tmp_path / "run",
     )  # fmt: skip
 
-    assert answer.exit_code == 1
+    assert answer.exit_code == 2
     assert "eurosat: there is no folder eurosat/" in answer.stderr
     assert "split_zhou_EuroSAT.json" in answer.stderr
     assert not (tmp_path / "run").exists()
@@ -105,3 +105,106 @@ def test_wrong_options_say_what_was_wanted(
 
     assert answer.exit_code != 0
     assert said in " ".join(answer.stderr.split())
+
+
+def bad_datasets(folder: Path) -> dict[str, Path]:
+    """Datasets with one fault each."""
+    draw_dataset(folder / "no-tests", train=2)
+    draw_dataset(folder / "bad-class", train=2, test=1)
+    (folder / "bad-class" / "test" / "red").rename(folder / "bad-class" / "test" / "pink")
+    (folder / "table.csv").write_text("file,class\na.png,red\n")
+    (folder / "split.json").write_text("{}")
+    (folder / "empty").mkdir()
+    names = ("no-tests", "bad-class", "table.csv", "split.json", "empty")
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.parametrize("protocol", ["base-to-new", "few-shot", "cross-dataset"])
+def test_all_datasets_are_checked_before_anything_is_trained(
+    run: Run, paints: Path, tiny_folder: Path, tmp_path: Path, protocol: str
+) -> None:
+    bad = bad_datasets(tmp_path)
+
+    answer = run(
+        "protocol", protocol, paints, *bad.values(), "--methods", "coop",
+        "--backbone", tiny_folder, "--out", tmp_path / "run", *QUICK,
+    )  # fmt: skip
+
+    assert answer.exit_code == 2
+    first, *faults = answer.stderr.splitlines()
+    assert first == "Error: The run cannot start:"
+    assert len(faults) == len(bad)
+    for name, fault in zip(bad, faults, strict=True):
+        assert fault.startswith("  - ")
+        assert name.partition(".")[0] in fault
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("protocol", ["base-to-new", "few-shot", "cross-dataset"])
+def test_all_missing_datasets_are_listed_at_once(
+    run: Run, paints: Path, tmp_path: Path, protocol: str
+) -> None:
+    gone = [tmp_path / name for name in ("first", "second", "third.csv")]
+
+    answer = run(
+        "protocol", protocol, paints, *gone, "--backbone", "no/such", "--out", tmp_path / "run"
+    )
+
+    assert answer.exit_code == 2
+    first, *lines = answer.stderr.splitlines()
+    assert first == "Error: Datasets are missing:"
+    assert all(str(path) in line for path, line in zip(gone, lines, strict=True))
+
+
+def test_missing_domains_are_listed_at_once(run: Run, paints: Path, tmp_path: Path) -> None:
+    gone = [tmp_path / name for name in ("chalk", "ink")]
+    domains = [word for path in gone for word in ("--domain", f"{path.name}={path}")]
+
+    answer = run(
+        "protocol", "domain-generalization", paints, *domains, "--backbone", "no/such",
+        "--out", tmp_path / "run",
+    )  # fmt: skip
+
+    assert answer.exit_code == 2
+    lines = answer.stderr.splitlines()[1:]
+    assert [line.split(":")[0] for line in lines] == ["  - chalk", "  - ink"]
+
+
+def test_requested_benchmarks_that_are_missing_are_listed_at_once(run: Run, tmp_path: Path) -> None:
+    answer = run(
+        "reproduce", "few-shot", "--datasets-root", tmp_path, "--datasets", "eurosat,dtd",
+        "--backbone", "no/such", "--out", tmp_path / "run",
+    )  # fmt: skip
+
+    assert answer.exit_code == 2
+    assert [line.split(":")[0] for line in answer.stderr.splitlines()[1:]] == [
+        "  - dtd", "  - eurosat",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["settings", "lines"])
+def test_a_run_folder_of_other_results_is_refused_for_all_datasets_at_once(
+    run: Run, paints: Path, tiny_folder: Path, tmp_path: Path, damage: str
+) -> None:
+    second = draw_dataset(tmp_path / "second", train=4, test=2)
+    arguments = (
+        "protocol", "few-shot", paints, second, "--methods", "zero-shot", "--seeds", "1",
+        "--shots", "1,2", "--backbone", tiny_folder, "--out", tmp_path / "run", *QUICK,
+    )  # fmt: skip
+    assert run(*arguments).exit_code == 0
+    file = tmp_path / "run" / "results.jsonl"
+    before = file.read_bytes()
+    if damage == "lines":
+        file.write_bytes(b"nonsense\n" + before)
+
+    answer = run(*arguments, *(("--set", "n_ctx=5") if damage == "settings" else ()))
+
+    assert answer.exit_code == 2
+    if damage == "settings":
+        faults = answer.stderr.splitlines()[1:]
+        assert len(faults) == 4  # two datasets with two numbers of shots each
+        assert all("with other settings" in fault and "n_ctx was" in fault for fault in faults)
+        assert file.read_bytes() == before
+    else:
+        assert answer.stderr.startswith(f"Error: {file}, line 1 is not a protocol result")
+        assert answer.stderr.count("\n") == 1

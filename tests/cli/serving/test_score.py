@@ -198,7 +198,7 @@ def test_versions_of_a_task_are_not_mixed_unless_told(
 
     refused = run(*arguments)
 
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert re.search("'pets' by version abab.*now has version cdcd.*--mix-versions", refused.stderr)
     assert out.read_bytes() == before
 
@@ -265,7 +265,7 @@ def test_a_parquet_table_is_complete_or_absent(
 
     result = run("score", photos, "--task", "pets", "-o", out)
 
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, "Error: No such thing.")
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (2, "Error: No such thing.")
     assert list(out.parent.iterdir()) == []
 
 
@@ -282,7 +282,7 @@ def test_invalid_arguments_are_reported_before_any_request(
 ) -> None:
     result = run("score", photos, "--task", "pets", *arguments)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert message in result.stderr
     assert service.behavior.paths == []
 
@@ -290,7 +290,7 @@ def test_invalid_arguments_are_reported_before_any_request(
 def test_a_folder_without_images_names_the_suffixes_searched_for(run: Run, tmp_path: Path) -> None:
     result = run("score", tmp_path, "--task", "pets", "-o", tmp_path / "scores.csv")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert ".jpeg" in result.stderr
 
 
@@ -370,7 +370,7 @@ def test_a_list_that_is_not_utf_8_is_one_line(
     out = tmp_path / "scores.jsonl"
     result = run("score", tmp_path / "list.txt", "--task", "pets", "-o", out)
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "list.txt is not UTF-8 text (line 1)" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not out.exists()

@@ -33,7 +33,7 @@ def test_tasks_come_and_go(service: FakeService, run: Run, tmp_path: Path) -> No
 
     assert run("tasks", "delete", "birds").output == "birds is deleted.\n"
     result = run("tasks", "delete", "birds")
-    assert (result.exit_code, result.stderr) == (1, "Error: No task.\n")
+    assert (result.exit_code, result.stderr) == (2, "Error: No task.\n")
 
 
 def test_an_upload_can_be_given_a_name(service: FakeService, run: Run, tmp_path: Path) -> None:

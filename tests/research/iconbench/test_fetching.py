@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_serve.errors import DatasetMissing
+from prompt_serve.errors import DatasetMissing, DownloadFailed
 from prompt_serve.research.iconbench.fetching import ATTEMPTS, fetch, read_members
 from prompt_serve.research.iconbench.packages import Package, default_registry, pinned
 from tests.research.iconbench.small import CUT_OFF, Registry, other_integrity
@@ -65,7 +65,7 @@ def test_a_broken_run_goes_on_where_it_was(
 ) -> None:
     some = list(packages)[:4]
     registry.statuses = [200, 200, 404]
-    with pytest.raises(DatasetMissing, match="the response was 404"):
+    with pytest.raises(DownloadFailed, match="the response was 404"):
         fetch(some, tmp_path, registry=registry.url)
     assert kept(tmp_path) == sorted(package.file_name for package in some[:2])
     registry.asked.clear()
@@ -94,7 +94,7 @@ def test_a_registry_that_stays_down_is_given_up(
 ) -> None:
     registry.statuses = [500] * ATTEMPTS
 
-    with pytest.raises(DatasetMissing, match=r"the response was 500.*npm pack @iconify-json/noto"):
+    with pytest.raises(DownloadFailed, match=r"the response was 500.*npm pack @iconify-json/noto"):
         fetch(list(packages)[:1], tmp_path, registry=registry.url, sleep=no_wait)
 
     assert len(registry.asked) == ATTEMPTS

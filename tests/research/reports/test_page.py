@@ -138,7 +138,7 @@ def test_an_unknown_row_or_dataset_is_refused_by_name(
     ):
         write_report([run_folder], out, row="Coop")
     result = run("report", run_folder, "--out", out, "--dataset", "inc")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "Unknown dataset 'inc'; expected some of 'ink', 'oil'." in result.output
     assert not out.exists()
 
