@@ -48,7 +48,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 SHOWN_VERSION = "74c8bf69"
 PETS = {"name": "pets", "class_names": ["cat", "dog", "hamster"]}
 SERVE = "bentoml serve prompt_serve.service.bento:PromptServe"
-PROGRAMS = ("curl", "jq")
+PROGRAMS = ("curl", "jq", "openssl")
 FIRST_START_TIMEOUT_S = 300
 TIMEOUT_S = 300
 
@@ -217,6 +217,7 @@ def test_blocks_print_what_the_page_shows(
     folder = home / _name(page).replace("/", "-")
     shutil.copytree(world, folder)
     (folder / "prompt_serve").symlink_to(ROOT / "prompt_serve")
+    shutil.copytree(ROOT / "deploy", folder / "deploy")
     shell = Shell(folder, environment)
     with contextlib.ExitStack() as stack:
         own_home = any("keys create" in block.text for block in blocks)
