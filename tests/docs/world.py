@@ -1,5 +1,6 @@
 """Images, tables and prompt files that the pages presume: pets, flowers, photos, scenes."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ _TIMEOUT_S = 300
 
 def make_world(folder: Path, environment: Mapping[str, str]) -> Path:
     """Create the files in ``folder``; prompts are learned on ``embedded``, by the command line."""
-    _draw(folder / "pets", _PETS, 20, seed=0)
+    _draw(folder / "pets" / "train", _PETS, 20, seed=0)
+    _draw(folder / "pets" / "test", _PETS, 6, seed=4)
     _draw(folder / "other-pets", _PETS, 6, seed=1)
     _draw(folder / "photos", {name: _PETS[name] for name in ("cat", "dog")}, 6, seed=2)
     for name in ("cat", "dog"):  # beside the class folders
@@ -32,16 +34,19 @@ def make_world(folder: Path, environment: Mapping[str, str]) -> Path:
     (folder / "b.jpg").write_bytes(b"nonsense")
     np.save(folder / "pixels.npy", np.full((2, _IMAGE_SIZE, _IMAGE_SIZE, 3), 128, np.uint8))
     for number, name in enumerate(("flowers", "birds", "night")):
+        classes = _PETS if name == "night" else _FLOWERS
         for part in ("train", "test"):
-            _draw(folder / name / part, _FLOWERS, 20, seed=5 + number)
+            _draw(folder / name / part, classes, 20, seed=10 * number + len(part))
     for name in ("birds.csv", "night.parquet"):
         _table(folder, name)
     _draw(folder / "sketches", {name: _PETS[name] for name in ("cat", "dog")}, 6, seed=8)
     for number, name in enumerate(("scenes.csv", "other-scenes.csv")):
         _scenes(folder, name, seed=9 + number)
-    results = ROOT / "docs" / "results"
     for run, source in (("icon", "iconbench"), ("text", "iconbench"), ("image", "iconbench-vit")):
-        shutil.copytree(results / source, folder / "runs" / run)
+        stored = (ROOT / "docs" / "results" / source / "results.jsonl").read_text().splitlines()
+        lines = [line for line in stored if json.loads(line)["protocol"] == "base-to-new"]
+        (folder / "runs" / run).mkdir(parents=True)
+        (folder / "runs" / run / "results.jsonl").write_text("\n".join(lines) + "\n")
 
     _train(folder, environment, "pets", "pets.safetensors")
     _train(folder, environment, "pets", "new.safetensors", "--bits", "1")
