@@ -56,7 +56,7 @@ demo: $(INSTALLED) ## the same with everything installed, and a prompt beside it
 serve: $(SERVE_INSTALLED) ## serve the embedded backbone on http://localhost:3000; installs no torch
 	PROMPT_SERVE_HOME=$(HOME_DIR) $(SERVE_VENV)/bin/bentoml serve
 
-pretrain: $(INSTALLED) ## make the embedded backbone anew (npm; about two hours on two cores)
+pretrain: $(INSTALLED) ## make the embedded backbone anew (npm; about three hours on two cores)
 	$(BIN)/python -m pip install --quiet --requirement pretraining/requirements.txt
 	$(BIN)/python -m pretraining --work build/pretraining
 

@@ -1,15 +1,32 @@
 """Form of the pages, and the comparison that ``test_code_blocks`` relies on."""
 
+import json
 import re
+import tomllib
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import yaml
 
-from tests.docs.pages import blocks_of, missing_lines
+from tests.docs.pages import PAGES as RUN_PAGES
+from tests.docs.pages import (
+    STARTS_SERVICE,
+    all_blocks,
+    blocks_of,
+    json_documents,
+    missing_lines,
+    same_document,
+)
 from tests.service.process import ROOT
 
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "CHANGELOG.md", *RUN_PAGES]
+PARSERS: dict[str, Callable[[str], object]] = {
+    "json": json.loads,
+    "toml": tomllib.loads,
+    "yaml": lambda text: list(yaml.safe_load_all(text)),
+}
 LINE_LENGTH = 120
 
 
@@ -41,6 +58,66 @@ def test_a_text_block_belongs_to_the_code_above_it(tmp_path: Path) -> None:
     skipped, python = blocks_of(page)
     assert (skipped.language, skipped.runs, skipped.output) == ("sh", False, ())
     assert (python.language, python.text, python.output) == ("python", "print(1)\n", ("1",))
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_block_names_its_language_and_parses(page: Path) -> None:
+    for block in all_blocks(page):
+        assert block.language in {"sh", "python", "text", *PARSERS}, f"{page}:{block.line}"
+        PARSERS.get(block.language, str)(block.text)
+
+
+def test_pages_have_blocks_of_no_other_form() -> None:
+    for page in RUN_PAGES:
+        fences = re.findall(r"^ *```", page.read_text(), re.MULTILINE)
+        assert len(fences) == 2 * len(list(all_blocks(page))), page
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_that_serve_say_so(page: Path) -> None:
+    serving = [
+        block
+        for block in all_blocks(page)
+        if block.runs and re.search(r"^bentoml serve", block.text, re.MULTILINE)
+    ]
+
+    assert [block.line for block in serving if block.comment != STARTS_SERVICE] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_tables_are_whole(page: Path) -> None:
+    assert split_tables(page.read_text()) == []
+
+
+def split_tables(markdown: str) -> list[int]:
+    """Return the lines at which rows follow that have no header above them."""
+    lines = markdown.splitlines()
+    starts = [
+        number
+        for number, line in enumerate(lines)
+        if line.startswith("|") and not (number and lines[number - 1].startswith("|"))
+    ]
+    following = [*lines, ""]
+    return [n + 1 for n in starts if not re.fullmatch(r"[|:\- ]+", following[n + 1] or "x")]
+
+
+def test_a_table_that_a_blank_line_splits_is_found() -> None:
+    table = "| a | b |\n| --- | :-: |\n| 1 | 2 |\n"
+
+    assert split_tables(table) == []
+    assert split_tables(f"{table}\n{table}") == []
+    assert split_tables(f"text\n\n{table}\n| 3 | 4 |\n| 5 | 6 |\n") == [7]
+    assert split_tables("| a | b |") == [1]
+
+
+def test_json_is_found_in_an_output_and_compared_up_to_rounding() -> None:
+    printed = '% {"a": [1, {"p": 0.5}]}{"b": "x y"} [2]'
+
+    assert json_documents(printed) == [{"a": [1, {"p": 0.5}]}, {"b": "x y"}, [2]]
+    assert same_document({"a": [1, {"p": 0.51}]}, {"a": [1, {"p": 0.5}]})
+    assert same_document({"v": "74c8..."}, {"v": "4711"})
+    for other in ({"a": 1}, {"a": [1, {"p": 0.7}]}, {"a": [2, {"p": 0.5}]}, {"a": [1]}, [1], None):
+        assert not same_document({"a": [1, {"p": 0.5}]}, other)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

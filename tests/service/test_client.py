@@ -2,7 +2,6 @@
 
 import asyncio
 import io
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from prompt_serve.errors import (
     TaskNotFound,
 )
 from prompt_serve.types import PixelArray
-from tests.service.process import ROOT, Served
+from tests.service.process import Served
 
 pytestmark = pytest.mark.serve
 
@@ -177,28 +176,3 @@ def test_the_shell_scores_a_folder(
     assert result.exit_code == 0, result.output
     assert "5 images, 5 rows" in result.stdout
     assert out.is_file()
-
-
-def test_the_examples_of_the_documentation_run(
-    served: Served,
-    client: Client,
-    pixels: PixelArray,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    page = (ROOT / "docs" / "client.md").read_text()
-    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "photos").mkdir()
-    for name in ("cat", "dog"):
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.jpg")
-    monkeypatch.chdir(tmp_path)
-
-    for example in examples:
-        exec(compile(example.replace("http://localhost:3000", served.url), "client.md", "exec"), {})
-    client.delete("pets")
-
-    printed = capsys.readouterr().out
-    assert len(examples) == 5
-    assert "No task named 'pest' is loaded" in printed
-    assert "photos/dog.jpg" in printed

@@ -12,15 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import kubernetes_validate
 import pytest
-import yaml
 
 from prompt_serve.service.settings import Settings
+from tests.deploy.kubernetes import (
+    MANIFESTS,
+    check,
+    deployment_in,
+    documents_in,
+    documents_of,
+    environment_of,
+    pod_in,
+)
 from tests.service.process import ROOT, Served, environment, free_port, stop, wait_until_ready
 
-KUBERNETES = "1.31"  # oldest release that the manifests are validated against
-MANIFESTS = ROOT / "deploy" / "kubernetes"
 OVERLAYS = ("cpu", "cuda", "monitoring")
 USER_ID = "1034"  # of the user "bentoml" in an image
 
@@ -29,36 +34,15 @@ needs_kustomize = pytest.mark.skipif(
 )
 
 
-def _documents(*paths: Path) -> list[dict[str, Any]]:
-    return [
-        document
-        for path in paths
-        for document in yaml.safe_load_all(path.read_text())
-        if document is not None
-    ]
-
-
 def _rendered(overlay: str) -> list[dict[str, Any]]:
     command = ["kubectl", "kustomize", str(MANIFESTS / overlay)]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
-    return [document for document in yaml.safe_load_all(done.stdout) if document is not None]
-
-
-def _valid(document: dict[str, Any]) -> None:
-    # The schema of a ServiceMonitor belongs to its operator; a kustomization is no resource.
-    if document["kind"] not in ("ServiceMonitor", "Kustomization"):
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
-
-
-def _deployment(documents: list[dict[str, Any]]) -> dict[str, Any]:
-    (found,) = (document for document in documents if document["kind"] == "Deployment")
-    return found
+    return documents_of(done.stdout)
 
 
 def test_every_manifest_is_what_kubernetes_accepts() -> None:
-    documents = _documents(*MANIFESTS.rglob("*.yaml"))
-    for document in documents:
-        _valid(document)
+    documents = documents_in(*MANIFESTS.rglob("*.yaml"))
+    check(documents)
 
     assert {"Deployment", "Service", "HorizontalPodAutoscaler", "PodDisruptionBudget"} <= {
         document["kind"] for document in documents
@@ -69,8 +53,8 @@ def test_every_manifest_is_what_kubernetes_accepts() -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_overlay_renders_to_what_kubernetes_accepts(overlay: str) -> None:
     documents = _rendered(overlay)
+    check(documents)
     for document in documents:
-        _valid(document)
         assert document["metadata"]["name"].startswith("prompt-serve")
 
 
@@ -78,7 +62,7 @@ def test_every_overlay_renders_to_what_kubernetes_accepts(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", ["cpu", "cuda"])
 def test_the_service_selects_its_pods_and_they_hold_no_rights(overlay: str) -> None:
     documents = _rendered(overlay)
-    pod = _deployment(documents)["spec"]["template"]
+    pod = deployment_in(documents)["spec"]["template"]
     container = pod["spec"]["containers"][0]
     selectors = [
         document["spec"]["selector"].get("matchLabels", document["spec"]["selector"])
@@ -95,39 +79,31 @@ def test_the_service_selects_its_pods_and_they_hold_no_rights(overlay: str) -> N
     probes = [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("readiness", "liveness")]
     assert probes == ["/readyz", "/livez"]
     asked_for = {"cpu": "cpu", "cuda": "cuda"}[overlay]
-    assert _environment(container)["PROMPT_SERVE_DEVICE"] == asked_for
+    assert environment_of(container)["PROMPT_SERVE_DEVICE"] == asked_for
     assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (overlay == "cuda")
 
 
 def test_the_manifests_set_what_the_service_reads() -> None:
-    container = _deployment(_documents(MANIFESTS / "base" / "deployment.yaml"))["spec"]["template"][
-        "spec"
-    ]["containers"][0]
-    settings = Settings.from_environment(_environment(container))
+    container = pod_in(documents_in(MANIFESTS / "base" / "deployment.yaml"))["containers"][0]
+    settings = Settings.from_environment(environment_of(container))
 
     writable = {
         mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")
     }
     assert str(settings.home_path) in writable
     for name in ("HOME", "BENTOML_HOME"):
-        assert any(_environment(container)[name].startswith(path) for path in writable)
+        assert any(environment_of(container)[name].startswith(path) for path in writable)
 
 
 def test_requests_in_flight_end_before_the_pod_is_killed() -> None:
-    spec = _deployment(_documents(MANIFESTS / "base" / "deployment.yaml"))["spec"]["template"][
-        "spec"
-    ]
+    spec = pod_in(documents_in(MANIFESTS / "base" / "deployment.yaml"))
     container = spec["containers"][0]
     waits = float(container["lifecycle"]["preStop"]["exec"]["command"][1])
     arguments = container["args"]
     answers = float(arguments[arguments.index("--timeout-graceful-shutdown") + 1])
 
     assert waits + answers < spec["terminationGracePeriodSeconds"]
-    assert float(_environment(container)["PROMPT_SERVE_SHUTDOWN_TIMEOUT_S"]) < answers
-
-
-def _environment(container: dict[str, Any]) -> dict[str, str]:
-    return {one["name"]: one["value"] for one in container["env"] if "value" in one}
+    assert float(environment_of(container)["PROMPT_SERVE_SHUTDOWN_TIMEOUT_S"]) < answers
 
 
 def test_an_image_installs_what_pyproject_says() -> None:
