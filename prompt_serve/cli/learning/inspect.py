@@ -62,6 +62,7 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "multi_label": prompt.multi_label,
         "thresholds": thresholds_of(prompt),
         "takes_new_names": prompt.classes is None,
+        "prompts_images": prompt.image is not None,
         "learned_numbers": prompt.learned_numbers,
         "payload_bytes": prompt.payload_bytes,
         "file_bytes": file_bytes,
@@ -121,6 +122,7 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
         yield f"{'labels':<16} independent, each from a probability of {low:.2f} to {high:.2f} on"
     if not description["takes_new_names"]:
         yield f"{'new names':<16} none: class vectors know the classes they were learned from"
+    yield f"{'serving':<16} {_serving(description)}"
     yield f"{'payload':<16} {counted(description['payload_bytes'], 'byte')}"
     yield f"{'file':<16} {counted(description['file_bytes'], 'byte')}"
     yield from _table("training", description["training"])
@@ -142,6 +144,19 @@ def _encoding_parts(encoding: Mapping[str, Any]) -> Iterable[str]:
         yield f"base {first['base']}"
     if "rows_by_block" in encoding:
         yield f"rows per block {' '.join(map(str, encoding['rows_by_block']))}"
+
+
+def _serving(description: Mapping[str, Any]) -> str:
+    """Say what an image costs that is classified by the task."""
+    if description["prompts_images"]:
+        return (
+            "one pass through the image encoder per image for this task alone; on plain vision "
+            "transformers only"
+        )
+    kinds = [encoding["kind"] for encoding in description["encodings"].values()]
+    if "conditional" in kinds:
+        return "not possible: every image has class features of its own"
+    return "shares the pass of an image through the image encoder with other tasks"
 
 
 def _tensor_lines(tensors: Mapping[str, Mapping[str, Any]]) -> Iterable[str]:

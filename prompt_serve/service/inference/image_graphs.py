@@ -92,7 +92,7 @@ class ImageGraphs:
         prompted = np.array([own is not None for own in rows])
         if not prompted.any():
             return self._plain(pixels)
-        if prompted.all() or not self._is_split(len(rows), int(prompted.sum())):
+        if prompted.all() or not self.is_split(len(rows), int(prompted.sum())):
             return self._prompted.encode(pixels, rows)
         plain = self._plain(pixels[~prompted])
         features = np.empty((len(rows), plain.shape[1]), dtype=np.float32)
@@ -102,7 +102,8 @@ class ImageGraphs:
         )
         return features
 
-    def _is_split(self, images: int, prompted: int) -> bool:
+    def is_split(self, images: int, prompted: int) -> bool:
+        """Return True if a mixed batch is split: faster by the costs that ``prepare`` measured."""
         if self._costs is None:
             return False
         plain, with_vectors = self._costs

@@ -173,6 +173,17 @@ def test_json_holds_every_tensor_and_setting(kind: str, run: Run, tmp_path: Path
     assert shown["learned_numbers"] == prompt.learned_numbers
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_cost_of_serving_is_shown(kind: str, run: Run, tmp_path: Path) -> None:
+    _, path = written(tmp_path, kind)
+
+    shown = run("inspect", path).output
+
+    expected = {"projected": "one pass through the image encoder per image for this task alone",
+                "conditional": "not possible"}  # fmt: skip
+    assert f"serving          {expected.get(kind, 'shares the pass of an image')}" in shown
+
+
 def test_calibration_is_shown(run: Run, tmp_path: Path) -> None:
     _, path = written(tmp_path, "low rank", temperature=1.234567, unknown_below=0.5)
 

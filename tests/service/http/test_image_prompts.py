@@ -10,16 +10,12 @@ import pytest
 from prompt_serve.bundle import Bundle
 from prompt_serve.client import Client
 from prompt_serve.errors import RequestInvalid
-from prompt_serve.export.prompted_parity import features_with
-from prompt_serve.preprocess import pixels_from_bytes
-from prompt_serve.prompts.class_features import folded_image
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes
-from prompt_serve.schemas import ClassifyAnswer, ImageLine, TaskPrediction
-from prompt_serve.scoring import class_logits
+from prompt_serve.schemas import ClassifyAnswer, ImageLine
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.types import FloatArray
 from tests.backbones import TEXT_WIDTH
+from tests.service.one_task import check, embedding_of, logits_of
 from tests.service.process import Served
 from tests.service.prompts import image_prompts, learned_prompt, picture, probed, unprobed
 
@@ -27,8 +23,6 @@ pytestmark = pytest.mark.serve
 
 PETS = ["cat", "dog", "hamster"]
 IMAGES = [picture(seed) for seed in range(3)]
-# float32 rounding, times a logit scale of 14.
-LOGIT_ROUNDING = 1e-4
 NDJSON = {"accept": "application/x-ndjson"}
 
 
@@ -64,30 +58,11 @@ def expected(
     }
 
 
-def logits_of(prompt: Prompt, image: bytes, bundle: Bundle, backbone: Backbone) -> FloatArray:
-    features = embedding_of(prompt, image, bundle, backbone)
-    logits = class_logits(features, class_features_of(prompt, backbone), backbone.logit_scale)
-    return np.asarray(logits[0])
-
-
-def embedding_of(prompt: Prompt, image: bytes, bundle: Bundle, backbone: Backbone) -> FloatArray:
-    pixels = pixels_from_bytes(image, bundle.manifest.preprocessing)
-    return features_with(
-        backbone, pixels[np.newaxis].copy(), folded_image(prompt, bundle.text_side)
-    )
-
-
 def post(
     http: httpx.Client, images: list[bytes], tasks: list[str], **options: str
 ) -> httpx.Response:
     files = [("image", (f"{index}.png", image)) for index, image in enumerate(images)]
     return http.post("/v1/classify", files=files, data={"task": tasks, "top_k": "3", **options})
-
-
-def check(found: TaskPrediction, logits: FloatArray) -> None:
-    assert len(found.classes) == len(PETS)
-    for score in found.classes:
-        assert score.logit == pytest.approx(float(logits[score.label]), abs=LOGIT_ROUNDING)
 
 
 def passes(response: httpx.Response) -> int:
