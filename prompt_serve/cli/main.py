@@ -5,9 +5,12 @@ works without the optional extras.
 """
 
 import codecs
+import contextlib
 import importlib
 import importlib.util
 import io
+import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +18,10 @@ from typing import Any
 import click
 
 from prompt_serve import __version__
+from prompt_serve.cli import completion
 from prompt_serve.cli.failures import EXIT_INTERRUPTED, failure_of
 from prompt_serve.cli.output_file import SAVED_ELSEWHERE
-from prompt_serve.cli.verbose import add_verbose_option, print_traceback, verbose_option
+from prompt_serve.cli.verbose import print_traceback, verbose_option
 from prompt_serve.service.env_files import load_env_files
 
 
@@ -92,6 +96,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "keys",
         "Create, list and revoke API keys.",
     ),
+    "doctor": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.doctor.command",
+        "doctor",
+        "Show versions, devices and service, and what is wrong.",
+    ),
     "baselines": LazyCommand(
         "Research",
         "prompt_serve.cli.research.baselines",
@@ -163,7 +173,7 @@ class LazyGroup(click.Group):
             return None
         lazy = COMMANDS[cmd_name]
         command: click.Command = getattr(importlib.import_module(lazy.module), lazy.name)
-        add_verbose_option(command, ctx)
+        _equip(command, cmd_name, ctx)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -180,6 +190,11 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         escape_what_cannot_be_shown()
+        if completion.VARIABLE in os.environ:
+            logging.disable()  # nothing but the answer may reach the terminal
+            with contextlib.suppress(Exception):
+                return super().main(*args, **options)
+            sys.exit(1)
         return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> click.Context:
@@ -205,6 +220,17 @@ class LazyGroup(click.Group):
         if ctx.meta.get(SAVED_ELSEWHERE):
             raise click.exceptions.Exit(1)
         return result
+
+
+def _equip(command: click.Command, path: str, ctx: click.Context) -> None:
+    """Add what all commands have, and those below them: ``--verbose``, and completion."""
+    if not any(parameter.name == "verbose" for parameter in command.params):
+        command.params.append(verbose_option())
+    completion.add_completion(path, command)
+    if isinstance(command, click.Group):
+        for name in command.list_commands(ctx):
+            if (below := command.get_command(ctx, name)) is not None:
+                _equip(below, f"{path} {name}", ctx)
 
 
 @click.group(

@@ -26,16 +26,6 @@ def verbose_option() -> click.Option:
     )
 
 
-def add_verbose_option(command: click.Command, context: click.Context) -> None:
-    """Add the option to a command and to those below it, unless they have it."""
-    if not any(parameter.name == "verbose" for parameter in command.params):
-        command.params.append(verbose_option())
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            if (below := command.get_command(context, name)) is not None:
-                add_verbose_option(below, context)
-
-
 def print_traceback(context: click.Context, error: BaseException) -> None:
     """Print the traceback of an error with ``--verbose``."""
     if context.meta.get(_VERBOSE):

@@ -59,6 +59,13 @@ def test_every_command_and_option_has_help_and_an_example(
             assert parameter.help, f"{name} {parameter.opts}"
 
 
+@pytest.mark.parametrize(("name", "command"), list(commands()))
+def test_every_command_is_verbose_on_demand(name: str, command: click.Command) -> None:
+    (option,) = [parameter for parameter in command.params if "-v" in parameter.opts]
+
+    assert option.opts == ["-v", "--verbose"]
+
+
 def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"

@@ -16,6 +16,7 @@ from prompt_serve.cli.learning.train_without_torch import (
     torch_is_missing,
 )
 from prompt_serve.cli.user_path import UserPath
+from prompt_serve.errors import ConfigInvalid
 from prompt_serve.training.config import (
     RELATIVE_RATE,
     USER_SETTINGS,
@@ -157,6 +158,10 @@ def _named_method(ctx: click.Context, args: Sequence[str]) -> NamedMethod:
         return NamedMethod(name=name, method=None)
     try:
         return NamedMethod(name=name, method=find_method(name))
+    except ConfigInvalid:
+        if not ctx.resilient_parsing:  # of a command line that is not complete yet
+            raise
+        return NamedMethod(name=AUTO_METHOD, method=None)
     except ImportError:
         # Help must work without torch; anything else says what is missing.
         if not set(args) & set(ctx.help_option_names):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from prompt_serve.cli.learning.select_method import AUTO_METHOD
-from prompt_serve.errors import BackboneUnavailable, ConfigInvalid, DependencyMissing
+from prompt_serve.errors import BackboneUnavailable, ConfigInvalid, DependencyMissing, did_you_mean
 from prompt_serve.text_files import expand_user
 
 if TYPE_CHECKING:
@@ -106,6 +106,7 @@ def open_encoders(backbone: str, device: str) -> "OnnxEncoders":
         raise BackboneUnavailable(
             f"Backbone {backbone!r} needs torch: pip install 'prompt-serve[train]'. Without it, "
             f"train takes {' or '.join(SHIPPED)}, or a folder that prompt-serve export wrote."
+            f"{did_you_mean(backbone, SHIPPED)}"
         )
     kind, _, index = device.partition(":")
     cuda_device = int(index or 0) if kind == "cuda" else None

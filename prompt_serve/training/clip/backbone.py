@@ -201,6 +201,7 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
 
     Raises:
         BackboneUnavailable: no such model, or its weights cannot be loaded.
+        DownloadFailed: its weights cannot be downloaded.
         BackboneUnsupported: the model is not an open_clip ``CLIP`` with a BPE tokenizer.
     """
     return build_backbone(_source(spec))
@@ -208,6 +209,7 @@ def load_backbone(spec: str = EMBEDDED) -> Backbone:
 
 def build_backbone(source: Source) -> Backbone:
     """Build a backbone from its description; see ``load_backbone``."""
+    source.check_weights()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         clip = open_clip.CLIP(**source.model_cfg)

@@ -33,19 +33,40 @@ def pretrained_weights(label: str, tag_cfg: Mapping[str, Any]) -> Path:
     """
     if (cached := next(_cached(tag_cfg), None)) is not None:
         return cached
-    url = constants.ENDPOINT if tag_cfg.get("hf_hub") else tag_cfg.get("url")
     try:
-        if url and not constants.HF_HUB_OFFLINE:
-            _try_connection(url)
         return Path(download_pretrained(dict(tag_cfg)))
     except Exception as error:  # the hub's client raises a dozen unrelated types
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadFailed(
-            f"The weights of {label} could not be downloaded from {url}: {reason.rstrip('.')}. "
-            f"Download them where there is a network, copy the file here, and name it: "
-            f"{label}@/path/to/the/file",
-            url=url,
-        ) from error
+        raise _failed(label, tag_cfg, error) from error
+
+
+def check_connection(label: str, tag_cfg: Mapping[str, Any]) -> None:
+    """Check that the weights of a tag are cached, or that their host can be connected to.
+
+    Raises:
+        DownloadFailed: they are not, and it cannot.
+    """
+    if constants.HF_HUB_OFFLINE or next(_cached(tag_cfg), None) is not None:
+        return  # the hub's client itself refuses at once to work offline
+    try:
+        _connect(_host(tag_cfg))
+    except OSError as error:
+        raise _failed(label, tag_cfg, error) from error
+
+
+def _host(tag_cfg: Mapping[str, Any]) -> str:
+    """Return the URL of the host that has the weights, in open_clip's order of preference."""
+    url: str = constants.ENDPOINT if tag_cfg.get("hf_hub") else tag_cfg["url"]
+    return url
+
+
+def _failed(label: str, tag_cfg: Mapping[str, Any], error: Exception) -> DownloadFailed:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return DownloadFailed(
+        f"The weights of {label} could not be downloaded from {_host(tag_cfg)}: "
+        f"{reason.rstrip('.')}. Download them where there is a network, copy the file here, and "
+        f"name it: {label}@/path/to/the/file",
+        url=_host(tag_cfg),
+    )
 
 
 def _cached(tag_cfg: Mapping[str, Any]) -> Iterator[Path]:
@@ -67,7 +88,7 @@ def _cached(tag_cfg: Mapping[str, Any]) -> Iterator[Path]:
             yield Path(found)
 
 
-def _try_connection(url: str) -> None:
+def _connect(url: str) -> None:
     """Connect to the host of ``url``, or to the proxy that requests to it go through."""
     parts = urlsplit(url)
     proxies = getproxies()

@@ -15,7 +15,7 @@ from prompt_serve.bundle import SHIPPED
 from prompt_serve.errors import BackboneUnavailable, did_you_mean
 from prompt_serve.text_files import expand_user
 from prompt_serve.training.clip.checkpoint_file import StateDict, read_checkpoint
-from prompt_serve.training.clip.downloads import pretrained_weights
+from prompt_serve.training.clip.downloads import check_connection, pretrained_weights
 from prompt_serve.training.clip.source import (
     Source,
     clip_merges,
@@ -65,6 +65,7 @@ def open_clip_source(spec: str) -> Source:
         preprocess_cfg={k: v for k, v in tag_cfg.items() if k in _PREPROCESSING},
         merges=clip_merges(),
         read_weights=None if without_tag and not at else weights,
+        check_weights=lambda: None if at or without_tag else check_connection(label, tag_cfg),
     )
 
 

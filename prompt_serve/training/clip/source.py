@@ -26,6 +26,8 @@ class Source:
         preprocess_cfg: as in open_clip; what it lacks is CLIP's.
         merges: gzipped list of merges of the tokenizer.
         read_weights: reads or downloads the weights; None for random ones.
+        check_weights: raises DownloadFailed if they cannot be downloaded. Quick, so it comes before
+            the towers are built, which takes minutes for the largest.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Source:
     preprocess_cfg: Mapping[str, Any]
     merges: Path
     read_weights: Callable[[], StateDict] | None
+    check_weights: Callable[[], object] = lambda: None
 
 
 def clip_merges() -> Path:

@@ -41,6 +41,10 @@ class MethodRegistry(Mapping[str, "Method[Any]"]):
         yield from self._built_in
         yield from (name for name in self._external() if self._is_usable(name))
 
+    def names(self) -> tuple[str, ...]:
+        """Return all names, those of faulty methods included; nothing is imported."""
+        return (*self._built_in, *self._external())
+
     def __len__(self) -> int:
         return sum(1 for _ in self)
 

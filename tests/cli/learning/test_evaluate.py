@@ -228,7 +228,7 @@ def test_a_report_that_cannot_be_written_is_an_error_before_any_work(
         result = run("evaluate", tmp_path / "no.safetensors", tmp_path / "none", "--report", report)
         assert result.exit_code == 2
         assert result.output.splitlines()[-1].startswith("Error: Invalid value for '--report': ")
-        assert result.output.rstrip().endswith(fault)
+        assert fault in result.output
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 

@@ -1,0 +1,1 @@
+"""``prompt-serve doctor``: the installation, the machine, the registry and the service."""
