@@ -19,8 +19,9 @@ _LOW_DISK_BYTES = 200 * 2**20
 
 def check_settings() -> "tuple[Checked, Settings | None]":
     """Return the variables of prompt-serve, secrets hidden, and the settings if they are valid."""
+    from prompt_serve.service.env_files import PREFIX
     from prompt_serve.service.observability.logs import redacted
-    from prompt_serve.service.settings import PREFIX, Settings
+    from prompt_serve.service.settings import Settings
 
     shown = {
         name: "***" if "KEY" in name else redacted(value)
