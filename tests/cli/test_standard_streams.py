@@ -41,7 +41,7 @@ def test_a_prompt_file_is_inspected() -> None:
 def test_what_is_no_prompt_file_is_one_line(data: bytes) -> None:
     done = piped(data, "inspect", "-")
 
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert done.stderr.startswith("Error: ")
     assert "Traceback" not in done.stderr
 

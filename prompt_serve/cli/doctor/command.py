@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from prompt_serve.cli.serving.options import service_options
+from prompt_serve.cli.facts import json_option
+from prompt_serve.cli.serving.options import Service, service_options
 
 if TYPE_CHECKING:
     from prompt_serve.cli.doctor.findings import Checked
@@ -15,10 +16,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@json_option
 @service_options
 @click.pass_context
-def doctor(context: click.Context, as_json: bool, url: str, timeout_s: float) -> None:
+def doctor(context: click.Context, as_json: bool, service: Service) -> None:
     """Show versions, machine, bundles, database and service, and say what is wrong.
 
     Works with any extras installed, and whether a service runs or not. Nothing is changed. The exit
@@ -31,10 +32,11 @@ def doctor(context: click.Context, as_json: bool, url: str, timeout_s: float) ->
     from prompt_serve.client import Client
 
     def client(key: str | None) -> Client:
-        return Client(url, timeout_s=timeout_s, api_key=key, retries=0)
+        own = service.api_key if key is None else key
+        return Client(service.url, timeout_s=service.timeout_s, api_key=own, retries=0)
 
     named = context.get_parameter_source("url") != ParameterSource.DEFAULT
-    sections = dict(_sections(url, client, named=named))
+    sections = dict(_sections(service.url, client, named=named))
     problems = [line for checked in sections.values() for line in checked.problems]
     notes = [line for checked in sections.values() for line in checked.notes]
     facts = {name: checked.facts for name, checked in sections.items()}

@@ -78,5 +78,5 @@ def test_a_service_of_the_environment_does_not_exclude_a_database(
 def test_a_key_of_the_command_line_is_sent(run: Run) -> None:
     done = run("tasks", "list", "--url", "http://localhost:1", "--api-key", "no\nkey")
 
-    assert done.exit_code == 1
+    assert done.exit_code == 2
     assert "contains characters that no key has" in done.stderr

@@ -35,7 +35,7 @@ def test_without_a_network_the_error_comes_at_once_and_names_the_way_out(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
 
     tag_cfg = open_clip.get_pretrained_cfg(*spec.split("/"))
-    # The hub's client itself refuses to work offline; else the host is tried before any tower.
+    # The hub client itself refuses to work offline; else the host is tried before any work.
     ask = (
         partial(pretrained_weights, spec, tag_cfg)
         if offline
