@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
+# A process for each core, up to four; a file's tests share one, and so its services.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 SERVE_INSTALLED := $(SERVE_VENV)/.installed
 
 .PHONY: help install check fix test test-all pythons docs quickstart demo serve pretrain clean
@@ -36,7 +38,7 @@ fix: $(INSTALLED) ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
-	$(BIN)/python -m pytest -m 'not long'
+	$(BIN)/python -m pytest -m 'not long' $(PARALLEL)
 
 test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
 	$(BIN)/python -m pytest
