@@ -36,13 +36,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, action="append", required=True)
     parser.add_argument("--batch", type=int, default=16, help="images per batch")
-    parser.add_argument("--rounds", type=int, default=5, help="timed batches of each kind")
+    parser.add_argument("--rounds", type=int, default=6, help="timed batches of each kind")
     options = parser.parse_args()
     for path in options.bundle:
         bundle = open_bundle(path)
         encoders = OnnxEncoders.open(bundle, cuda_device=None, threads=1)
         tower = _Tower(encoders, options.batch)
-        print(f"\n{bundle.manifest.backbone.id}, {bundle.manifest.precision}, ", end="")
+        print(f"\n{bundle.manifest.backbone.id}, {bundle.manifest.precision}, ", end="", flush=True)
         print_costs(tower, options.rounds)
         print_disturbance(tower)
 
@@ -132,9 +132,11 @@ def print_costs(tower: _Tower, rounds: int) -> None:
 def ratios_in_turn(work: Work, rounds: int) -> dict[str, float]:
     """Return the least CPU time of each call, of ``PLAIN`` in seconds, of others as ratio to it."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
+    names = [*work]
     for _ in range(rounds + 1):  # the first round allocates memory
-        for name, call in work.items():
-            seconds[name].append(_cpu_seconds(call))
+        for name in names:
+            seconds[name].append(_cpu_seconds(work[name]))
+        names.reverse()  # each kind has other neighbors
     # What else runs on the machine only ever adds time, by taking the caches.
     least = {name: min(taken[1:]) for name, taken in seconds.items()}
     return {name: s if name == PLAIN else s / least[PLAIN] for name, s in least.items()}

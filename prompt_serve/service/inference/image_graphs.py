@@ -20,7 +20,7 @@ from prompt_serve.types import FloatArray, PixelArray
 
 EncodePlain = Callable[[PixelArray], FloatArray]  # pixels (B, S, S, 3) -> (B, E)
 
-_TRIES = 3
+_TRIES, _ENOUGH_S = 5, 0.5  # of a batch in the measurement
 _TYPICAL_ROWS = 4  # per block, in the measurement
 
 
@@ -125,9 +125,10 @@ class ImageGraphs:
     def _fastest(self, encode: EncodePlain, images: int) -> float:
         pixels = np.zeros((images, self._image_size, self._image_size, 3), dtype=np.uint8)
         encode(pixels)  # allocates memory
-        fastest = float("inf")
-        for _ in range(_TRIES):
+        tries: list[float] = []
+        # A large batch evens out by itself, and an upload waits for the measurement.
+        while len(tries) < _TRIES and sum(tries) < _ENOUGH_S:
             started = time.monotonic()
             encode(pixels)
-            fastest = min(fastest, time.monotonic() - started)
-        return fastest
+            tries.append(time.monotonic() - started)
+        return min(tries)
