@@ -27,6 +27,11 @@ works 'cp colors.safetensors colors-v2.safetensors'
 works 'prompt-serve tasks upload colors-v2.safetensors --json'
 notes "Note: the file itself says 'colors'" "--name"
 json 'doc["name"] == "colors-v2" and doc["tags"] == []'
+works 'mkdir prompts; cp colors.safetensors prompts/shades.safetensors; cp colors.safetensors prompts'
+works 'prompt-serve tasks upload prompts/ --tag old'
+prints "2 tasks are served"
+notes "1 file holds another name (shades.safetensors: 'colors')"
+works 'prompt-serve tasks delete shades'
 works 'prompt-serve tasks list'
 prints "name       version" "colors-v2" "old prod"
 
@@ -70,8 +75,8 @@ fails 2 'prompt-serve tasks uplaod colors.safetensors'
 notes "Did you mean 'upload'?"
 fails 2 'prompt-serve train colors/train --method clas-vectors --out x.safetensors'
 notes "Did you mean 'class-vectors'?"
-fails 2 'prompt-serve train colors/train --outt x.safetensors'
-notes "--out"
+fails 2 'prompt-serve score colors/test --task colors --outt x.csv'
+notes "Did you mean '--out'"
 fails 2 'prompt-serve classify colors/test/red/00.png --task colours'
 notes "No task named 'colours' is loaded. Did you mean 'colors'"
 notes_lines 1

@@ -51,8 +51,7 @@ notes "Did you mean 'create'?"
 step "serve on all interfaces"
 serve --host 0.0.0.0
 works 'cat service.log'
-prints "/v1/ui" "is ready after"
-lacks "WARNING"
+prints "Page: http://localhost:$PORT/v1/ui"
 
 step "a second service on this port is refused in one line"
 fails 1 "$SERVE --port $PORT"
@@ -120,7 +119,8 @@ problem 401 not-authenticated '$U/v1/tasks -H "x-api-key: $SHOP"'
 step "stop with SIGTERM: an orderly end, and the port is free"
 stop
 works 'cat service.log'
-lacks "Traceback" "$ADMIN" "$SHOP"
+prints "prompt-serve is ready after"
+lacks "Traceback" "WARNING" "$ADMIN" "$SHOP"
 works "python -c 'import socket; socket.create_server((\"127.0.0.1\", $PORT))'"
 fails 1 'prompt-serve tasks list'
 notes_lines 1
