@@ -76,7 +76,7 @@ notes "Did you mean 'upload'?"
 fails 2 'prompt-serve train colors/train --method clas-vectors --out x.safetensors'
 notes "Did you mean 'class-vectors'?"
 fails 2 'prompt-serve score colors/test --task colors --outt x.csv'
-notes "Did you mean '--out'"
+notes "Did you mean" "'--out'"
 fails 2 'prompt-serve classify colors/test/red/00.png --task colours'
 notes "No task named 'colours' is loaded. Did you mean 'colors'"
 notes_lines 1
