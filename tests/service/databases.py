@@ -10,6 +10,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -33,6 +34,18 @@ def postgres_programs() -> Path | None:
     if on_path is not None:
         return Path(on_path).resolve().parent
     return max(Path("/usr/lib/postgresql").glob("*/bin"), default=None)
+
+
+@contextlib.contextmanager
+def temporary_server(programs: Path) -> Iterator[str]:
+    """Run a server in a folder of its own below ``/tmp``; yields the folder of its socket.
+
+    A socket's path may have 107 bytes, and pytest's folders are for their owner alone.
+    """
+    with tempfile.TemporaryDirectory(prefix="pg-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        with postgres_server(programs, Path(folder) / "server") as running:
+            yield running
 
 
 @contextlib.contextmanager

@@ -43,10 +43,10 @@ def classify(
     """Classify a few images with a running service.
 
     IMAGE is a path, - for standard input, a folder (searched recursively), or a URL if the service
-    is configured to fetch images. An invalid image is
-    reported and the others are classified; the exit code is then 1. If a task has a threshold for
-    unknown images, images below it are marked "unknown". A multi-label task names the labels of the
-    image, if any; its percentages do not add up to 100.
+    is configured to fetch images. An invalid image is reported and the others are classified; the
+    exit code is then 1. If a task has a threshold for unknown images, images below it are marked
+    "unknown". A multi-label task names the labels of the image, if any; its percentages do not add
+    up to 100. With --json, "source" is the path as it was given or found.
 
     \b
     prompt-serve classify cat.jpg dog.jpg --task pets --top-k 3
@@ -67,7 +67,7 @@ def classify(
         )
     for path, result in zip(paths, results, strict=True):
         if as_json:
-            print_json_lines([result.model_dump(exclude_none=True)])
+            print_json_lines([{"source": path, **result.model_dump(exclude_none=True)}])
         elif result.error is not None:
             click.echo(f"{path}: Error: {result.error.detail}", err=True)
         for prediction in [] if as_json else result.predictions or []:

@@ -144,6 +144,7 @@ def upload(
             if name is not None or expected is not None or new:
                 raise click.UsageError("--name, --expected and --new need a single prompt file.")
             report = client.upload_many(file, atomic=not each, tags=tags)
+            _note_other_names(file)
             _print_report(report, as_json=as_json)
             return
         source = read_input(file) if file == DASH else file
@@ -365,6 +366,20 @@ def _print_served(task: TaskInfo, *, as_json: bool) -> None:
         click.echo(f"{task.name} is served: {classes}, version {task.version[:12]}.")
     for note in task.notes:
         click.echo(f"Note: {note}", err=True)
+
+
+def _note_other_names(source: Path) -> None:
+    from prompt_serve.client.uploads import other_names_inside
+
+    names = other_names_inside(source)
+    if names:
+        first, name = next(iter(names.items()))
+        holds = "holds another name" if len(names) == 1 else "hold other names, for example"
+        click.echo(
+            f"Note: {counted(len(names), 'file')} {holds} ({first}: {name!r}); tasks are named "
+            f"after the files.",
+            err=True,
+        )
 
 
 def _print_report(report: BulkReport, *, as_json: bool) -> None:

@@ -131,6 +131,8 @@ def _result(line: str, where: str) -> Result:
                 f"{where}: results format {values['format']!r}, this version reads {FORMAT}."
             )
         return Result(**{**values, "idk": tuple(values["idk"])})
+    except json.JSONDecodeError as error:
+        raise ResultsInvalid(f"{where} is not a protocol result: not JSON ({error}).") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ResultsInvalid(f"{where} is not a protocol result: {error!r}.") from error
 

@@ -174,7 +174,11 @@ async def _read_json(request: Request, schema: type[Message]) -> Message:
         return await asyncio.to_thread(schema.model_validate_json, body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
-        listed = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in details]
+        places = [".".join(map(str, one["loc"])) for one in details]
+        listed = [
+            f"{place}: {one['msg']}" if place else one["msg"]
+            for place, one in zip(places, details, strict=True)
+        ]
         raise RequestInvalid(
             f"The JSON body is invalid: {'; '.join(listed[:_SHOWN_ERRORS])}"
         ) from error

@@ -29,7 +29,7 @@ from prompt_serve.errors import (
 )
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.problems import problem_of, problem_response
-from prompt_serve.service.request_context import ANONYMOUS, Actor, current_request
+from prompt_serve.service.request_context import Actor, current_request
 from prompt_serve.service.storage.api_keys import Role, StoredKey, Token
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
@@ -104,17 +104,18 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            current_request().actor = await self._authenticate(scope)
+            await self._authenticate(scope)
         except PromptServeError as error:
             response = problem_response(problem_of(error), _challenge(error, scope))
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
 
-    async def _authenticate(self, scope: Scope) -> Actor:
+    async def _authenticate(self, scope: Scope) -> None:
+        """Note the key in the request's context, also if its role does not suffice."""
         required = required_role(scope["method"], scope["path"])
         if required is None:
-            return ANONYMOUS
+            return
         cache = self._api_key_cache()
         if cache is None:
             raise NotReady("The service is starting.", retry_after_s=1.0)
@@ -122,8 +123,9 @@ class AuthMiddleware:
         token = _sent_token(headers, scope["method"])
         if token is None:
             await self._check_anonymous(cache, headers)
-            return ANONYMOUS
+            return
         key = await _valid_key(cache, token)
+        current_request().actor = Actor(key.name, key.id)
         if not role_suffices(key.role, required):
             raise NotAllowed(
                 f"This needs a key with the role {required!r}; {key.name!r} has {key.role!r}.",
@@ -131,7 +133,6 @@ class AuthMiddleware:
             )
         if cache.use_is_due(key):
             self._use_recorder.submit(cache.note_use, key)
-        return Actor(key.name, key.id)
 
     async def _check_anonymous(self, cache: ApiKeyCache, headers: Headers) -> None:
         has_keys = cache.has_keys

@@ -178,6 +178,29 @@ def test_a_log_line_tells_who_asked_what_and_how_long_it_took(
     assert line["duration_ms"] > 0
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("DELETE", "/v1/tasks/x"),
+        ("POST", "/v1/tasks"),
+        ("PUT", "/v1/tasks/x/tags"),
+        ("GET", "/v1/audit"),
+        ("GET", "/v1/registry/export"),
+    ],
+)
+def test_a_log_line_names_the_key_whose_role_does_not_suffice(
+    secured: SecuredService, method: str, path: str
+) -> None:
+    request_id = f"refused-{method}{path}"
+    with secured.client(secured.infer) as client:
+        answer = client.request(method, path, headers={"x-request-id": request_id})
+
+    assert answer.status_code == 403
+    [line] = lines_of(secured, request_id)
+    assert line["key"] == "infer"
+    assert line["key_id"] in secured.infer
+
+
 def test_no_secret_is_ever_logged(secured: SecuredService) -> None:
     secret = secured.infer.split("_", 2)[2]
     for headers in ({"authorization": f"Bearer {secured.infer}"}, {"x-api-key": secured.infer}):
