@@ -226,7 +226,7 @@ def test_commands_read_the_same_files(tmp_path: Path) -> None:
     assert (tmp_path / "from-file" / "registry.db").is_file()
     assert elsewhere.returncode == 0, elsewhere.stderr
     assert (tmp_path / "from-environment" / "registry.db").is_file()
-    assert broken.returncode == 1
+    assert broken.returncode == 2
     assert broken.stderr.startswith("Error: PROMPT_SERVE_ENV_FILE=missing cannot be read")
     assert broken.stderr.count("\n") == 1
 
