@@ -21,8 +21,9 @@ from prompt_serve.schemas import Limits
 from prompt_serve.service.env_files import PREFIX, load_env_files
 
 # Variables with this prefix that are not the service's: the files that hold variables, the client's
-# URL and key, the training cache, the datasets of the protocols, those of deploy/compose.yaml (IMAGE
-# and ADDRESS), those of tests, and those that Kubernetes sets in every pod for a Service named prompt-serve.
+# URL and key, the training cache, the datasets of the protocols, IMAGE and ADDRESS of
+# deploy/compose.yaml, those of tests, and those that Kubernetes sets in every pod for a Service
+# named prompt-serve.
 _NOT_SETTINGS = re.compile(
     r"(ENV_FILE|SECRETS_DIR|URL|API_KEY|CACHE.*|DATASETS|IMAGE|ADDRESS|SOAK_S|TEST_.*"
     r"|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)"

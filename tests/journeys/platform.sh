@@ -122,5 +122,3 @@ works 'cat service.log'
 prints "prompt-serve is ready after"
 lacks "Traceback" "WARNING" "$ADMIN" "$SHOP"
 works "python -c 'import socket; socket.create_server((\"127.0.0.1\", $PORT))'"
-fails 1 'prompt-serve tasks list'
-notes_lines 1
