@@ -16,7 +16,11 @@ def test_export_prints_its_checks_and_its_folder(tiny_folder: Path, tmp_path: Pa
     assert result.exit_code == 0, result.output
     assert open_bundle(out).manifest.backbone.id == "tiny"
     lines = result.output.splitlines()
-    assert lines[:2] == ["exporting the image encoder (fp32)", "exporting the text encoder"]
+    assert lines[:3] == [
+        "exporting the image encoder (fp32)",
+        "exporting the image encoder that takes learned vectors",
+        "exporting the text encoder",
+    ]
     assert any(line.startswith("parity: text_names") for line in lines)
     assert any(line.startswith("image_encoder.onnx") for line in lines)
     assert lines[-1].startswith(f"Exported tiny (fp32) to {out} in ")

@@ -191,7 +191,7 @@ def test_the_command_does_the_same(served: Served, files: list[bytes], tmp_path:
         for line in lines:
             result = CliRunner().invoke(main, [*shlex.split(line), "--url", served.url])
             assert result.exit_code == 0, result.output
-            outputs.append(result.output)
+            outputs.append(result.stdout)
         return "".join(outputs)
 
     said = say(
