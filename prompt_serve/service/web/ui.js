@@ -127,13 +127,23 @@ async function showTasks() {
   const page = await request(`tasks?${query}`);
   if (id !== state.searchId) return;
   const current = byId("tasks").querySelector('input[tabindex="0"]')?.value;
-  byId("tasks").replaceChildren(...page.tasks.map(taskRow));
+  showRows(page.tasks);
   const rows = [...byId("tasks").children];
   makeCurrent(rows.find((row) => row.querySelector("input").value === current) || rows[0]);
   let note = "";
   if (page.next) note = `Showing the first ${page.tasks.length} tasks. Search to find others.`;
   if (!page.tasks.length) note = search ? "No matching tasks." : "There are no tasks yet.";
   byId("tasks-note").textContent = note;
+}
+
+// Rows of unchanged tasks stay as they are (open details too), and the focus stays on its task.
+function showRows(tasks) {
+  const focused = document.activeElement.closest("#tasks :is(input, summary)");
+  const name = focused?.closest("li").querySelector("input").value;
+  const kept = new Map([...byId("tasks").children].map((row) => [row.dataset.task, row]));
+  byId("tasks").replaceChildren(...tasks.map((task) => kept.get(JSON.stringify(task)) || taskRow(task)));
+  const row = [...byId("tasks").children].find((row) => row.querySelector("input").value === name);
+  if (focused) row?.querySelector(focused.localName).focus({ preventScroll: true });
 }
 
 // Tab reaches one row of the list; the arrow keys move from row to row.
@@ -161,6 +171,7 @@ function taskRow(task) {
   const label = element("label");
   label.append(box, element("span", task.name), element("small", count(task.n_classes, "class", "classes")));
   const row = element("li");
+  row.dataset.task = JSON.stringify(task);
   row.append(label, taskDetails(task.name));
   return row;
 }

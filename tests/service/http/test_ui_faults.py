@@ -279,7 +279,7 @@ def test_arrow_keys_move_through_the_tasks(
         page.keyboard.press(key)
         moved = {"ArrowDown": at + 1, "ArrowUp": at - 1}.get(key, steps[key])
         at = min(max(moved, 0), 9)
-        assert page.evaluate("document.activeElement.value") == f"kb-10{at}"
+        expect(page.locator(f"#tasks input[value=kb-10{at}]")).to_be_focused()
     expect(page.locator("#tasks-help")).to_be_visible()
     page.keyboard.press("Space")
     expect(page.locator("#selected")).to_have_text("1 selected")
@@ -290,7 +290,33 @@ def test_arrow_keys_move_through_the_tasks(
     expect(page.locator("#tasks li").nth(at + 1).locator(".facts")).to_contain_text("zero-shot, ")
     expect(page.locator("#tasks li").nth(at + 1).get_by_role("checkbox")).not_to_be_checked()
     page.keyboard.press("Shift+Tab")
-    assert page.evaluate("document.activeElement.value") == f"kb-10{at + 1}"
+    expect(page.locator(f"#tasks input[value=kb-10{at + 1}]")).to_be_focused()
+
+
+@pytest.mark.parametrize("control", ["input", "summary"])
+def test_a_list_shown_anew_keeps_the_focus_and_open_details(
+    browser: Browser, served: Served, many_tasks: None, control: str
+) -> None:
+    page = Watched(browser, served.url).open()
+    page.fill("#search", "kb-10")
+    expect(page.locator("#tasks li")).to_have_count(10)
+    row = page.locator("#tasks li", has_text="kb-104")
+    row.locator("summary").click()
+    expect(row.locator(".facts")).to_contain_text("zero-shot, ")
+    row.locator(control).focus()
+    page.evaluate("document.getElementById('search').value = 'kb-1'; showTasks()")
+
+    expect(page.locator("#tasks li")).to_have_count(100)
+    expect(row.locator(control)).to_be_focused()
+    expect(row.locator(".facts")).to_contain_text("zero-shot, ")
+    with httpx.Client(base_url=served.url) as http:
+        body = {"name": "kb-104", "class_names": ["a", "b", "c"]}
+        http.post("/v1/tasks", json=body).raise_for_status()
+        page.evaluate("showTasks()")
+
+        expect(row.locator("small")).to_have_text("3 classes")
+        expect(row.locator(control)).to_be_focused()
+        http.post("/v1/tasks", json={**body, "class_names": ["a", "b"]}).raise_for_status()
 
 
 @pytest.mark.parametrize(
