@@ -1,22 +1,32 @@
 """Images per second of the image encoder on a CUDA device, through the service's own engine.
 
     prompt-serve export ViT-B-16/random --precision fp16 -o bundle
-    python benchmarks/gpu.py bundle
+    python -m benchmarks.gpu bundle
 
 Fails if ONNX Runtime does not run on CUDA; ``--device cpu`` is a dry run without a GPU. Prints
-images/s by batch size, from pixels in host memory to features in host memory, and the largest
-difference from the features of the same graph on the CPU.
+images/s by batch size, from pixels in host memory to features in host memory: without learned
+vectors of the image tower, and with some for every image. Then the largest difference from the
+features of the same graphs on the CPU, for a batch with every kind of image prompt as well.
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from prompt_serve.bundle import open_bundle
-from prompt_serve.service.inference.engine import Engine, batch_buckets
+from prompt_serve.prompts.image_rows import ImageRows
+from prompt_serve.prompts.prompt_vectors import PromptVectors
+from prompt_serve.service.inference.batch_sizes import batch_buckets
+from prompt_serve.service.inference.engine import Engine
+from prompt_serve.types import FloatArray
+
+ROWS = 4  # per block
+Vectors = PromptVectors[FloatArray]
 
 
 def main() -> None:
@@ -40,24 +50,62 @@ def main() -> None:
     )
     print(f"{bundle.manifest.backbone.id} {bundle.manifest.precision} on {engine.provider}")
     engine.warm_up()
+    kinds = _kinds(engine)
     for batch in batch_buckets(options.max_batch):
-        rate, p50_ms = images_per_s(engine, pixels[:batch], options.seconds)
-        print(f"batch {batch:4d}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms per batch (median)")
-    if options.device == "cuda":
-        on_cpu = Engine(bundle, cuda_device=None, threads=4, max_batch=8)
-        difference = np.abs(engine.encode_images(pixels[:8]) - on_cpu.encode_images(pixels[:8]))
-        print(f"largest difference from the same graph on the CPU: {difference.max():.1e}")
+        works = {"plain": partial(engine.encode_images, pixels[:batch])}
+        if kinds:
+            works[f"{ROWS} rows per block"] = partial(
+                engine.encode_images, pixels[:batch], [kinds[0]] * batch
+            )
+        for name, work in works.items():
+            rate, p50_ms = images_per_s(work, batch, options.seconds)
+            print(f"batch {batch:4d}, {name}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms (median)")
+    print_differences(engine, pixels, kinds)
 
 
-def images_per_s(engine: Engine, pixels: np.ndarray, seconds: float) -> tuple[float, float]:
+def images_per_s(work: Callable[[], object], images: int, seconds: float) -> tuple[float, float]:
     """Return the overall images/s and the median milliseconds per batch."""
     times = []
     start = time.perf_counter()
     while time.perf_counter() - start < seconds:
         before = time.perf_counter()
-        engine.encode_images(pixels)
+        work()
         times.append(time.perf_counter() - before)
-    return len(pixels) * len(times) / sum(times), statistics.median(times) * 1e3
+    return images * len(times) / sum(times), statistics.median(times) * 1e3
+
+
+def print_differences(engine: Engine, pixels: np.ndarray, kinds: list[ImageRows]) -> None:
+    """Compare with the same graphs on the CPU: plain images, and one image of each kind."""
+    on_cpu = Engine(engine.bundle, cuda_device=None, threads=4, max_batch=8)
+    mixes: dict[str, list[ImageRows | None]] = {"plain images": []}
+    if kinds:
+        mixes["mixed image prompts"] = [None, *kinds, None]
+    for name, rows in mixes.items():
+        batch = pixels[: len(rows) or 8]
+        difference = engine.encode_images(batch, rows) - on_cpu.encode_images(batch, rows)
+        print(f"largest difference from the CPU, {name}: {np.abs(difference).max():.1e}")
+
+
+def _kinds(engine: Engine) -> list[ImageRows]:
+    """Rows in every block, rows that go on, keys and values; none if the tower takes no rows."""
+    size = engine.bundle.manifest.image_tower
+    if size is None:
+        return []
+    rng = np.random.default_rng(0)
+
+    def vectors(count: int) -> FloatArray:
+        return rng.standard_normal((count, size.width)).astype(np.float32)
+
+    kinds: list[Vectors] = [
+        PromptVectors(
+            context=vectors(ROWS), deeper=tuple(vectors(ROWS) for _ in range(size.layers - 1))
+        ),
+        PromptVectors(context=vectors(3)),
+        PromptVectors(context=vectors(2), deeper=(vectors(2),)),
+        PromptVectors(keys_values=tuple(vectors(block % 3) for block in range(size.layers))),
+    ]
+    rows = [engine.lay_out(kind) for kind in kinds]
+    return [own for own in rows if own is not None]
 
 
 if __name__ == "__main__":

@@ -162,8 +162,10 @@ class PromptedImages:
         Raises:
             BundleInvalid, ProviderUnavailable: the graph cannot be opened.
         """
-        inputs = {"pixels": pixels, **image_inputs(rows, **self._sizes)}
-        (features,) = self._encoder.run(["image_features"], inputs)
+        encoder = self._encoder
+        in_steps = encoder.get_providers()[0] == _CUDA
+        inputs = {"pixels": pixels, **image_inputs(rows, **self._sizes, in_steps=in_steps)}
+        (features,) = encoder.run(["image_features"], inputs)
         return np.asarray(features, dtype=np.float32)
 
     def _project(

@@ -13,7 +13,7 @@ from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.prompted_parity import Vectors, every_kind, features_with
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import OnnxEncoders
+from prompt_serve.onnx_encoders import OnnxEncoders, open_session
 from prompt_serve.prompts.image_rows import ImageRows, image_inputs
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
@@ -96,6 +96,25 @@ def test_images_without_vectors_are_those_of_the_plain_graph(encoders: OnnxEncod
     np.testing.assert_allclose(
         encoders.prompted.encode(pixels, [None] * 3), encoders.encode_pixels(pixels), atol=1e-6
     )
+
+
+def test_rows_in_steps_of_powers_of_two_change_nothing(
+    tiny_bundle: Path, encoders: OnnxEncoders
+) -> None:
+    graph = open_session(
+        open_bundle(tiny_bundle).prompted_image_encoder, cuda_device=None, threads=1
+    )
+    shapes = set()
+    for batch in mixes(20, LAYERS, WIDTH):
+        pixels = random_pixels(encoders.preprocessing, count=len(batch))
+        rows = [encoders.prompted.lay_out(vectors) for vectors in batch]
+        inputs = image_inputs(rows, layers=LAYERS, width=WIDTH, in_steps=True)
+        shapes |= {inputs["rows"].shape[1], inputs["keys"].shape[2]}
+
+        (features,) = graph.run(["image_features"], {"pixels": pixels, **inputs})
+
+        np.testing.assert_allclose(features, encoders.prompted.encode(pixels, rows), atol=1e-6)
+    assert shapes <= {1, 2, 4, 8, 16}
 
 
 @pytest.mark.parametrize(("pool", "final_ln_after_pool"), [("tok", True), ("avg", False)])

@@ -90,7 +90,7 @@ def lay_out(
 
 
 def image_inputs(
-    images: Sequence[ImageRows | None], *, layers: int, width: int
+    images: Sequence[ImageRows | None], *, layers: int, width: int, in_steps: bool = False
 ) -> dict[str, NDArray[Any]]:
     """Return the inputs of the prompted image graph for B images, without the pixels.
 
@@ -98,6 +98,7 @@ def image_inputs(
         images: rows of each image's task; None without.
         layers: L, blocks of the image tower.
         width: D, its width.
+        in_steps: round M and R up to a power of two, for a device that plans each new shape.
 
     Returns:
         rows (B, M, D), rows_block (B,), rows_used (B, M), keys and values (L, B, R, D) and
@@ -107,6 +108,8 @@ def image_inputs(
     # At least one: some execution providers reject arrays without elements.
     m = max([1, *(len(rows.entering) for rows in prompted)])
     r = max([1, *(len(keys) for rows in prompted for keys in rows.keys)])
+    if in_steps:
+        m, r = (1 << (length - 1).bit_length() for length in (m, r))
     rows = np.zeros((len(images), m, width), dtype=np.float32)
     rows_block = np.full(len(images), layers, dtype=np.int64)  # behind the last one: nowhere
     rows_used = np.zeros((len(images), m), dtype=np.bool_)

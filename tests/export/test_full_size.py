@@ -3,6 +3,7 @@
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -11,7 +12,10 @@ from prompt_serve.bundle import open_bundle
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.graphs import image_graph
 from prompt_serve.export.parity import compare_images, open_session
+from prompt_serve.export.prompted_parity import every_kind, features_with
 from prompt_serve.export.quiet import quiet_libraries
+from prompt_serve.export.samples import random_pixels
+from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
 from prompt_serve.training.clip.backbone import EMBEDDED, load_backbone
 
 pytestmark = pytest.mark.slow
@@ -29,6 +33,30 @@ def test_vit_b_16_becomes_a_bundle(tmp_path: Path) -> None:
     assert open_bundle(tmp_path / "bundle").image_encoder.stat().st_size == pytest.approx(
         345e6, rel=0.02
     )
+
+
+@pytest.mark.long
+def test_a_thousand_mixes_of_prompts_of_the_image_tower(tmp_path: Path) -> None:
+    with quiet_libraries():
+        backbone = load_backbone("ViT-B-16/random")
+    export_bundle(backbone, tmp_path / "bundle")
+    prompted = OnnxEncoders.open(
+        open_bundle(tmp_path / "bundle"), cuda_device=None, threads=available_cores()
+    ).prompted
+    rng = np.random.default_rng(0)
+    tower = backbone.image_tower
+    kinds = [kind for _ in range(3) for kind in every_kind(tower.layers, tower.width, rng)]
+    pixels = random_pixels(backbone.preprocessing, count=4)
+    expected = np.stack([features_with(backbone, pixels, kind) for kind in kinds])
+    rows = [prompted.lay_out(kind) for kind in kinds]
+
+    for _ in range(1000):
+        size = rng.integers(2, 7)
+        kind, image = rng.integers(0, len(kinds), size), rng.integers(0, len(pixels), size)
+        features = prompted.encode(pixels[image], [rows[index] for index in kind])
+
+        # Logits are features times 100.
+        assert np.abs(features - expected[kind, image]).max() < 1e-6
 
 
 # Their text towers are ViT-B/16's; only the image towers need a check of their own.

@@ -17,7 +17,8 @@ from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
 from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.prompts.prompt_file import to_bytes
-from prompt_serve.service.inference.engine import Engine, batch_buckets
+from prompt_serve.service.inference.batch_sizes import batch_buckets
+from prompt_serve.service.inference.engine import Engine
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
 from tests.service.prompts import learned_prompt, picture

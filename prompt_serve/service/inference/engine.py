@@ -13,8 +13,10 @@ from prompt_serve.onnx_encoders import OnnxEncoders, open_session
 from prompt_serve.prompts.class_features import class_features, folded_image
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.service.inference.batch_sizes import Rows, batch_buckets, in_bucket
 from prompt_serve.service.inference.image_graphs import ImageGraphs
 from prompt_serve.service.tasks.feature_queue import at_low_priority
 from prompt_serve.types import FloatArray, PixelArray
@@ -41,7 +43,7 @@ class Engine:
         self._image_size = bundle.manifest.preprocessing.image_size
         # On a CPU a padded image costs as much as a real one. On CUDA every new batch size needs a
         # new memory plan, so a few sizes are warmed up and smaller batches are padded to them.
-        self._buckets = None if cuda_device is None else batch_buckets(max_batch)
+        self._buckets = [] if cuda_device is None else batch_buckets(max_batch)
         self._warm_up_sizes = self._buckets or sorted({1, max_batch})
         open_graph = partial(open_session, cuda_device=cuda_device, threads=threads)
         self._encoders = OnnxEncoders(
@@ -64,6 +66,7 @@ class Engine:
                 width=size.width,
                 image_size=self._image_size,
                 max_batch=max_batch,
+                buckets=self._buckets,
             )
         )
         self.slowest_batch_s = 0.0  # duration of the largest batch after warm-up
@@ -90,14 +93,22 @@ class Engine:
         """
         if prompt.image is None:
             return None
-        vectors = folded_image(prompt, self.bundle.text_side)
+        return self.lay_out(folded_image(prompt, self.bundle.text_side))
+
+    def lay_out(self, vectors: PromptVectors[FloatArray]) -> ImageRows | None:
+        """Lay out the folded image branch of a prompt for ``encode_images``; see ``ImageGraphs``.
+
+        Raises:
+            BackboneUnsupported: this image tower takes no vectors.
+            PromptFileInvalid: they are for another tower.
+        """
         return (self._graphs or self._encoders.prompted).lay_out(vectors)
 
     def _encode_plain(self, pixels: PixelArray) -> FloatArray:
-        n = len(pixels)
-        if self._buckets is not None:
-            pixels = _pad(pixels, self._buckets)
-        return self._encoders.encode_pixels(pixels)[:n]
+        return in_bucket(self._run_plain, pixels, (), self._buckets)
+
+    def _run_plain(self, pixels: PixelArray, _: Rows) -> FloatArray:
+        return self._encoders.encode_pixels(pixels)
 
     def encode_text(self, sequences: Sequences) -> FloatArray:
         """Encode the assembled sequences of C classes to (C, E) features of unit length.
@@ -140,20 +151,3 @@ def _probe_prompt(bundle: Bundle) -> Prompt:
         backbone=bundle.manifest.backbone,
         probe=np.zeros(1, dtype=np.float16),
     )
-
-
-def batch_buckets(max_batch: int) -> list[int]:
-    """Return 1, 2, 4, ... and ``max_batch``, which is always the last."""
-    sizes = [1]
-    while sizes[-1] * 2 < max_batch:
-        sizes.append(sizes[-1] * 2)
-    return sorted({*sizes, max_batch})
-
-
-def _pad(pixels: PixelArray, buckets: Sequence[int]) -> PixelArray:
-    size = next((bucket for bucket in buckets if bucket >= len(pixels)), len(pixels))
-    if size == len(pixels):
-        return pixels
-    padded = np.zeros((size, *pixels.shape[1:]), dtype=np.uint8)
-    padded[: len(pixels)] = pixels
-    return padded

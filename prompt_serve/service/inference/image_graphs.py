@@ -16,6 +16,7 @@ import numpy as np
 from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
+from prompt_serve.service.inference.batch_sizes import Rows, in_bucket
 from prompt_serve.types import FloatArray, PixelArray
 
 EncodePlain = Callable[[PixelArray], FloatArray]  # pixels (B, S, S, 3) -> (B, E)
@@ -50,6 +51,7 @@ class ImageGraphs:
         width: D, its width.
         image_size: S.
         max_batch: maximum number of images per batch.
+        buckets: batch sizes to which batches with vectors are padded; none on the CPU.
     """
 
     def __init__(
@@ -61,10 +63,12 @@ class ImageGraphs:
         width: int,
         image_size: int,
         max_batch: int,
+        buckets: Sequence[int] = (),
     ) -> None:
         self._plain, self._prompted = plain, prompted
         self._sizes = layers, width
         self._image_size, self._max_batch = image_size, max_batch
+        self._buckets = buckets
         self._costs: tuple[GraphCost, GraphCost] | None = None  # plain, with vectors
         self._lock = threading.Lock()
 
@@ -85,6 +89,8 @@ class ImageGraphs:
         with self._lock:
             if self._costs is None:
                 with_vectors = self._measure(self._encode_typical)
+                for images in self._buckets:  # each needs a memory plan of its own
+                    self._encode_typical(self._black(images))
                 self._costs = self._measure(self._plain), with_vectors
 
     def encode(self, pixels: PixelArray, rows: Sequence[ImageRows | None]) -> FloatArray:
@@ -93,11 +99,11 @@ class ImageGraphs:
         if not prompted.any():
             return self._plain(pixels)
         if prompted.all() or not self.is_split(len(rows), int(prompted.sum())):
-            return self._prompted.encode(pixels, rows)
+            return self._encode_prompted(pixels, rows)
         plain = self._plain(pixels[~prompted])
         features = np.empty((len(rows), plain.shape[1]), dtype=np.float32)
         features[~prompted] = plain
-        features[prompted] = self._prompted.encode(
+        features[prompted] = self._encode_prompted(
             pixels[prompted], [own for own in rows if own is not None]
         )
         return features
@@ -116,14 +122,20 @@ class ImageGraphs:
         of_each = ImageRows(
             entering=rows, block=layers - 1, keys=(rows,) * layers, values=(rows,) * layers
         )
-        return self._prompted.encode(pixels, [of_each] * len(pixels))
+        return self._encode_prompted(pixels, [of_each] * len(pixels))
+
+    def _encode_prompted(self, pixels: PixelArray, rows: Rows) -> FloatArray:
+        return in_bucket(self._prompted.encode, pixels, rows, self._buckets)
+
+    def _black(self, images: int) -> PixelArray:
+        return np.zeros((images, self._image_size, self._image_size, 3), dtype=np.uint8)
 
     def _measure(self, encode: EncodePlain) -> GraphCost:
         one, full = (self._fastest(encode, images) for images in (1, self._max_batch))
         return GraphCost(one=one, full=full, full_size=self._max_batch)
 
     def _fastest(self, encode: EncodePlain, images: int) -> float:
-        pixels = np.zeros((images, self._image_size, self._image_size, 3), dtype=np.uint8)
+        pixels = self._black(images)
         encode(pixels)  # allocates memory
         tries: list[float] = []
         # A large batch evens out by itself, and an upload waits for the measurement.

@@ -26,8 +26,8 @@ def encoders(bundle: Bundle) -> OnnxEncoders:
     return OnnxEncoders.open(bundle, cuda_device=None, threads=1)
 
 
-@pytest.fixture(scope="module")
-def graphs(encoders: OnnxEncoders, bundle: Bundle) -> AlwaysOrNever:
+@pytest.fixture(scope="module", params=[(), (1, 2, 4, 8), (3,)], ids=str)
+def graphs(encoders: OnnxEncoders, bundle: Bundle, request: pytest.FixtureRequest) -> AlwaysOrNever:
     size = bundle.manifest.image_tower
     assert size is not None
     return AlwaysOrNever(
@@ -37,6 +37,7 @@ def graphs(encoders: OnnxEncoders, bundle: Bundle) -> AlwaysOrNever:
         width=size.width,
         image_size=bundle.manifest.preprocessing.image_size,
         max_batch=8,
+        buckets=request.param,
     )
 
 
