@@ -37,6 +37,8 @@ fix: $(INSTALLED) ## format and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Threads of several test processes that wait for each other in turns would take seven times as long.
+test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
 	$(BIN)/python -m pytest -m 'not long' $(PARALLEL)
 

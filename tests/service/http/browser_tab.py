@@ -7,6 +7,7 @@ from playwright.sync_api import Browser, Locator, Page, Response
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE_MS = 60_000
+POLL_MS = 10_000  # of the page
 
 
 class Watched:
@@ -15,6 +16,7 @@ class Watched:
     def __init__(self, browser: Browser, url: str, **options: Any) -> None:
         self.page: Page = browser.new_context(base_url=url, **options).new_page()
         self.page.set_default_timeout(PATIENCE_MS)
+        self.page.clock.install()  # runs on as ever
         self.complaints: list[str] = []
         self.challenges: list[str] = []  # WWW-Authenticate of refused requests
         self.page.on("console", lambda message: self.complaints.append(message.text))
@@ -37,6 +39,10 @@ class Watched:
             self.page.fill("#search", task)
             self.page.locator("#tasks li", has_text=task).get_by_role("checkbox").check()
         return self.page
+
+    def poll(self) -> None:
+        """Let the time pass after which the page asks the service how it is."""
+        self.page.clock.fast_forward(POLL_MS)
 
     @property
     def cards(self) -> Locator:

@@ -199,13 +199,15 @@ def test_a_key_that_is_revoked_while_the_page_is_open_is_asked_for_again(
 ) -> None:
     with open_keys(secured.served.home) as keys:
         token, _ = keys.create("of-the-page", "infer")
-        page = Watched(browser, secured.served.url).page
+        tab = Watched(browser, secured.served.url)
+        page = tab.page
         page.goto("/v1/ui")
         page.fill("#key", token)
         page.keyboard.press("Enter")
         expect(page.locator("#about")).to_contain_text(ABOUT)
         keys.revoke("of-the-page")
 
+    tab.poll()
     expect(page.locator("#key-form")).to_be_visible()
     expect(page.locator("#key-note")).to_have_text("Key 'of-the-page' is revoked.")
 

@@ -94,6 +94,8 @@ def test_results_that_no_longer_apply_say_so(
     if expected == LOST:
         page.context.set_offline(True)
     change(page)
+    if change in (wait, uncheck):  # nothing is asked that would fail
+        tab.poll()
 
     expect(tab.cards.locator(".old")).to_have_text([expected, expected])
     expect(page.locator(".outdated")).to_have_count(2)
@@ -102,6 +104,7 @@ def test_results_that_no_longer_apply_say_so(
         return
     expect(page.locator("#about")).to_have_text("The service does not answer. Is it still running?")
     page.context.set_offline(False)
+    tab.poll()
     expect(page.locator("#about")).to_contain_text("version")
     if change is uncheck:  # nothing to ask
         return
@@ -431,11 +434,13 @@ def test_an_empty_service_leads_to_its_first_task(
         create = page.inner_text("#create")
         assert ("$PROMPT_SERVE_API_KEY" in create) == has_keys
         run_shell(create, tmp_path, PROMPT_SERVE_API_KEY=key)
+        tab.poll()
         expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
         expect(page.locator("#empty")).to_be_hidden()
 
         headers = {"x-api-key": key} if has_keys else {}
         httpx.delete(f"{fresh.url}/v1/tasks/things", headers=headers).raise_for_status()
+        tab.poll()
         expect(page.locator("#empty")).to_be_visible()
         expect(page.locator("#tasks li")).to_have_count(0)
         *_, upload = page.inner_text("#learn").splitlines()
@@ -444,11 +449,13 @@ def test_an_empty_service_leads_to_its_first_task(
         upload = upload.replace("prompt-serve", f"{sys.executable} -m prompt_serve", 1)
         environment = {"PROMPT_SERVE_API_KEY": key, "PYTHONPATH": os.pathsep.join(sys.path)}
         run_shell(upload, tmp_path, **environment)
+        tab.poll()
         expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
         page.check("#tasks input")
         page.get_by_role("button", name="Guitar", exact=True).click()
         expect(tab.cards.locator("progress")).to_have_count(2)
         stop(fresh.process)
 
+    tab.poll()
     expect(page.locator("#about")).to_have_text("The service does not answer. Is it still running?")
     expect(tab.cards.locator(".old")).to_have_text(LOST)
