@@ -5,7 +5,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
-from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge, counted
+from prompt_serve.errors import (
+    ArchiveInvalid,
+    Overloaded,
+    PromptServeError,
+    RequestTooLarge,
+    counted,
+)
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics
@@ -114,6 +120,8 @@ def _put_all_or_none(
         count += 1
         try:
             prepared.append(prepare(source.name, source.read()))
+        except (RequestTooLarge, Overloaded):
+            raise  # of the whole zip
         except PromptServeError as error:
             if error.status >= 500:
                 raise
