@@ -16,6 +16,7 @@ from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.problems import problem_of
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.preconditions import check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.tasks.registry_export import read_index, read_version
@@ -128,7 +129,10 @@ def _put_all_or_none(
             metrics.count_upload(metrics.result_of(error))
             errors.append({"name": source.name, **problem_of(error).model_dump()})
             continue
-        feature_bytes += len(prepared[-1].features or b"")
+        new_bytes = len(prepared[-1].features or b"")
+        # Of the file, and of the prompt that was read from it.
+        current_request().memory.grow(new_bytes + 2 * len(prepared[-1].data))
+        feature_bytes += new_bytes
         if feature_bytes > _MAX_FEATURE_BYTES:
             raise RequestTooLarge(
                 f"The class features of these files take more than {_MAX_FEATURE_BYTES:,} bytes. "
