@@ -121,7 +121,7 @@ class BodyLimitMiddleware:
             if rejection is None:
                 raise
         if rejection is not None and not answer.is_started:
-            discard = not isinstance(rejection, BodyTooSlow)
+            discard = not (body.is_complete or isinstance(rejection, BodyTooSlow))
             await _reject(scope, receive, send, rejection, discard=discard)
 
     async def _check(
@@ -166,7 +166,7 @@ class _Body:
         self.received = 0
         self._receive = receive
         self._min_bytes_per_s = min_bytes_per_s
-        self._is_complete = False
+        self.is_complete = False
         self._window_ends = 0.0  # on the clock of the loop
         self._window_start = 0  # bytes received before
 
@@ -184,7 +184,7 @@ class _Body:
             chunk = message.get("body", b"")
             more = bool(message.get("more_body", False))
             self.received += len(chunk)
-            self._is_complete = not more
+            self.is_complete = not more
             if not collected and (not more or len(chunk) >= _BLOCK_BYTES):
                 return message
             collected += chunk
@@ -193,7 +193,7 @@ class _Body:
 
     async def _next(self) -> Message:
         # After the body comes only the disconnect, whenever that is.
-        if self._is_complete or not self._min_bytes_per_s:
+        if self.is_complete or not self._min_bytes_per_s:
             return await self._receive()
         now = asyncio.get_running_loop().time()
         if not self._window_ends:
