@@ -22,6 +22,7 @@
     ├── RequestError
     │   ├── RequestInvalid
     │   ├── RequestTooLarge
+    │   ├── BodyTooSlow
     │   ├── ImageInvalid
     │   ├── ImageTooLarge
     │   ├── ImageUnreachable
@@ -258,6 +259,17 @@ class RequestTooLarge(RequestError):
     status = 413
 
 
+class BodyTooSlow(RequestError):
+    """The body arrived more slowly than `min_body_bytes_per_s`.
+
+    Way out: send it again over a faster connection.
+    """
+
+    code = "body-too-slow"
+    status = 408
+    misuse = False
+
+
 class ImageInvalid(RequestError):
     """The image is empty, damaged or of an unsupported format.
 
@@ -411,7 +423,7 @@ class ServiceError(PromptServeError):
 
 
 class Overloaded(ServiceError):
-    """The queue of images or of changes is full.
+    """The queue of images or of changes is full, or too many bytes are in flight.
 
     Way out: retry after `Retry-After` seconds.
     """

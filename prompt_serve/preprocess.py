@@ -18,16 +18,17 @@ Unusual images:
 import io
 import os
 import re
-import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
+from prompt_serve.rgb_conversion import to_rgb
 from prompt_serve.types import PixelArray
 
 MAX_IMAGE_PIXELS = 50_000_000
@@ -46,6 +47,17 @@ _JPEG_END = b"\xff\xd9"
 _OTHER_BYTES = b"".join(b"\xb5\xd3\x6e" * 50 + b"\xff%c" % code for code in range(0xD0, 0xD8))
 # Rows of the last blocks of a JPEG, and two that the interpolation of colors reaches.
 _LAST_ROWS = 18
+
+# Decoders of Pillow that run in Python, and the largest images that they may be given.
+_SLOW_FORMS = {"ppm_plain": "a plain (text) PPM, PGM or PBM", "bmp_rle": "a run-length encoded BMP"}
+_MAX_SLOW_PIXELS = 500_000
+_MAX_SLOW_BYTES = 2 * 2**20
+# Memory at the peak of decoding, measured by benchmarks/decoding_memory.py; a pixel of Pillow's RGB
+# has 4 bytes, and a turned or composited image is there twice.
+_BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 16, "WEBP": 22, "GIF": 10, "BMP": 16, "PPM": 12}
+_MOST_BYTES_PER_PIXEL = 24  # TIFF, AVIF, HEIF
+_PROGRESSIVE_BYTES_PER_PIXEL = 20  # JPEG: all coefficients are in memory
+_FIXED_BYTES = 2**20
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -89,17 +101,37 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
         max_pixels: maximum number of pixels; None: ``max_image_pixels()``.
 
     Raises:
-        ImageTooLarge: the file declares more than ``max_pixels`` pixels; nothing was decoded.
+        ImageTooLarge: the file declares more than ``max_pixels`` pixels, or more than are accepted
+            in a form that is slow to decode; nothing was decoded.
         ImageInvalid: the file is not an image in a known format, or is damaged.
     """
+    max_pixels = max_image_pixels() if max_pixels is None else max_pixels
+    with _image_errors(data):
+        return _decode(data, max_pixels)
+
+
+def decoding_bytes(data: bytes, *, max_pixels: int | None = None) -> int:
+    """Return the memory that decoding an image file takes at most, from its declared size.
+
+    Raises:
+        ImageTooLarge, ImageInvalid: as ``decode_image``, as far as the header shows it.
+    """
+    max_pixels = max_image_pixels() if max_pixels is None else max_pixels
+    with _image_errors(data), _opened(data, max_pixels) as image:
+        width, height = image.size
+        per_pixel = _BYTES_PER_PIXEL.get(image.format or "", _MOST_BYTES_PER_PIXEL)
+        if "progressive" in image.info:
+            per_pixel = _PROGRESSIVE_BYTES_PER_PIXEL
+        return _FIXED_BYTES + width * height * per_pixel
+
+
+@contextmanager
+def _image_errors(data: bytes) -> Iterator[None]:
+    """Turn the errors of Pillow into ours."""
     if not data:
         raise ImageInvalid("The image is empty (0 bytes). Send the bytes of an image file.")
-    if max_pixels is None:
-        max_pixels = max_image_pixels()
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which the user has raised
     try:
-        return _decode(data, max_pixels)
+        yield
     except (ImageTooLarge, ImageInvalid):
         raise
     except UnidentifiedImageError as error:
@@ -129,7 +161,7 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
 def _decode(data: bytes, max_pixels: int) -> Image.Image:
     try:
         with _opened(data, max_pixels) as image:
-            return to_rgb(image)
+            return to_rgb(_loaded(image, data))
     except (OSError, ValueError) as error:
         repaired = _repaired(data, error, max_pixels)
         if repaired is None:
@@ -138,8 +170,39 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
         return to_rgb(image)
 
 
+def _loaded(image: Image.Image, data: bytes) -> Image.Image:
+    """Load the pixels of an opened image, and free what its decoder no longer needs."""
+    if _decoder_name(image) == "ppm":
+        return _scaled_ppm(image, data)
+    image.load()
+    if image.format in ("WEBP", "AVIF"):
+        image._decoder = None  # type: ignore[attr-defined]  # holds more images of this size
+    return image
+
+
+def _decoder_name(image: Image.Image) -> str:
+    tiles = getattr(image, "tile", [])
+    return str(tiles[0][0]) if tiles else ""
+
+
+def _scaled_ppm(image: Image.Image, data: bytes) -> Image.Image:
+    """Read a binary PPM or PGM whose numbers do not end at 255 or 65,535; Pillow reads it number
+    by number in Python, and gives the same pixels."""
+    _, (_, _, width, height), offset, (_, largest) = image.tile[0]  # type: ignore[attr-defined]
+    kind, top = (np.int32, 65_535) if image.mode == "I" else (np.uint8, 255)
+    table = np.minimum(top, np.rint(np.arange(65_536) / largest * top)).astype(kind)
+    shape = (height, width, 3) if image.mode == "RGB" else (height, width)
+    stored = np.frombuffer(data, ">u2" if largest > 255 else "u1", int(np.prod(shape)), offset)
+    scaled = np.empty(shape, kind)
+    for row, numbers in zip(scaled, stored.reshape(height, -1), strict=True):
+        row[...] = table[numbers].reshape(row.shape)
+    return Image.fromarray(scaled)
+
+
 def _opened(data: bytes, max_pixels: int) -> Image.Image:
     """Open an image, and check its declared size before any pixel is decoded."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own limit, which the user has raised
     formats = ("HEIF",) if _is_heif(data) and reads_heif() else IMAGE_FORMATS
     image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
@@ -153,7 +216,23 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
             height=height,
             max_pixels=max_pixels,
         )
+    _check_slow_form(image, len(data))
     return image
+
+
+def _check_slow_form(image: Image.Image, size_bytes: int) -> None:
+    """Raise ImageTooLarge for a large image whose decoder runs in Python, number by number."""
+    form = _SLOW_FORMS.get(_decoder_name(image))
+    width, height = image.size
+    if form and (width * height > _MAX_SLOW_PIXELS or size_bytes > _MAX_SLOW_BYTES):
+        raise ImageTooLarge(
+            f"The image is {form} of {width} x {height} pixels and {size_bytes:,} bytes; in this "
+            f"form, which is slow to decode, at most {_MAX_SLOW_PIXELS:,} pixels and "
+            f"{_MAX_SLOW_BYTES:,} bytes are accepted. Save it as PNG.",
+            width=width,
+            height=height,
+            max_pixels=_MAX_SLOW_PIXELS,
+        )
 
 
 @cache
@@ -241,38 +320,6 @@ def _stored_pixels(data: bytes, max_pixels: int) -> PixelArray:
         return np.asarray(image)
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any Pillow image to 8-bit RGB: orientation applied, transparency on white."""
-    image = _upright(image)
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scale_to_8_bit(image).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; unreadable EXIF is ignored, as image viewers do."""
-    image.load()  # first, so that damaged pixels are not mistaken for unreadable EXIF
-    try:
-        return ImageOps.exif_transpose(image)
-    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return image
-
-
-def _scale_to_8_bit(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float64)
-    if image.mode == "F":
-        top = 1.0 if values.max(initial=0.0) <= 1.0 else 255.0
-    elif image.mode.startswith("I;16"):
-        top = 65_535.0  # even if every pixel is dark
-    else:
-        top = 255.0 if values.max(initial=0) <= 255 else 65_535.0
-    return Image.fromarray(np.clip(values * (255.0 / top), 0, 255).round().astype(np.uint8))
-
-
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
     """Resize and crop an RGB image to the square the image tower sees.
 
@@ -310,7 +357,20 @@ def _cut_long_side(image: Image.Image) -> Image.Image:
 
 
 def pixels_from_bytes(
-    data: bytes, preprocessing: Preprocessing, *, max_pixels: int | None = None
+    data: bytes,
+    preprocessing: Preprocessing,
+    *,
+    max_pixels: int | None = None,
+    reserve: Callable[[int], AbstractContextManager[object]] | None = None,
 ) -> PixelArray:
-    """Decode an image file, then resize and crop it: (S, S, 3) uint8."""
-    return to_pixels(decode_image(data, max_pixels=max_pixels), preprocessing)
+    """Decode an image file, then resize and crop it: (S, S, 3) uint8.
+
+    Args:
+        data: content of the file.
+        preprocessing: of the backbone.
+        max_pixels: maximum number of pixels; None: ``max_image_pixels()``.
+        reserve: called with the bytes that decoding takes, before anything is decoded; they are in
+            use until the context that it returns is left.
+    """
+    with nullcontext() if reserve is None else reserve(decoding_bytes(data, max_pixels=max_pixels)):
+        return to_pixels(decode_image(data, max_pixels=max_pixels), preprocessing)

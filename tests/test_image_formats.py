@@ -4,6 +4,7 @@ The tests that decode HEIC need ``pillow-heif``, which the extra ``dev`` install
 """
 
 import io
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from prompt_serve import preprocess
 from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
 from prompt_serve.preprocess import decode_image
+from prompt_serve.rgb_conversion import to_rgb
 from prompt_serve.types import PixelArray
 
 HEIC = Path(__file__).parent / "data" / "red_blue.heic"  # 64 x 48, the left half red, then blue
@@ -205,3 +207,52 @@ def test_an_invalid_size_limit_is_one_error(monkeypatch: pytest.MonkeyPatch, val
     monkeypatch.setenv("PROMPT_SERVE_MAX_IMAGE_PIXELS", value)
     with pytest.raises(ConfigInvalid, match="expected a number of pixels"):
         decode_image(encoded(photo(20, 30), "PNG"))
+
+
+@pytest.mark.parametrize("largest", [1, 7, 100, 1023, 4095, 65_534])
+@pytest.mark.parametrize("magic", [b"P5", b"P6"])
+def test_numbers_of_any_range_are_read_as_pillow_reads_them(magic: bytes, largest: int) -> None:
+    width, height, channels = 31, 9, 3 if magic == b"P6" else 1
+    rng = np.random.default_rng(largest)
+    # Some numbers are above the largest that the header promises.
+    numbers = rng.integers(0, min(largest + 20, 65_535), width * height * channels)
+    body = numbers.astype(">u2" if largest > 255 else "u1").tobytes()
+    data = magic + b"\n%d %d\n%d\n" % (width, height, largest) + body
+
+    with Image.open(io.BytesIO(data)) as image:
+        expected = to_rgb(image)
+
+    np.testing.assert_array_equal(rgb(data), np.asarray(expected))
+    with pytest.raises(ImageInvalid, match="damaged"):
+        decode_image(data[:-1])
+
+
+def _run_length_bmp(width: int, height: int, body: bytes) -> bytes:
+    info = struct.pack("<IIIHHIIIIII", 40, width, height, 1, 8, 1, len(body), 0, 0, 256, 0)
+    head = struct.pack("<2sIHHI", b"BM", 14 + 40 + 1024 + len(body), 0, 0, 14 + 40 + 1024)
+    return head + info + bytes(1024) + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"P1\n7000 7000\n" + b"0 1 " * 100,
+        b"P2\n7000 7000\n255\n" + b"7 " * 100,
+        b"P3\n5000 9000\n65535\n" + b"9 8 7 " * 100,
+        b"P3\n10 10\n255\n" + b"9 8 7 " * 500_000,
+        b"P1\n1000 501\n" + b"0" * 501_000,
+        _run_length_bmp(7000, 7000, b"\x00\x00" * 300),
+        _run_length_bmp(10, 10, b"\x00\x02\x00\x00" * 600_000),
+    ],
+    ids=["P1", "P2", "P3", "long P3", "just above", "BMP", "long BMP"],
+)
+def test_large_files_that_python_would_decode_are_refused_by_their_header(data: bytes) -> None:
+    with pytest.raises(ImageTooLarge, match=r"slow to decode.* Save it as PNG"):
+        decode_image(data)
+
+
+def test_small_files_that_python_decodes_are_read() -> None:
+    bmp = _run_length_bmp(20, 20, b"\x14\x05\x00\x00" * 20 + b"\x00\x01")
+
+    assert decode_image(bmp).size == (20, 20)
+    assert decode_image(b"P2\n3 1\n7\n0 7 3\n").getpixel((1, 0)) == (255, 255, 255)

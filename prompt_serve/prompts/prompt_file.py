@@ -41,7 +41,14 @@ from prompt_serve.prompts.encodings import (
     encoding_from,
 )
 from prompt_serve.prompts.quantized_tensor import BITS, QuantizedTensor, StoredTensor, pack, unpack
-from prompt_serve.prompts.wrong_files import describe_wrong_file
+from prompt_serve.prompts.wrong_files import (
+    MAX_TENSORS,
+    depth_excess,
+    describe_wrong_file,
+    header_excess,
+    header_of,
+    json_excess,
+)
 from prompt_serve.text_files import is_utf8
 from prompt_serve.types import BackboneRef, ClassPosition, HalfArray
 
@@ -477,20 +484,29 @@ def check_kind(data: bytes) -> None:
 
 
 def _header_document(data: bytes) -> str:
-    size = int.from_bytes(data[:8], "little")
+    """Return the document of a prompt file's header, after the checks of its size."""
+    if excess := header_excess(data):
+        raise PromptFileInvalid(f"The header of the file has {excess}.")
+    header = header_of(data) or {}
     try:
-        if len(data) >= 8 and size <= len(data) - 8:
-            document = json.loads(data[8 : 8 + size])["__metadata__"][METADATA_KEY]
-            return str(document)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise PromptFileInvalid(f"Not a prompt file: {describe_wrong_file(data)}")
+        document = str(header["__metadata__"][METADATA_KEY])
+    except (KeyError, TypeError):
+        raise PromptFileInvalid(f"Not a prompt file: {describe_wrong_file(data)}") from None
+    if len(header) - 1 > MAX_TENSORS:
+        raise PromptFileInvalid(
+            f"The file has {len(header) - 1:,} tensors; at most {MAX_TENSORS:,} are accepted."
+        )
+    if excess := json_excess(document):  # escapes may have hidden some
+        raise PromptFileInvalid(f"The header of the file has {excess}.")
+    return document
 
 
 def _read_header(data: bytes) -> _Header:
     document = _header_document(data)
     try:
         fields = json.loads(document)
+        if excess := depth_excess(fields if isinstance(fields, dict | list) else []):
+            raise PromptFileInvalid(f"The header of the file has {excess}.")
         # Values that cannot be serialized again (NaN, infinity, lone surrogates) are refused: they
         # would break every reply that contains them.
         json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()

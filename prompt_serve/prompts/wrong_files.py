@@ -1,6 +1,13 @@
-"""Recognize what people upload in place of a prompt file, and say what to do with it."""
+"""Read the header of a safetensors file within limits; recognize what people upload in place of a
+prompt file, and say what to do with it."""
 
 import json
+from typing import Any
+
+MAX_HEADER_BYTES = 16 * 2**20
+MAX_HEADER_VALUES = 500_000  # values in lists and objects; a list of class accuracies has many
+MAX_DEPTH = 32
+MAX_TENSORS = 10_000
 
 _HEAD_BYTES = 4096
 _BACKBONE = (
@@ -67,16 +74,56 @@ def _is_onnx(head: bytes) -> bool:
     return len(head) > 2 and head[0] == 0x08 and head[1] < 32 and head[2] in (0x12, 0x3A, 0x42)
 
 
-def _tensor_names(data: bytes) -> list[str] | None:
-    """Return the names in a safetensors header; None if it has none."""
+def header_of(data: bytes) -> dict[str, Any] | None:
+    """Return the header of a safetensors file; None if it has none, or one beyond the limits."""
     size = int.from_bytes(data[:8], "little")
+    if size > len(data) - 8 or header_excess(data) is not None:
+        return None
     try:
-        header = json.loads(data[8 : 8 + size]) if size <= len(data) - 8 else None
+        header = json.loads(data[8 : 8 + size])
     except (ValueError, RecursionError):
         return None
-    if not isinstance(header, dict):
-        return None
-    return [name for name in header if name != "__metadata__"]
+    return header if isinstance(header, dict) else None
+
+
+def header_excess(data: bytes) -> str | None:
+    """Return what the header of a safetensors file has too much of; None if it is within the
+    limits, which are checked before anything is parsed."""
+    size = int.from_bytes(data[:8], "little")
+    if size > len(data) - 8:
+        return None  # it is no such file
+    if size > MAX_HEADER_BYTES:
+        return f"{size:,} bytes; at most {MAX_HEADER_BYTES:,} are accepted"
+    return json_excess(data[8 : 8 + size].decode("latin-1"))
+
+
+def json_excess(document: str) -> str | None:
+    """Return what a JSON document has too much of, as far as it shows without parsing; or None."""
+    values = sum(document.count(mark) for mark in ",[{")
+    if values > MAX_HEADER_VALUES:
+        return f"about {values:,} values; at most {MAX_HEADER_VALUES:,} are accepted"
+    return None
+
+
+def depth_excess(value: object) -> str | None:
+    """Return the excess of a parsed document that nests too deep; None if it does not."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)  # type: ignore[attr-defined]  # a list
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return None
+    return f"lists or objects more than {MAX_DEPTH} deep in each other"
+
+
+def _tensor_names(data: bytes) -> list[str] | None:
+    """Return the names in a safetensors header; None if it has none."""
+    header = header_of(data)
+    return None if header is None else [name for name in header if name != "__metadata__"]
 
 
 def _safetensors(names: list[str]) -> str:

@@ -24,6 +24,7 @@ from prompt_serve.errors import ConfigInvalid, NotReady, PromptServeError
 from prompt_serve.schemas import DEFAULT_TOP_K
 from prompt_serve.service import preflight, startup
 from prompt_serve.service.bind_address import anonymous_access, bind_host
+from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
@@ -59,13 +60,18 @@ async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
 def _with_middleware(app: ASGIApp) -> ASGIApp:
     """Wrap all routes, BentoML's own included."""
     settings = Settings.from_environment()
-    app = BodyLimitMiddleware(app, settings.max_body_bytes)
+    app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
     app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)
     app = RedirectMiddleware(app)
     app = RequestLogMiddleware(app, Tracing(provider_from_environment()))
     return RemoveBentoTimeout(app)
+
+
+def _budget() -> ByteBudget | None:
+    core: Core | None = _app.state.core
+    return None if core is None else core.budget
 
 
 async def _metrics(_: Request) -> Response:

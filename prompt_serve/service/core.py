@@ -13,11 +13,13 @@ from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.onnx_encoders import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
+from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.inference.task_scorer import TaskScorer
+from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.startup_timer import StartupTimer
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.database import Database
@@ -58,6 +60,7 @@ class Core:
         self._startup.done("sessions")
         self.engine.warm_up()
         self._startup.done("warm-up")
+        self.budget = ByteBudget(settings.bytes_in_flight, metrics.bytes_in_flight.inc)
         self.threads = WorkerThreads(settings.max_changes)
         self.database = database or Database(settings.database)
         self.registry = Registry(self.database, keep_versions=settings.keep_versions)
@@ -137,6 +140,7 @@ class Core:
                 pixels_from_bytes,
                 preprocessing=manifest.preprocessing,
                 max_pixels=settings.max_image_pixels,
+                reserve=self.budget.reserved,
             ),
             self.engine.encode_images,
             max_batch=settings.batch_size,

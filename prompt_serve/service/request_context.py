@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from prompt_serve.service.byte_budget import UNLIMITED, Reservation
 from prompt_serve.service.stage_timings import StageTimings
 
 
@@ -30,7 +31,7 @@ class RequestContext:
     """Facts about one request.
 
     ``images`` and ``tasks`` are the numbers it asks for, ``passes`` those of its images through the
-    image encoder.
+    image encoder. ``memory`` holds the bytes that it has in flight.
     """
 
     request_id: str = ""
@@ -39,6 +40,7 @@ class RequestContext:
     tasks: int = 0
     passes: int = 0
     timings: StageTimings = field(default_factory=StageTimings)
+    memory: Reservation = field(default_factory=UNLIMITED.reservation)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("prompt_serve_request", default=None)

@@ -18,6 +18,7 @@ from prompt_serve.bundle import SHIPPED, shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.preprocess import MAX_IMAGE_PIXELS
 from prompt_serve.schemas import Limits
+from prompt_serve.service.byte_budget import default_bytes_in_flight
 from prompt_serve.service.env_files import PREFIX, load_env_files
 
 # Variables with this prefix that are not the service's: the files that hold variables, the client's
@@ -111,6 +112,18 @@ class Settings(BaseModel):
     )
     max_queue_bytes: int = Field(
         256 * 2**20, ge=1, description="Maximum size of the images in the queue, as received."
+    )
+    max_bytes_in_flight: int = Field(
+        0,
+        ge=0,
+        description="Maximum memory per worker of all that is in flight: bodies, images being "
+        "decoded, class features and answers. 0: a third of the memory of the container or machine "
+        "divided by workers, 128 MiB to 2 GiB.",
+    )
+    min_body_bytes_per_s: int = Field(
+        4096,
+        ge=0,
+        description="Least rate at which a body must arrive, measured over 5 s; 0: any.",
     )
     request_timeout_s: float = Field(
         60.0,
@@ -229,6 +242,11 @@ class Settings(BaseModel):
         On a CPU a few images per batch reach the full throughput; more only delay the next batch.
         """
         return self.max_batch or (8 if self.cuda_device is None else 32)
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """Maximum memory of all that is in flight in a worker, in bytes."""
+        return self.max_bytes_in_flight or default_bytes_in_flight(self.workers)
 
     @property
     def limits(self) -> Limits:

@@ -525,6 +525,36 @@ def test_a_bad_file_is_refused_with_the_reason(kind: str) -> None:
         from_bytes(data)
 
 
+def _with_document(document: bytes) -> bytes:
+    """A safetensors file without tensors whose metadata is a document of JSON, escaped or not."""
+    header = b'{"__metadata__":{"prompt_serve":"' + document + b'"}}'
+    return len(header).to_bytes(8, "little") + header
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (_with_document(b" " * (17 * 2**20)), "bytes; at most 16,777,216"),
+        (_with_document(b"[" + b"[]," * 400_000 + b"[]]"), "values; at most 500,000"),
+        (_with_document(b"[" + b"7," * 600_000 + b"7]"), "values; at most 500,000"),
+        (_with_document(b"[" + rb"\u007b\u002c" * 300_000 + b"]"), "values; at most 500,000"),
+        (tampered(metrics={"a": json.loads("[" * 40 + "]" * 40)}), "more than 32 deep"),
+        (tampered(training=json.loads('{"a":' * 260 + "1" + "}" * 260)), "more than 32 deep"),
+        (
+            safetensors_numpy.save(
+                {f"text.{index}": np.zeros(0, np.float16) for index in range(10_001)},
+                {"prompt_serve": "{}"},
+            ),
+            "10,001 tensors; at most 10,000",
+        ),
+    ],
+    ids=["bytes", "empty lists", "numbers", "escaped", "lists", "objects", "tensors"],
+)
+def test_a_header_is_bounded_before_it_is_parsed(data: bytes, reason: str) -> None:
+    with pytest.raises(PromptFileInvalid, match=reason):
+        from_bytes(data)
+
+
 def test_no_damage_to_a_file_raises_anything_else(rng: np.random.Generator) -> None:
     originals = [to_bytes(prompt) for prompt in GOLDEN.values()]
     refused = 0

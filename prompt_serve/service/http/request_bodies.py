@@ -12,11 +12,13 @@ query are added to those of the body; of other values, the body's count.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import codecs
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
@@ -50,6 +52,8 @@ _TASK_FIELDS = ("task", "tag", "top_k", "top_tasks")
 _FINGERPRINT = "fingerprint"
 _OTHER_FIELDS = 8  # fields of a form besides its tasks and images
 _SHOWN_ERRORS = 5
+_CODECS = ("utf-8", "ascii", "iso8859-1")
+_SLICE_BYTES = 16 * 2**10
 
 Message = TypeVar("Message", bound=BaseModel)
 _Default = TypeVar("_Default", int, None)
@@ -76,6 +80,30 @@ class _InMemoryParser(MultiPartParser):
     """Parser that keeps files in memory: the body limit bounds them."""
 
     spool_max_size = 2**62
+
+
+def _check_codec(request: Request) -> None:
+    """Raise RequestInvalid if a form names a codec other than those of the web: some decoders of
+    Python's take time that grows with the square of the text."""
+    _, options = parse_options_header(request.headers["content-type"])
+    named = options.get(b"charset", b"utf-8").decode("latin-1")
+    try:
+        known = codecs.lookup(named).name in _CODECS
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise RequestInvalid(
+            f"The charset of the form is {named[:50]!r}; expected utf-8, ascii or latin-1."
+        )
+
+
+async def _in_slices(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    """Yield a body in slices that are parsed in a few milliseconds; other requests have their turn
+    in between."""
+    async for chunk in stream:
+        for start in range(0, len(chunk), _SLICE_BYTES):
+            yield chunk[start : start + _SLICE_BYTES]
+            await asyncio.sleep(0)
 
 
 async def read_classify(request: Request, limits: Limits, image_size: int) -> ParsedImageRequest:
@@ -239,9 +267,10 @@ async def _read_multipart(
 
 async def _parse_form(request: Request, limits: Limits) -> FormData:
     max_names = limits.max_streamed_tasks or limits.max_tasks
+    _check_codec(request)
     parser = _InMemoryParser(
         request.headers,
-        request.stream(),
+        _in_slices(request.stream()),
         max_files=limits.max_images,
         max_fields=max_names + limits.max_images + _OTHER_FIELDS,
     )

@@ -25,6 +25,7 @@ SAFETENSORS = "application/x-safetensors"
 TENSOR_TYPES = (NPY, SAFETENSORS)
 
 _MAX_NPY_HEADER_BYTES = 1_000  # numpy writes 118
+_MAX_SAFETENSORS_HEADER_BYTES = 2**16
 _FLOATS = ("float16", "float32", "float64")
 # Rounding of float16 next to 0 or 1; pixels beyond it are on another scale.
 _PIXEL_SLACK = 1e-3
@@ -161,6 +162,12 @@ def _read_npy(data: bytes) -> Tensor:
 
 
 def _read_safetensors(data: bytes) -> Tensor:
+    header_bytes = int.from_bytes(data[:8], "little")
+    if _MAX_SAFETENSORS_HEADER_BYTES < header_bytes <= len(data):
+        raise RequestInvalid(
+            f"The header of the safetensors file has {header_bytes:,} bytes; that of one tensor "
+            f"has at most {_MAX_SAFETENSORS_HEADER_BYTES:,}."
+        )
     try:
         tensors = load(data)
     # safetensors has number formats that numpy lacks (KeyError, AttributeError).
@@ -173,7 +180,7 @@ def _read_safetensors(data: bytes) -> Tensor:
         )
     (array,) = tensors.values()
     # ``load`` has checked the format: 8 bytes with the header's length, then the header in JSON.
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    header = json.loads(data[8 : 8 + header_bytes])
     return Tensor(array, header.get("__metadata__") or {})
 
 

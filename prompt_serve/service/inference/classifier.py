@@ -160,6 +160,8 @@ class Classifier:
         encoded: Sequence[Outcome] = []
         if given:
             current_request().passes = len(given) * len(rows)
+            side = self._manifest.preprocessing.image_size
+            await current_request().memory.grow_async(len(given) * side * side * 3)  # decoded
             encoded = await self._run_batch(list(given.values()), deadline, rows)
         outcomes = dict(zip(given, encoded, strict=True))
         return [

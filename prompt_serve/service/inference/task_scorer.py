@@ -61,6 +61,7 @@ _COST_PER_PREDICTION = 20_000
 # A chunk takes about 20 ms, and holds the features of so many tasks.
 _TASKS_PER_CHUNK = 64
 _SCORES_PER_CHUNK = 2_000  # images x tasks x top_k
+_BYTES_PER_SCORE = 600  # of a score in an answer: as an object, and in JSON
 
 _T = TypeVar("_T")
 
@@ -249,9 +250,14 @@ class TaskScorer:
         size = max(1, min(_TASKS_PER_CHUNK, _SCORES_PER_CHUNK // max(1, scores_per_task)))
         for start in range(0, len(named), size):
             deadline.check(start, len(named))
-            tasks = await self._load(named[start : start + size])
+            some = named[start : start + size]
+            _, size_bytes = await self._unloaded_sizes(some)
+            memory = current_request().memory
+            await memory.grow_async(size_bytes)
+            tasks = await self._load(some)
             with metrics.score_seconds.time(), current_request().timings.during("score"):
                 scored = await self._threads.score(partial(score, tasks))
+            memory.shrink(size_bytes)
             yield scored
 
     async def _load_all(self, items: Items, query: TaskQuery) -> NamedTasks:
@@ -262,9 +268,13 @@ class TaskScorer:
         check_count("tasks", len(named), settings.max_tasks, _WAYS_OUT)
         scores = n_images * len(named) * query.top_k
         check_count("scores (images x tasks x top_k)", scores, settings.max_scores)
+        unloaded, size_bytes = await self._unloaded_sizes(named)
+        what = "classes (images x classes of tasks)"
+        check_count(what, n_images * unloaded, settings.max_scored_classes)
+        await current_request().memory.grow_async(size_bytes + scores * _BYTES_PER_SCORE)
         tasks = await self._load(named)
         classes = n_images * sum(len(task.class_names) for _, task in tasks)
-        check_count("classes (images x classes of tasks)", classes, settings.max_scored_classes)
+        check_count(what, classes, settings.max_scored_classes)
         return tasks
 
     async def _select_any(self, items: Items, query: TaskQuery) -> NamedVersions:
@@ -281,6 +291,7 @@ class TaskScorer:
         scores = n_images * (top_tasks or 1) * query.top_k
         what = "images x top_k" if top_tasks is None else "images x top_tasks x top_k"
         check_count(f"scores ({what})", scores, settings.max_scores)
+        await current_request().memory.grow_async(scores * _BYTES_PER_SCORE)
         return await self._select(items, query)
 
     async def _select(self, items: Items, query: TaskQuery) -> NamedVersions:
@@ -330,6 +341,13 @@ class TaskScorer:
             _refuse_image_prompts(named, prompted)
             added = {name: version for name, version in added.items() if version not in prompted}
         return [*named, *((name, added[name]) for name in sorted(added.keys() - set(names)))]
+
+    async def _unloaded_sizes(self, named: NamedVersions) -> tuple[int, int]:
+        """Return the classes, and the memory, of the tasks that have to be loaded."""
+        unloaded = self._resolver.unloaded([version for _, version in named])
+        if not unloaded:
+            return 0, 0
+        return await self._threads.read(self._resolver.loading_sizes, unloaded)
 
     async def _load(self, named: NamedVersions) -> NamedTasks:
         with current_request().timings.during("registry"):

@@ -27,6 +27,7 @@ from prompt_serve.errors import (
 )
 from prompt_serve.service.inference.public_addresses import is_public
 from prompt_serve.service.inference.requests import Deadline
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.settings import Settings
 
 MAX_REDIRECTS = 3
@@ -142,6 +143,8 @@ class UrlFetcher:
     async def _read(self, url: str, response: httpcore.Response) -> bytes:
         body = bytearray()
         async for chunk in response.aiter_stream():
+            # Twice, for the copy that is returned.
+            await current_request().memory.grow_async(2 * len(chunk), "bodies")
             body += chunk
             if len(body) > self._policy.max_bytes:
                 raise ImageTooLarge(

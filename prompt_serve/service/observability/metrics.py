@@ -87,6 +87,12 @@ queue_bytes = Gauge(
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
+bytes_in_flight = Gauge(
+    "bytes_in_flight",
+    "Memory reserved for bodies, images being decoded, class features and answers.",
+    namespace=NAMESPACE,
+    multiprocess_mode="livesum",
+)
 queue_wait_seconds = Histogram(
     "queue_wait_seconds",
     "Time per image from decoded to the start of its batch.",

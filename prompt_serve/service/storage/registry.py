@@ -150,6 +150,13 @@ class Registry:
         rows = self._db.read(lambda db: db.execute(query).all())
         return {row.version: StoredPrompt(data=row.data, features=row.features) for row in rows}
 
+    def sizes(self, versions: Sequence[str]) -> tuple[int, int]:
+        """Return the number of classes, and the bytes of the files, of versions together."""
+        totals = sa.func.sum(prompt_file.c.n_classes), sa.func.sum(prompt_file.c.size_bytes)
+        query = sa.select(*totals).where(prompt_file.c.version.in_(versions))
+        n_classes, size_bytes = self._db.read(lambda db: db.execute(query).one())
+        return int(n_classes or 0), int(size_bytes or 0)
+
     def has_version(self, version: str) -> bool:
         """Return True if the prompt file of a version exists."""
         return self._db.read(lambda db: _has_file(db, version))

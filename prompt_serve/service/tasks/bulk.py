@@ -5,11 +5,18 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO
 
-from prompt_serve.errors import ArchiveInvalid, PromptServeError, RequestTooLarge, counted
+from prompt_serve.errors import (
+    ArchiveInvalid,
+    Overloaded,
+    PromptServeError,
+    RequestTooLarge,
+    counted,
+)
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import BulkItem, BulkReport
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.problems import problem_of
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.preconditions import check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.tasks.registry_export import read_index, read_version
@@ -114,13 +121,18 @@ def _put_all_or_none(
         count += 1
         try:
             prepared.append(prepare(source.name, source.read()))
+        except (RequestTooLarge, Overloaded):
+            raise  # of the whole zip
         except PromptServeError as error:
             if error.status >= 500:
                 raise
             metrics.count_upload(metrics.result_of(error))
             errors.append({"name": source.name, **problem_of(error).model_dump()})
             continue
-        feature_bytes += len(prepared[-1].features or b"")
+        new_bytes = len(prepared[-1].features or b"")
+        # Of the file, and of the prompt that was read from it.
+        current_request().memory.grow(new_bytes + 2 * len(prepared[-1].data))
+        feature_bytes += new_bytes
         if feature_bytes > _MAX_FEATURE_BYTES:
             raise RequestTooLarge(
                 f"The class features of these files take more than {_MAX_FEATURE_BYTES:,} bytes. "

@@ -11,6 +11,7 @@ from prompt_serve.bundle import Bundle
 from prompt_serve.prompts.class_features import EncodeText, class_features
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
+from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.admission import verified_class_features
 from prompt_serve.service.tasks.feature_queue import FeatureQueue
@@ -18,6 +19,7 @@ from prompt_serve.service.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 _STORED_FLOAT = np.dtype("<f4")
+_NAME_BYTES = 200  # of a class name in memory
 
 
 class TaskFeatures:
@@ -57,6 +59,12 @@ class TaskFeatures:
         """Fingerprint of the backbone that the features belong to."""
         return self._bundle.manifest.backbone.fingerprint
 
+    def working_bytes(self, n_classes: int) -> int:
+        """Return the memory that the features of so many classes take while they are computed or
+        read: themselves, their bytes, and the class names."""
+        width = self._bundle.manifest.backbone.embed_dim
+        return n_classes * (2 * width * _STORED_FLOAT.itemsize + _NAME_BYTES)
+
     def of_upload(self, prompt: Prompt, version: str) -> FloatArray:
         """Return the class features (C, E) of an uploaded prompt, stored or computed.
 
@@ -82,7 +90,12 @@ class TaskFeatures:
         )
 
     def compute_unverified(self, prompt: Prompt, version: str) -> FloatArray:
-        """Compute the class features (C, E) of a prompt made here, which has no probe yet."""
+        """Compute the class features (C, E) of a prompt made here, which has no probe yet.
+
+        Raises:
+            Overloaded, RequestTooLarge: they do not fit into the memory of requests.
+        """
+        current_request().memory.grow(self.working_bytes(len(prompt.class_names)))
         return self._queue.run(
             version, lambda: class_features(prompt, self._bundle.text_side, self._encode_text)
         )

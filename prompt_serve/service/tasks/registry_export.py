@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from prompt_serve import __version__
-from prompt_serve.errors import ArchiveInvalid
+from prompt_serve.errors import ArchiveInvalid, RequestTooLarge
 from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import ExportedRegistry, ExportedTask
 from prompt_serve.service.storage.registry import Registry
@@ -20,6 +20,7 @@ from prompt_serve.service.storage.tables import StoredTask
 from prompt_serve.service.tasks.zip_files import SUFFIX, Archive, write_zip
 
 _INDEX = "registry.json"
+_MAX_INDEX_BYTES = 16 * 2**20
 _PAGE = 500
 
 
@@ -33,11 +34,20 @@ def read_index(archive: Archive) -> ExportedRegistry:
 
     Raises:
         ArchiveInvalid: it is missing, or has another format.
+        RequestTooLarge: it is larger than the index of any registry that fits into a zip.
     """
     if _INDEX not in archive.paths:
         raise ArchiveInvalid(
             f"The zip has no {_INDEX}: it is not an export of a registry, or it is truncated. "
             f"To upload a folder of prompt files: prompt-serve tasks upload FOLDER"
+        )
+    size_bytes = archive.size_bytes(_INDEX)
+    if size_bytes > _MAX_INDEX_BYTES:
+        raise RequestTooLarge(
+            f"{_INDEX} in the zip has {size_bytes:,} bytes; the limit is {_MAX_INDEX_BYTES:,}. "
+            f"Export and import fewer tasks at once.",
+            limit=_MAX_INDEX_BYTES,
+            count=size_bytes,
         )
     try:
         return ExportedRegistry.model_validate_json(archive.read(_INDEX))

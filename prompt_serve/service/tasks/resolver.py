@@ -91,6 +91,15 @@ class TaskResolver:
             ]
         return tasks
 
+    def unloaded(self, versions: Sequence[str]) -> list[str]:
+        """Return the versions that are not in memory, nor being loaded. Does not block."""
+        return self._cache.missing(versions)
+
+    def loading_sizes(self, versions: Sequence[str]) -> tuple[int, int]:
+        """Return the number of classes of versions, and the bytes that loading them takes."""
+        n_classes, file_bytes = self._registry.sizes(versions)
+        return n_classes, self._features.working_bytes(n_classes) + 2 * file_bytes
+
     def task(self, version: str, stored: StoredPrompt | None = None) -> Task:
         """Return the task of a full version, loading it if it is not in memory.
 

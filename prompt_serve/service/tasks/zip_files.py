@@ -1,7 +1,8 @@
 """Read zips of prompt files from untrusted callers, and write zips as a stream.
 
 Nothing is unpacked to disk: entries are read one by one into memory. The sizes in the zip's
-directory are checked against limits before anything is decompressed.
+directory are checked against limits before anything is decompressed, and again while it is: a
+directory may lie, and an entry may be read many times.
 """
 
 import io
@@ -17,6 +18,8 @@ SUFFIX = ".safetensors"
 MAX_ENTRIES = 20_000
 MAX_UNPACKED_BYTES = 512 * 2**20
 
+_ENTRY_SIGNATURE = b"PK\x01\x02"  # of an entry of the directory
+_CHUNK_BYTES = 2**20
 _ALLOWED_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
@@ -25,19 +28,24 @@ class Archive:
 
     Args:
         file: the zip.
-        max_bytes: limit of all files together, unpacked.
+        max_bytes: limit of all files together, unpacked, and of all that is read; None:
+            ``MAX_UNPACKED_BYTES``.
 
     Raises:
         ArchiveInvalid: not a zip; encrypted; or with paths out of the archive, links or duplicates.
         RequestTooLarge: too many files, or files that are too large.
     """
 
-    def __init__(self, file: IO[bytes], *, max_bytes: int = MAX_UNPACKED_BYTES) -> None:
+    def __init__(self, file: IO[bytes], *, max_bytes: int | None = None) -> None:
+        max_bytes = MAX_UNPACKED_BYTES if max_bytes is None else max_bytes
+        _check_entries(file)
         try:
             self._zip = zipfile.ZipFile(file)
         # A damaged directory makes zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"Not a zip file: {error}. Send a zip of prompt files.") from error
+        self._max_bytes = max_bytes
+        self._read_bytes = 0
         entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
         _check_sizes(entries, max_bytes)
         for entry in self._zip.infolist():
@@ -45,19 +53,42 @@ class Archive:
         self.paths = [entry.filename for entry in entries]
         _check_duplicates(self.paths, "The zip contains {} more than once.")
 
+    def size_bytes(self, path: str) -> int:
+        """Return the size of a file as the directory declares it; ``read`` returns no more."""
+        return self._zip.getinfo(path).file_size
+
     def read(self, path: str) -> bytes:
         """Return the bytes of a file.
 
         Raises:
             ArchiveInvalid: the file is damaged, or there is no such file.
+            RequestTooLarge: with this file, more was read than the limit, each reading counted.
         """
         try:
-            return self._zip.read(path)
+            entry = self._zip.getinfo(path)
         except KeyError as error:
             raise ArchiveInvalid(f"The zip has no {path}.") from error
+        self._read_bytes += entry.file_size
+        if self._read_bytes > self._max_bytes:
+            raise RequestTooLarge(
+                f"The zip names files of more than {self._max_bytes:,} bytes, counting a file each "
+                f"time it is named. Nothing was changed. Send several smaller zips.",
+                limit=self._max_bytes,
+                count=self._read_bytes,
+            )
+        try:
+            with self._zip.open(entry) as file:
+                # One byte more, because the CRC is checked at the end of the file.
+                data = file.read(entry.file_size + 1)
         # Damaged bytes make zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"{path[:200]!r} in the zip is damaged: {error}.") from error
+        if len(data) != entry.file_size:
+            raise ArchiveInvalid(
+                f"{path[:200]!r} in the zip is damaged: it has {len(data):,} bytes, but the "
+                f"directory of the zip says {entry.file_size:,}."
+            )
+        return data
 
 
 def prompt_files(archive: Archive) -> dict[str, str]:
@@ -113,8 +144,24 @@ class _Sink(io.RawIOBase):
         return data
 
 
+def _check_entries(file: IO[bytes]) -> None:
+    """Raise RequestTooLarge for a directory of too many entries, before zipfile reads it: that
+    takes a thousand times as long as counting them."""
+    count, before = 0, b""
+    file.seek(0)
+    while chunk := file.read(_CHUNK_BYTES):
+        count += (before + chunk).count(_ENTRY_SIGNATURE)
+        before = chunk[1 - len(_ENTRY_SIGNATURE) :]
+        if count > 2 * MAX_ENTRIES:  # folders have entries, too
+            raise RequestTooLarge(
+                f"The zip contains more than {2 * MAX_ENTRIES:,} entries; the limit is "
+                f"{MAX_ENTRIES:,} files. Send several smaller zips.",
+                limit=MAX_ENTRIES,
+                count=count,
+            )
+
+
 def _check_sizes(entries: list[zipfile.ZipInfo], max_bytes: int) -> None:
-    # zipfile stops reading an entry at the size that the directory declares for it.
     total = sum(entry.file_size for entry in entries)
     if len(entries) > MAX_ENTRIES or total > max_bytes:
         raise RequestTooLarge(

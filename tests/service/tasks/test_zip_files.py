@@ -2,6 +2,8 @@
 
 import io
 import stat
+import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 
@@ -91,13 +93,62 @@ def test_what_is_no_zip_is_refused(spoil: Callable[[bytes], bytes]) -> None:
         archive.read("a.safetensors")
 
 
-def test_a_directory_that_lies_about_a_size_does_not_help() -> None:
-    data = bytearray(zip_of(("a.safetensors", bytes(10_000))).getvalue())
-    place = data.rindex((10_000).to_bytes(4, "little"))
-    data[place : place + 4] = (10).to_bytes(4, "little")
-    archive = Archive(io.BytesIO(bytes(data)), max_bytes=100)
-    with pytest.raises(ArchiveInvalid, match="is damaged"):
+def lying_about_the_size(size: int, said: int) -> io.BytesIO:
+    """A zip of one file of zeros whose directory declares another size."""
+    data = bytearray(zip_of(("a.safetensors", bytes(size))).getvalue())
+    place = data.rindex(size.to_bytes(4, "little"))
+    data[place : place + 4] = said.to_bytes(4, "little")
+    return io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [(10_000, 10), (10_000, 0), (10_000, 9_999), (10_000, 10_001), (300_000_000, 1_000)],
+)
+def test_a_directory_that_lies_about_a_size_does_not_help(size: int, said: int) -> None:
+    archive = Archive(lying_about_the_size(size, said), max_bytes=20_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArchiveInvalid, match="is damaged"):
+            archive.read("a.safetensors")
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_a_file_that_is_named_many_times_is_counted_each_time(times: int) -> None:
+    archive = Archive(zip_of(("a.safetensors", bytes(1000))), max_bytes=1000 * times)
+
+    assert [archive.read("a.safetensors") for _ in range(times)] == [bytes(1000)] * times
+    with pytest.raises(RequestTooLarge, match="each time it is named"):
         archive.read("a.safetensors")
+
+
+def test_an_import_that_names_one_file_for_many_tasks_is_bounded(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(database)
+    registry.put_all([new(f"task-{index}", "low_rank") for index in range(20)])
+    exported = b"".join(export_registry(registry))
+    before = registry.revision()
+    monkeypatch.setattr(zip_files, "MAX_UNPACKED_BYTES", 10 * len(PROMPT))
+
+    with pytest.raises(RequestTooLarge, match="each time it is named"):
+        import_zip(registry, io.BytesIO(exported), without_features)
+    assert registry.revision() == before
+
+
+@pytest.mark.parametrize("entries", [5, 50, 70_000])
+def test_a_directory_of_too_many_entries_is_refused_before_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, entries: int
+) -> None:
+    monkeypatch.setattr(zip_files, "MAX_ENTRIES", 2)
+    directory = (b"PK\x01\x02" + bytes(42)) * entries
+    end = b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 1, 1, len(directory), 0, 0)
+
+    with pytest.raises(RequestTooLarge, match="more than 4 entries"):
+        Archive(io.BytesIO(directory + end))
 
 
 def test_system_files_in_zips_are_ignored_and_other_files_refused() -> None:
