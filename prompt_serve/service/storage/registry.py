@@ -35,6 +35,7 @@ from prompt_serve.service.storage.tables import (
     search_text,
     task,
     task_tag,
+    without_nul,
 )
 
 _LISTED = (
@@ -518,8 +519,8 @@ def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
         row = {
             "version": version,
             "data": new.data,
-            "method": new.prompt.method,
-            "backbone": new.prompt.backbone.id,
+            "method": without_nul(new.prompt.method),
+            "backbone": without_nul(new.prompt.backbone.id),
             "n_classes": len(new.prompt.class_names),
             "size_bytes": len(new.data),
             "fingerprint": new.prompt.backbone.fingerprint,

@@ -131,11 +131,16 @@ def make_private(home: Path, database: Path | None) -> list[Path]:
     return mended
 
 
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only its owner may use; an existing one stays as it is."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(FOLDER_MODE)
+
+
 def _create(path: Path) -> None:
     try:
-        if not path.parent.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.parent.chmod(FOLDER_MODE)
+        make_private_folder(path.parent)
     except OSError as error:
         raise _unusable(f"the folder {path.parent} cannot be made: {error.strerror}") from error
     # SQLite would create it with the umask, and the files beside it get the mode of this one.

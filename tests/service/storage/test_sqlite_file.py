@@ -49,33 +49,36 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _cut(path: Path, size: int) -> None:
-    os.truncate(path, size)
+def _recreate(path: Path, make: Callable[[Path], None]) -> None:
+    path.unlink()
+    make(path)
+
+
+def _delete_all(path: Path) -> None:
+    for file in path.parent.glob("registry.db*"):
+        file.unlink()
 
 
 HARM: dict[str, Callable[[Path], object]] = {
-    "deleted": lambda path: path.unlink(),
-    "deleted with all beside it": lambda path: [p.unlink() for p in path.parent.glob("reg*")],
+    "deleted": Path.unlink,
+    "deleted with all beside it": _delete_all,
     "moved": lambda path: path.rename(path.with_name("elsewhere.db")),
     "folder moved": lambda path: path.parent.rename(path.parent.with_name("elsewhere")),
     "folder deleted": lambda path: shutil.rmtree(path.parent),
     "replaced by another registry": lambda path: _another(path).replace(path),
     "replaced by its own copy": lambda path: _copy(path).replace(path),
-    "replaced by an empty file": lambda path: (path.unlink(), path.touch()),
-    "a folder in its place": lambda path: (path.unlink(), path.mkdir()),
+    "replaced by an empty file": lambda path: _recreate(path, Path.touch),
+    "a folder in its place": lambda path: _recreate(path, Path.mkdir),
     "overwritten by another registry": lambda path: shutil.copyfile(_another(path), path),
     "overwritten by text": lambda path: path.write_bytes(b"no database at all" * 500),
     "overwritten by zeros": lambda path: path.write_bytes(bytes(100_000)),
-    "cut to nothing": lambda path: _cut(path, 0),
-    "cut within the first page": lambda path: _cut(path, 50),
-    "cut after the first page": lambda path: _cut(path, 4096),
-    "cut in the middle": lambda path: _cut(path, path.stat().st_size // 2),
-    "log deleted": lambda path: _beside(path, "-wal").unlink(),
-    "log replaced": lambda path: (
-        _beside(path, "-wal").unlink(),
-        _beside(path, "-wal").touch(),
-    ),
-    "index deleted": lambda path: _beside(path, "-shm").unlink(),
+    "cut to nothing": lambda path: os.truncate(path, 0),
+    "cut within the first page": lambda path: os.truncate(path, 50),
+    "cut after the first page": lambda path: os.truncate(path, 4096),
+    "cut in the middle": lambda path: os.truncate(path, path.stat().st_size // 2),
+    "log deleted": lambda path: _beside(path, "-wal").rename(path.with_name("w")),
+    "log replaced": lambda path: _recreate(_beside(path, "-wal"), Path.touch),
+    "index deleted": lambda path: _beside(path, "-shm").rename(path.with_name("s")),
 }
 
 
@@ -85,12 +88,13 @@ def test_a_harmed_file_is_noticed_at_the_next_change(tmp_path: Path, kind: str) 
     registry = filled(path)
     HARM[kind](path)
     try:
-        for change in (
+        accesses: list[Callable[[], object]] = [
             lambda: put(registry, "more", GOLDEN["low_rank"]),
             lambda: registry.delete("last"),
             lambda: registry.set_tags("last", ["eu"]),
-            lambda: registry.count(),
-        ):
+            registry.count,
+        ]
+        for change in accesses:
             with pytest.raises(NotReady, match=r"The registry cannot be .*: .*Nothing was changed"):
                 change()
     finally:

@@ -1,6 +1,7 @@
 """Answers are made before a change is stored: what cannot be answered is not stored."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -63,11 +64,12 @@ def test_what_is_stored_can_be_answered(
     before, _ = tasks.store.upload("pets", to_bytes(prompt))
     data = with_header(learned_prompt(tiny_backbone, ["a", "b"]), **{field: {"x": VALUES[kind]}})
 
-    for store in (
-        lambda: tasks.store.upload("pets", data)[0],
+    ways: list[Callable[[], object]] = [
+        lambda: tasks.store.upload("pets", data),
         lambda: tasks.store.prepare("pets", data),
         lambda: without_features("pets", data),
-    ):
+    ]
+    for store in ways:
         status = 200
         try:
             store()
@@ -117,10 +119,14 @@ class Unanswerable(Exception):
 
 @pytest.mark.parametrize("what", ["upload", "replace", "alias", "rollback", "tags", "pin"])
 def test_a_change_whose_answer_cannot_be_made_is_not_stored(
-    tasks: Tasks, versions: list[str], tiny_backbone: Backbone, what: str
+    tasks: Tasks,
+    versions: list[str],
+    tiny_backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     data = to_bytes(learned_prompt(tiny_backbone, ["horse", "cow"]))
-    changes = {
+    changes: dict[str, Callable[[], object]] = {
         "upload": lambda: tasks.store.upload("new", data),
         "replace": lambda: tasks.store.upload("pets", data),
         "alias": lambda: tasks.editor.alias("other", "pets"),
@@ -128,17 +134,16 @@ def test_a_change_whose_answer_cannot_be_made_is_not_stored(
         "tags": lambda: tasks.editor.set_tags("pets", ["eu"]),
         "pin": lambda: tasks.editor.set_pinned("pets", True),
     }
-    catalog = tasks.catalog
-    describe, registry = catalog.describe, tasks.editor._registry
+    catalog, registry = tasks.catalog, tasks.editor._registry
     before = (registry.revision(), catalog.page(None, 9), catalog.history("pets", None, 9))
 
-    def fail(*args: object) -> TaskInfo:
+    def fail(*_: object) -> TaskInfo:
         raise Unanswerable
 
-    catalog.describe = fail  # type: ignore[method-assign]
-    with pytest.raises(Unanswerable):
-        changes[what]()
-    catalog.describe = describe  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        patched.setattr(catalog, "describe", fail)
+        with pytest.raises(Unanswerable):
+            changes[what]()
 
     assert (registry.revision(), catalog.page(None, 9), catalog.history("pets", None, 9)) == before
     changes[what]()
