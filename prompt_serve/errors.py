@@ -40,6 +40,7 @@
         ├── Overloaded
         ├── NotReady
         ├── DatabaseUnsupported
+        ├── RegistryDamaged
         ├── DeadlineExceeded
         ├── ServiceUnreachable
         └── ServiceFailed
@@ -447,6 +448,12 @@ class DatabaseUnsupported(ServiceError):
     """The database's tables belong to a newer version."""
 
     code = "database-unsupported"
+
+
+class RegistryDamaged(ServiceError, _Faulty):
+    """A registry, or a backup of one, has faults; all are listed."""
+
+    code = "registry-damaged"
 
 
 class DeadlineExceeded(ServiceError):

@@ -22,7 +22,7 @@ from PIL import Image
 
 from prompt_serve.errors import NotReady, PromptServeError
 from prompt_serve.service.inference.batcher import Batcher
-from prompt_serve.service.storage.database import parse_url
+from prompt_serve.service.storage.database import parse_url, sqlite_path
 
 FRESH_S = 2.0
 CHECK_TIMEOUT_S = 2.5
@@ -150,10 +150,7 @@ class Health:
 
 def sqlite_file(database: str) -> Path | None:
     """Return the file of an SQLite database; None for databases in memory or on a server."""
-    url = parse_url(database)
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return None
-    return Path(str(url.database))
+    return sqlite_path(parse_url(database))
 
 
 def _encode_test_image(batcher: Batcher, timeout_s: float) -> None:

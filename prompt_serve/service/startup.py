@@ -21,7 +21,8 @@ from sqlalchemy.engine import make_url
 from prompt_serve.errors import ConfigInvalid, NotReady, PromptServeError
 from prompt_serve.service.bind_address import bind_host, check_bind_address
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.storage.database import Database
+from prompt_serve.service.storage.database import Database, parse_url, sqlite_path
+from prompt_serve.service.storage.sqlite_file import make_private
 
 RETRY_S = 1.0
 _REASONS = {
@@ -93,6 +94,9 @@ def check_registry(settings: Settings) -> None:
 
 
 def _open(settings: Settings) -> None:
+    if mended := make_private(settings.home_path, sqlite_path(parse_url(settings.database))):
+        shown = ", ".join(map(str, mended))
+        click.echo(f"prompt-serve took the rights of other users from {shown}.")
     try:
         database = Database(settings.database)
     except NotReady as error:

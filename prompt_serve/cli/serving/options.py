@@ -107,9 +107,8 @@ def _check_one_target() -> None:
             )
 
 
-@contextmanager
-def open_database(url: str | None) -> Iterator["Database"]:
-    """Open a database for the commands of a block; None for that of the service's settings.
+def registry_url(url: str | None) -> str:
+    """Return the URL of a database; None for that of the service's settings.
 
     Raises:
         DependencyMissing: the extra ``serve`` is not installed.
@@ -118,13 +117,26 @@ def open_database(url: str | None) -> Iterator["Database"]:
 
     try:
         from prompt_serve.service.settings import Settings
-        from prompt_serve.service.storage.database import Database
+        from prompt_serve.service.storage import database  # noqa: F401 (the extra is installed)
     except ImportError as error:
         raise DependencyMissing(
             "The database of the service needs the serve extra: pip install 'prompt-serve[serve]'",
             missing=str(error.name),
         ) from error
-    database = Database(url or Settings.from_environment().database)
+    return url or Settings.from_environment().database
+
+
+@contextmanager
+def open_database(url: str | None) -> Iterator["Database"]:
+    """Open a database for the commands of a block; None for that of the service's settings.
+
+    Raises:
+        DependencyMissing: the extra ``serve`` is not installed.
+    """
+    found = registry_url(url)
+    from prompt_serve.service.storage.database import Database
+
+    database = Database(found)
     try:
         yield database
     finally:

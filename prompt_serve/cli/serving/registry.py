@@ -1,6 +1,7 @@
-"""``prompt-serve registry``: export and import all tasks, and migrate the database."""
+"""``prompt-serve registry``: export, import, back up, restore, check and migrate."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,19 +11,27 @@ from prompt_serve.cli.serving.options import (
     Service,
     database_option,
     open_database,
+    registry_url,
     service_or_database_options,
 )
 from prompt_serve.cli.user_path import UserPath, read_input
 from prompt_serve.errors import counted
 
+if TYPE_CHECKING:
+    from prompt_serve.service.storage.check import CheckedRegistry
+
 
 @click.group()
 def registry() -> None:
-    """Export and import all tasks, and migrate the registry database.
+    """Export and import all tasks; back up, restore, check and migrate the registry database.
+
+    An export holds the tasks, for any other registry. A backup holds everything: history, API
+    keys, audit log and class features.
 
     \b
-    prompt-serve registry export -o backup.zip
-    prompt-serve registry import backup.zip --url http://other-box:3000
+    prompt-serve registry export -o tasks.zip
+    prompt-serve registry import tasks.zip --url http://other-box:3000
+    prompt-serve registry backup -o registry-backup.db
     """
 
 
@@ -85,6 +94,100 @@ def import_(file: Path, as_json: bool, database_url: str | None, service: Servic
         print_document(report.model_dump(exclude_none=True))
     else:
         click.echo(f"{counted(report.served, 'task')} imported.")
+
+
+@registry.command()
+@click.option(
+    "-o",
+    "--out",
+    type=OutputFile(),
+    default=Path("registry-backup.db"),
+    show_default=True,
+    help="File to write.",
+)
+@json_option
+@database_option
+def backup(out: Path, as_json: bool, database_url: str | None) -> None:
+    """Copy the registry to one file, with history, API keys and audit log.
+
+    The service may be running. The copy is of one moment, and is kept only if it passes the checks
+    of `registry check`. The registry must be an SQLite file; PostgreSQL has pg_dump.
+
+    \b
+    prompt-serve registry backup -o registry-backup.db
+    """
+    url = registry_url(database_url)
+    from prompt_serve.service.storage.backup import back_up
+
+    checked = back_up(url, out)
+    _print_checked(checked, f"Saved to {out}", {"file": str(out)}, as_json=as_json)
+
+
+@registry.command()
+@click.argument("file", type=UserPath(exists=True, dir_okay=False))
+@json_option
+@database_option
+def restore(file: Path, as_json: bool, database_url: str | None) -> None:
+    """Replace the registry by a backup. Stop the service first.
+
+    The backup is checked before anything is changed. The former file stays beside the registry
+    under another name.
+
+    \b
+    prompt-serve registry restore registry-backup.db
+    """
+    url = registry_url(database_url)
+    from prompt_serve.service.storage import backup as backups
+
+    restored = backups.restore(file, url)
+    kept = None if restored.replaced is None else str(restored.replaced)
+    _print_checked(
+        restored.checked,
+        f"Restored to {restored.path}" + (f"; the former file is {kept}" if kept else ""),
+        {"file": str(restored.path), "replaced": kept},
+        as_json=as_json,
+    )
+
+
+@registry.command()
+@json_option
+@database_option
+def check(as_json: bool, database_url: str | None) -> None:
+    """Check the database and every prompt file in it; the service may be running.
+
+    SQLite checks its pages and references. Each prompt file must have the hash that is its
+    version, and be readable. Exits with 1 and lists the faults if there are any.
+
+    \b
+    prompt-serve registry check
+    prompt-serve registry check --database sqlite:///registry-backup.db
+    """
+    url = registry_url(database_url)
+    from prompt_serve.service.storage.check import check_registry
+
+    checked = check_registry(url)
+    if as_json and checked.faults:
+        print_document({"database": checked.state.url, "faults": list(checked.faults)})
+        raise click.exceptions.Exit(1)
+    checked.raise_faults()
+    _print_checked(checked, "No faults", {}, as_json=as_json)
+
+
+def _print_checked(
+    checked: "CheckedRegistry", what: str, facts: dict[str, str | None], *, as_json: bool
+) -> None:
+    state = checked.state
+    if as_json:
+        counts = {"tasks": state.tasks, "versions": state.versions, "revision": state.revision}
+        where = {"database": state.url, **facts, "tables": state.tables}
+        print_document({**where, **counts, "faults": []})
+        return
+    counted_rows = (
+        ""
+        if state.tasks is None or state.versions is None
+        else f" {counted(state.tasks, 'task')}, {counted(state.versions, 'prompt file')}."
+    )
+    click.echo(f"{what}.{counted_rows}")
 
 
 @registry.command()

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,16 +24,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
     IntegrityError,
     ProgrammingError,
-    SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from prompt_serve.errors import ConfigInvalid, DependencyMissing, NotReady
+from prompt_serve.errors import ConfigInvalid, DependencyMissing, NotReady, RequestInvalid
 from prompt_serve.service.storage.migrate import schema_version, upgrade
 from prompt_serve.service.storage.migrations import HEAD
+from prompt_serve.service.storage.sqlite_file import SqliteFile
 from prompt_serve.text_files import expand_user
 
 BUSY_TIMEOUT_S = 5.0  # time that a writer waits for others
@@ -40,6 +42,8 @@ UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that up
 
 _BUGS = (ProgrammingError, IntegrityError)  # faults of this code, not of the disk or the database
 _OUTAGES = (DBAPIError, PoolTimeout)
+# About values that the database cannot hold, such as NUL in a text of PostgreSQL.
+_VALUES = (DataError, OverflowError, UnicodeEncodeError)
 
 # Errors of SQLite that no waiting cures.
 _PERMANENT = {
@@ -77,7 +81,11 @@ class Database:
     """
 
     def __init__(self, url: str) -> None:
-        self._engine = _create_engine(parse_url(url))
+        parsed = parse_url(url)
+        path = sqlite_path(parsed)
+        self._file = None if path is None else SqliteFile(path)
+        self._engine = _create_engine(parsed, self._file)
+        self._joined = threading.local()  # ``connection`` of the transaction that a thread is in
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
         # process take turns here, so that none of them times out.
@@ -89,6 +97,8 @@ class Database:
             if self.read(schema_version) != HEAD:
                 with self._upgrade_transaction() as connection:
                     upgrade(connection)
+            if self._file is not None:
+                self._watch_content(self._file)
         except BaseException:  # the caller does not get this object, so it cannot close it
             self.close()
             raise
@@ -103,46 +113,62 @@ class Database:
         return self._engine.url.render_as_string(hide_password=True)
 
     def read(self, read: Callable[[Connection], _T]) -> _T:
-        """Call ``read`` with a connection and return its result; it must not write."""
-        try:
-            with self._engine.connect() as connection:
-                return read(connection)
-        except _BUGS:
-            raise
-        except _OUTAGES as error:
-            raise _unavailable("read", error) from error
+        """Call ``read`` with a connection and return its result; it must not write.
+
+        Inside ``write``, it sees what the transaction has changed so far.
+
+        Raises:
+            RequestInvalid: the query has a value that the database cannot hold.
+        """
+        joined: Connection | None = getattr(self._joined, "connection", None)
+        if joined is not None:
+            return read(joined)
+        with _outages("read"), self._engine.connect() as connection:
+            self._check_file(connection)
+            return read(connection)
 
     @contextmanager
     def write(self, *, raise_revision: bool = True) -> Iterator[Connection]:
         """Open a transaction: committed at the end of the block, rolled back on an error.
 
+        Blocks of one thread inside each other are one transaction, that of the outermost.
+
         Args:
             raise_revision: increment the revision, so that all processes read names again. It also
                 makes writers of several processes take turns.
+
+        Raises:
+            RequestInvalid: the database cannot hold one of the values.
         """
-        try:
-            with self._turn, self._writing.begin() as connection:
-                if raise_revision:
-                    connection.execute(
-                        revision_table.update().values(value=revision_table.c.value + 1)
-                    )
+        joined: Connection | None = getattr(self._joined, "connection", None)
+        if joined is not None:
+            yield joined
+            return
+        with _outages("written"), self._turn, self._writing.begin() as connection:
+            self._check_file(connection)
+            if raise_revision:
+                connection.execute(revision_table.update().values(value=revision_table.c.value + 1))
+            self._joined.connection = connection
+            try:
                 yield connection
-        except _BUGS:
-            raise
-        except _OUTAGES as error:
-            raise _unavailable("written", error) from error
+            finally:
+                self._joined.connection = None
+            self._check_file(connection)
 
     @contextmanager
     def _upgrade_transaction(self) -> Iterator[Connection]:
         """Open a transaction that waits long: another process may be upgrading the tables."""
         waiting = self._writing.execution_options(prompt_serve_timeout_s=UPGRADE_TIMEOUT_S)
-        try:
-            with waiting.begin() as connection:
-                yield connection
-        except _BUGS:
-            raise
-        except _OUTAGES as error:
-            raise _unavailable("written", error) from error
+        with _outages("written"), waiting.begin() as connection:
+            yield connection
+
+    def _watch_content(self, file: SqliteFile) -> None:
+        with _outages("written"), self._turn, self._engine.connect() as connection:
+            file.watch_content(_driver_connection(connection))
+
+    def _check_file(self, connection: Connection) -> None:
+        if self._file is not None:
+            self._file.check(_driver_connection(connection), connection.info[_BESIDE])
 
     def revision(self) -> int:
         """Return the number of changes so far."""
@@ -154,6 +180,7 @@ def read_revision(connection: Connection) -> int:
     return int(connection.execute(sa.select(revision_table.c.value)).scalar_one())
 
 
+_BESIDE = "files beside"  # of a connection: identities of SQLite's other files
 _EXPECTED = "expected sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME."
 
 
@@ -182,7 +209,15 @@ def parse_url(url: str) -> URL:
     return parsed.set(drivername="postgresql+psycopg")
 
 
-def _create_engine(url: URL) -> Engine:
+def sqlite_path(url: URL) -> Path | None:
+    """Return the file of an SQLite database; None for databases in memory or on a server."""
+    path = url.database or ":memory:"
+    if url.get_backend_name() != "sqlite" or path == ":memory:" or path.startswith("file:"):
+        return None
+    return Path(path)
+
+
+def _create_engine(url: URL, file: SqliteFile | None) -> Engine:
     if url.get_backend_name() != "sqlite":
         engine = sa.create_engine(
             url,
@@ -193,17 +228,35 @@ def _create_engine(url: URL) -> Engine:
         sa.event.listen(engine, "connect", _set_up_postgresql)
         sa.event.listen(engine, "begin", _begin_postgresql)
         return engine
-    if url.database:
-        folder = Path(url.database).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"the folder {folder} cannot be made: {error.strerror}"
-            raise _not_ready("written", reason) from error
+    if file is not None:
+        uri, mode = file.uri.split("?mode=")
+        url = url.set(database=uri, query={**url.query, "mode": mode, "uri": "true"})
     engine = sa.create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
-    sa.event.listen(engine, "connect", _set_up_sqlite)
+    sa.event.listen(engine, "connect", partial(_set_up_sqlite, file))
     sa.event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _driver_connection(connection: Connection) -> sqlite3.Connection:
+    found = connection.connection.driver_connection
+    assert isinstance(found, sqlite3.Connection)  # noqa: S101 (of a database with a file)
+    return found
+
+
+@contextmanager
+def _outages(verb: str) -> Iterator[None]:
+    """Turn errors of the driver into NotReady, or RequestInvalid if they are about a value."""
+    try:
+        yield
+    except _BUGS:
+        raise
+    except _VALUES as error:
+        raise RequestInvalid(
+            f"The registry cannot hold a value of this request: {_reason(error)}. Nothing was "
+            f"changed."
+        ) from error
+    except (*_OUTAGES, sqlite3.Error) as error:
+        raise _unavailable(verb, error) from error
 
 
 def _set_up_postgresql(connection: Any, _: object) -> None:
@@ -212,13 +265,16 @@ def _set_up_postgresql(connection: Any, _: object) -> None:
     connection.commit()
 
 
-def _set_up_sqlite(connection: Any, _: object) -> None:
+def _set_up_sqlite(file: SqliteFile | None, connection: Any, record: Any) -> None:
     # The driver's own BEGIN comes late and takes no lock; _begin_sqlite sends BEGIN IMMEDIATE.
     connection.isolation_level = None
     _switch_to_wal(connection)
     # FULL syncs the log at every commit: an upload that was answered survives a power failure.
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
+    if file is not None:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # opens the log
+        record.info[_BESIDE] = file.beside()
 
 
 def _switch_to_wal(connection: Any) -> None:
@@ -253,12 +309,12 @@ def _begin_postgresql(connection: Connection) -> None:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * timeout_s)}")
 
 
-def _unavailable(verb: str, error: SQLAlchemyError) -> NotReady:
-    reason = " ".join(str(getattr(error, "orig", None) or error).split())
-    return _not_ready(verb, reason.rstrip("?."))
+def _reason(error: Exception) -> str:
+    return " ".join(str(getattr(error, "orig", None) or error).split()).rstrip("?.")
 
 
-def _not_ready(verb: str, reason: str) -> NotReady:
+def _unavailable(verb: str, error: Exception) -> NotReady:
+    reason = _reason(error)
     return NotReady(
         f"The registry cannot be {verb}: {reason}. Nothing was changed. "
         f"Check the disk and the database of the service, then try again.",

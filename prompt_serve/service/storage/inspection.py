@@ -44,10 +44,10 @@ def database_state(url: str) -> DatabaseState:
     shown = parsed.render_as_string(hide_password=True)
     if _is_missing(parsed):
         return DatabaseState(url=shown, state="not created")
-    engine = _reading_engine(parsed)
+    engine = reading_engine(parsed)
     try:
         with engine.connect() as connection:
-            return _state(connection, shown)
+            return read_state(connection, shown)
     except SQLAlchemyError as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise NotReady(f"The registry {shown} cannot be read: {reason}.", reason=reason) from error
@@ -61,7 +61,8 @@ def _is_missing(url: URL) -> bool:
     return not url.database or not Path(url.database).exists()
 
 
-def _reading_engine(url: URL) -> Engine:
+def reading_engine(url: URL) -> Engine:
+    """Return an engine whose connections cannot write."""
     if url.get_backend_name() != "sqlite":
         return sa.create_engine(url, connect_args={"connect_timeout": TIMEOUT_S})
     path = Path(str(url.database)).absolute().as_uri()
@@ -71,7 +72,8 @@ def _reading_engine(url: URL) -> Engine:
     )
 
 
-def _state(connection: Connection, shown: str) -> DatabaseState:
+def read_state(connection: Connection, shown: str) -> DatabaseState:
+    """Read the state of the database behind a connection; ``shown`` is its URL."""
     found = schema_version(connection)
     if found is None:
         return DatabaseState(url=shown, state="not created")

@@ -7,7 +7,8 @@ A file is kept while a name points at it, or it is one of the last versions of a
 the current and the previous version of each name.
 """
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -34,6 +35,7 @@ from prompt_serve.service.storage.tables import (
     search_text,
     task,
     task_tag,
+    without_nul,
 )
 
 _LISTED = (
@@ -257,6 +259,16 @@ class Registry:
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     # Changing
+
+    @contextmanager
+    def change(self) -> Iterator[None]:
+        """Make all that this thread reads and changes in the block one transaction.
+
+        An error undoes it, so an answer that is made inside describes what is then stored, and a
+        change whose answer cannot be made is not stored.
+        """
+        with self._db.write():
+            yield
 
     def check_change(self, name: str, condition: Condition) -> None:
         """Raise what a change of ``name`` would raise, before class features are computed for it.
@@ -514,8 +526,8 @@ def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
         row = {
             "version": version,
             "data": new.data,
-            "method": new.prompt.method,
-            "backbone": new.prompt.backbone.id,
+            "method": without_nul(new.prompt.method),
+            "backbone": without_nul(new.prompt.backbone.id),
             "n_classes": len(new.prompt.class_names),
             "size_bytes": len(new.data),
             "fingerprint": new.prompt.backbone.fingerprint,

@@ -115,5 +115,9 @@ class StoredChange:
 
 def search_text(prompt: Prompt) -> str:
     """Return the text that a search matches beside the task name: method and class names."""
-    words = "\n".join([prompt.method, *prompt.class_names]).casefold()
-    return words.replace("\0", " ")  # PostgreSQL cannot store NUL in text
+    return without_nul("\n".join([prompt.method, *prompt.class_names]).casefold())
+
+
+def without_nul(text: str) -> str:
+    """Return a text with spaces in place of NUL, which PostgreSQL cannot store."""
+    return text.replace("\0", " ")

@@ -19,6 +19,7 @@ from prompt_serve.service.problems import problem_of
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.preconditions import check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.tasks.catalog import check_answerable
 from prompt_serve.service.tasks.registry_export import read_index, read_version
 from prompt_serve.service.tasks.store import TaskStore
 from prompt_serve.service.tasks.zip_files import Archive, prompt_files
@@ -108,7 +109,9 @@ def import_zip(registry: Registry, file: IO[bytes], prepare: Prepare) -> BulkRep
 def without_features(name: str, data: bytes) -> NewTask:
     """Read a prompt file but compute no class features: the first request for the task does."""
     check_task_name(name)
-    return NewTask(name=name, data=data, prompt=from_bytes(data), features=None)
+    prompt = from_bytes(data)
+    check_answerable(prompt)
+    return NewTask(name=name, data=data, prompt=prompt, features=None)
 
 
 def _put_all_or_none(

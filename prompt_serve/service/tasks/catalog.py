@@ -2,7 +2,9 @@
 
 from dataclasses import replace
 
-from prompt_serve.errors import RequestInvalid
+from pydantic_core import to_json
+
+from prompt_serve.errors import PromptFileInvalid, RequestInvalid
 from prompt_serve.prompts.encodings import describe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, thresholds_of
 from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary
@@ -20,6 +22,7 @@ from prompt_serve.service.tasks.cursors import (
 )
 from prompt_serve.service.tasks.names import task_not_found, version_in_history
 
+_NO_METRICS = "The metrics are nested too deep to be shown; download the prompt file to read them."
 _MAX_SEARCH = 200  # characters
 
 
@@ -86,8 +89,8 @@ class TaskCatalog:
         return History(name=name, changes=shown, next=more)
 
     def describe(self, stored: StoredTask, prompt: Prompt) -> TaskInfo:
-        """Return the details of a task that was read before."""
-        return TaskInfo.model_validate(
+        """Return the details of a task that was read before; JSON can always represent them."""
+        info = TaskInfo.model_validate(
             {
                 **self._summary(stored),
                 "class_names": list(prompt.class_names),
@@ -104,6 +107,10 @@ class TaskCatalog:
                 "metrics": dict(prompt.metrics),
             }
         )
+        if _as_json(info) is None:  # stored by a version that did not refuse such metrics
+            info = info.model_copy(update={"metrics": {}, "notes": [_NO_METRICS]})
+            info.model_dump_json()
+        return info
 
     def _stored(self, name: str) -> tuple[StoredTask, bytes]:
         plain, prefix = parse_versioned_name(name)
@@ -124,6 +131,22 @@ class TaskCatalog:
         fields = {**vars(stored), "tags": list(stored.tags)}
         fields["servable"] = fields.pop("fingerprint") == self._fingerprint
         return fields
+
+
+def check_answerable(prompt: Prompt) -> None:
+    """Raise PromptFileInvalid unless the metrics of a prompt can be part of an answer."""
+    if _as_json({"metrics": dict(prompt.metrics)}) is None:
+        raise PromptFileInvalid(
+            f"The metrics of prompt {prompt.name!r} cannot be written as JSON: they are nested too "
+            f"deep, or hold numbers or texts that JSON has not. Remove them from the header."
+        )
+
+
+def _as_json(value: object) -> bytes | None:
+    try:
+        return to_json(value)
+    except ValueError:  # PydanticSerializationError is one
+        return None
 
 
 def _at_version(stored: StoredTask, version: str, data: bytes) -> StoredTask:

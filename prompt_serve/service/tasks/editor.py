@@ -1,8 +1,9 @@
 """Change stored tasks: roll back, alias, delete, tag and pin them."""
 
+import contextlib
 from collections.abc import Sequence
 
-from prompt_serve.errors import RequestInvalid, VersionNotFound
+from prompt_serve.errors import NotReady, RequestInvalid, VersionNotFound
 from prompt_serve.schemas import TagChanges, TaskInfo
 from prompt_serve.service.storage.preconditions import (
     ALWAYS,
@@ -61,7 +62,8 @@ class TaskEditor:
             version = self._previous_version(name)
         else:
             version = version_in_history(self._registry, name, parse_version_prefix(to))
-        return self._point(name, version, "rollback", condition)
+        info, _ = self._point(name, version, "rollback", condition)
+        return info
 
     def alias(self, name: str, of: str, condition: Condition = ALWAYS) -> tuple[TaskInfo, bool]:
         """Point a name at the current version of another task, or at ``other@prefix``.
@@ -75,9 +77,7 @@ class TaskEditor:
             VersionChanged: the condition does not hold.
         """
         self._registry.check_change(name, condition)
-        version = version_of_name(self._registry, of)
-        is_new = self._registry.task(name) is None
-        return self._point(name, version, "alias", condition), is_new
+        return self._point(name, version_of_name(self._registry, of), "alias", condition)
 
     def delete(self, name: str, condition: Condition = ALWAYS) -> None:
         """Remove a task; requests that hold it finish with it, and a rollback restores it.
@@ -101,9 +101,10 @@ class TaskEditor:
 
     def set_tags(self, name: str, tags: Sequence[str]) -> TaskInfo:
         """Replace the tags of a task; raises TaskNotFound if there is no such task."""
-        if not is_task_name(name) or not self._registry.set_tags(name, tags):
-            raise task_not_found(self._registry, name)
-        return self._catalog.info(name)
+        with self._registry.change():
+            if not is_task_name(name) or not self._registry.set_tags(name, tags):
+                raise task_not_found(self._registry, name)
+            return self._catalog.info(name)
 
     def edit_tags(self, name: str, changes: TagChanges) -> TaskInfo:
         """Add and remove tags of a task; the others stay.
@@ -114,11 +115,12 @@ class TaskEditor:
         """
         if both := sorted(set(changes.add) & set(changes.remove)):
             raise RequestInvalid(f"Tag {both[0]!r} is both added and removed; do one of the two.")
-        if not is_task_name(name) or not self._registry.edit_tags(
-            name, changes.add, changes.remove
-        ):
-            raise task_not_found(self._registry, name)
-        return self._catalog.info(name)
+        with self._registry.change():
+            if not is_task_name(name) or not self._registry.edit_tags(
+                name, changes.add, changes.remove
+            ):
+                raise task_not_found(self._registry, name)
+            return self._catalog.info(name)
 
     def set_pinned(self, name: str, pinned: bool) -> TaskInfo:
         """Pin a task, which loads it and keeps it in memory, or unpin it.
@@ -137,17 +139,25 @@ class TaskEditor:
                 f"other pinned tasks that exceeds the cache of {self._cache.max_bytes:,} bytes. "
                 f"Unpin others, or raise PROMPT_SERVE_FEATURE_CACHE_BYTES."
             )
-        if not self._registry.set_pinned(name, pinned):
-            raise task_not_found(self._registry, name)
-        self._resolver.refresh()
-        return self._catalog.info(name)
+        with self._registry.change():
+            if not self._registry.set_pinned(name, pinned):
+                raise task_not_found(self._registry, name)
+            info = self._catalog.info(name)
+        with contextlib.suppress(NotReady):  # it is stored; the next request reads the pins
+            self._resolver.refresh()
+        return info
 
-    def _point(self, name: str, version: str, what: str, condition: Condition) -> TaskInfo:
+    def _point(
+        self, name: str, version: str, what: str, condition: Condition
+    ) -> tuple[TaskInfo, bool]:
+        """Point a name at a version; return the task, and True if the name is new."""
         # Loaded before the change, so that a version which cannot be served is refused.
         features = features_to_bytes(self._resolver.task(version).class_features)
-        if not self._registry.point(name, version, what, condition, features):
-            raise VersionRemoved(version)
-        return self._catalog.info(name)
+        with self._registry.change():
+            is_new = not self._registry.versions([name])
+            if not self._registry.point(name, version, what, condition, features):
+                raise VersionRemoved(version)
+            return self._catalog.info(name), is_new
 
     def _previous_version(self, name: str) -> str:
         version = self._registry.version_before(name)

@@ -15,7 +15,7 @@ from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
-from prompt_serve.service.tasks.catalog import TaskCatalog
+from prompt_serve.service.tasks.catalog import TaskCatalog, check_answerable
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.types import FloatArray
 
@@ -94,6 +94,7 @@ class TaskStore:
 
     def _read(self, data: bytes) -> tuple[Prompt, FloatArray]:
         prompt = from_bytes(data)
+        check_answerable(prompt)
         prompt = replace(prompt, backbone=backbone_of(prompt, self._features.bundle))
         return prompt, self._features.of_upload(prompt, version_of(data))
 
@@ -128,6 +129,8 @@ class TaskStore:
             features=features_to_bytes(features),
             added_tags=tuple(tags),
         )
-        stored, is_new = self._registry.put(new, condition)
+        with self._registry.change():
+            stored, is_new = self._registry.put(new, condition)
+            info = self._catalog.describe(stored, prompt)
         self._cache.put(task)
-        return self._catalog.describe(stored, prompt), is_new
+        return info, is_new

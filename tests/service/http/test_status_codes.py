@@ -32,7 +32,8 @@ NOT_ANSWERED = {
     "backbone-error", "backbone-unavailable", "backbone-unsupported", "bundle-invalid",
     "config-invalid", "database-unsupported", "dataset-invalid", "dataset-missing",
     "dependency-missing", "download-failed", "export-parity-failed", "prompt-error",
-    "provider-unavailable", "results-invalid", "service-failed", "service-unreachable",
+    "provider-unavailable", "registry-damaged", "results-invalid", "service-failed",
+    "service-unreachable",
 }  # fmt: skip
 # Codes that cannot be provoked here; the tests that see them.
 SEEN_ELSEWHERE = {

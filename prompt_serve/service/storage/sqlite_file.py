@@ -1,0 +1,200 @@
+"""The file of an SQLite registry: private from its first byte, and watched while it is used.
+
+SQLite continues with a file that was deleted or replaced, and everything written later would be
+lost. ``SqliteFile.check`` therefore compares the files by device and inode at every access, and
+what is in them whenever the main file has changed: by a number of its own in ``user_version``, and
+by SQLite's ``quick_check`` if it became shorter. The main file is read through SQLite only: closing
+a file descriptor of it would release the locks that this process holds.
+"""
+
+import contextlib
+import os
+import secrets
+import sqlite3
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from prompt_serve.errors import NotReady
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+SUFFIXES = ("-wal", "-shm")  # SQLite's files beside the main file; they get its mode
+
+Identity = tuple[int, int]  # device and inode
+
+
+class SqliteFile:
+    """File of a registry, created if it is missing.
+
+    Thread-safe; ``check`` is called with each connection that is about to be used.
+
+    Args:
+        path: of the main file.
+
+    Raises:
+        NotReady: the file or its folder cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _create(path)
+        self._identity = _identity(path)
+        self._id = 0  # ``user_version``; 0 until the content is watched
+        self._seen = (0, 0)  # size and time of change when the content was last checked
+        self._lock = threading.Lock()
+
+    @property
+    def uri(self) -> str:
+        """URI that opens the file and never creates another."""
+        return f"{self.path.absolute().as_uri()}?mode=rw"
+
+    def beside(self) -> Mapping[str, Identity | None]:
+        """Return the identities of the files beside the main file, for a connection just opened."""
+        return {suffix: _identity(self._beside(suffix)) for suffix in SUFFIXES}
+
+    def watch_content(self, connection: sqlite3.Connection) -> None:
+        """Check what is in the file from now on; a registry without a number gets one.
+
+        A file that cannot be written now stays without, and only its identity is checked.
+        """
+        with contextlib.suppress(sqlite3.OperationalError):
+            _give_id(connection)
+        (number,) = connection.execute("PRAGMA user_version").fetchone()
+        seen = _stat(self.path)
+        if number and seen is not None and self._content() == number:
+            self._id = number
+            self._seen = (seen.st_size, seen.st_mtime_ns)
+
+    def check(self, connection: sqlite3.Connection, beside: Mapping[str, Identity | None]) -> None:
+        """Raise NotReady unless these are the files that were opened.
+
+        Args:
+            connection: that is about to be used, or has just been.
+            beside: what ``beside`` returned when it was opened.
+        """
+        found = _stat(self.path)
+        if found is None:
+            raise _lost(self.path, "was deleted or moved")
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise _lost(self.path, "was replaced")
+        for suffix, opened in beside.items():
+            if opened is not None and _identity(self._beside(suffix)) != opened:
+                raise _lost(self._beside(suffix), "was deleted or replaced")
+        if self._id and (found.st_size, found.st_mtime_ns) != self._seen:
+            self._check_content(connection, found)
+
+    def _check_content(self, connection: sqlite3.Connection, found: os.stat_result) -> None:
+        with self._lock:
+            if self._content() != self._id:
+                raise _lost(self.path, "was overwritten")
+            if found.st_size < self._seen[0]:  # or it was vacuumed
+                fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+                if fault != "ok":
+                    raise _lost(self.path, f"was cut off ({fault})")
+            self._seen = (found.st_size, found.st_mtime_ns)
+
+    def _content(self) -> int | None:
+        """Return the number in the main file itself, without the log; None if it is damaged."""
+        uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
+        try:
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
+                return int(reader.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.Error:
+            return None
+
+    def _beside(self, suffix: str) -> Path:
+        return self.path.with_name(self.path.name + suffix)
+
+
+def new_id() -> int:
+    """Return a number for ``user_version`` that no other registry or copy has."""
+    return secrets.randbelow(2**31 - 1) + 1
+
+
+def make_private(home: Path, database: Path | None) -> list[Path]:
+    """Take all rights of other users from a home folder and a registry; return what had any.
+
+    Files of other owners are left alone: who shares them has decided so.
+    """
+    wanted = {home: FOLDER_MODE}
+    if database is not None:
+        files = (database, *(database.with_name(database.name + suffix) for suffix in SUFFIXES))
+        wanted |= dict.fromkeys(files, FILE_MODE)
+    mended = []
+    for path, mode in wanted.items():
+        with contextlib.suppress(FileNotFoundError, PermissionError):
+            found = path.stat()
+            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+                path.chmod(mode)
+                mended.append(path)
+    return mended
+
+
+def make_private_folder(folder: Path) -> None:
+    """Make a folder that only its owner may use; an existing one stays as it is."""
+    if not folder.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        folder.chmod(FOLDER_MODE)
+
+
+def _create(path: Path) -> None:
+    try:
+        make_private_folder(path.parent)
+    except OSError as error:
+        raise _unusable(f"the folder {path.parent} cannot be made: {error.strerror}") from error
+    # SQLite would create it with the umask, and the files beside it get the mode of this one.
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise _unusable(f"the file {path} cannot be made: {error.strerror}") from error
+    try:
+        os.fchmod(descriptor, FILE_MODE)
+    finally:
+        os.close(descriptor)
+
+
+def _give_id(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA user_version").fetchone() != (0,):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if connection.execute("PRAGMA user_version").fetchone() == (0,):
+            connection.execute(f"PRAGMA user_version = {new_id()}")
+    finally:
+        connection.execute("COMMIT")
+    # It has to be in the main file, not only in the log beside it.
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+
+def _identity(path: Path) -> Identity | None:
+    found = _stat(path)
+    return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _lost(path: Path, what: str) -> NotReady:
+    reason = f"{path} {what} while the service was running"
+    return NotReady(
+        f"The registry cannot be used: {reason}. Nothing was changed. Put the file back, or stop "
+        f"the service, run prompt-serve registry restore, and start it again.",
+        retry_after_s=10.0,
+        reason=reason,
+    )
+
+
+def _unusable(reason: str) -> NotReady:
+    return NotReady(
+        f"The registry cannot be written: {reason}. Nothing was changed. "
+        f"Check the disk and the database of the service, then try again.",
+        retry_after_s=1.0,
+        reason=reason,
+    )
