@@ -34,7 +34,8 @@
     │   ├── VersionInUse
     │   ├── ArchiveInvalid
     │   ├── NotAuthenticated
-    │   └── NotAllowed
+    │   ├── NotAllowed
+    │   └── OriginNotAllowed
     └── ServiceError
         ├── Overloaded
         ├── NotReady
@@ -396,6 +397,19 @@ class NotAllowed(RequestError):
     status = 403
     misuse = False
     role: str  # the role needed
+
+
+class OriginNotAllowed(RequestError):
+    """A web page of another origin sent a request that is not a read; `header` says which.
+
+    Way out: list the page's origin in `PROMPT_SERVE_CORS_ORIGINS`, or send a key as a bearer token.
+    """
+
+    code = "origin-not-allowed"
+    status = 403
+    misuse = False
+    header: str
+    value: str
 
 
 class ServiceError(PromptServeError):
