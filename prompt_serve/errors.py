@@ -388,15 +388,15 @@ class NotAuthenticated(RequestError):
 
 
 class NotAllowed(RequestError):
-    """The role of the key does not allow the request; `role` is the required one.
+    """The key does not allow the request: its actions lack `action`, or its tasks this one.
 
-    Way out: use a key with the role `admin`.
+    Way out: use a key that may do this; `prompt-serve keys list` shows what each may do.
     """
 
     code = "not-allowed"
     status = 403
     misuse = False
-    role: str  # the role needed
+    action: str  # the action needed
 
 
 class OriginNotAllowed(RequestError):

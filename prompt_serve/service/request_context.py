@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from prompt_serve.service.permissions import EVERYTHING, Permissions
 from prompt_serve.service.stage_timings import StageTimings
 
 
@@ -20,6 +21,7 @@ class Actor:
 
     name: str
     key_id: str = ""
+    permissions: Permissions = EVERYTHING
 
 
 ANONYMOUS = Actor("anonymous")
