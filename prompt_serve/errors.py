@@ -35,7 +35,8 @@
     │   ├── VersionInUse
     │   ├── ArchiveInvalid
     │   ├── NotAuthenticated
-    │   └── NotAllowed
+    │   ├── NotAllowed
+    │   └── OriginNotAllowed
     └── ServiceError
         ├── Overloaded
         ├── NotReady
@@ -400,15 +401,28 @@ class NotAuthenticated(RequestError):
 
 
 class NotAllowed(RequestError):
-    """The role of the key does not allow the request; `role` is the required one.
+    """The key does not allow the request: its actions lack `action`, or its tasks this one.
 
-    Way out: use a key with the role `admin`.
+    Way out: use a key that may do this; `prompt-serve keys list` shows what each may do.
     """
 
     code = "not-allowed"
     status = 403
     misuse = False
-    role: str  # the role needed
+    action: str  # the action needed
+
+
+class OriginNotAllowed(RequestError):
+    """A web page of another origin sent a request that is not a read; `header` says which.
+
+    Way out: list the page's origin in `PROMPT_SERVE_CORS_ORIGINS`, or send a key as a bearer token.
+    """
+
+    code = "origin-not-allowed"
+    status = 403
+    misuse = False
+    header: str
+    value: str
 
 
 class ServiceError(PromptServeError):

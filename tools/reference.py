@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from prompt_serve.errors import ERRORS_BY_CODE, PromptServeError
 from prompt_serve.service.env_files import PREFIX
 from prompt_serve.service.http.app import create_app
-from prompt_serve.service.middleware.auth import required_role
+from prompt_serve.service.middleware.auth import required_action
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.settings import Settings
 
@@ -53,11 +53,11 @@ def reference() -> str:
         "service.\nThis page is generated from the code. `/v1/docs` of a running service describes "
         "requests and responses field by field.",
         "## Routes\n\nThe statuses are all that a route can return; [Status codes](#status-codes) "
-        "lists the codes behind them.\nThe role is the one that an [API key](operations.md#keys) "
+        "lists the codes behind them.\nThe action is the one that an [API key](operations.md#keys) "
         "needs. Unknown paths return 404 `not-found`, wrong methods\n405 `method-not-allowed`.",
-        table(["method and path", "statuses", "role", "description"], _routes()),
+        table(["method and path", "statuses", "action", "description"], _routes()),
         "Routes outside of `/v1/openapi.json`:",
-        table(["method and path", "role", "description"], _other_routes()),
+        table(["method and path", "action", "description"], _other_routes()),
         "## Status codes\n\nErrors are problem documents (RFC 9457, `application/problem+json`): "
         "`status`, `title`, `detail` for people,\n`code` for programs, and facts as further "
         "members. A rejected upload changes nothing.",
@@ -91,7 +91,7 @@ def _routes() -> Iterator[list[str]]:
         for method, operation in operations.items():
             route = f"{method.upper()} /v1{path}"
             statuses = ", ".join(sorted(operation["responses"]))
-            yield [f"`{route}`", statuses, _role(route), _paragraph(operation["description"])]
+            yield [f"`{route}`", statuses, _action(route), _paragraph(operation["description"])]
 
 
 def _other_routes() -> Iterator[list[str]]:
@@ -104,12 +104,12 @@ def _other_routes() -> Iterator[list[str]]:
         ("GET /v1/openapi.json", "OpenAPI document of all routes above."),
         ("POST /classify", "Base64 `images`, `tasks` and `top_k` as JSON, for BentoML's client."),
     ):
-        yield [f"`{route}`", _role(route), description]
+        yield [f"`{route}`", _action(route), description]
 
 
-def _role(route: str) -> str:
+def _action(route: str) -> str:
     method, path = route.split()
-    return required_role(method, re.sub(r"\{\w+\}", "x", path)) or "none"
+    return required_action(method, re.sub(r"\{\w+\}", "x", path)) or "none"
 
 
 def _codes() -> list[list[str]]:

@@ -33,6 +33,7 @@ from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
+from prompt_serve.service.middleware.origin_guard import OriginGuard
 from prompt_serve.service.middleware.redirects import RedirectMiddleware
 from prompt_serve.service.observability import logs, metrics
 from prompt_serve.service.observability.request_log import RequestLogMiddleware
@@ -62,6 +63,7 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     settings = Settings.from_environment()
     app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
     app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
+    app = OriginGuard(app, settings.cors_origins)
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)
     app = RedirectMiddleware(app)

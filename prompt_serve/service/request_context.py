@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from prompt_serve.service.byte_budget import UNLIMITED, Reservation
+from prompt_serve.service.permissions import EVERYTHING, Permissions
 from prompt_serve.service.stage_timings import StageTimings
 
 
@@ -21,6 +22,7 @@ class Actor:
 
     name: str
     key_id: str = ""
+    permissions: Permissions = EVERYTHING
 
 
 ANONYMOUS = Actor("anonymous")

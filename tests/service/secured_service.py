@@ -7,7 +7,8 @@ from pathlib import Path
 
 import httpx
 
-from prompt_serve.service.storage.api_keys import Keys, Role
+from prompt_serve.service.permissions import Permissions, Role
+from prompt_serve.service.storage.api_keys import Keys
 from prompt_serve.service.storage.database import Database
 from tests.service.process import Served
 
@@ -36,7 +37,7 @@ def open_keys(home: Path) -> Iterator[Keys]:
         database.close()
 
 
-def make_keys(home: Path, **roles: Role) -> dict[str, str]:
+def make_keys(home: Path, **roles: Role | Permissions) -> dict[str, str]:
     """Create keys; returns their tokens by name."""
     with open_keys(home) as keys:
         return {name: keys.create(name, role)[0] for name, role in roles.items()}

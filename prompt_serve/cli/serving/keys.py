@@ -1,4 +1,4 @@
-"""``prompt-serve keys``: create, list and revoke API keys, and print the audit log.
+"""``prompt-serve keys``: create, list, rotate and revoke API keys, and print the audit log.
 
 Works on the service's database, found by ``--database`` or the service's settings
 (``PROMPT_SERVE_HOME``, ``PROMPT_SERVE_DATABASE_URL``), whether the service is running or not.
@@ -25,6 +25,9 @@ from prompt_serve.cli.serving.options import database_option, open_database
 if TYPE_CHECKING:
     from prompt_serve.service.storage.api_keys import StoredKey
 
+_DURATION = re.compile(r"(\d{1,5})([hdw])")
+_POSITIVE = click.FloatRange(0, min_open=True)
+_COUNT = click.IntRange(1)
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
 
 
@@ -34,8 +37,8 @@ def expiry(text: str) -> datetime:
     Raises:
         click.BadParameter: neither of them.
     """
-    if match := re.fullmatch(r"(\d{1,5})([hdw])", text):
-        return datetime.now(UTC) + int(match[1]) * _UNITS[match[2]]
+    if _DURATION.fullmatch(text):
+        return datetime.now(UTC) + duration(text)
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:
@@ -44,15 +47,36 @@ def expiry(text: str) -> datetime:
         ) from None
 
 
+def duration(text: str) -> timedelta:
+    """Parse ``12h``, ``30d`` or ``8w``.
+
+    Raises:
+        click.BadParameter: it is not one.
+    """
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise click.BadParameter(f"{text!r} is invalid; expected a duration (12h, 30d, 8w).")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+expires_option = click.option(
+    "--expires",
+    type=expiry,
+    metavar="WHEN",
+    help="Expiry: 12h, 30d or 8w from now, or a date such as 2030-01-31.  [default: never]",
+)
+
+
 @click.group()
 def keys() -> None:
-    """Create, list and revoke API keys, and print the audit log.
+    """Create, list, rotate and revoke API keys, and print the audit log.
 
     These commands open the database of the service, as given by --database, or configured by
     PROMPT_SERVE_HOME and PROMPT_SERVE_DATABASE_URL; the service may be running or not.
 
     \b
     prompt-serve keys create ci --role infer --expires 90d
+    prompt-serve keys create shop --allow read --allow classify --task 'shop/*'
     prompt-serve keys list
     prompt-serve keys revoke ci
     """
@@ -65,30 +89,114 @@ def keys() -> None:
     type=click.Choice(["infer", "admin"]),
     default="infer",
     show_default=True,
-    help="Role of the key: infer classifies images and reads tasks; admin also edits tasks and "
-    "reads the audit log.",
+    help="Role of the key: infer may read and classify; admin may do everything.",
 )
 @click.option(
-    "--expires",
-    type=expiry,
-    metavar="WHEN",
-    help="Expiry: 12h, 30d or 8w from now, or a date such as 2030-01-31.  [default: never]",
+    "--allow",
+    multiple=True,
+    type=click.Choice(["read", "classify", "upload", "admin"]),
+    help="Action that the key may do, instead of a role; several times. read lists and downloads "
+    "tasks; upload also changes them; admin reads the audit log, exports, imports and pins.",
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    metavar="NAME",
+    help="Only tasks of this name, or with * at the end, of names that begin so; several times.  "
+    "[default: all tasks]",
+)
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    help="Only tasks with this tag, for keys that read and classify; several times.",
+)
+@expires_option
+@click.option("--requests-per-s", type=_POSITIVE, help="Requests per second and worker process.")
+@click.option("--images-per-s", type=_POSITIVE, help="Images per second and worker process.")
+@click.option(
+    "--concurrency", type=_COUNT, help="Requests being answered at once, per worker process."
+)
+@click.option("--max-tasks", type=_COUNT, help="Number of tasks that the key may see.")
+@click.option(
+    "--max-bytes", type=_COUNT, help="Bytes of the prompt files of these tasks, with kept versions."
 )
 @json_option
 @database_option
 def create(
-    name: str, role: str, expires: datetime | None, as_json: bool, database_url: str | None
+    name: str,
+    role: str,
+    allow: tuple[str, ...],
+    tasks: tuple[str, ...],
+    tags: tuple[str, ...],
+    expires: datetime | None,
+    requests_per_s: float | None,
+    images_per_s: float | None,
+    concurrency: int | None,
+    max_tasks: int | None,
+    max_bytes: int | None,
+    as_json: bool,
+    database_url: str | None,
 ) -> None:
     """Create a key and print it. It cannot be shown again: the database stores only a hash.
 
     \b
     prompt-serve keys create ci --role infer --expires 90d
+    prompt-serve keys create shop --allow read --allow upload --task 'shop/*' --max-tasks 100
+    """
+    from prompt_serve.service.permissions import ROLES, Permissions, Quota
+    from prompt_serve.service.storage.api_keys import Keys
+    from prompt_serve.service.storage.audit import acting_as
+
+    actions = allow or ROLES["admin" if role == "admin" else "infer"]
+    permissions = Permissions.checked(actions, tasks, tags)
+    quota = Quota(
+        requests_per_s=requests_per_s,
+        images_per_s=images_per_s,
+        concurrency=concurrency,
+        tasks=max_tasks,
+        stored_bytes=max_bytes,
+    )
+    with open_database(database_url) as database, acting_as(_user()):
+        token, key = Keys(database).create(name, permissions, expires, quota)
+    _print_new(token, key, as_json)
+
+
+@keys.command()
+@click.argument("name")
+@click.option(
+    "--overlap",
+    type=duration,
+    default="24h",
+    show_default=True,
+    metavar="TIME",
+    help="Time for which the old key stays valid: 12h, 1d or 1w; 0h ends it now.",
+)
+@expires_option
+@json_option
+@database_option
+def rotate(
+    name: str,
+    overlap: timedelta,
+    expires: datetime | None,
+    as_json: bool,
+    database_url: str | None,
+) -> None:
+    """Replace a key by a new one of the same name, permissions and quota, and print it.
+
+    \b
+    prompt-serve keys rotate ci --overlap 24h
     """
     from prompt_serve.service.storage.api_keys import Keys
     from prompt_serve.service.storage.audit import acting_as
 
     with open_database(database_url) as database, acting_as(_user()):
-        token, key = Keys(database).create(name, "admin" if role == "admin" else "infer", expires)
+        token, key = Keys(database).rotate(name, overlap, expires)
+    _print_new(token, key, as_json)
+
+
+def _print_new(token: str, key: "StoredKey", as_json: bool) -> None:
     if as_json:
         print_document({**_described(key), "key": token})
     else:
@@ -97,7 +205,8 @@ def create(
         "never expires" if key.expires is None else f"expires {to_the_second(key.expires)}"
     )
     click.echo(
-        f"Created key {name} ({key.id}), role {role}, {expiry_text}. It cannot be shown again.",
+        f"Created key {key.name} ({key.id}), role {key.role}, {expiry_text}. It cannot be shown "
+        f"again.",
         err=True,
     )
 
@@ -120,12 +229,13 @@ def list_keys(as_json: bool, database_url: str | None) -> None:
         return
     now = datetime.now(UTC)
     print_table(
-        ("name", "id", "role", "state", "created", "expires", "used"),
+        ("name", "id", "role", "tasks", "state", "created", "expires", "used"),
         (
             (
                 key.name,
                 key.id,
-                key.role,
+                key.role if key.role != "custom" else ",".join(sorted(key.permissions.actions)),
+                ",".join([*key.permissions.names, *key.permissions.tags]) or "all",
                 key.state(now),
                 to_the_second(key.created),
                 to_the_second(key.expires or "never"),
@@ -208,6 +318,10 @@ def _described(key: "StoredKey") -> dict[str, Any]:
         "name": key.name,
         "id": key.id,
         "role": key.role,
+        "actions": sorted(key.permissions.actions),
+        "tasks": list(key.permissions.names),
+        "tags": list(key.permissions.tags),
+        "quota": {limit: value for limit, value in vars(key.quota).items() if value is not None},
         "state": key.state(datetime.now(UTC)),
         "created": key.created,
         "expires": key.expires,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from prompt_serve.errors import NotReady
+from prompt_serve.errors import NotReady, RequestInvalid
 from prompt_serve.schemas import Schema
 from prompt_serve.service.core import Core
 from prompt_serve.service.problems import MEDIA_TYPE
@@ -29,6 +29,27 @@ async def get_core(request: Request) -> Core:
 
 
 CoreOfApp = Annotated[Core, Depends(get_core)]
+
+
+def content_type(request: Request) -> str:
+    """Return the content type of a request in lower case, without parameters; "" if it has none."""
+    return request.headers.get("content-type", "").split(";")[0].strip().lower()
+
+
+def require_content_type(*kinds: str) -> Any:
+    """Return a dependency that refuses bodies of other types, and of none.
+
+    Needed where a POST takes bytes: browsers send such bodies for any page, as text or untyped.
+    """
+
+    async def check(request: Request) -> None:
+        if content_type(request) not in kinds:
+            raise RequestInvalid(
+                f"The content type is {content_type(request)[:100]!r}; expected "
+                f"{' or '.join(kinds)}."
+            )
+
+    return Depends(check)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

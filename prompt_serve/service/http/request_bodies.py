@@ -31,6 +31,7 @@ from prompt_serve.schemas import (
     Limits,
     ScoreRequest,
 )
+from prompt_serve.service.http.dependencies import content_type
 from prompt_serve.service.http.tensor_bodies import (
     TENSOR_TYPES,
     embeddings_from_array,
@@ -134,7 +135,7 @@ async def read_embed(request: Request, limits: Limits, image_size: int) -> Parse
 
 async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbeddingRequest:
     """Parse a request to score embeddings of ``width`` numbers: JSON, npy or safetensors."""
-    kind = _content_type(request)
+    kind = content_type(request)
     parameters = request.query_params
     if kind == "application/json":
         _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
@@ -163,7 +164,7 @@ async def _read_images(
     schema: type[ClassifyRequest | EmbedRequest],
     fields: Sequence[str],
 ) -> ParsedImageRequest:
-    kind = _content_type(request)
+    kind = content_type(request)
     parameters = request.query_params
     if kind == "multipart/form-data":
         return await _read_multipart(request, limits, fields)
@@ -189,10 +190,6 @@ async def _read_images(
         f"content type (image/jpeg){tasks}; or preprocessed pixels as "
         f"{' or '.join(TENSOR_TYPES)}{tasks}."
     )
-
-
-def _content_type(request: Request) -> str:
-    return request.headers.get("content-type", "").split(";")[0].strip().lower()
 
 
 async def _read_json(request: Request, schema: type[Message]) -> Message:

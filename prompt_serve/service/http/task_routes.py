@@ -31,6 +31,7 @@ from prompt_serve.service.http.dependencies import (
     body,
     json_answer,
     problems,
+    require_content_type,
 )
 from prompt_serve.service.storage.preconditions import parse_condition
 from prompt_serve.service.storage.registry import TaskFilter
@@ -294,6 +295,7 @@ async def export_registry(core: CoreOfApp) -> Response:
     response_model=BulkReport,
     responses=problems(413, 422, 429, 503),
     openapi_extra=body({ZIP: BINARY, OCTETS: BINARY}),
+    dependencies=[require_content_type(ZIP, OCTETS)],
 )
 async def import_registry(request: Request, core: CoreOfApp) -> BulkReport:
     """Import all tasks of an exported registry, or none; tasks with the same names are replaced."""

@@ -1,7 +1,8 @@
-"""Authentication: all but the probes and the page's files needs a key; changes need ``admin``.
+"""Authentication: all but the probes and the page's files needs a key that allows the action.
 
 The middleware stands in front of all routes, BentoML's included, and decides by method and path
 alone. A route that is not listed here needs ``admin``, and so does a path that does not exist.
+Which tasks a key is limited to is decided where they are read and changed: ``storage.visibility``.
 
 Until the first key is created, a service bound to the loopback interface answers every request that
 addresses it by a loopback name. (A foreign web page can point its own host name at 127.0.0.1, but
@@ -28,20 +29,25 @@ from prompt_serve.errors import (
     PromptServeError,
 )
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
+from prompt_serve.service.permissions import Action, Permissions
 from prompt_serve.service.problems import problem_of, problem_response
 from prompt_serve.service.request_context import Actor, current_request
-from prompt_serve.service.storage.api_keys import Role, StoredKey, Token
+from prompt_serve.service.storage.api_keys import StoredKey, Token
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
 # The page asks for the key itself. Its files are the same in every service and hold nothing of it.
 _PAGE_FILES = re.compile(r"/v1/ui(/ui\.(css|js)|/samples/[a-z-]+\.(png|md))?")
 _READ_METHODS = ("GET", "HEAD")
+_CHANGES = ("POST", "PUT", "PATCH", "DELETE")
 # BentoML serves its own page with its own scripts; they contain nothing of the registry.
-_INFER_READS = re.compile(
-    r"/|/docs\.json|/schema\.json|/(assets|static_content)(/.*)?|/metrics"
-    r"|/v1/(info|docs(/.*)?|openapi\.json)|/v1/tasks(/.*)?"
+_READS_OF_ANY_KEY = re.compile(
+    r"/|/docs\.json|/schema\.json|/(assets|static_content)(/.*)?"
+    r"|/v1/(info|docs(/.*)?|openapi\.json)"
 )
-_INFER_POSTS = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})
+_TASKS = re.compile(r"/v1/tasks(/.*)?")
+_ADMIN_OF_TASKS = re.compile(r"/v1/tasks/.+/pinned")  # takes memory that all tasks share
+_CLASSIFY = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})
+_OF_ALL_TASKS = re.compile(r"/metrics|/v1/versions/.*")  # that tell of all tasks, or change any
 # Answers to requests without a key while no key exists: to all, to those for a loopback name, none.
 AnonymousAccess = Literal["always", "loopback", "never"]
 _REALM = 'realm="prompt-serve"'
@@ -51,21 +57,46 @@ _KEY_HELP = (
 )
 
 
-def required_role(method: str, path: str) -> Role | None:
-    """Return the role that a request needs; None if it needs no key."""
-    is_public = path in PUBLIC_PATHS or _PAGE_FILES.fullmatch(path)
-    if is_public and method in _READ_METHODS:
-        return None
-    if method in _READ_METHODS and _INFER_READS.fullmatch(path):
-        return "infer"
-    if method == "POST" and path in _INFER_POSTS:
-        return "infer"
+def required_action(method: str, path: str) -> Action | Literal["any"] | None:
+    """Return the action that a request needs; "any" if every key may send it, None if it needs no
+    key."""
+    if method in _READ_METHODS:
+        if path in PUBLIC_PATHS or _PAGE_FILES.fullmatch(path):
+            return None
+        if _READS_OF_ANY_KEY.fullmatch(path):
+            return "any"
+        return "read" if path == "/metrics" or _TASKS.fullmatch(path) else "admin"
+    if method == "POST" and path in _CLASSIFY:
+        return "classify"
+    if method in _CHANGES and _TASKS.fullmatch(path) and not _ADMIN_OF_TASKS.fullmatch(path):
+        return "upload"
     return "admin"
 
 
-def role_suffices(role: Role, required: Role) -> bool:
-    """Return True if a key of ``role`` may do what requires ``required``."""
-    return role == "admin" or role == required
+def check_allowed(allowed: Permissions, method: str, path: str, caller: str) -> None:
+    """Raise NotAllowed unless a caller with these permissions may send a request.
+
+    Args:
+        allowed: permissions of the caller.
+        method: of the request.
+        path: of the request.
+        caller: name of the key, for the message.
+    """
+    action = required_action(method, path)
+    if action in (None, "any"):
+        return
+    if action not in allowed.actions:
+        raise NotAllowed(
+            f"This needs a key that may {action}; {caller!r} may only "
+            f"{' and '.join(sorted(allowed.actions))}.",
+            action=action,
+        )
+    if _OF_ALL_TASKS.fullmatch(path) and not allowed.has_all_tasks:
+        raise NotAllowed(
+            f"This needs a key for all tasks; {caller!r} is limited to "
+            f"{', '.join([*allowed.names, *allowed.tags][:10])}.",
+            action=action,
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -77,7 +108,7 @@ def is_loopback(host: str) -> bool:
 
 
 class AuthMiddleware:
-    """ASGI middleware: 401 without a valid key, 403 if its role does not suffice.
+    """ASGI middleware: 401 without a valid key, 403 if it does not allow the request.
 
     Args:
         app: all routes.
@@ -112,9 +143,8 @@ class AuthMiddleware:
         await self._app(scope, receive, send)
 
     async def _authenticate(self, scope: Scope) -> None:
-        """Note the key in the request's context, also if its role does not suffice."""
-        required = required_role(scope["method"], scope["path"])
-        if required is None:
+        """Note the key in the request's context, also if it does not allow the request."""
+        if required_action(scope["method"], scope["path"]) is None:
             return
         cache = self._api_key_cache()
         if cache is None:
@@ -125,12 +155,8 @@ class AuthMiddleware:
             await self._check_anonymous(cache, headers)
             return
         key = await _valid_key(cache, token)
-        current_request().actor = Actor(key.name, key.id)
-        if not role_suffices(key.role, required):
-            raise NotAllowed(
-                f"This needs a key with the role {required!r}; {key.name!r} has {key.role!r}.",
-                role=required,
-            )
+        current_request().actor = Actor(key.name, key.id, key.permissions)
+        check_allowed(key.permissions, scope["method"], scope["path"], key.name)
         if cache.use_is_due(key):
             self._use_recorder.submit(cache.note_use, key)
 
@@ -195,7 +221,8 @@ def _challenge(error: PromptServeError, scope: Scope) -> Mapping[str, str]:
     """Return the ``WWW-Authenticate`` header of a refusal (RFC 6750; browsers know only Basic)."""
     if isinstance(error, NotAllowed):
         return {
-            "WWW-Authenticate": f'Bearer {_REALM}, error="insufficient_scope", scope="{error.role}"'
+            "WWW-Authenticate": f'Bearer {_REALM}, error="insufficient_scope", '
+            f'scope="{error.action}"'
         }
     if not isinstance(error, NotAuthenticated):
         return {}

@@ -29,12 +29,16 @@ def add_cors(app: ASGIApp, origins: str) -> ASGIApp:
         origins: for example ``https://a.example, https://b.example``; ``*`` for all. Cookies are
             never allowed: keys come in a header.
     """
-    allowed = [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]
     return CORSMiddleware(
         app,
-        allow_origins=allowed,
+        allow_origins=parse_origins(origins),
         allow_methods=_METHODS,
         allow_headers=_REQUEST_HEADERS,
         expose_headers=_RESPONSE_HEADERS,
         max_age=_MAX_AGE_S,
     )
+
+
+def parse_origins(origins: str) -> list[str]:
+    """Split a comma-separated list of origins."""
+    return [origin.strip().rstrip("/") for origin in origins.split(",") if origin.strip()]

@@ -11,19 +11,21 @@ becomes open to anonymous callers.
 
 import hashlib
 import hmac
+import json
 import re
 import secrets
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import sqlalchemy as sa
 
 from prompt_serve.errors import RequestInvalid
+from prompt_serve.service.permissions import NO_LIMITS, ROLES, Permissions, Quota, Role
 from prompt_serve.service.storage import audit
 from prompt_serve.service.storage.database import Database, metadata
 
-Role = Literal["infer", "admin"]
 NAME_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 PREFIX = "ps"
@@ -44,6 +46,13 @@ key_table = sa.Table(
     sa.Column("expires", sa.String(40)),
     sa.Column("revoked", sa.String(40)),
     sa.Column("last_used", sa.String(40)),
+    # Lists with spaces between; without actions, those of the role.
+    sa.Column("actions", sa.Text, nullable=False, server_default=""),
+    sa.Column("names", sa.Text, nullable=False, server_default=""),
+    sa.Column("tags", sa.Text, nullable=False, server_default=""),
+    sa.Column("quota", sa.Text, nullable=False, server_default=""),  # JSON
+    sa.Column("requests", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("images", sa.BigInteger, nullable=False, server_default="0"),
 )
 
 
@@ -53,12 +62,20 @@ class StoredKey:
 
     id: str
     name: str
-    role: Role
     digest: str  # SHA-256 of the secret, in hexadecimal digits
     created: str
     expires: str | None
     revoked: str | None
     last_used: str | None  # accurate to about a minute
+    permissions: Permissions
+    quota: Quota = NO_LIMITS
+    requests: int = 0  # answered so far, accurate to about a minute
+    images: int = 0
+
+    @property
+    def role(self) -> Role:
+        """Return the shorthand for the actions of the key."""
+        return self.permissions.role
 
     def state(self, now: datetime) -> Literal["valid", "expired", "revoked"]:
         """Return the state of the key at a time."""
@@ -95,7 +112,11 @@ class Keys:
         self._database = database
 
     def create(
-        self, name: str, role: Role, expires: datetime | None = None
+        self,
+        name: str,
+        permissions: Role | Permissions,
+        expires: datetime | None = None,
+        quota: Quota = NO_LIMITS,
     ) -> tuple[str, StoredKey]:
         """Create a key and return its token, which is not stored, and the stored key.
 
@@ -104,26 +125,55 @@ class Keys:
         """
         now = datetime.now(UTC)
         _check(name, expires, now)
-        secret = secrets.token_urlsafe(_SECRET_BYTES)
-        key = StoredKey(
-            id=secrets.token_hex(_ID_BYTES),
-            name=name,
-            role=role,
-            digest=_digest(secret),
-            created=_iso(now),
-            expires=None if expires is None else _iso(expires),
-            revoked=None,
-            last_used=None,
-        )
+        if isinstance(permissions, str):
+            permissions = Permissions(ROLES[permissions])
+        token, key = _new_key(name, permissions, expires, quota, now)
         with self._database.write() as db:
             named = db.execute(sa.select(key_table).where(key_table.c.name == name))
             if any(_key(row).state(now) == "valid" for row in named):
                 raise RequestInvalid(
                     f"There is a valid key named {name!r}. Revoke it first, or use another name."
                 )
-            db.execute(key_table.insert(), vars(key))
+            db.execute(key_table.insert(), _row(key))
             audit.record(db, "key.create", name, after=key.id)
-        return f"{PREFIX}_{key.id}_{secret}", key
+        return token, key
+
+    def rotate(
+        self, name: str, overlap: timedelta, expires: datetime | None = None
+    ) -> tuple[str, StoredKey]:
+        """Create a key with the name, permissions and quota of a valid one, which expires soon.
+
+        Args:
+            name: of the valid key.
+            overlap: time for which both are valid.
+            expires: of the new key.
+
+        Returns:
+            The token of the new key, and the stored key.
+
+        Raises:
+            RequestInvalid: there is no valid key of that name, or the expiry is past.
+        """
+        now = datetime.now(UTC)
+        _check(name, expires, now)
+        ends = _iso(now + overlap)
+        with self._database.write() as db:
+            query = sa.select(key_table).where(key_table.c.name == name)
+            query = query.order_by(key_table.c.created, key_table.c.id)
+            valid = [k for row in db.execute(query) if (k := _key(row)).state(now) == "valid"]
+            if not valid:
+                raise RequestInvalid(
+                    f"There is no valid key named {name[:100]!r}. Create one: "
+                    f"prompt-serve keys create {name[:100]}"
+                )
+            token, key = _new_key(name, valid[-1].permissions, expires, valid[-1].quota, now)
+            for old in valid:
+                if old.expires is None or old.expires > ends:
+                    this = key_table.c.id == old.id
+                    db.execute(key_table.update().where(this).values(expires=ends))
+            db.execute(key_table.insert(), _row(key))
+            audit.record(db, "key.rotate", name, before=valid[-1].id, after=key.id)
+        return token, key
 
     def all(self) -> list[StoredKey]:
         """Return all keys, including revoked ones, in the order of their creation."""
@@ -162,11 +212,21 @@ class Keys:
             )
         return keys
 
-    def note_use(self, key_id: str) -> None:
-        """Record that a key was used now, without a new revision: other processes ignore it."""
-        now = _iso(datetime.now(UTC))
+    def note_use(self, key_id: str, requests: int = 0, images: int = 0) -> None:
+        """Record that a key was used now, without a new revision: other processes ignore it.
+
+        Args:
+            key_id: of the key.
+            requests: number of requests since the last call.
+            images: number of their images.
+        """
+        values = {
+            "last_used": _iso(datetime.now(UTC)),
+            "requests": key_table.c.requests + requests,
+            "images": key_table.c.images + images,
+        }
         with self._database.write(raise_revision=False) as db:
-            db.execute(key_table.update().where(key_table.c.id == key_id).values(last_used=now))
+            db.execute(key_table.update().where(key_table.c.id == key_id).values(values))
 
 
 def _check(name: str, expires: datetime | None, now: datetime) -> None:
@@ -183,8 +243,45 @@ def _digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+def _new_key(
+    name: str, permissions: Permissions, expires: datetime | None, quota: Quota, now: datetime
+) -> tuple[str, StoredKey]:
+    secret = secrets.token_urlsafe(_SECRET_BYTES)
+    key = StoredKey(
+        id=secrets.token_hex(_ID_BYTES),
+        name=name,
+        digest=_digest(secret),
+        created=_iso(now),
+        expires=None if expires is None else _iso(expires),
+        revoked=None,
+        last_used=None,
+        permissions=permissions,
+        quota=quota,
+    )
+    return f"{PREFIX}_{key.id}_{secret}", key
+
+
 def _key(row: sa.Row[Any]) -> StoredKey:
-    return StoredKey(**row._mapping)
+    fields = dict(row._mapping)
+    role, actions = fields.pop("role"), fields.pop("actions").split()
+    names, tags = fields.pop("names").split(), fields.pop("tags").split()
+    permissions = Permissions.checked(actions or ROLES[role], names, tags)
+    quota = Quota(**json.loads(fields.pop("quota") or "{}"))
+    return StoredKey(**fields, permissions=permissions, quota=quota)
+
+
+def _row(key: StoredKey) -> Mapping[str, object]:
+    fields = dict(vars(key))
+    permissions: Permissions = fields.pop("permissions")
+    limits = {name: limit for name, limit in asdict(key.quota).items() if limit is not None}
+    return {
+        **fields,
+        "role": permissions.role,
+        "actions": " ".join(sorted(permissions.actions)),
+        "names": " ".join(permissions.names),
+        "tags": " ".join(permissions.tags),
+        "quota": json.dumps(limits) if limits else "",
+    }
 
 
 def _iso(time: datetime) -> str:

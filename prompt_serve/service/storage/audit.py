@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from prompt_serve.schemas import AuditEntry, AuditPage
 from prompt_serve.service.request_context import Actor, current_request, request_scope
 from prompt_serve.service.storage.database import Database, metadata
+from prompt_serve.service.storage.visibility import permissions, visible
 
 _MAX_SUBJECT = 200
 
@@ -89,7 +90,9 @@ class AuditLog:
         action: str | None = None,
         subject: str | None = None,
     ) -> AuditPage:
-        """Return entries, newest first; ``next`` is the ``before`` of the next, older page.
+        """Return entries of what the caller may see, newest first.
+
+        ``next`` is the ``before`` of the next, older page.
 
         Args:
             limit: number of entries.
@@ -98,6 +101,9 @@ class AuditLog:
             subject: only changes of this task or key.
         """
         query = sa.select(audit_table).order_by(audit_table.c.id.desc()).limit(limit + 1)
+        if not permissions().has_all_tasks:
+            of_tasks = audit_table.c.action.startswith("task.", autoescape=True)
+            query = query.where(of_tasks, visible(audit_table.c.subject))
         if action is not None:
             query = query.where(audit_table.c.action == action)
         if subject is not None:

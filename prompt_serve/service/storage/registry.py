@@ -37,6 +37,7 @@ from prompt_serve.service.storage.tables import (
     task_tag,
     without_nul,
 )
+from prompt_serve.service.storage.visibility import check_may_change, may_change, visible
 
 _LISTED = (
     task.c.name,
@@ -98,13 +99,15 @@ class Registry:
 
     def versions(self, names: Sequence[str]) -> dict[str, str]:
         """Return the versions that names point at now; unknown names are left out."""
-        query = sa.select(task.c.name, task.c.version).where(task.c.name.in_(names))
+        query = sa.select(task.c.name, task.c.version)
+        query = query.where(task.c.name.in_(names), visible(task.c.name))
         return self._db.read(lambda db: {row.name: row.version for row in db.execute(query)})
 
     def versions_of(self, name: str, prefix: str = "", limit: int = 2) -> list[str]:
         """Return kept versions in the history of a name that begin with ``prefix``."""
         begins = kept_version.c.version.startswith(prefix, autoescape=True)
-        query = sa.select(kept_version.c.version).where(kept_version.c.name == name, begins)
+        query = sa.select(kept_version.c.version)
+        query = query.where(kept_version.c.name == name, begins, visible(kept_version.c.name))
         query = query.limit(limit)
         return self._db.read(lambda db: [str(v) for v in db.execute(query).scalars()])
 
@@ -119,11 +122,11 @@ class Registry:
         deleted name was at; None if there is none."""
         last = (
             sa.select(change.c.what, change.c.previous)
-            .where(change.c.name == name)
+            .where(change.c.name == name, visible(change.c.name))
             .order_by(change.c.id.desc())
             .limit(1)
         )
-        query = sa.select(task.c.previous).where(task.c.name == name)
+        query = sa.select(task.c.previous).where(task.c.name == name, visible(task.c.name))
 
         def read(db: Connection) -> str | None:
             found = db.execute(query).one_or_none()
@@ -165,7 +168,7 @@ class Registry:
 
     def task(self, name: str) -> StoredTask | None:
         """Return a task; None if there is no such name."""
-        query = _listing().where(task.c.name == name)
+        query = _listing().where(task.c.name == name, visible(task.c.name))
 
         def read(db: Connection) -> StoredTask | None:
             row = db.execute(query).one_or_none()
@@ -177,7 +180,7 @@ class Registry:
         self, after: str, limit: int, task_filter: TaskFilter = NO_FILTER
     ) -> tuple[list[StoredTask], int]:
         """Return up to ``limit`` tasks with names greater than ``after``, and the revision."""
-        query = _listing().where(task.c.name > after, *_matching(task_filter))
+        query = _listing().where(task.c.name > after, visible(task.c.name), *_matching(task_filter))
         query = query.order_by(task.c.name).limit(limit)
 
         def read(db: Connection) -> tuple[list[StoredTask], int]:
@@ -197,7 +200,7 @@ class Registry:
         query = (
             sa.select(task.c.name, task.c.version)
             .join(prompt_file)
-            .where(prompt_file.c.fingerprint == fingerprint)
+            .where(prompt_file.c.fingerprint == fingerprint, visible(task.c.name))
         )
         if tag is not None:
             if "\0" in tag:  # PostgreSQL cannot store NUL in text
@@ -230,7 +233,7 @@ class Registry:
         query = (
             sa.select(*columns, prompt_file.c.version.is_not(None).label("kept"))
             .select_from(change.outerjoin(prompt_file, prompt_file.c.version == change.c.version))
-            .where(change.c.name == name)
+            .where(change.c.name == name, visible(change.c.name))
             .order_by(change.c.id.desc())
             .limit(limit)
         )
@@ -240,7 +243,7 @@ class Registry:
 
     def count(self) -> int:
         """Return the number of tasks."""
-        query = sa.select(sa.func.count()).select_from(task)
+        query = sa.select(sa.func.count()).select_from(task).where(visible(task.c.name))
         return self._db.read(lambda db: int(db.execute(query).scalar_one()))
 
     def count_versions(self) -> int:
@@ -252,7 +255,7 @@ class Registry:
         """Return names with the same first letter as ``name``, for hints."""
         query = (
             sa.select(task.c.name)
-            .where(task.c.name.istartswith(name[:1], autoescape=True))
+            .where(task.c.name.istartswith(name[:1], autoescape=True), visible(task.c.name))
             .order_by(task.c.name)
             .limit(limit)
         )
@@ -275,9 +278,11 @@ class Registry:
 
         Raises:
             TaskNameInvalid: not a valid task name.
+            NotAllowed: the caller may not use this name.
             VersionChanged: the condition does not hold.
         """
         check_task_name(name)
+        check_may_change(name)
         if condition != ALWAYS:
             condition.check(name, self.versions([name]).get(name))
 
@@ -332,6 +337,8 @@ class Registry:
 
     def delete(self, name: str, condition: Condition = ALWAYS) -> bool:
         """Remove a name, but not its history and files; return False if there was none."""
+        if not may_change(name):
+            return False
         with self._db.write() as db:
             old = _version_of_task(db, name)
             condition.check(name, old)
@@ -367,6 +374,8 @@ class Registry:
 
     def set_tags(self, name: str, tags: Iterable[str]) -> bool:
         """Replace the tags of a name; return False if there is no such name."""
+        if not may_change(name):
+            return False
         with self._db.write() as db:
             if _version_of_task(db, name) is None:
                 return False
@@ -379,6 +388,8 @@ class Registry:
         Raises:
             RequestInvalid: the task would have more than MAX_TAGS.
         """
+        if not may_change(name):
+            return False
         with self._db.write() as db:
             if _version_of_task(db, name) is None:
                 return False
@@ -387,6 +398,8 @@ class Registry:
 
     def set_pinned(self, name: str, pinned: bool) -> bool:
         """Pin or unpin a task; return False if there is no such name."""
+        if not may_change(name):
+            return False
         with self._db.write() as db:
             row = db.execute(task.update().where(task.c.name == name).values(pinned=pinned))
             if row.rowcount:
@@ -488,6 +501,7 @@ def _fingerprint_of(db: Connection, version: str) -> str | None:
 
 def _point(db: Connection, name: str, version: str, what: str, condition: Condition) -> str | None:
     """Point a name at a version and return the version it pointed at before."""
+    check_may_change(name)
     old = _version_of_task(db, name)
     condition.check(name, old)
     if old == version:

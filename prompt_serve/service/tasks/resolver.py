@@ -6,12 +6,14 @@ what the next request gets, in this process and in every other one that shares t
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
 from prompt_serve.prompts.prompt_file import from_bytes
+from prompt_serve.service.permissions import Permissions
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.tables import StoredPrompt
+from prompt_serve.service.storage.visibility import permissions
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.service.tasks.names import current_versions, task_not_found, version_of_name
@@ -62,7 +64,7 @@ class TaskResolver:
         Raises:
             TaskNotFound, RequestInvalid, VersionNotFound, VersionAmbiguous: as ``resolve``.
         """
-        known = self._current().versions
+        known = self._current().of(permissions())
         missing = [name for name in names if name not in known]
         if missing:
             # Read after the revision, so no entry is older than the revision it is stored under.
@@ -167,7 +169,14 @@ class TaskResolver:
 
 @dataclass(frozen=True)
 class _KnownVersions:
-    """Versions that names pointed at, as read at one revision of the registry."""
+    """Versions that names pointed at, as read at one revision of the registry.
+
+    Callers who may see different tasks share none of them.
+    """
 
     revision: int
-    versions: dict[str, str]
+    versions: dict[Permissions, dict[str, str]]
+
+    def of(self, caller: Permissions) -> dict[str, str]:
+        """Return what was read for callers with these permissions, to be added to."""
+        return self.versions.setdefault(replace(caller, actions=frozenset()), {})

@@ -13,6 +13,7 @@ from prompt_serve.schemas import TaskInfo, ZeroShotTask
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.storage.visibility import check_may_change
 from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog, check_answerable
@@ -88,6 +89,7 @@ class TaskStore:
         Nothing is stored. Raises the same errors as ``upload`` except VersionChanged.
         """
         check_task_name(name)
+        check_may_change(name)
         prompt, features = self._read(data)
         self._features.task(version_of(data), prompt, features)  # raises if it cannot be made
         return NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))

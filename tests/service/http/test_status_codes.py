@@ -166,6 +166,8 @@ def _provoked(http: httpx.Client, backbone: Backbone) -> Iterator[tuple[str, htt
     version = put.json()["version"]
     yield "not-found", http.get("/v1/nonsense")
     yield "method-not-allowed", http.post("/v1/info")
+    foreign = {"origin": "https://evil.example"}
+    yield "origin-not-allowed", http.delete("/v1/tasks/codes", headers=foreign)
     yield from _provoked_by_requests(http)
     yield "version-not-found", http.delete(f"/v1/versions/{'0' * 64}")
     yield "version-in-use", http.delete(f"/v1/versions/{version}")

@@ -6,6 +6,7 @@
     0004  audit log
     0005  versions that each name can be rolled back to
     0006  which prompt files have vectors of the image tower
+    0008  permissions, quotas and use of keys
 
 A new step is a file ``vNNNN_subject.py`` with ``revision``, ``down_revision`` (the previous one)
 and ``upgrade()``. Steps are written by hand and never change once released; they run in one
@@ -16,5 +17,5 @@ own them; tests/service/storage/test_database.py compares them with the result o
 
 from pathlib import Path
 
-HEAD = "0006"  # the last step, which this version of the code needs
+HEAD = "0008"  # the last step, which this version of the code needs
 FOLDER = Path(__file__).parent
