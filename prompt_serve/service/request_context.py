@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from prompt_serve.service.scheduling.turns import Turn
 from prompt_serve.service.stage_timings import StageTimings
 
 
@@ -25,20 +26,26 @@ class Actor:
 ANONYMOUS = Actor("anonymous")
 
 
-@dataclass
+@dataclass(eq=False)  # two requests are never the same
 class RequestContext:
     """Facts about one request.
 
-    ``images`` and ``tasks`` are the numbers it asks for, ``passes`` those of its images through the
-    image encoder.
+    ``client`` is the address of its connection, ``images`` and ``tasks`` are the numbers it asks
+    for, ``passes`` those of its images through the image encoder.
     """
 
     request_id: str = ""
+    client: str = ""
     actor: Actor = ANONYMOUS
     images: int = 0
     tasks: int = 0
     passes: int = 0
     timings: StageTimings = field(default_factory=StageTimings)
+
+    @property
+    def turn(self) -> Turn:
+        """Owner of the request's work: its API key, or its address where it has no key."""
+        return Turn(self.actor.key_id or self.client, self)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("prompt_serve_request", default=None)
