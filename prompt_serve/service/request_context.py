@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from prompt_serve.service.byte_budget import UNLIMITED, Reservation
 from prompt_serve.service.permissions import EVERYTHING, Permissions
+from prompt_serve.service.scheduling.turns import Turn
 from prompt_serve.service.stage_timings import StageTimings
 
 
@@ -28,21 +29,28 @@ class Actor:
 ANONYMOUS = Actor("anonymous")
 
 
-@dataclass
+@dataclass(eq=False)  # two requests are never the same
 class RequestContext:
     """Facts about one request.
 
-    ``images`` and ``tasks`` are the numbers it asks for, ``passes`` those of its images through the
-    image encoder. ``memory`` holds the bytes that it has in flight.
+    ``client`` is the address of its connection, ``images`` and ``tasks`` are the numbers it asks
+    for, ``passes`` those of its images through the image encoder. ``memory`` holds the bytes that
+    it has in flight.
     """
 
     request_id: str = ""
+    client: str = ""
     actor: Actor = ANONYMOUS
     images: int = 0
     tasks: int = 0
     passes: int = 0
     timings: StageTimings = field(default_factory=StageTimings)
     memory: Reservation = field(default_factory=UNLIMITED.reservation)
+
+    @property
+    def turn(self) -> Turn:
+        """Owner of the request's work: its API key, or its address where it has no key."""
+        return Turn(self.actor.key_id or self.client, self)
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("prompt_serve_request", default=None)

@@ -1,15 +1,17 @@
 """Thread pools for work that blocks, so that the event loop only waits.
 
-A thread runs in a copy of the request's context: the audit log and the timings of a request see it.
+Waiting work runs in turns of the callers, then of their requests (``scheduling.turns``). A thread
+runs in a copy of the request's context: the audit log and the timings of a request see it.
 """
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from typing import TypeVar
 
 from prompt_serve.errors import NotReady, Overloaded
+from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.fair_pool import FairPool
 
 _T = TypeVar("_T")
 
@@ -27,10 +29,10 @@ class WorkerThreads:
     def __init__(self, max_changes: int) -> None:
         self._max_changes = max_changes
         self._changes = 0  # running or waiting
-        self._readers = ThreadPoolExecutor(4, thread_name_prefix="registry")
+        self._readers = FairPool(4, "registry")
         # Most of their time they wait: one low-priority thread computes all class features.
-        self._changers = ThreadPoolExecutor(8, thread_name_prefix="change")
-        self._scorers = ThreadPoolExecutor(2, thread_name_prefix="score")
+        self._changers = FairPool(8, "change")
+        self._scorers = FairPool(2, "score")
 
     async def read(self, function: Callable[..., _T], *args: object) -> _T:
         """Run a function that blocks for a short time."""
@@ -60,19 +62,18 @@ class WorkerThreads:
 
     def close_changes(self) -> None:
         """Finish running changes and refuse further ones."""
-        self._changers.shutdown(wait=True, cancel_futures=True)
+        self._changers.shutdown(wait=True)
 
     def close(self) -> None:
         """Finish what is running and refuse everything else."""
         for pool in (self._changers, self._readers, self._scorers):
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=True)
 
 
-async def _run(pool: ThreadPoolExecutor, function: Callable[..., _T], *args: object) -> _T:
+async def _run(pool: FairPool, function: Callable[..., _T], *args: object) -> _T:
     run = copy_context().run
     try:
-        return await asyncio.get_running_loop().run_in_executor(pool, run, function, *args)
+        future = pool.submit(current_request().turn, run, function, *args)
     except RuntimeError as error:
-        if "shutdown" not in str(error):
-            raise
         raise NotReady("The service is stopping.", retry_after_s=1.0) from error
+    return await asyncio.wrap_future(future)

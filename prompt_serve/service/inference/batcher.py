@@ -2,6 +2,8 @@
 
     submit -> [decode pool: bytes -> pixels] -> ready -> [one inference thread: pixels -> features]
 
+Images are decoded, and batches filled, in turns of the callers, then of their requests
+(``scheduling.turns``): whoever sends many images delays others by one image per turn.
 The next images are decoded while the current batch is encoded. An image is decoded once and encoded
 in one pass for each of the prompts that its request has for the image tower; passes of different
 prompts share a batch. Every image has its own outcome, features or an error, and a request's future
@@ -14,9 +16,8 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
 import numpy as np
@@ -31,6 +32,8 @@ from prompt_serve.errors import (
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.fair_pool import FairPool
+from prompt_serve.service.scheduling.turns import Turns
 from prompt_serve.types import FloatArray, PixelArray
 
 ImageData = bytes | PixelArray  # an image file, or (S, S, 3) pixels for the encoder
@@ -52,6 +55,7 @@ class PendingRequest:
         self.rows = rows  # of the passes of every image
         self.deadline = deadline
         self.timings = current_request().timings  # constructed in the request's context
+        self.turn = current_request().turn._replace(request=self)
         self._outcomes: list[Outcome | None] = [None] * size
         self._missing = size
         self._lock = threading.Lock()
@@ -171,11 +175,9 @@ class Batcher:
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
-        self._pool = ThreadPoolExecutor(
-            decode_threads, thread_name_prefix="decode", initializer=_lower_priority
-        )
+        self._pool = FairPool(decode_threads, "decode", initializer=_lower_priority)
         self._changed = threading.Condition()  # guards everything below
-        self._ready: deque[_Pass] = deque()
+        self._ready: Turns[_Pass] = Turns()
         self._admitted: set[_QueuedImage] = set()
         self._admitted_passes = 0
         self._admitted_bytes = 0
@@ -237,7 +239,7 @@ class Batcher:
         request.future.add_done_callback(self._drop_if_cancelled)
         for image in admitted:
             if image.pixels is None:
-                self._pool.submit(self._prepare, image)
+                self._pool.submit(request.turn, self._prepare, image)
             else:
                 self._mark_ready(image)
         return request.future
@@ -272,7 +274,7 @@ class Batcher:
             self._changed.wait_for(lambda: not self._admitted or not self.alive, timeout_s)
             self._stopped = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
         self._fail_all("The service is stopping.")
         self._thread.join(timeout=1.0)
 
@@ -317,7 +319,8 @@ class Batcher:
             if image not in self._admitted:
                 return  # cancelled while it was decoded
             image.ready_at = time.monotonic()
-            self._ready.extend((image, index) for index in range(image.passes))
+            passes = [(image, index) for index in range(image.passes)]
+            self._ready.extend(image.request.turn, passes)
             self._changed.notify_all()
 
     def _run(self) -> None:
@@ -344,10 +347,10 @@ class Batcher:
         return batch
 
     def _take_batch(self) -> list[_Pass]:
-        """Take the first passes that must be run; none if all were cancelled meanwhile."""
+        """Take the next passes that must be run; none if all were cancelled meanwhile."""
         batch: list[_Pass] = []
-        while self._ready and len(batch) < self._max_batch:
-            image, index = self._ready.popleft()
+        while len(batch) < self._max_batch and (next_pass := self._ready.pop()) is not None:
+            image, index = next_pass
             if reason := image.request.skip_reason:
                 self._finish(image, reason)
             elif image in self._admitted:  # not if another pass of it failed
@@ -356,7 +359,7 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         # Counted from when the first image was ready: later ones do not prolong the wait.
-        left = self._ready[0][0].ready_at + self._max_queue_delay_s - time.monotonic()
+        left = self._ready.first()[0].ready_at + self._max_queue_delay_s - time.monotonic()
         self._changed.wait_for(
             lambda: len(self._ready) >= self._max_batch or self._stopped, max(0.0, left)
         )
@@ -416,7 +419,8 @@ class Batcher:
             for image in left:
                 image.data = b""  # the decode pool still refers to the image
                 self._finish(image, outcome)
-            self._ready = deque(one for one in self._ready if one[0] in self._admitted)
+            if left:
+                self._ready.discard(left[0].request.turn)
 
     def _fail_all(self, reason: str) -> None:
         with self._changed:

@@ -56,7 +56,10 @@ class RequestLogMiddleware:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        context = RequestContext(request_id=_request_id(headers.get("x-request-id")))
+        context = RequestContext(
+            request_id=_request_id(headers.get("x-request-id")),
+            client=(scope.get("client") or ("",))[0],
+        )
         metrics.requests_in_progress.inc()
         try:
             with request_scope(context), self._tracing.request(scope["method"], headers) as span:

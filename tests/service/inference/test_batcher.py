@@ -103,7 +103,7 @@ def test_a_batch_is_whatever_waits_when_the_device_is_free() -> None:
         first = running.submit([b"\x01"], soon())
         assert gate.entered.wait(20)
         others = [running.submit([bytes([n])], soon()) for n in range(2, 8)]
-        _until(lambda: running._pool._work_queue.empty() and len(running._ready) == 6)
+        _until(lambda: len(running._pool) == 0 and len(running._ready) == 6)
         gate.open.set()
         wait([first, *others], timeout=20)
 

@@ -1,0 +1,1 @@
+"""Share threads and queues fairly between callers."""

@@ -1,0 +1,105 @@
+"""Thread pool whose waiting work runs in turns of the callers, then of their requests."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Hashable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from prompt_serve.service.scheduling.turns import Turn, Turns
+
+_T = TypeVar("_T")
+_Work = tuple[Turn, Future[Any], Callable[[], Any]]
+
+
+class FairPool:
+    """Pool of threads that take turns; see ``Turns``.
+
+    Args:
+        threads: number of threads.
+        name: prefix of their names.
+        max_per_caller: maximum number of threads that one caller may hold at a time.
+        initializer: called in each thread when it starts.
+    """
+
+    def __init__(
+        self,
+        threads: int,
+        name: str,
+        *,
+        max_per_caller: int | None = None,
+        initializer: Callable[[], object] | None = None,
+    ) -> None:
+        self._max_per_caller = max_per_caller or threads
+        self._lock = threading.Lock()  # guards everything below
+        self._waiting: Turns[_Work] = Turns()
+        self._running: Counter[Hashable] = Counter()
+        # Its own queue holds only calls of _run_waiting, at least one per item that waits here.
+        self._pool = ThreadPoolExecutor(threads, name, initializer=initializer)
+
+    def __len__(self) -> int:
+        """Return the number of calls that wait for a thread."""
+        return len(self._waiting)
+
+    def submit(self, turn: Turn, function: Callable[..., _T], *args: object) -> Future[_T]:
+        """Call ``function`` when the turn has come; cancelling the future skips it until then.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        future: Future[_T] = Future()
+        with self._lock:
+            self._waiting.extend(turn, [(turn, future, lambda: function(*args))])
+        try:
+            self._pool.submit(self._run_waiting)
+        except RuntimeError:
+            self._cancel_waiting()
+            raise
+        return future
+
+    def shutdown(self, *, wait: bool) -> None:
+        """Cancel what waits and accept nothing more.
+
+        Args:
+            wait: return when the running calls have ended.
+        """
+        self._cancel_waiting()
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+        self._cancel_waiting()
+
+    def _run_waiting(self) -> None:
+        """Run waiting calls until none is left whose caller may hold one more thread."""
+        while (work := self._next()) is not None:
+            turn, future, call = work
+            try:
+                _run(future, call)
+            finally:
+                with self._lock:
+                    self._running -= Counter([turn.caller])
+
+    def _next(self) -> _Work | None:
+        with self._lock:
+            work = self._waiting.pop(lambda caller: self._running[caller] < self._max_per_caller)
+            if work is not None:
+                self._running[work[0].caller] += 1
+            return work
+
+    def _cancel_waiting(self) -> None:
+        while True:
+            with self._lock:
+                work = self._waiting.pop()
+            if work is None:
+                return
+            work[1].cancel()
+
+
+def _run(future: Future[_T], call: Callable[[], _T]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        result = call()
+    # As in concurrent.futures: whoever waits for the result gets the error, whatever it is.
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

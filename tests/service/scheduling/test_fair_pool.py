@@ -1,0 +1,96 @@
+"""Order of a fair pool, its limit per caller, and its end."""
+
+import threading
+from collections import Counter
+from concurrent.futures import CancelledError, Future
+
+import pytest
+
+from prompt_serve.service.scheduling.fair_pool import FairPool
+from prompt_serve.service.scheduling.turns import Turn
+
+
+class _Held:
+    """Work that holds its thread until it is let go."""
+
+    def __init__(self) -> None:
+        self.started = threading.Semaphore(0)
+        self.go = threading.Event()
+
+    def __call__(self) -> None:
+        self.started.release()
+        assert self.go.wait(20)
+
+
+@pytest.mark.parametrize("others", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("each", [4, 64])
+def test_one_call_among_many_waits_one_turn(others: int, each: int) -> None:
+    held = _Held()
+    done: list[int | str] = []
+    pool = FairPool(1, "test")
+    pool.submit(Turn("first", 0), held)
+    assert held.started.acquire(timeout=20)
+    futures = [
+        pool.submit(Turn(caller, 0), done.append, caller)
+        for caller in range(others)
+        for _ in range(each)
+    ]
+    single = pool.submit(Turn("single", 0), done.append, "single")
+    held.go.set()
+    for future in [*futures, single]:
+        future.result(20)
+    pool.shutdown(wait=True)
+
+    assert done.index("single") == others
+    assert Counter(done) == Counter([*list(range(others)) * each, "single"])
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_a_caller_holds_no_more_threads_than_its_limit_and_all_its_calls_run(limit: int) -> None:
+    pool = FairPool(4, "test", max_per_caller=limit)
+    held = _Held()
+    futures = [pool.submit(Turn("greedy", n), held) for n in range(12)]
+    for _ in range(limit):
+        assert held.started.acquire(timeout=20)
+
+    other = pool.submit(Turn("other", 0), threading.get_ident)
+    other.result(20)
+
+    assert not held.started.acquire(timeout=0.05)
+    held.go.set()
+    for future in futures:
+        future.result(20)
+    pool.shutdown(wait=True)
+
+
+def test_results_errors_and_cancellation_reach_the_caller() -> None:
+    pool, held = FairPool(1, "test"), _Held()
+    running = pool.submit(Turn("a", 0), held)
+    assert held.started.acquire(timeout=20)
+    value: Future[int] = pool.submit(Turn("a", 1), int, "3")
+    error: Future[int] = pool.submit(Turn("a", 2), int, "x")
+    cancelled: Future[int] = pool.submit(Turn("a", 3), int, "4")
+    assert cancelled.cancel()
+    held.go.set()
+
+    assert running.result(20) is None
+    assert value.result(20) == 3
+    with pytest.raises(ValueError, match="invalid literal"):
+        error.result(20)
+    with pytest.raises(CancelledError):
+        cancelled.result(20)
+    pool.shutdown(wait=True)
+
+
+def test_a_pool_that_ends_cancels_what_waits_and_refuses_the_rest() -> None:
+    pool, held = FairPool(1, "test"), _Held()
+    running = pool.submit(Turn("a", 0), held)
+    assert held.started.acquire(timeout=20)
+    waiting = [pool.submit(Turn("b", n), held) for n in range(5)]
+    pool.shutdown(wait=False)
+
+    assert all(future.cancelled() for future in waiting)
+    with pytest.raises(RuntimeError, match="shutdown"):
+        pool.submit(Turn("c", 0), held)
+    held.go.set()
+    assert running.result(20) is None
