@@ -9,7 +9,7 @@ install the project itself, which runs from the Bento's src folder.
 import tomllib
 from pathlib import Path
 
-_EXTRAS = ("serve", "postgres", "otel", "heif")
+_EXTRAS = ("serve", "postgres", "otel", "heif", "signing")
 FILES = {
     "requirements.txt": (),
     "requirements.cuda.txt": ("onnxruntime-gpu[cuda,cudnn]",),
