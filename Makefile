@@ -8,8 +8,10 @@ SERVE_VENV ?= .venv-serve
 # A process for each core, up to four; a file's tests share one, and so its services.
 PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 SERVE_INSTALLED := $(SERVE_VENV)/.installed
+SUPPLY_VENV ?= .venv-supply
+SUPPLY_INSTALLED := $(SUPPLY_VENV)/.installed
 
-.PHONY: help install check fix test test-all pythons docs quickstart demo serve pretrain clean
+.PHONY: help install check fix test test-all soak chaos mutation pythons docs quickstart demo serve pretrain lock sbom audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -23,6 +25,11 @@ $(INSTALLED): pyproject.toml
 $(SERVE_INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(SERVE_VENV)
 	$(SERVE_VENV)/bin/python -m pip install --quiet --editable '.[serve]'
+	touch $@
+
+$(SUPPLY_INSTALLED): tools/supply-chain.txt
+	$(PYTHON) -m venv $(SUPPLY_VENV)
+	$(SUPPLY_VENV)/bin/python -m pip install --quiet --requirement tools/supply-chain.txt
 	touch $@
 
 install: $(INSTALLED) ## make .venv and install everything into it
@@ -64,5 +71,18 @@ pretrain: $(INSTALLED) ## make the embedded backbone anew (npm; about three hour
 	$(BIN)/python -m pip install --quiet --requirement pretraining/requirements.txt
 	$(BIN)/python -m pretraining --work build/pretraining
 
+lock: $(INSTALLED) ## pin the packages of the images, with hashes (UPGRADE=1: their newest versions)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python deploy/requirements.py $(if $(UPGRADE),--upgrade,--lock)
+	for lock in deploy/*.lock.txt; do $(BIN)/uv pip install --quiet --dry-run --require-hashes --reinstall \
+	    --python $(BIN)/python --requirement $$lock || exit 1; done
+
+sbom: $(SUPPLY_INSTALLED) ## CycloneDX lists of the packages of the images, in build/
+	mkdir -p build
+	for lock in deploy/*.lock.txt; do $(SUPPLY_VENV)/bin/cyclonedx-py requirements --pyproject pyproject.toml \
+	    --output-reproducible --output-file build/sbom.$$(basename $$lock .lock.txt).json $$lock || exit 1; done
+
+audit: $(SUPPLY_INSTALLED) ## known vulnerabilities of these packages (says so where no index answers)
+	$(SUPPLY_VENV)/bin/python -m tools.audit
+
 clean: ## remove the environment and caches
-	rm -rf $(VENV) $(SERVE_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist
+	rm -rf $(VENV) $(SERVE_VENV) $(SUPPLY_VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache build dist

@@ -1,19 +1,25 @@
-"""Write deploy/requirements.txt and requirements.cuda.txt, the packages of an image.
+"""Write the packages of the images: deploy/requirements.txt, requirements.cuda.txt, and locks.
 
-    python deploy/requirements.py
+    python deploy/requirements.py             what pyproject.toml asks for
+    python deploy/requirements.py --lock      and exact versions with hashes; keeps those locked
+    python deploy/requirements.py --upgrade   the same with the newest versions
 
 An image built by BentoML installs packages before it contains the project's files, so it cannot
-install the project itself, which runs from the Bento's src folder.
+install the project itself, which runs from the Bento's src folder. The locks hold for every
+platform; pip and uv install nothing whose hash is not in them.
 """
 
+import argparse
+import subprocess
 import tomllib
 from pathlib import Path
 
-_EXTRAS = ("serve", "postgres", "otel", "heif")
+_EXTRAS = ("serve", "postgres", "otel", "heif", "signing")
 FILES = {
     "requirements.txt": (),
     "requirements.cuda.txt": ("onnxruntime-gpu[cuda,cudnn]",),
 }
+PYTHON = "3.11"  # of the images, see bentofile.yaml
 _ROOT = Path(__file__).parents[1]
 
 
@@ -31,6 +37,31 @@ def requirements(*more: str) -> str:
     )
 
 
-if __name__ == "__main__":
+def lock_of(file: Path) -> Path:
+    """Return the path of the lock of a file of requirements."""
+    return file.with_suffix(".lock.txt")
+
+
+def lock(file: Path, *, upgrade: bool) -> None:
+    """Write exact versions with hashes of everything that a file of requirements leads to."""
+    command = ["uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
+    command += ["--python-version", PYTHON, "--custom-compile-command", "make lock"]
+    command += ["--upgrade"] if upgrade else []
+    command += ["--output-file", lock_of(file).name, file.name]
+    subprocess.run(command, check=True, cwd=file.parent)  # the lock names files as in this folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lock", action="store_true", help="write the locks as well")
+    parser.add_argument("--upgrade", action="store_true", help="lock the newest versions")
+    asked = parser.parse_args()
     for name, more in FILES.items():
-        Path(__file__).with_name(name).write_text(requirements(*more))
+        file = Path(__file__).with_name(name)
+        file.write_text(requirements(*more))
+        if asked.lock or asked.upgrade:
+            lock(file, upgrade=asked.upgrade)
+
+
+if __name__ == "__main__":
+    main()

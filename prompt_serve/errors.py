@@ -18,6 +18,7 @@
     │   ├── PromptUnsupported
     │   ├── BackboneMismatch
     │   ├── ProbeMismatch
+    │   ├── SignatureInvalid
     │   └── PromptTooLong
     ├── RequestError
     │   ├── RequestInvalid
@@ -216,6 +217,15 @@ class ProbeMismatch(PromptError):
     """
 
     code = "probe-mismatch"
+
+
+class SignatureInvalid(PromptError):
+    """The prompt file is not signed by a trusted key for this task; `expected` lists the keys.
+
+    Way out: sign it with `prompt-serve sign`, or `train --sign`, and a key that the service trusts.
+    """
+
+    code = "signature-invalid"
 
 
 class PromptTooLong(PromptError, _Faulty):

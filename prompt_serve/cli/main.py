@@ -96,6 +96,24 @@ COMMANDS: dict[str, LazyCommand] = {
         "keys",
         "Create, list and revoke API keys.",
     ),
+    "keygen": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.signing.commands",
+        "keygen",
+        "Make a key pair that signs prompt files.",
+    ),
+    "sign": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.signing.commands",
+        "sign",
+        "Sign prompt files.",
+    ),
+    "verify": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.signing.commands",
+        "verify",
+        "Check the signatures of prompt files.",
+    ),
     "doctor": LazyCommand(
         "Serving",
         "prompt_serve.cli.doctor.command",

@@ -9,7 +9,7 @@ import binascii
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -365,9 +365,19 @@ def thresholds_of(prompt: Prompt) -> list[float] | None:
     return [float(threshold) for threshold in prompt.classes.thresholds]
 
 
-def write_prompt_file(prompt: Prompt, path: Path) -> bytes:
-    """Write a prompt file atomically; returns its content."""
+def write_prompt_file(
+    prompt: Prompt, path: Path, signed: Callable[[bytes], bytes] | None = None
+) -> bytes:
+    """Write a prompt file atomically; returns its content.
+
+    Args:
+        prompt: what it holds.
+        path: file to write.
+        signed: adds a signature to the content; by default there is none.
+    """
     data = to_bytes(prompt)
+    if signed is not None:
+        data = signed(data)
     with atomic_file(path, mode=0o644, sync=True) as temporary:
         temporary.write_bytes(data)
     return data

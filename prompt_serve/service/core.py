@@ -31,6 +31,7 @@ from prompt_serve.service.tasks.features import TaskFeatures
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.tasks.store import TaskStore
 from prompt_serve.service.worker_threads import WorkerThreads
+from prompt_serve.signing.trusted_keys import SignaturePolicy
 
 _log = logging.getLogger(__name__)
 
@@ -125,13 +126,14 @@ class Core:
     def _connect_tasks(self) -> None:
         fingerprint = self.bundle.manifest.backbone.fingerprint
         cache = TaskCache(self.settings.feature_cache_bytes)
+        signatures = SignaturePolicy(self.settings.trusted_keys_path)
         self._features = TaskFeatures(
             self.registry, self.bundle, self.engine.encode_text, self.engine.image_rows
         )
         self.resolver = TaskResolver(self.registry, self._features, cache)
         self.catalog = TaskCatalog(self.registry, fingerprint)
-        self.store = TaskStore(self.registry, self._features, cache, self.catalog)
-        self.editor = TaskEditor(self.registry, self.resolver, cache, self.catalog)
+        self.store = TaskStore(self.registry, self._features, cache, self.catalog, signatures)
+        self.editor = TaskEditor(self.registry, self.resolver, cache, self.catalog, signatures)
 
     def _connect_requests(self) -> None:
         settings, manifest = self.settings, self.bundle.manifest

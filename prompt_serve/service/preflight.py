@@ -14,6 +14,7 @@ from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
+from prompt_serve.signing.trusted_keys import read_trusted_keys
 
 _COLORS = re.compile(
     r"\x1b\[[0-9;]*m"
@@ -25,7 +26,9 @@ def check(settings: Settings) -> None:
     """Check that bundle and device are usable.
 
     Raises:
-        ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read.
+        ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read; or
+            there are no trusted keys where the settings name them.
+        DependencyMissing: trusted keys need the extra ``signing``.
         BundleInvalid: the bundle is missing, incomplete or damaged.
         ProviderUnavailable: CUDA was requested and does not run.
     """
@@ -34,6 +37,8 @@ def check(settings: Settings) -> None:
         _check_cuda()
     if settings.image_urls:
         _check_certificates()
+    if settings.trusted_keys_path is not None:
+        read_trusted_keys(settings.trusted_keys_path)
 
 
 def _check_cuda() -> None:

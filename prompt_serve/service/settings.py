@@ -145,6 +145,11 @@ class Settings(BaseModel):
         32, ge=1, description="Maximum uploads and other changes in progress or waiting."
     )
     max_bulk_tasks: int = Field(1000, ge=1, description="Maximum prompt files per bulk upload.")
+    trusted_keys: Path | None = Field(
+        None,
+        description="File of public keys, or folder of *.pub files; only prompt files that one of "
+        "them signed are then accepted. Default: any.",
+    )
 
     allow_anonymous: bool = Field(
         False, description="As long as no API key exists, answer requests from any address."
@@ -215,6 +220,10 @@ class Settings(BaseModel):
     @property
     def home_path(self) -> Path:
         return self.home.expanduser()
+
+    @property
+    def trusted_keys_path(self) -> Path | None:
+        return self.trusted_keys and self.trusted_keys.expanduser()
 
     @property
     def bundle_path(self) -> Path:

@@ -117,6 +117,17 @@ WRONG: dict[str, str] = {
     "reproduce few-shot --datasets-root empty --out run": "Datasets are missing:",
     "reproduce few-shot --bench icon --icon-folder empty --out run": "empty",
     "data iconbench --offline --cache empty --out run": "is not in empty",
+    # Keys
+    "keygen": "Missing argument 'FILE'.",
+    "keygen notes.txt": "notes.txt exists and is not replaced",
+    "keygen empty": "empty is a folder; name a file in it.",
+    "sign image.png": "Missing option '--key'.",
+    "sign image.png --key notes.txt": "notes.txt has no private key that can be read",
+    f"train photos {OUT} --sign wrong.toml": "wrong.toml has no private key that can be read",
+    "verify image.png": "Missing option '--trusted'",
+    "verify image.png --trusted notes.txt": "The trusted keys are invalid:",
+    "verify image.png --trusted image.png": "The trusted keys in image.png cannot be read",
+    "verify image.png --trusted empty": "empty has no trusted key",
     # Names that the service does not know
     "classify image.png --task pest": "No task",
     "score photos --task pest --out t.csv": "No task",

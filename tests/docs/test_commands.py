@@ -15,7 +15,8 @@ from tests.docs.pages import PAGES, all_blocks
 from tests.service.process import ROOT
 
 _COMMAND = re.compile(r"^ *(?:\w+=\S+ )?prompt-serve ([a-z][^|;#&\n]*)", re.MULTILINE)
-_NOT_COMMANDS = {"probe 1"}  # the text that seeds a probe, in docs/prompt-file.md
+# Texts in docs/prompt-file.md: what seeds a probe, and the beginning of a signed message.
+_NOT_COMMANDS = {"probe 1", "prompt file signature 1"}
 
 
 def named_commands(page: Path) -> Iterator[str]:

@@ -150,7 +150,8 @@ def test_the_image_of_a_bento_runs_as_a_plain_user(
     assert f"BENTO_USER_UID={USER_ID}" in dockerfile
     # Packages are installed before the project's files are there.
     assert not re.search(r"^(\.|-e)", installed, re.MULTILINE)
-    assert ("onnxruntime-gpu[cuda,cudnn]" in installed) == ("cuda" in recipe)
+    assert ("nvidia-cudnn" in installed) == ("cuda" in recipe)
+    assert installed.count("--hash=sha256:") > 1000
     assert ("ENV PROMPT_SERVE_DEVICE" in dockerfile) == ("cuda" in recipe)
     packed = built / "src" / "prompt_serve" / "service"
     assert (packed / "web" / "ui.js").is_file()

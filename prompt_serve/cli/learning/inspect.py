@@ -30,25 +30,27 @@ def inspect(file: Path, as_json: bool) -> None:
     \b
     prompt-serve inspect flowers.safetensors
     """
-    from prompt_serve.prompts.prompt_file import from_bytes, read_prompt_file, version_of
+    from prompt_serve.prompts.prompt_file import from_bytes, read_prompt_file
 
     data = read_input(file) if file == DASH else None
     prompt = read_prompt_file(file) if data is None else from_bytes(data)
     data = file.read_bytes() if data is None else data
-    description = describe(prompt, file_bytes=len(data), version=version_of(data))
+    description = describe(prompt, data)
     if as_json:
         print_document(description)
     else:
         click.echo("\n".join(_lines(description)))
 
 
-def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, Any]:
+def describe(prompt: "Prompt", data: bytes) -> dict[str, Any]:
     """Return the contents of a prompt file without the learned numbers, as JSON types."""
-    from prompt_serve.prompts.prompt_file import thresholds_of
+    from prompt_serve.prompts.prompt_file import thresholds_of, version_of
+    from prompt_serve.signing.signature import signature_of
 
+    signature = signature_of(data)
     return {
         "name": prompt.name,
-        "version": version,
+        "version": version_of(data),
         "method": prompt.method,
         "backbone": prompt.backbone.model_dump(mode="json"),
         "class_names": list(prompt.class_names),
@@ -65,10 +67,11 @@ def describe(prompt: "Prompt", *, file_bytes: int, version: str) -> dict[str, An
         "prompts_images": prompt.image is not None,
         "learned_numbers": prompt.learned_numbers,
         "payload_bytes": prompt.payload_bytes,
-        "file_bytes": file_bytes,
+        "file_bytes": len(data),
         "training": dict(prompt.training),
         "metrics": dict(prompt.metrics),
         "created": prompt.created,
+        "signed_by": signature and signature.key_id,
         "tool_version": prompt.tool_version,
     }
 
@@ -130,6 +133,7 @@ def _lines(description: Mapping[str, Any]) -> Iterable[str]:
     yield from _table("metrics", others) if others or not measured else ["metrics"]
     yield from measured
     yield f"{'created':<16} {to_the_second(description['created'] or 'not recorded')}"
+    yield f"{'signed by':<16} {description['signed_by'] or 'nobody'}"
     yield f"{'written by':<16} prompt-serve {description['tool_version'] or '(unknown version)'}"
 
 

@@ -31,7 +31,7 @@ LABELS_SHOWN = 40
 _IMAGE_OPTIONS = {"renames", "cache_folder", "no_cache", "device", "workers"}
 _TRAIN_OPTIONS = _IMAGE_OPTIONS | {
     "dataset", "out", "multi_label", "backbone", "method", "seed", "bits", "max_bytes", "name",
-    "stamp", "log_file", "quiet", "as_json",
+    "sign", "stamp", "log_file", "quiet", "as_json",
 }  # fmt: skip
 _EVALUATE_OPTIONS = _IMAGE_OPTIONS | {"prompt_file", "dataset", "part", "backbone", "as_json"}
 
@@ -88,7 +88,7 @@ def learn_multi_label(
         progress=progress,
     )
     log({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
-    path = save(out, partial(write_prompt_file, stamped(result)))
+    path = save(out, partial(write_prompt_file, stamped(result), signed=options["sign"]))
     file_bytes = path.stat().st_size
     return Report(
         training_document(result, path, file_bytes), list(_train_report(result, path, file_bytes))

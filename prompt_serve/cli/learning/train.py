@@ -25,6 +25,7 @@ from prompt_serve.cli.learning.train_report import training_document, training_r
 from prompt_serve.cli.learning.train_seeds import parse_seeds, path_of_seed, train_seeds
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 from prompt_serve.cli.output_file import OutputFile, cannot_write, save
+from prompt_serve.cli.signing.signer import Signer
 from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
@@ -79,6 +80,10 @@ if TYPE_CHECKING:
     "test images, or on training images that were left out in turn.",
 )  # fmt: skip
 @click.option("--name", help="Task name stored in the file. [default: the file's name]")
+@click.option(
+    "--sign", type=Signer(),
+    help="Sign the prompt file with this private key; 'prompt-serve keygen' makes one.",
+)  # fmt: skip
 @click.option(
     "--stamp/--no-stamp", default=False, show_default=True,
     help="Write the time into the file; equal runs then give different bytes.",
@@ -203,6 +208,7 @@ def _train_seeds(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any
         name=options["name"],
         log=log.write,
         stamped=lambda result: _stamped(result, stamp=options["stamp"]),
+        signed=options["sign"],
         **task,
     )
 
@@ -242,7 +248,7 @@ def _written(
     result = with_findings(result, dataset, workers=options["workers"])
     log.write({"metrics": dict(result.prompt.metrics), "seconds": dict(result.seconds)})
     prompt = _stamped(result, stamp=options["stamp"])
-    path = save(options["out"], lambda path: write_prompt_file(prompt, path))
+    path = save(options["out"], lambda path: write_prompt_file(prompt, path, options["sign"]))
     file_bytes = path.stat().st_size
     lines = list(training_report(result, path, file_bytes))
     document = training_document(result, path, file_bytes)

@@ -42,7 +42,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         "step_unit", "momentum", "weight_decay", "n_ctx", "init_std", "calibrate", "unknown_share",
         "sketch",
     ),
-    "Output": ("out", "report", "name", "stamp", "log_file", "checkpoint", "quiet", "as_json"),
+    "Output": (
+        "out", "report", "name", "sign", "stamp", "log_file", "checkpoint", "quiet", "as_json",
+    ),
     "Backbone": ("backbone", "precision", "device", "workers", "cache_folder", "no_cache"),
 }  # fmt: skip
 _META_KEY = "prompt_serve.train.method"

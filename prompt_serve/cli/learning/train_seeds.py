@@ -57,6 +57,7 @@ def train_seeds(
     extras: "Extras",
     log: Callable[[Mapping[str, Any]], object] = lambda line: None,
     stamped: Callable[["TrainingResult"], "Prompt"] = lambda result: result.prompt,
+    signed: Callable[[bytes], bytes] | None = None,
 ) -> Report:
     """Train and write a prompt for each seed; return what to print.
 
@@ -66,6 +67,7 @@ def train_seeds(
         extras: what is made beside the learned numbers.
         log: called with a line for every epoch and every result, with the seed.
         stamped: returns the prompt to write for a result.
+        signed: adds a signature to a prompt file.
     """
     from prompt_serve.prompts.prompt_file import write_prompt_file
     from prompt_serve.training.findings import with_findings
@@ -86,7 +88,7 @@ def train_seeds(
     results = [with_findings(result, dataset, workers=workers) for result in results]
     for index, (seed, result) in enumerate(zip(seeds, results, strict=True)):
         prompt = stamped(result)
-        paths[index] = save(paths[index], partial(write_prompt_file, prompt))
+        paths[index] = save(paths[index], partial(write_prompt_file, prompt, signed=signed))
         log({"seed": seed, "metrics": dict(result.prompt.metrics)})
     documents = [
         {"seed": seed, **training_document(result, path, path.stat().st_size)}

@@ -1,5 +1,6 @@
 """``prompt-serve registry``: export, import, back up, restore, check and migrate."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +74,7 @@ def import_(file: Path, as_json: bool, database_url: str | None, service: Servic
 
     FILE may be - for standard input. Nothing is imported if one of the tasks cannot be served. With
     --database, tasks may be of any backbone, and the class features of a task are computed on its
-    first request.
+    first request; PROMPT_SERVE_TRUSTED_KEYS holds for it as for the service.
 
     \b
     prompt-serve registry import backup.zip --database postgresql://ps@db/tasks
@@ -85,11 +86,15 @@ def import_(file: Path, as_json: bool, database_url: str | None, service: Servic
         with service.client() as client:
             report = client.import_registry(data)
     else:
+        from prompt_serve.service.settings import Settings
         from prompt_serve.service.storage.registry import Registry
         from prompt_serve.service.tasks.bulk import import_zip, without_features
+        from prompt_serve.signing.trusted_keys import SignaturePolicy
 
+        signatures = SignaturePolicy(Settings.from_environment().trusted_keys_path)
         with open_database(database_url) as database:
-            report = import_zip(Registry(database), io.BytesIO(data), without_features)
+            prepare = partial(without_features, signatures=signatures)
+            report = import_zip(Registry(database), io.BytesIO(data), prepare)
     if as_json:
         print_document(report.model_dump(exclude_none=True))
     else:

@@ -50,11 +50,12 @@ class Turns(Generic[_T]):
         Args:
             is_eligible: whether a caller may have a turn now; others keep theirs.
         """
-        for caller, requests in self._callers.items():
+        for caller in self._callers:
             if is_eligible(caller):
                 break
         else:
             return None
+        requests = self._callers[caller]
         request, items = next(iter(requests.items()))
         item = items.popleft()
         self._size -= 1

@@ -23,6 +23,7 @@ from prompt_serve.service.tasks.catalog import check_answerable
 from prompt_serve.service.tasks.registry_export import read_index, read_version
 from prompt_serve.service.tasks.store import TaskStore
 from prompt_serve.service.tasks.zip_files import Archive, prompt_files
+from prompt_serve.signing.trusted_keys import ANY_FILE, SignaturePolicy
 
 _MAX_FEATURE_BYTES = 512 * 2**20  # class features in memory until all files have been checked
 
@@ -88,7 +89,7 @@ def import_zip(registry: Registry, file: IO[bytes], prepare: Prepare) -> BulkRep
         registry: stores the tasks.
         file: the zip.
         prepare: makes a ``NewTask`` from a name and a prompt file: ``TaskStore.prepare`` or
-            ``without_features``.
+            ``without_features``, each of which checks the signature.
 
     Raises:
         ArchiveInvalid: not an export, or a prompt file in it is invalid or cannot be served.
@@ -106,10 +107,12 @@ def import_zip(registry: Registry, file: IO[bytes], prepare: Prepare) -> BulkRep
     return _put_all_or_none(registry, sources, prepare_exported, "import")
 
 
-def without_features(name: str, data: bytes) -> NewTask:
+def without_features(name: str, data: bytes, signatures: SignaturePolicy = ANY_FILE) -> NewTask:
     """Read a prompt file but compute no class features: the first request for the task does."""
     check_task_name(name)
+    signatures.check(data)
     prompt = from_bytes(data)
+    signatures.check_name(name, prompt.name)
     check_answerable(prompt)
     return NewTask(name=name, data=data, prompt=prompt, features=None)
 

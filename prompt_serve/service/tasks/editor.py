@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Sequence
 
 from prompt_serve.errors import NotReady, RequestInvalid, VersionNotFound
+from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import TagChanges, TaskInfo
 from prompt_serve.service.storage.preconditions import (
     ALWAYS,
@@ -23,6 +24,7 @@ from prompt_serve.service.tasks.names import (
     version_of_name,
 )
 from prompt_serve.service.tasks.resolver import TaskResolver, VersionRemoved
+from prompt_serve.signing.trusted_keys import SignaturePolicy
 
 
 class TaskEditor:
@@ -33,15 +35,22 @@ class TaskEditor:
         resolver: loads a version before a name is pointed at it.
         cache: its budget limits how much may be pinned.
         catalog: describes the tasks that were changed.
+        signatures: which prompt files a name may be pointed at.
     """
 
     def __init__(
-        self, registry: Registry, resolver: TaskResolver, cache: TaskCache, catalog: TaskCatalog
+        self,
+        registry: Registry,
+        resolver: TaskResolver,
+        cache: TaskCache,
+        catalog: TaskCatalog,
+        signatures: SignaturePolicy,
     ) -> None:
         self._registry = registry
         self._resolver = resolver
         self._cache = cache
         self._catalog = catalog
+        self._signatures = signatures
 
     def rollback(self, name: str, to: str | None, condition: Condition = ALWAYS) -> TaskInfo:
         """Point a name at a version of its history; a deleted name is restored.
@@ -55,6 +64,7 @@ class TaskEditor:
         Raises:
             TaskNotFound, VersionNotFound, VersionAmbiguous: there is no such name or version.
             BackboneMismatch: the version was learned on another backbone.
+            SignatureInvalid: signatures are required, and it has none for this name.
             VersionChanged: the condition does not hold.
         """
         self._registry.check_change(name, condition)
@@ -74,6 +84,7 @@ class TaskEditor:
         Raises:
             TaskNotFound, VersionNotFound, VersionAmbiguous: there is no task or version ``of``.
             BackboneMismatch: the version was learned on another backbone.
+            SignatureInvalid: signatures are required, and it has none for this name.
             VersionChanged: the condition does not hold.
         """
         self._registry.check_change(name, condition)
@@ -153,11 +164,22 @@ class TaskEditor:
         """Point a name at a version; return the task, and True if the name is new."""
         # Loaded before the change, so that a version which cannot be served is refused.
         features = features_to_bytes(self._resolver.task(version).class_features)
+        self._check_signature(name, version)
         with self._registry.change():
             is_new = not self._registry.versions([name])
             if not self._registry.point(name, version, what, condition, features):
                 raise VersionRemoved(version)
             return self._catalog.info(name), is_new
+
+    def _check_signature(self, name: str, version: str) -> None:
+        """Raise SignatureInvalid unless a version may be served under a name today."""
+        if not self._signatures.required:
+            return
+        stored = self._registry.prompt(version, "")
+        if stored is None:
+            raise VersionRemoved(version)
+        self._signatures.check(stored.data)
+        self._signatures.check_name(name, from_bytes(stored.data).name)
 
     def _previous_version(self, name: str) -> str:
         version = self._registry.version_before(name)

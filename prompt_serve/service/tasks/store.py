@@ -18,6 +18,7 @@ from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog, check_answerable
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
+from prompt_serve.signing.trusted_keys import SignaturePolicy
 from prompt_serve.types import FloatArray
 
 
@@ -29,15 +30,22 @@ class TaskStore:
         features: checks prompts and computes their class features.
         cache: uploaded tasks are put into it.
         catalog: describes stored tasks.
+        signatures: which prompt files are accepted.
     """
 
     def __init__(
-        self, registry: Registry, features: TaskFeatures, cache: TaskCache, catalog: TaskCatalog
+        self,
+        registry: Registry,
+        features: TaskFeatures,
+        cache: TaskCache,
+        catalog: TaskCatalog,
+        signatures: SignaturePolicy,
     ) -> None:
         self._registry = registry
         self._features = features
         self._cache = cache
         self._catalog = catalog
+        self._signatures = signatures
 
     @metrics.counted_upload()
     def upload(
@@ -56,10 +64,11 @@ class TaskStore:
             TaskNameInvalid: the name contains characters that task names may not have.
             PromptFileInvalid, BackboneMismatch, PromptUnsupported, ProbeMismatch: the file cannot
                 be served here.
+            SignatureInvalid: signatures are required, and it has none for this name.
             VersionChanged: the condition does not hold.
         """
         self._registry.check_change(name, condition)
-        prompt, features = self._read(data)
+        prompt, features = self._read(name, data)
         return self._put(name, data, prompt, features, condition, tags)
 
     @metrics.counted_upload()
@@ -74,8 +83,10 @@ class TaskStore:
         Raises:
             TaskNameInvalid, VersionChanged: as ``upload``.
             PromptTooLong: a class name does not fit the text encoder.
+            SignatureInvalid: signatures are required.
         """
         self._registry.check_change(definition.name, condition)
+        self._signatures.refuse_unsigned(definition.name)
         prompt, features = self._zero_shot(definition)
         task, is_new = self._put(
             definition.name, to_bytes(prompt), prompt, features, condition, definition.tags
@@ -90,12 +101,14 @@ class TaskStore:
         """
         check_task_name(name)
         check_may_change(name)
-        prompt, features = self._read(data)
+        prompt, features = self._read(name, data)
         self._features.task(version_of(data), prompt, features)  # raises if it cannot be made
         return NewTask(name=name, data=data, prompt=prompt, features=features_to_bytes(features))
 
-    def _read(self, data: bytes) -> tuple[Prompt, FloatArray]:
+    def _read(self, name: str, data: bytes) -> tuple[Prompt, FloatArray]:
+        self._signatures.check(data)
         prompt = from_bytes(data)
+        self._signatures.check_name(name, prompt.name)
         check_answerable(prompt)
         prompt = replace(prompt, backbone=backbone_of(prompt, self._features.bundle))
         return prompt, self._features.of_upload(prompt, version_of(data))

@@ -11,6 +11,7 @@ from prompt_serve.service.tasks.editor import TaskEditor
 from prompt_serve.service.tasks.features import TaskFeatures
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.tasks.store import TaskStore
+from prompt_serve.signing.trusted_keys import ANY_FILE
 from prompt_serve.types import FloatArray
 
 
@@ -22,8 +23,8 @@ class Tasks:
         self.features = TaskFeatures(registry, bundle, encode_text, no_rows)
         self.resolver = TaskResolver(registry, self.features, self.cache)
         self.catalog = TaskCatalog(registry, bundle.manifest.backbone.fingerprint)
-        self.store = TaskStore(registry, self.features, self.cache, self.catalog)
-        self.editor = TaskEditor(registry, self.resolver, self.cache, self.catalog)
+        self.store = TaskStore(registry, self.features, self.cache, self.catalog, ANY_FILE)
+        self.editor = TaskEditor(registry, self.resolver, self.cache, self.catalog, ANY_FILE)
 
 
 def no_rows(prompt: Prompt) -> None:

@@ -1,0 +1,1 @@
+"""Drills: faults under a running service, every answer checked, and what they cost."""

@@ -1,0 +1,140 @@
+"""Mutation testing of the core: ``python -m tools.mutation [MODULE ...]``.
+
+mutmut changes one expression at a time and runs the tests of the module; a change that no test
+notices has survived. ``equivalent_mutants.toml`` lists changes that cannot be noticed, with the
+reason. Exit code 1 if fewer than ``GOAL`` of the others are killed.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / "build" / "mutation"
+EQUIVALENT = Path(__file__).with_name("equivalent_mutants.toml")
+GOAL = 0.9
+MODULES: Mapping[str, Sequence[str]] = {
+    "prompt_serve/scoring.py": (
+        "tests/test_scoring.py",
+        "tests/docs/test_prompt_file_example.py",
+        "tests/closed_form/test_sketch.py",
+    ),
+    "prompt_serve/prompts/folding.py": ("tests/prompts/test_folding.py",),
+    "prompt_serve/prompts/prompt_file.py": (
+        "tests/prompts/test_prompt_file.py",
+        "tests/docs/test_prompt_file_example.py",
+        "tests/prompts/test_wrong_files.py",
+    ),
+    "prompt_serve/service/inference/batcher.py": ("tests/service/inference/test_batcher.py",),
+    "prompt_serve/service/storage/registry.py": ("tests/service/storage/test_registry.py",),
+}
+_COPIED = ("prompt_serve", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
+_KILLED = ("killed", "timeout", "caught by type check", "segfault")
+_RESULT = re.compile(r"^\s*(\S+__mutmut_\d+): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Survivor:
+    """Change that no test noticed: the function, and the lines before and after."""
+
+    function: str
+    before: str
+    after: str
+
+
+def run(module: str) -> tuple[Counter[str], list[Survivor]]:
+    """Mutate one module; return the number of mutants by result, and those that survived."""
+    folder = WORK / module.removesuffix(".py").replace("/", ".")
+    _prepare(folder, module)
+    _mutmut(folder, "run", "--max-children", "1")
+    results = dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true")))
+    alive = [name for name, result in results.items() if result not in _KILLED]
+    return Counter(results.values()), [_survivor(folder, name) for name in alive]
+
+
+def equivalent() -> dict[tuple[str, str], str]:
+    """Return the reasons of equivalent mutants by function and changed line."""
+    listed = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
+    return {(one["function"], one["after"]): one["reason"] for one in listed}
+
+
+def main(modules: Iterable[str]) -> int:
+    known = equivalent()
+    failed = False
+    print("| module | mutants | killed | equivalent | survived | killed of the others |")
+    print("|---|---|---|---|---|---|")
+    rest: list[str] = []
+    for module in modules:
+        counts, survivors = run(module)
+        killed = sum(counts[result] for result in _KILLED)
+        left = [one for one in survivors if (one.function, one.after) not in known]
+        share = killed / max(1, killed + len(left))
+        failed |= share < GOAL
+        print(
+            f"| `{module}` | {counts.total()} | {killed} | {len(survivors) - len(left)} | "
+            f"{len(left)} | {100 * share:.1f} % |",
+            flush=True,
+        )
+        rest += [f"{module}: {one.function}\n  - {one.before}\n  + {one.after}" for one in left]
+    print("\n".join(rest), file=sys.stderr)
+    return int(failed)
+
+
+def _prepare(folder: Path, module: str) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in _COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
+            shutil.copytree(source, folder / name, ignore=ignored)
+        else:
+            shutil.copy(source, folder / name)
+    tests = MODULES[module]
+    options = ("-p", "no:cacheprovider", "-k", "not postgresql")
+    lines = {
+        "source_paths": ["prompt_serve"],
+        "only_mutate": [module],
+        "also_copy": list(_COPIED),
+        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args": options,
+    }
+    # pyproject.toml of the copy would win over setup.cfg if it had a section for mutmut.
+    (folder / "setup.cfg").write_text(
+        "[mutmut]\n"
+        + "".join(
+            f"{key}=\n" + "".join(f"    {v}\n" for v in values) for key, values in lines.items()
+        )
+    )
+
+
+def _survivor(folder: Path, name: str) -> Survivor:
+    diff = _mutmut(folder, "show", name).splitlines()
+    function = name.rpartition("__mutmut_")[0].rpartition(".")[2].removeprefix("x_")
+    function = function.removeprefix("xǁ").replace("ǁ", ".")
+    return Survivor(function, " / ".join(_lines(diff, "-")), " / ".join(_lines(diff, "+")))
+
+
+def _lines(diff: Iterable[str], sign: str) -> Iterator[str]:
+    return (line[1:].strip() for line in diff if line[:1] == sign and line[:3] != 3 * sign)
+
+
+def _mutmut(folder: Path, *arguments: str) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
+    environment.pop("PYTHONPATH", None)  # the copy is tested, not this checkout
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"mutmut failed in {folder}:\n{(done.stdout + done.stderr)[-4000:]}")
+    return done.stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or MODULES))
