@@ -9,7 +9,7 @@ the current and the previous version of each name.
 
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,9 +23,11 @@ from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.audit import record
 from prompt_serve.service.storage.database import Database, read_revision
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.retention import drop_file, drop_unused, keep_version
 from prompt_serve.service.storage.tables import (
     StoredChange,
+    StoredFacts,
     StoredPrompt,
     StoredTask,
     change,
@@ -154,6 +156,13 @@ class Registry:
         )
         rows = self._db.read(lambda db: db.execute(query).all())
         return {row.version: StoredPrompt(data=row.data, features=row.features) for row in rows}
+
+    def facts(self, version: str) -> StoredFacts | None:
+        """Return the facts about a version; None if it is unknown."""
+        columns = [prompt_file.c[column.name] for column in fields(StoredFacts)]
+        query = sa.select(*columns).where(prompt_file.c.version == version)
+        row = self._db.read(lambda db: db.execute(query).one_or_none())
+        return None if row is None else StoredFacts(**row._mapping)
 
     def sizes(self, versions: Sequence[str]) -> tuple[int, int]:
         """Return the number of classes, and the bytes of the files, of versions together."""
@@ -547,6 +556,7 @@ def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
             "fingerprint": new.prompt.backbone.fingerprint,
             "words": search_text(new.prompt),
             "prompts_images": new.prompt.image is not None,
+            "facts": facts_of(new.prompt),
         }
         db.execute(prompt_file.insert(), row)
 

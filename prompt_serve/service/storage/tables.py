@@ -32,6 +32,7 @@ prompt_file = sa.Table(
     sa.Column("fingerprint", sa.String(64), nullable=False, server_default=""),
     sa.Column("words", sa.Text, nullable=False, server_default=""),
     sa.Column("prompts_images", sa.Boolean, nullable=False, server_default=sa.false(), index=True),
+    sa.Column("facts", sa.Text, nullable=False, server_default=""),  # JSON; "": unreadable file
 )
 task = sa.Table(
     "task",
@@ -98,6 +99,18 @@ class StoredPrompt:
 
     data: bytes
     features: bytes | None  # little-endian float32 (C, E)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredFacts:
+    """Columns of a version, and the facts about it (see ``prompt_facts``)."""
+
+    method: str
+    backbone: str
+    fingerprint: str
+    n_classes: int
+    size_bytes: int
+    facts: str  # JSON
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,20 +1,21 @@
 """Read what the registry knows about tasks: details, prompt files, lists, histories."""
 
+import json
 from dataclasses import replace
 
 from pydantic_core import to_json
 
 from prompt_serve.errors import PromptFileInvalid, RequestInvalid
-from prompt_serve.prompts.encodings import describe
-from prompt_serve.prompts.prompt_file import Prompt, from_bytes, thresholds_of
+from prompt_serve.prompts.prompt_file import Prompt, from_bytes
 from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary
 from prompt_serve.service.storage.preconditions import (
     check_task_name,
     is_task_name,
     parse_versioned_name,
 )
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NO_FILTER, Registry, TaskFilter
-from prompt_serve.service.storage.tables import StoredTask
+from prompt_serve.service.storage.tables import StoredFacts, StoredTask
 from prompt_serve.service.tasks.cursors import (
     decode_id_cursor,
     decode_name_cursor,
@@ -46,13 +47,19 @@ class TaskCatalog:
             RequestInvalid, VersionNotFound, VersionAmbiguous: the part after the @ is invalid,
                 unknown or the beginning of several versions.
         """
-        stored, data = self._stored(name)
-        return self.describe(stored, from_bytes(data))
+        stored = self._stored(name)
+        found = self._registry.facts(stored.version)
+        if found is None:
+            raise task_not_found(self._registry, name)
+        stored = _at_version(stored, found)
+        if not found.facts:  # the file was unreadable when the facts were added
+            return self.describe(stored, facts_of(from_bytes(self._data(name, stored))))
+        return self.describe(stored, found.facts)
 
     def file(self, name: str) -> tuple[str, bytes]:
         """Return version and bytes of a task's prompt file; raises as ``info`` does."""
-        stored, data = self._stored(name)
-        return stored.version, data
+        stored = self._stored(name)
+        return stored.version, self._data(name, stored)
 
     def page(self, cursor: str | None, limit: int, task_filter: TaskFilter = NO_FILTER) -> TaskList:
         """Return up to ``limit`` tasks in the order of their names, starting after ``cursor``.
@@ -88,44 +95,30 @@ class TaskCatalog:
         more = encode_cursor(shown[-1].id) if len(found) > limit else None
         return History(name=name, changes=shown, next=more)
 
-    def describe(self, stored: StoredTask, prompt: Prompt) -> TaskInfo:
-        """Return the details of a task that was read before; JSON can always represent them."""
-        info = TaskInfo.model_validate(
-            {
-                **self._summary(stored),
-                "class_names": list(prompt.class_names),
-                "templates": list(prompt.templates),
-                "class_position": prompt.class_position,
-                "encodings": {b: describe(e) for b, e in prompt.encodings.items()},
-                "temperature": prompt.temperature,
-                "unknown_below": prompt.unknown_below,
-                "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
-                "multi_label": prompt.multi_label,
-                "thresholds": thresholds_of(prompt),
-                "learned_numbers": prompt.learned_numbers,
-                "payload_bytes": prompt.payload_bytes,
-                "metrics": dict(prompt.metrics),
-            }
-        )
+    def describe(self, stored: StoredTask, facts: str) -> TaskInfo:
+        """Return the details of a task from the facts about its version; JSON can always represent
+        them."""
+        info = TaskInfo.model_validate({**self._summary(stored), **json.loads(facts)})
         if _as_json(info) is None:  # stored by a version that did not refuse such metrics
             info = info.model_copy(update={"metrics": {}, "notes": [_NO_METRICS]})
             info.model_dump_json()
         return info
 
-    def _stored(self, name: str) -> tuple[StoredTask, bytes]:
+    def _stored(self, name: str) -> StoredTask:
+        """Return a task, at the version that ``name@prefix`` names."""
         plain, prefix = parse_versioned_name(name)
         stored = self._registry.task(plain) if is_task_name(plain) else None
         if stored is None:
             raise task_not_found(self._registry, name)
-        version = stored.version
-        if prefix is not None:
-            version = version_in_history(self._registry, plain, prefix)
-        found = self._registry.prompt(version, self._fingerprint)
+        if prefix is None:
+            return stored
+        return replace(stored, version=version_in_history(self._registry, plain, prefix))
+
+    def _data(self, name: str, stored: StoredTask) -> bytes:
+        found = self._registry.prompt(stored.version, self._fingerprint)
         if found is None:
             raise task_not_found(self._registry, name)
-        if version == stored.version:
-            return stored, found.data
-        return _at_version(stored, version, found.data), found.data
+        return found.data
 
     def _summary(self, stored: StoredTask) -> dict[str, object]:
         fields = {**vars(stored), "tags": list(stored.tags)}
@@ -149,15 +142,7 @@ def _as_json(value: object) -> bytes | None:
         return None
 
 
-def _at_version(stored: StoredTask, version: str, data: bytes) -> StoredTask:
-    """Return a task as it would be listed at another version of its history."""
-    prompt = from_bytes(data)
-    return replace(
-        stored,
-        version=version,
-        method=prompt.method,
-        backbone=prompt.backbone.id,
-        fingerprint=prompt.backbone.fingerprint,
-        n_classes=len(prompt.class_names),
-        size_bytes=len(data),
-    )
+def _at_version(stored: StoredTask, found: StoredFacts) -> StoredTask:
+    """Return a task as it would be listed at the version of the facts."""
+    columns = {name: value for name, value in vars(found).items() if name != "facts"}
+    return replace(stored, **columns)

@@ -12,6 +12,7 @@ from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes, versi
 from prompt_serve.schemas import TaskInfo, ZeroShotTask
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.storage.visibility import check_may_change
 from prompt_serve.service.tasks.admission import backbone_of
@@ -146,6 +147,6 @@ class TaskStore:
         )
         with self._registry.change():
             stored, is_new = self._registry.put(new, condition)
-            info = self._catalog.describe(stored, prompt)
+            info = self._catalog.describe(stored, facts_of(prompt))
         self._cache.put(task)
         return info, is_new

@@ -17,6 +17,7 @@ from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.database import Database, metadata
 from prompt_serve.service.storage.migrate import schema_version
 from prompt_serve.service.storage.migrations import FOLDER, HEAD
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import Registry, TaskFilter
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT, new_database
@@ -79,6 +80,10 @@ def test_a_database_of_the_first_version_is_upgraded_without_loss(tmp_path: Path
             assert stored.data == to_bytes(GOLDEN[golden])
             assert stored.features == b"\0\1\2\3"
             assert task.fingerprint == GOLDEN[golden].backbone.fingerprint
+            facts = registry.facts(task.version)
+            assert facts is not None
+            assert facts.facts == facts_of(GOLDEN[golden])
+            assert facts.n_classes == len(GOLDEN[golden].class_names)
             [entry] = registry.history(task.name, None, 9)
             assert (entry.at, entry.what, entry.version) == (task.updated, "put", task.version)
         found, _ = registry.tasks("", 9, TaskFilter(search=GOLDEN["low_rank"].class_names[0]))
@@ -110,6 +115,9 @@ def test_a_database_of_the_first_version_on_postgresql_is_upgraded(postgres: str
         tasks, revision = Registry(upgraded).tasks("", 9)
         assert [task.name for task in tasks] == ["copy", "pets"]
         assert revision == 5
+        facts = Registry(upgraded).facts(tasks[0].version)
+        assert facts is not None
+        assert facts.facts == facts_of(GOLDEN["low_rank"])
         assert upgraded.read(schema_version) == HEAD
     finally:
         upgraded.close()

@@ -3,11 +3,13 @@
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
-from prompt_serve.errors import BackboneMismatch, RequestInvalid
-from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.errors import BackboneMismatch, PromptFileInvalid, RequestInvalid
+from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.training.clip.backbone import Backbone
+from tests.golden import GOLDEN
 from tests.service.prompts import learned_prompt
 from tests.service.tasks.connected import Tasks
 
@@ -48,3 +50,50 @@ def test_cursors_are_opaque_and_others_are_refused(tasks: Tasks, versions: list[
             tasks.catalog.page(wrong, 2)
     with pytest.raises(RequestInvalid, match="is not a cursor"):
         tasks.catalog.history("pets", first.next, 2)
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_the_details_of_a_task_come_from_facts_that_were_stored_with_it(
+    tasks: Tasks, registry: Registry, name: str
+) -> None:
+    prompt = GOLDEN[name]
+    data = to_bytes(prompt)
+    registry.put(NewTask(name="task", data=data, prompt=prompt, features=None))
+    details = tasks.catalog.info("task")
+
+    with registry._db.write() as db:  # nobody needs the file to describe the task
+        db.execute(sa.text("UPDATE prompt_file SET data = :empty"), {"empty": b""})
+    assert tasks.catalog.info("task") == details
+    assert tasks.catalog.info(f"task@{version_of(data)[:10]}") == details
+    assert details.class_names == list(prompt.class_names)
+    assert details.payload_bytes == prompt.payload_bytes
+    assert details.learned_numbers == prompt.learned_numbers
+    assert details.size_bytes == len(data)
+    assert details.metrics == dict(prompt.metrics)
+
+
+def test_a_version_of_the_history_is_described_by_its_own_facts(
+    tasks: Tasks, registry: Registry
+) -> None:
+    for name in ("low_rank", "deep", "zero_shot"):
+        prompt = GOLDEN[name]
+        registry.put(NewTask(name="task", data=to_bytes(prompt), prompt=prompt, features=None))
+
+    for name in ("low_rank", "deep", "zero_shot"):
+        version = version_of(to_bytes(GOLDEN[name]))
+        found = tasks.catalog.info(f"task@{version[:12]}")
+        assert (found.version, found.method) == (version, GOLDEN[name].method)
+        assert found.size_bytes == len(to_bytes(GOLDEN[name]))
+        assert found.n_classes == len(GOLDEN[name].class_names)
+
+
+def test_an_unreadable_file_without_facts_says_so(tasks: Tasks, registry: Registry) -> None:
+    prompt = GOLDEN["low_rank"]
+    registry.put(NewTask(name="task", data=to_bytes(prompt), prompt=prompt, features=None))
+    with registry._db.write() as db:
+        db.execute(sa.text("UPDATE prompt_file SET facts = ''"))
+    assert tasks.catalog.info("task").class_names == list(prompt.class_names)
+    with registry._db.write() as db:
+        db.execute(sa.text("UPDATE prompt_file SET data = :data"), {"data": b"damaged"})
+    with pytest.raises(PromptFileInvalid):
+        tasks.catalog.info("task")
