@@ -30,7 +30,7 @@ class RequestContext:
     """Facts about one request.
 
     ``images`` and ``tasks`` are the numbers it asks for, ``passes`` those of its images through the
-    image encoder.
+    image encoder. ``stale_s`` is the age of the tasks if the database could not be read.
     """
 
     request_id: str = ""
@@ -38,6 +38,7 @@ class RequestContext:
     images: int = 0
     tasks: int = 0
     passes: int = 0
+    stale_s: float = 0.0
     timings: StageTimings = field(default_factory=StageTimings)
 
 
