@@ -11,6 +11,7 @@ DEFAULT_TOP_K = 5
 MAX_TAGS = 50  # per task
 TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # request header: how long the caller waits
+STALE_HEADER = "X-Stale-Seconds"  # response header: age of the tasks during a database outage
 TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 

@@ -27,6 +27,7 @@ from prompt_serve.service.bind_address import anonymous_access, bind_host
 from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
+from prompt_serve.service.http.readiness import ReadinessProbe
 from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
@@ -61,6 +62,7 @@ async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
 def _with_middleware(app: ASGIApp) -> ASGIApp:
     """Wrap all routes, BentoML's own included."""
     settings = Settings.from_environment()
+    app = ReadinessProbe(app, lambda: _app.state.core)
     app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
     app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
     app = OriginGuard(app, settings.cors_origins)
@@ -138,7 +140,9 @@ class PromptServe:
     def _start(self, database: Database) -> None:
         self.core = Core(self._settings, database)
         set_service_info(self.core.bundle.manifest, self.core.engine.provider)
-        _app.state.api_key_cache = ApiKeyCache(Keys(database))
+        _app.state.api_key_cache = ApiKeyCache(
+            Keys(database), stale_limit_s=self._settings.stale_tasks_s
+        )
         # Full collections, frequent while large answers are made, would search all that was loaded
         # so far, and hold every request for 0.1 s.
         gc.collect()

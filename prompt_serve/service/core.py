@@ -28,6 +28,7 @@ from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.editor import TaskEditor
 from prompt_serve.service.tasks.features import TaskFeatures
+from prompt_serve.service.tasks.registry_watch import RegistryWatch
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.tasks.store import TaskStore
 from prompt_serve.service.worker_threads import WorkerThreads
@@ -69,6 +70,7 @@ class Core:
         self._connect_requests()
         n_tasks = self.registry.count()
         self.resolver.load_pinned()
+        self._watch = RegistryWatch(self.resolver, self.settings.stale_tasks_s)
         self._startup.done("registry")
         _log.info(
             "ready in %s: %s (%s) on %s, batches of up to %d, %d tasks",
@@ -82,6 +84,7 @@ class Core:
 
     def close(self) -> None:
         """Finish admitted requests and running changes, then stop all threads."""
+        self._watch.close()
         self.batcher.stop(self.settings.shutdown_timeout_s)
         self.health.close()
         self.threads.close_changes()
@@ -130,7 +133,9 @@ class Core:
         self._features = TaskFeatures(
             self.registry, self.bundle, self.engine.encode_text, self.engine.image_rows
         )
-        self.resolver = TaskResolver(self.registry, self._features, cache)
+        self.resolver = TaskResolver(
+            self.registry, self._features, cache, self.settings.stale_tasks_s
+        )
         self.catalog = TaskCatalog(self.registry, fingerprint)
         self.store = TaskStore(self.registry, self._features, cache, self.catalog, signatures)
         self.editor = TaskEditor(self.registry, self.resolver, cache, self.catalog, signatures)
@@ -155,7 +160,8 @@ class Core:
             self.batcher,
             self.engine.check_text_encoder,
             lambda: self.engine.last_text_success,
-            self.registry.revision,
+            self.resolver,
+            self.database,
             settings.database,
             self.engine.slowest_batch_s,
         )
@@ -166,7 +172,6 @@ class Core:
             scorer=TaskScorer(
                 settings,
                 manifest,
-                registry=self.registry,
                 resolver=self.resolver,
                 threads=self.threads,
             ),

@@ -34,8 +34,8 @@ class RequestContext:
     """Facts about one request.
 
     ``client`` is the address of its connection, ``images`` and ``tasks`` are the numbers it asks
-    for, ``passes`` those of its images through the image encoder. ``memory`` holds the bytes that
-    it has in flight.
+    for, ``passes`` those of its images through the image encoder. ``stale_s`` is the age of the
+    tasks if the database could not be read. ``memory`` holds the bytes that it has in flight.
     """
 
     request_id: str = ""
@@ -44,6 +44,7 @@ class RequestContext:
     images: int = 0
     tasks: int = 0
     passes: int = 0
+    stale_s: float = 0.0
     timings: StageTimings = field(default_factory=StageTimings)
     memory: Reservation = field(default_factory=UNLIMITED.reservation)
 

@@ -54,6 +54,14 @@ class Settings(BaseModel):
         description="Maximum time that a start waits for a database server, answering 503.",
     )
 
+    stale_tasks_s: float = Field(
+        300.0,
+        ge=0,
+        le=86_400,
+        description="Maximum time that tasks in memory are served while the database cannot be "
+        "read; 0: never, so that no answer misses a change.",
+    )
+
     workers: int = Field(
         1, ge=1, le=64, description="Worker processes; each loads its own copy of the model."
     )

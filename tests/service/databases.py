@@ -50,25 +50,15 @@ def temporary_server(programs: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
-    """Run a server with its data and its socket in ``folder``; yields the folder.
+    """Run a server with its data and its socket in ``folder``, which may have been one before;
+    yields the folder.
 
     fsync is off: nothing here has to survive a power failure.
     """
-    folder.mkdir(parents=True)
     user = _NOBODY if os.geteuid() == 0 else None
-    if user is not None:
-        os.chown(folder, user, user)
     data = str(folder / "data")
-    create = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
-    made = subprocess.run(
-        [*create, "--locale=C", "--no-sync"],
-        user=user,
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert made.returncode == 0, made.stdout + made.stderr
+    if not folder.exists():
+        _create_cluster(programs, folder, data, user)
     settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
     options = [part for setting in settings for part in ("-c", setting)]
     with (folder / "log").open("wb") as log:
@@ -85,6 +75,22 @@ def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
     finally:
         server.send_signal(signal.SIGINT)  # fast: cut connections, write everything, stop
         server.wait(timeout=60)
+
+
+def _create_cluster(programs: Path, folder: Path, data: str, user: int | None) -> None:
+    folder.mkdir(parents=True)
+    if user is not None:
+        os.chown(folder, user, user)
+    create = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    made = subprocess.run(
+        [*create, "--locale=C", "--no-sync"],
+        user=user,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert made.returncode == 0, made.stdout + made.stderr
 
 
 def new_database(folder: str) -> str:

@@ -74,16 +74,19 @@ def add_task(served: Served, name: str) -> None:
 def test_a_full_disk_and_a_lost_database_are_reported(tiny_bundle: Path, tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "12m") as disk:
         database = f"sqlite:///{disk / 'registry.db'}"
-        with service(tmp_path / "home", tiny_bundle, database_url=database) as served:
+        settings = {"database_url": database, "stale_tasks_s": "0"}
+        with service(tmp_path / "home", tiny_bundle, **settings) as served:
             add_task(served, "kept")
             filler = fill(disk)
-            wait_for("readyz to see the full disk", lambda: status(served, "readyz") == 503)
+            for_changes = "readyz?writable=true"
+            wait_for("readyz to see the full disk", lambda: status(served, for_changes) == 503)
+            assert status(served, "readyz") == 200
             many = {"name": "new", "class_names": [f"class {n}" for n in range(3000)]}
             refused = httpx.post(f"{served.url}/v1/tasks", json=many, timeout=GENEROUS_S)
             still = ask(served, "kept")
             alive = status(served, "livez")
             filler.unlink()
-            wait_for("readyz to see the room", lambda: status(served, "readyz") == 200)
+            wait_for("readyz to see the room", lambda: status(served, for_changes) == 200)
             add_task(served, "later")
 
             (disk / "registry.db").rename(disk / "elsewhere.db")

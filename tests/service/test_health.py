@@ -31,7 +31,9 @@ def core(tiny_bundle: Path, tmp_path: Path) -> Iterator[Core]:
 
 @contextlib.contextmanager
 def _core(bundle: Path, home: Path) -> Iterator[Core]:
-    settings = Settings(home=home, bundle=bundle, shutdown_timeout_s=1, decode_threads=1)
+    settings = Settings(
+        home=home, bundle=bundle, shutdown_timeout_s=1, decode_threads=1, stale_tasks_s=0
+    )
     core = Core(settings)
     try:
         yield core
@@ -39,12 +41,13 @@ def _core(bundle: Path, home: Path) -> Iterator[Core]:
         core.close()
 
 
-def _reason(core: Core) -> str:
-    """Wait until the service is not ready, and return the reason."""
+def _reason(core: Core, *, writing: bool = False) -> str:
+    """Wait until the service is not ready, or not writable, and return the reason."""
+    check = core.health.check_writable if writing else core.health.check
     give_up = time.monotonic() + GENEROUS_S
     while time.monotonic() < give_up:
         try:
-            asyncio.run(core.health.check())
+            asyncio.run(check())
         except NotReady as error:
             return error.message
         time.sleep(0.05)
@@ -83,7 +86,7 @@ def _spoil_database(core: Core, _: pytest.MonkeyPatch) -> None:
     [
         (_unplug("_image_session"), "image encoder failed"),
         (_unplug("_text_session"), "text encoder failed"),
-        (_remove_database, r"disk failed: .*registry\.db is gone; restart"),
+        (_remove_database, r"registry failed: .*registry\.db was deleted or moved"),
         (_spoil_database, "registry failed"),
     ],
     ids=["image session", "text session", "database removed", "database damaged"],
@@ -180,16 +183,19 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_is_not_ready_until_there_is_room(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_ready_but_not_writable_until_there_is_room(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
     with small_disk(tmp_path / "disk") as disk, _core(tiny_bundle, disk) as core:
-        asyncio.run(core.health.check())
+        asyncio.run(core.health.check_writable())
         filler = fill(disk)
-        reason = _reason(core)
+        reason = _reason(core, writing=True)
+        asyncio.run(core.health.check())
         filler.unlink()
 
         assert "The disk failed" in reason
         assert "No space left" in reason
-        asyncio.run(core.health.check())
+        asyncio.run(core.health.check_writable())
 
 
 def test_a_readiness_check_leaves_nothing_behind(core: Core, tmp_path: Path) -> None:

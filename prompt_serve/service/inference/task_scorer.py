@@ -45,7 +45,6 @@ from prompt_serve.service.inference.requests import (
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.worker_threads import WorkerThreads
 from prompt_serve.types import FloatArray
@@ -72,8 +71,7 @@ class TaskScorer:
     Args:
         settings: limits of requests.
         manifest: of the backbone that runs here.
-        registry: finds the tasks of a tag.
-        resolver: finds the tasks of names.
+        resolver: finds the tasks of names and tags.
         threads: for everything that blocks.
     """
 
@@ -82,13 +80,11 @@ class TaskScorer:
         settings: Settings,
         manifest: Manifest,
         *,
-        registry: Registry,
         resolver: TaskResolver,
         threads: WorkerThreads,
     ) -> None:
         self._settings = settings
         self._manifest = manifest
-        self._registry = registry
         self._resolver = resolver
         self._threads = threads
 
@@ -232,7 +228,7 @@ class TaskScorer:
         """Return the versions with vectors for the image tower that runs here."""
         if self._manifest.image_tower is None:
             return frozenset()
-        return self._registry.image_prompts(self._manifest.backbone.fingerprint)
+        return self._resolver.image_prompts()
 
     def _check_passes(self, n_images: int, passes: int) -> None:
         if passes > 1:  # else the limit of images holds
@@ -322,16 +318,15 @@ class TaskScorer:
         Raises:
             PromptUnsupported: one of the names is such a task.
         """
-        fingerprint = self._manifest.backbone.fingerprint
         added: dict[str, str] = {}
         for tag in selector.tags:
-            of_tag = self._registry.versions_of_backbone(fingerprint, tag)
+            of_tag = self._resolver.versions_of_backbone(tag)
             if not of_tag:
                 message = f"No task of the backbone that runs here has the tag {tag[:200]!r}."
                 raise TaskNotFound(message, name=tag[:200], loaded=())
             added |= of_tag
         if EVERY_TASK in selector.names:
-            added |= self._registry.versions_of_backbone(fingerprint)
+            added |= self._resolver.versions_of_backbone()
             if not added:
                 message = "There are no tasks of the backbone that runs here yet."
                 raise TaskNotFound(message, name=EVERY_TASK, loaded=())

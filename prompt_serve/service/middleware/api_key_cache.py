@@ -1,7 +1,8 @@
 """API keys cached in a worker for half a second, so that a revoked key stops within a second.
 
-Older entries are read from the database again: under load, twice per second and key. The last use
-of a key is written at most once per minute, in the background.
+Older entries are read from the database again: under load, twice per second and key. While the
+database cannot be read, keys that were read before stay valid for a limited time. The last use of a
+key is written at most once per minute, in the background.
 """
 
 import logging
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady
+from prompt_serve.service.outage import Outage
 from prompt_serve.service.storage.api_keys import Keys, StoredKey
 
 FRESH_S = 0.5
@@ -33,11 +35,19 @@ class ApiKeyCache:
     Args:
         keys: API keys in the database.
         clock: monotonic clock, in seconds.
+        stale_limit_s: maximum age of a key that is used without the database.
     """
 
-    def __init__(self, keys: Keys, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        clock: Callable[[], float] = time.monotonic,
+        stale_limit_s: float = 0.0,
+    ) -> None:
         self._keys = keys
         self._clock = clock
+        self._stale_limit_s = stale_limit_s
+        self._outage = Outage(stale_limit_s, clock)
         self._found: dict[str, _CachedKey] = {}
         self._noted: dict[str, float] = {}
         self._none_exist_at = float("-inf")
@@ -52,6 +62,16 @@ class ApiKeyCache:
 
     def find(self, key_id: str) -> StoredKey | None:
         """Read the key; None if there is no such key."""
+        found = self._outage.read(lambda: (self._read(key_id),), lambda: self._last(key_id))
+        return found[0]
+
+    def _last(self, key_id: str) -> tuple[StoredKey | None] | None:
+        found = self._found.get(key_id)
+        if found is None or self._clock() - found.read_at > self._stale_limit_s:
+            return None
+        return (found.key,)
+
+    def _read(self, key_id: str) -> StoredKey | None:
         read_at = self._clock()  # before the read: the key may change from here on
         key = self._keys.find(key_id)
         if len(self._found) > _MAX_CACHED:
@@ -69,6 +89,13 @@ class ApiKeyCache:
 
     def read_has_keys(self) -> bool:
         """Read ``has_keys``."""
+        return self._outage.read(self._read_has_keys, self._last_has_keys)
+
+    def _last_has_keys(self) -> bool | None:
+        """Return False if no key existed within the limit; True is never forgotten."""
+        return False if self._clock() - self._none_exist_at <= self._stale_limit_s else None
+
+    def _read_has_keys(self) -> bool:
         read_at = self._clock()
         self._some_exist = self._keys.exist()  # keys are never removed, so True stays true
         self._none_exist_at = read_at

@@ -129,6 +129,17 @@ cache_bytes = Gauge(
     namespace=NAMESPACE,
     multiprocess_mode="livesum",
 )
+stale_seconds = Gauge(
+    "registry_stale_seconds",
+    "Age of the tasks that are served while the database cannot be read; 0: it can.",
+    namespace=NAMESPACE,
+    multiprocess_mode="livemax",
+)
+stale_reads = Counter(
+    "registry_stale_reads",
+    "Lookups of tasks that were answered from memory because the database could not be read.",
+    namespace=NAMESPACE,
+)
 uploads = Counter("uploads", "Uploaded prompt files, by result.", ["result"], namespace=NAMESPACE)
 info = Gauge(
     "info",

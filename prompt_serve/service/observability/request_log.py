@@ -5,6 +5,7 @@ A report is the headers ``X-Request-Id`` and ``Server-Timing``, a log line, the 
 """
 
 import logging
+import math
 import re
 import secrets
 import time
@@ -16,6 +17,7 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_serve.errors import counted
+from prompt_serve.schemas import STALE_HEADER
 from prompt_serve.service.middleware.auth import PUBLIC_PATHS
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS
@@ -130,6 +132,8 @@ def _request_id(header: str | None) -> str:
 def _add_headers(message: Message, context: RequestContext, duration_s: float) -> None:
     headers = MutableHeaders(scope=message)
     headers["X-Request-Id"] = context.request_id
+    if context.stale_s:
+        headers[STALE_HEADER] = str(math.ceil(context.stale_s))
     if context.timings.by_stage():
         headers["Server-Timing"] = server_timing(context.timings, duration_s, context.passes)
 
@@ -165,6 +169,7 @@ def _write_line(
         "duration_ms": round(duration_s * 1000, 2),
         "images": context.images or None,
         "tasks": context.tasks or None,
+        "stale_s": round(context.stale_s, 1) or None,
         "key": context.actor.name,
         "key_id": context.actor.key_id or None,
         "trace_id": trace_id_of(span),

@@ -85,6 +85,7 @@ class Database:
         path = sqlite_path(parsed)
         self._file = None if path is None else SqliteFile(path)
         self._engine = _create_engine(parsed, self._file)
+        self._last_write = float("-inf")
         self._joined = threading.local()  # ``connection`` of the transaction that a thread is in
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
@@ -102,6 +103,19 @@ class Database:
         except BaseException:  # the caller does not get this object, so it cannot close it
             self.close()
             raise
+
+    @property
+    def last_write(self) -> float:
+        """Return ``time.monotonic()`` of the last commit."""
+        return self._last_write
+
+    def check_writable(self) -> None:
+        """Raise NotReady if no change can be made; nothing is changed."""
+        with self.write(raise_revision=False) as connection:
+            if connection.dialect.name == "postgresql":  # a standby is read only
+                read_only = connection.exec_driver_sql("SHOW transaction_read_only").scalar_one()
+                if read_only == "on":
+                    raise _unavailable("written", RuntimeError("the server is read only"))
 
     def close(self) -> None:
         """Close all connections."""
@@ -154,6 +168,8 @@ class Database:
             finally:
                 self._joined.connection = None
             self._check_file(connection)
+        if raise_revision:
+            self._last_write = time.monotonic()
 
     @contextmanager
     def _upgrade_transaction(self) -> Iterator[Connection]:

@@ -1,16 +1,29 @@
 """Task names -> ``Task`` objects with their class features in memory.
 
 The registry's revision is read before names are resolved. An upload that was answered is therefore
-what the next request gets, in this process and in every other one that shares the database.
+what the next request gets, in this process and in every other one that shares the database. While
+the database cannot be read, tasks in memory are served as they were, for a limited time.
 """
 
+import contextlib
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
 from prompt_serve.prompts.prompt_file import from_bytes
+from prompt_serve.service.observability import metrics
+from prompt_serve.service.outage import Outage
 from prompt_serve.service.permissions import Permissions
+from prompt_serve.service.request_context import (
+    Actor,
+    RequestContext,
+    current_request,
+    request_scope,
+)
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.tables import StoredPrompt
 from prompt_serve.service.storage.visibility import permissions
@@ -20,6 +33,13 @@ from prompt_serve.service.tasks.names import current_versions, task_not_found, v
 from prompt_serve.service.tasks.task import Task
 
 _FILES_PER_READ = 64  # prompt files and class features in memory beside the loaded tasks
+
+_NAMES_PER_READ = 1000
+_MAX_KEPT_NAMES = 10_000
+_MAX_FORMER = 1000  # changes of the registry within the interval of ``keep_known``
+_MAX_SELECTED = 200_000  # names in the selections that are kept
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +58,20 @@ class TaskResolver:
         registry: maps names to versions and versions to prompt files.
         features: computes class features that are not stored.
         cache: loaded tasks.
+        stale_limit_s: maximum time that names are resolved without the database.
     """
 
-    def __init__(self, registry: Registry, features: TaskFeatures, cache: TaskCache) -> None:
+    def __init__(
+        self, registry: Registry, features: TaskFeatures, cache: TaskCache, stale_limit_s: float = 0
+    ) -> None:
         self._registry = registry
         self._features = features
         self._cache = cache
-        self._known = _KnownVersions(-1, {})
+        self._stale_limit_s = stale_limit_s
+        self._outage = Outage(stale_limit_s)
+        self._known = _KnownVersions(-1)
+        # What was known before the last changes of the registry, until ``keep_known``.
+        self._former: deque[_KnownVersions] = deque(maxlen=_MAX_FORMER)
 
     def resolve(self, names: Sequence[str]) -> list[Task]:
         """Return the current tasks of ``names``; ``name@prefix`` is a version of its history.
@@ -64,8 +91,12 @@ class TaskResolver:
         Raises:
             TaskNotFound, RequestInvalid, VersionNotFound, VersionAmbiguous: as ``resolve``.
         """
-        known = self._current().of(permissions())
+        known = self._current().of(permissions()).versions
         missing = [name for name in names if name not in known]
+        if missing and self._outage.tolerated:
+            former = {name: self._former_version(name) for name in missing}
+            known = known | {name: version for name, version in former.items() if version}
+            missing = [name for name in missing if name not in known]
         if missing:
             # Read after the revision, so no entry is older than the revision it is stored under.
             known.update(current_versions(self._registry, missing))
@@ -73,6 +104,41 @@ class TaskResolver:
                 if "@" in name:
                     known[name] = version_of_name(self._registry, name)
         return [self._version(name, known) for name in names]
+
+    def versions_of_backbone(self, tag: str | None = None) -> dict[str, str]:
+        """Return the tasks of the backbone that runs here, by name, with their versions.
+
+        Args:
+            tag: only tasks with this tag.
+        """
+        known, caller = self._current(), permissions()
+        selections = known.of(caller).selections
+        found = selections.get(tag) or self._of_former(lambda k: k.of(caller).selections.get(tag))
+        if found is None:
+            found = self._registry.versions_of_backbone(self._features.fingerprint, tag)
+            if found and len(found) + known.selected <= _MAX_SELECTED:
+                selections[tag] = found
+        return found
+
+    def image_prompts(self) -> frozenset[str]:
+        """Return the versions with vectors for the image tower that runs here."""
+        known = self._current()
+        found = known.image_prompts
+        if found is None:
+            found = self._of_former(lambda k: k.image_prompts)
+        if found is None:
+            found = known.image_prompts = self._registry.image_prompts(self._features.fingerprint)
+        return found
+
+    @property
+    def stale_s(self) -> float:
+        """Age of the known versions while the database cannot be read; else 0."""
+        return self._outage.stale_s
+
+    @property
+    def tolerates_outage(self) -> bool:
+        """True while the database cannot be read and names are resolved without it."""
+        return self._outage.tolerated
 
     def load(self, named: Sequence[tuple[str, str]]) -> list[Task]:
         """Return the tasks of names and the versions that they had a moment ago.
@@ -130,22 +196,77 @@ class TaskResolver:
         """Read the revision; if it has changed, forget known versions and update the pins."""
         self._current()
 
+    def keep_known(self) -> None:
+        """Read again what requests asked for before the last change, so that an outage finds it."""
+        known, former = self._current(), list(self._former)
+        if not former or self._outage.tolerated:
+            return
+        # Copies, here and below: threads of slow requests may still add to them.
+        for caller in {caller for one in former for caller in list(one.callers)}:
+            with request_scope(RequestContext(actor=Actor("resolver", permissions=caller))):
+                self._keep_names(known.of(caller), [one.of(caller) for one in former])
+        if any(one.image_prompts is not None for one in former):
+            self.image_prompts()
+        if self._known is known:  # else there was a change meanwhile, and what was read is there
+            for _ in former:
+                self._former.popleft()
+
+    def _keep_names(self, known: "_KnownNames", former: Sequence["_KnownNames"]) -> None:
+        names = {name for one in former for name in list(one.versions) if "@" not in name}
+        wanted = [name for name in names if name not in known.versions][:_MAX_KEPT_NAMES]
+        for start in range(0, len(wanted), _NAMES_PER_READ):
+            some = wanted[start : start + _NAMES_PER_READ]
+            known.versions.update(current_versions(self._registry, some))
+        for tag in {tag for one in former for tag in list(one.selections)}:
+            self.versions_of_backbone(tag)
+
+    def _former_version(self, name: str) -> str | None:
+        caller = permissions()
+        return self._of_former(lambda former: former.of(caller).versions.get(name))
+
+    def _of_former(self, find: "Callable[[_KnownVersions], _T | None]") -> _T | None:
+        """Look something up in what was known before the last changes, during an outage."""
+        for former in reversed(self._former) if self._outage.tolerated else ():
+            stale_s = time.monotonic() - former.read_at
+            if stale_s > self._stale_limit_s:
+                return None
+            found = find(former)
+            if found is not None:
+                current_request().stale_s = max(stale_s, current_request().stale_s)
+                return found
+        return None
+
     def _load_named(self, name: str, version: str, stored: StoredPrompt | None) -> Task:
         try:
             return self.task(version, stored)
         except VersionRemoved:
             # After the version of a name was read, the name was changed so often that the file was
             # no longer kept. Reading again finds the new version.
-            self._known = _KnownVersions(-1, {})
+            self._known = _KnownVersions(-1)
             return self.task(self.versions([name])[0])
 
     def _current(self) -> "_KnownVersions":
+        known = self._outage.read(self._read_known, self._last_known)
+        if self._outage.tolerated:
+            current_request().stale_s = self._outage.stale_s
+            metrics.stale_reads.inc()
+        return known
+
+    def _last_known(self) -> "_KnownVersions | None":
+        known = self._known
+        return None if known.revision < 0 else known
+
+    def _read_known(self) -> "_KnownVersions":
+        read_at = time.monotonic()
         revision = self._registry.revision()
         known = self._known
         if known.revision != revision:
             self._cache.pin(frozenset(self._registry.pinned()))
             # A slow thread may store an older revision here; the next request then reads again.
-            known = self._known = _KnownVersions(revision, {})
+            if known.revision >= 0 and self._stale_limit_s:
+                self._former.append(known)
+            known = self._known = _KnownVersions(revision)
+        known.read_at = read_at
         return known
 
     def _version(self, name: str, versions: dict[str, str]) -> str:
@@ -163,20 +284,36 @@ class TaskResolver:
             return self._features.task(version, prompt, self._features.from_bytes(stored.features))
         features = self._features.compute(prompt, version)
         data = features_to_bytes(features)
-        self._registry.save_features(version, self._features.fingerprint, data)
+        with contextlib.suppress(NotReady):  # it saves the next start the computation, no more
+            self._registry.save_features(version, self._features.fingerprint, data)
         return self._features.task(version, prompt, features)
 
 
-@dataclass(frozen=True)
-class _KnownVersions:
-    """Versions that names pointed at, as read at one revision of the registry.
+@dataclass
+class _KnownNames:
+    """Versions that names pointed at, and selections of tasks by tag (None: all)."""
 
-    Callers who may see different tasks share none of them.
+    versions: dict[str, str] = field(default_factory=dict)
+    selections: dict[str | None, dict[str, str]] = field(default_factory=dict)
+
+
+@dataclass
+class _KnownVersions:
+    """What was read at one revision of the registry.
+
+    Callers who may see different tasks share no names.
     """
 
     revision: int
-    versions: dict[Permissions, dict[str, str]]
+    read_at: float = 0.0  # ``time.monotonic()`` when the registry last had this revision
+    image_prompts: frozenset[str] | None = None
+    callers: dict[Permissions, _KnownNames] = field(default_factory=dict)
 
-    def of(self, caller: Permissions) -> dict[str, str]:
+    def of(self, caller: Permissions) -> _KnownNames:
         """Return what was read for callers with these permissions, to be added to."""
-        return self.versions.setdefault(replace(caller, actions=frozenset()), {})
+        return self.callers.setdefault(replace(caller, actions=frozenset()), _KnownNames())
+
+    @property
+    def selected(self) -> int:
+        """Number of names in all selections."""
+        return sum(len(one) for own in list(self.callers.values()) for one in own.selections.values())
