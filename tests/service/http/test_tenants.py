@@ -111,11 +111,11 @@ def zip_of(files: dict[str, bytes]) -> bytes:
     return file.getvalue()
 
 
-def _ask(path: str, **query: object) -> Callable[[Tenants], httpx.Response]:
+def _ask(path: str, **query: Any) -> Callable[[Tenants], httpx.Response]:
     return lambda tenants: tenants.ours.post(path, params=query, content=picture(), headers=PNG)
 
 
-def _score(**query: object) -> Callable[[Tenants], httpx.Response]:
+def _score(**query: Any) -> Callable[[Tenants], httpx.Response]:
     def send(tenants: Tenants) -> httpx.Response:
         embedded = tenants.ours.post("/v1/embed", content=picture(), headers=PNG).json()
         rows = [embedded["results"][0]["embedding"]]
@@ -143,7 +143,7 @@ def _create(tenants: Tenants) -> httpx.Response:
     return tenants.ours.post("/v1/tasks", json=body)
 
 
-def _get(path: str, **query: object) -> Callable[[Tenants], httpx.Response]:
+def _get(path: str, **query: Any) -> Callable[[Tenants], httpx.Response]:
     return lambda tenants: tenants.ours.get(path, params=query)
 
 
