@@ -324,7 +324,7 @@ class UrlRefused(RequestError):
 
 
 class TaskNameInvalid(RequestError):
-    """The name is not 1 to 128 letters, digits, `.`, `_` or `-`.
+    """The name is not 1 to 128 letters, digits, `.`, `_` or `-`, or two of these with `/` between.
 
     Way out: choose another name.
     """

@@ -12,7 +12,17 @@ MAX_TAGS = 50  # per task
 TAG_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._:/=+-]{0,63}$"
 TIMEOUT_HEADER = "X-Request-Timeout-Ms"  # request header: how long the caller waits
 STALE_HEADER = "X-Stale-Seconds"  # response header: age of the tasks during a database outage
-TASK_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+_SEGMENT = "[A-Za-z0-9][A-Za-z0-9._-]"
+# NAME, or NAMESPACE/NAME; at most 128 characters.
+TASK_NAME_PATTERN = rf"^({_SEGMENT}{{0,127}}|{_SEGMENT}{{0,62}}/{_SEGMENT}{{0,63}})$"
+# In a namespace these are no names: /v1/tasks/NAME/file is the file of NAME.
+RESERVED_NAMES = ("alias", "file", "history", "pinned", "rollback", "tags")
+
+
+def is_reserved_name(name: str) -> bool:
+    """Return True for the name of a task in a namespace that is the path of something else."""
+    namespace, _, last = name.rpartition("/")
+    return bool(namespace) and last in RESERVED_NAMES
 
 
 def _example(**fields: Any) -> ConfigDict:

@@ -41,10 +41,17 @@ class SyncTaskCalls:
         )
 
     def upload_many(
-        self, source: str | Path, *, atomic: bool = True, tags: Sequence[str] = ()
+        self,
+        source: str | Path,
+        *,
+        atomic: bool = True,
+        tags: Sequence[str] = (),
+        namespace: str = "",
     ) -> BulkReport:
         """Upload every prompt file of a folder or zip; see ``AsyncClient.upload_many``."""
-        return self._loop.run(self._client.upload_many, source, atomic=atomic, tags=tags)
+        return self._loop.run(
+            self._client.upload_many, source, atomic=atomic, tags=tags, namespace=namespace
+        )
 
     def create_zero_shot(
         self,

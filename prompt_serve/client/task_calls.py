@@ -23,6 +23,7 @@ from prompt_serve.schemas import (
     TaskInfo,
     TaskList,
     TaskSummary,
+    is_reserved_name,
 )
 
 PAGE_SIZE = 100
@@ -80,7 +81,12 @@ class TaskCalls:
         return await self.task(task)
 
     async def upload_many(
-        self, source: str | Path, *, atomic: bool = True, tags: Sequence[str] = ()
+        self,
+        source: str | Path,
+        *,
+        atomic: bool = True,
+        tags: Sequence[str] = (),
+        namespace: str = "",
     ) -> BulkReport:
         """Upload every prompt file of a folder or zip; tasks are named after the files.
 
@@ -89,13 +95,15 @@ class TaskCalls:
             atomic: upload all files, or none if one of them cannot be served. Otherwise upload
                 those that can be served, and report the others as items with an ``error``.
             tags: added to the tags of every task.
+            namespace: of the names of all tasks; empty: none.
 
         Raises:
             ArchiveInvalid: not a zip or folder of prompt files; with ``atomic``, also if a file
                 cannot be served (``errors`` lists them).
         """
         data = await asyncio.to_thread(zip_of, Path(source))
-        params = {"atomic": "true" if atomic else "false", "tag": list(tags)}
+        params: dict[str, Any] = {"atomic": "true" if atomic else "false", "tag": list(tags)}
+        params |= {"namespace": namespace} if namespace else {}
         arguments = {"content": data, "headers": _ZIP, "params": params}
         return await self._fetch(Call("PUT", "/v1/tasks", arguments), BulkReport)
 
@@ -303,10 +311,12 @@ def _preconditions(expected: str | None, *, new: bool = False) -> dict[str, str]
 
 
 def _path(name: str) -> str:
-    # Servers decode an escaped slash to a slash, so such a name would be another path.
-    if name in ("", ".", "..") or "/" in name:
+    # Such a name would be another path. All other names are the service's to judge.
+    parts = name.split("/")
+    if {"", ".", ".."} & set(parts) or len(parts) > 2 or is_reserved_name(name):
         raise TaskNameInvalid(
-            f"{name!r} is not a valid task name. Use letters, digits, '.', '_' and '-'.",
+            f"{name!r} is not a valid task name. Use letters, digits, '.', '_' and '-', with or "
+            f"without a namespace and '/' before it.",
             name=name,
         )
-    return f"/v1/tasks/{quote(name, safe='@')}"
+    return f"/v1/tasks/{quote(name, safe='@/')}"

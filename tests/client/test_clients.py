@@ -91,7 +91,7 @@ def test_files_of_other_kinds_are_not_even_sent(
     assert service.behavior.paths == []
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../info"])
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b/c", "a/file", "../info"])
 def test_a_name_that_is_another_path_is_rejected(
     name: str, service: FakeService, client: Client
 ) -> None:

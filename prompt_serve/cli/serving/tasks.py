@@ -109,6 +109,9 @@ def show(name: str, as_json: bool, service: Service) -> None:
 @click.option("--expected", metavar="VERSION", help="Fail if the task is not at this version.")
 @click.option("--new", is_flag=True, help="Fail if a task of that name exists.")
 @click.option(
+    "--namespace", default="", help="For a folder or zip: namespace of all tasks, as in team/pets."
+)
+@click.option(
     "--each",
     is_flag=True,
     help="For a folder or zip: upload the files that can be served and report the others.",
@@ -121,6 +124,7 @@ def upload(
     tags: tuple[str, ...],
     expected: str | None,
     new: bool,
+    namespace: str,
     each: bool,
     as_json: bool,
     service: Service,
@@ -143,10 +147,12 @@ def upload(
         if file.is_dir() or file.suffix == ".zip":
             if name is not None or expected is not None or new:
                 raise click.UsageError("--name, --expected and --new need a single prompt file.")
-            report = client.upload_many(file, atomic=not each, tags=tags)
+            report = client.upload_many(file, atomic=not each, tags=tags, namespace=namespace)
             _note_other_names(file)
             _print_report(report, as_json=as_json)
             return
+        if namespace:
+            raise click.UsageError("--namespace is for a folder or zip; use --name team/pets.")
         source = read_input(file) if file == DASH else file
         task = client.upload(source, name, expected=expected, new=new, tags=tags)
     _print_served(task, as_json=as_json)
@@ -206,7 +212,7 @@ def download(name: str, out: Path | None, service: Service) -> None:
     prompt-serve tasks download pets -o backup/pets.safetensors
     prompt-serve tasks download pets -o - | prompt-serve inspect -
     """
-    target = out or OutputFile().convert(f"{name}.safetensors", None, None)
+    target = out or OutputFile().convert(f"{name.rpartition('/')[2]}.safetensors", None, None)
     with service.client() as client:
         data = client.download(name)
     with written(target) as file:

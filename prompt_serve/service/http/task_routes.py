@@ -6,11 +6,13 @@ import io
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Header, Path, Query, Request
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.responses import Response, StreamingResponse
 
 from prompt_serve.errors import PromptServeError
 from prompt_serve.schemas import (
     MAX_TAGS,
+    RESERVED_NAMES,
     TASK_NAME_PATTERN,
     Alias,
     BulkReport,
@@ -42,9 +44,28 @@ ZIP = "application/zip"
 
 router = APIRouter(tags=["tasks"])
 
+
+class _TaskNameConvertor(Convertor[str]):
+    """Path parameter NAME or NAMESPACE/NAME; servers decode an escaped slash to a slash."""
+
+    regex = rf"[^/]+(?:/(?!(?:{'|'.join(RESERVED_NAMES)})$)[^/]+)?"
+
+    def convert(self, value: str) -> str:
+        return value
+
+    def to_string(self, value: str) -> str:
+        return value
+
+
+register_url_convertor("task", _TaskNameConvertor())
+
 # The pattern is part of the OpenAPI document only: the routes' own errors say more.
 Name = Annotated[
-    str, Path(description="Name of a task.", json_schema_extra={"pattern": TASK_NAME_PATTERN})
+    str,
+    Path(
+        description="Name of a task, with or without a namespace.",
+        json_schema_extra={"pattern": TASK_NAME_PATTERN},
+    ),
 ]
 VersionedName = Annotated[
     str,
@@ -121,6 +142,9 @@ async def upload_tasks(
         bool, Query(description="Store all files or none; otherwise each on its own.")
     ] = True,
     tag: AddedTags = [],  # noqa: B006
+    namespace: Annotated[
+        str, Query(description="Of all tasks: the file a.safetensors becomes NAMESPACE/a.")
+    ] = "",
 ) -> BulkReport:
     """Upload every prompt file of a zip under its file name; existing tasks are replaced."""
     file = io.BytesIO(await request.body())
@@ -132,12 +156,13 @@ async def upload_tasks(
             atomic=atomic,
             max_tasks=core.settings.max_bulk_tasks,
             tags=tag,
+            namespace=namespace,
         )
     )
 
 
 @router.put(
-    "/tasks/{name}",
+    "/tasks/{name:task}",
     response_model=TaskInfo,
     status_code=201,
     responses={**_REPLACED, **problems(412, 413, 422, 429, 503)},
@@ -158,14 +183,14 @@ async def upload_task(
     return _task_answer(task, is_new=is_new)
 
 
-@router.get("/tasks/{name}", response_model=TaskInfo, responses=problems(404, 422, 503))
+@router.get("/tasks/{name:task}", response_model=TaskInfo, responses=problems(404, 422, 503))
 async def get_task(name: VersionedName, core: CoreOfApp) -> Response:
     """Return all details of a task, or of one version of it (`name@sha`)."""
     return _task_answer(await core.threads.read(core.catalog.info, name))
 
 
 @router.get(
-    "/tasks/{name}/file",
+    "/tasks/{name:task}/file",
     response_class=Response,
     responses={
         200: {"content": {OCTETS: {"schema": BINARY}}},
@@ -185,12 +210,12 @@ async def get_task_file(
     etag = f'"{version}"'
     if etag in (if_none_match or ""):
         return Response(status_code=304, headers={"ETag": etag})
-    disposition = f'attachment; filename="{name}.safetensors"'
+    disposition = f'attachment; filename="{name.rpartition("/")[2]}.safetensors"'
     headers = {"ETag": etag, "Content-Disposition": disposition}
     return Response(data, media_type=OCTETS, headers=headers)
 
 
-@router.get("/tasks/{name}/history", responses=problems(404, 422, 503))
+@router.get("/tasks/{name:task}/history", responses=problems(404, 422, 503))
 async def get_history(
     name: Name, core: CoreOfApp, limit: Limit = 100, cursor: Cursor = None
 ) -> History:
@@ -199,7 +224,7 @@ async def get_history(
 
 
 @router.post(
-    "/tasks/{name}/rollback",
+    "/tasks/{name:task}/rollback",
     response_model=TaskInfo,
     responses=problems(404, 412, 422, 429, 503),
 )
@@ -213,7 +238,7 @@ async def roll_back_task(
 
 
 @router.put(
-    "/tasks/{name}/alias",
+    "/tasks/{name:task}/alias",
     response_model=TaskInfo,
     status_code=201,
     responses={**_REPLACED, **problems(404, 412, 422, 429, 503)},
@@ -231,13 +256,17 @@ async def alias_task(
     return _task_answer(task, is_new=is_new)
 
 
-@router.put("/tasks/{name}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
+@router.put(
+    "/tasks/{name:task}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503)
+)
 async def set_tags(name: Name, tags: Annotated[Tags, Body()], core: CoreOfApp) -> Response:
     """Replace the tags of a task."""
     return _task_answer(await core.threads.change(core.editor.set_tags, name, tags.tags))
 
 
-@router.patch("/tasks/{name}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
+@router.patch(
+    "/tasks/{name:task}/tags", response_model=TaskInfo, responses=problems(404, 422, 429, 503)
+)
 async def edit_tags(
     name: Name, changes: Annotated[TagChanges, Body()], core: CoreOfApp
 ) -> Response:
@@ -245,13 +274,15 @@ async def edit_tags(
     return _task_answer(await core.threads.change(core.editor.edit_tags, name, changes))
 
 
-@router.put("/tasks/{name}/pinned", response_model=TaskInfo, responses=problems(404, 422, 429, 503))
+@router.put(
+    "/tasks/{name:task}/pinned", response_model=TaskInfo, responses=problems(404, 422, 429, 503)
+)
 async def set_pinned(name: Name, state: Annotated[Pinned, Body()], core: CoreOfApp) -> Response:
     """Pin a task, which keeps it in memory, also after a restart; or unpin it."""
     return _task_answer(await core.threads.change(core.editor.set_pinned, name, state.pinned))
 
 
-@router.delete("/tasks/{name}", status_code=204, responses=problems(404, 412, 422, 429, 503))
+@router.delete("/tasks/{name:task}", status_code=204, responses=problems(404, 412, 422, 429, 503))
 async def delete_task(name: Name, core: CoreOfApp, if_match: IfMatch = None) -> Response:
     """Delete a task. Running requests finish with it; a rollback restores it."""
     await core.threads.change(core.editor.delete, name, parse_condition(if_match, None))

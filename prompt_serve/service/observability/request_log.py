@@ -106,7 +106,7 @@ def route_of(scope: Scope) -> str:
     route = scope.get("route")
     if isinstance(route, Mount):
         return route.path if route.path in _STATIC else UNMATCHED
-    path = getattr(route, "path", None)
+    path = getattr(route, "path_format", None)  # without the convertors of ``path``
     return UNMATCHED if path is None else f"{scope.get('root_path', '')}{path}"
 
 

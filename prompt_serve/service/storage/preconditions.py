@@ -4,16 +4,18 @@ import re
 from dataclasses import dataclass
 
 from prompt_serve.errors import RequestInvalid, TaskNameInvalid, VersionChanged
-from prompt_serve.schemas import TASK_NAME_PATTERN
+from prompt_serve.schemas import RESERVED_NAMES, TASK_NAME_PATTERN, is_reserved_name
 
 _MIN_PREFIX = 8  # hexadecimal digits: short enough to type, long enough to avoid collisions
 _PREFIX = re.compile(rf"[0-9a-f]{{{_MIN_PREFIX},64}}")
+
+
 _TASK_NAME = re.compile(TASK_NAME_PATTERN.strip("^$"))
 
 
 def is_task_name(name: str) -> bool:
     """Return True if ``name`` is a valid task name; other texts never reach the database."""
-    return _TASK_NAME.fullmatch(name) is not None
+    return _TASK_NAME.fullmatch(name) is not None and not is_reserved_name(name)
 
 
 def check_task_name(name: str) -> None:
@@ -21,7 +23,8 @@ def check_task_name(name: str) -> None:
     if not is_task_name(name):
         raise TaskNameInvalid(
             f"{name[:200]!r} cannot be the name of a task. Use 1 to 128 letters, digits, dots, "
-            f"underscores and hyphens, beginning with a letter or digit.",
+            f"underscores and hyphens, beginning with a letter or digit; or NAMESPACE/NAME, each "
+            f"of at most 63 of these, where NAME is none of {', '.join(RESERVED_NAMES)}.",
             name=name[:200],
         )
 

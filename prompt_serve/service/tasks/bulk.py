@@ -46,6 +46,7 @@ def upload_zip(
     atomic: bool,
     max_tasks: int,
     tags: Sequence[str] = (),
+    namespace: str = "",
 ) -> BulkReport:
     """Upload every prompt file of a zip under its file name.
 
@@ -56,6 +57,7 @@ def upload_zip(
         atomic: store all files or none; otherwise each on its own, with its error in its item.
         max_tasks: largest number of files in a zip.
         tags: added to the tags of every task.
+        namespace: of the names of all tasks; empty: none.
 
     Raises:
         ArchiveInvalid: the zip is invalid or unsafe, or (atomic) a file cannot be served;
@@ -71,7 +73,8 @@ def upload_zip(
             limit=max_tasks,
             count=len(paths),
         )
-    sources = [_Source(name, partial(archive.read, path)) for name, path in paths.items()]
+    before = f"{namespace}/" if namespace else ""
+    sources = [_Source(before + name, partial(archive.read, path)) for name, path in paths.items()]
 
     def prepare(name: str, data: bytes) -> NewTask:
         return replace(store.prepare(name, data), added_tags=tuple(tags))
