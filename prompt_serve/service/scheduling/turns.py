@@ -26,6 +26,7 @@ class Turns(Generic[_T]):
         # In the order of their turns; neither a caller nor a request is here without an item.
         self._callers: OrderedDict[Hashable, OrderedDict[Hashable, deque[_T]]] = OrderedDict()
         self._size = 0
+        self._n_requests = 0
 
     def __len__(self) -> int:
         return self._size
@@ -36,8 +37,14 @@ class Turns(Generic[_T]):
         if not added:
             return
         requests = self._callers.setdefault(turn.caller, OrderedDict())
+        self._n_requests += turn.request not in requests
         requests.setdefault(turn.request, deque()).extend(added)
         self._size += len(added)
+
+    @property
+    def n_requests(self) -> int:
+        """Number of requests with items."""
+        return self._n_requests
 
     def first(self) -> _T:
         """Return the next item without removing it; there must be one."""
@@ -50,11 +57,12 @@ class Turns(Generic[_T]):
         Args:
             is_eligible: whether a caller may have a turn now; others keep theirs.
         """
-        for caller, requests in self._callers.items():
+        for caller in self._callers:
             if is_eligible(caller):
                 break
         else:
             return None
+        requests = self._callers[caller]
         request, items = next(iter(requests.items()))
         item = items.popleft()
         self._size -= 1
@@ -62,6 +70,7 @@ class Turns(Generic[_T]):
         self._callers.move_to_end(caller)
         if not items:
             del requests[request]
+            self._n_requests -= 1
         if not requests:
             del self._callers[caller]
         return item
@@ -73,4 +82,5 @@ class Turns(Generic[_T]):
         if not requests:
             self._callers.pop(turn.caller, None)
         self._size -= len(removed)
+        self._n_requests -= bool(removed)
         return removed
