@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.scheduling.turns import Turn
 from prompt_serve.service.stage_timings import StageTimings
 
@@ -36,6 +37,7 @@ class RequestContext:
 
     request_id: str = ""
     client: str = ""
+    deadline: Deadline | None = None
     actor: Actor = ANONYMOUS
     images: int = 0
     tasks: int = 0
