@@ -116,11 +116,14 @@ def write_images(folder: Path, size: tuple[int, int]) -> Path:
     return folder
 
 
-def add_tasks(served: Served, tasks: int, classes: int) -> None:
+def add_tasks(served: Served, tasks: int, classes: int, key: str | None = None) -> None:
+    headers = {} if key is None else {"X-Api-Key": key}
     for n in range(tasks):
         names = [f"thing {n} {c}" for c in range(classes)]
         body = {"name": f"bench-{n}", "class_names": names}
-        httpx.post(f"{served.url}/v1/tasks", json=body, timeout=600).raise_for_status()
+        httpx.post(
+            f"{served.url}/v1/tasks", json=body, headers=headers, timeout=600
+        ).raise_for_status()
 
 
 def raw_session(bundle: Bundle, device: str) -> ort.InferenceSession:

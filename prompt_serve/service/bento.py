@@ -36,6 +36,7 @@ from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
 from prompt_serve.service.middleware.origin_guard import OriginGuard
 from prompt_serve.service.middleware.redirects import RedirectMiddleware
+from prompt_serve.service.middleware.request_deadline import DeadlineMiddleware
 from prompt_serve.service.observability import logs, metrics
 from prompt_serve.service.observability.request_log import RequestLogMiddleware
 from prompt_serve.service.observability.service_metrics import (
@@ -69,6 +70,11 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)
     app = RedirectMiddleware(app)
+    app = DeadlineMiddleware(
+        app,
+        request_timeout_s=settings.request_timeout_s,
+        change_timeout_s=settings.change_timeout_s,
+    )
     app = RequestLogMiddleware(app, Tracing(provider_from_environment()))
     return RemoveBentoTimeout(app)
 

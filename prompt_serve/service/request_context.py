@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from prompt_serve.service.byte_budget import UNLIMITED, Reservation
 from prompt_serve.service.permissions import EVERYTHING, Permissions
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.scheduling.turns import Turn
 from prompt_serve.service.stage_timings import StageTimings
 
@@ -40,6 +41,7 @@ class RequestContext:
 
     request_id: str = ""
     client: str = ""
+    deadline: Deadline | None = None
     actor: Actor = ANONYMOUS
     images: int = 0
     tasks: int = 0

@@ -140,6 +140,13 @@ class Settings(BaseModel):
         description="Time after which waiting images are not run; the maximum of "
         "X-Request-Timeout-Ms.",
     )
+    change_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        le=86_400,
+        description="Maximum time of uploads, imports, exports and other changes; their maximum "
+        "of X-Request-Timeout-Ms.",
+    )
     shutdown_timeout_s: float = Field(
         20.0, ge=0, le=3600, description="Maximum time to finish admitted images at shutdown."
     )

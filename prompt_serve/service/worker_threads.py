@@ -5,7 +5,8 @@ runs in a copy of the request's context: the audit log and the timings of a requ
 """
 
 import asyncio
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -24,11 +25,12 @@ class WorkerThreads:
 
     Raises:
         NotReady: (from every method) the service is stopping.
+        DeadlineExceeded: (from every method) the request's deadline passed.
     """
 
     def __init__(self, max_changes: int) -> None:
         self._max_changes = max_changes
-        self._changes = 0  # running or waiting
+        self._changes: Counter[Hashable] = Counter()  # running or waiting, per caller
         self._readers = FairPool(4, "registry")
         # Most of their time they wait: one low-priority thread computes all class features.
         self._changers = FairPool(8, "change")
@@ -43,18 +45,21 @@ class WorkerThreads:
 
         Raises:
             Overloaded: ``max_changes`` are running or waiting; more would hold too many bodies in
-                memory.
+                memory. Or the caller has more of them than are left for others.
         """
-        if self._changes >= self._max_changes:
+        caller = current_request().turn.caller
+        own, left = self._changes[caller], self._max_changes - self._changes.total()
+        if left <= 0 or own > left:
             raise Overloaded(
-                f"{self._changes} changes of tasks are running or waiting. Try again later.",
+                f"{self._changes.total()} changes of tasks are running or waiting, {own} of them "
+                f"yours, and {max(0, left)} more are accepted. Try again later.",
                 retry_after_s=2.0,
             )
-        self._changes += 1
+        self._changes[caller] += 1
         try:
             return await _run(self._changers, function, *args)
         finally:
-            self._changes -= 1
+            self._changes -= Counter([caller])
 
     async def score(self, function: Callable[[], _T]) -> _T:
         """Run a computation of many scores."""
@@ -71,9 +76,21 @@ class WorkerThreads:
 
 
 async def _run(pool: FairPool, function: Callable[..., _T], *args: object) -> _T:
-    run = copy_context().run
+    run, request = copy_context().run, current_request()
     try:
-        future = pool.submit(current_request().turn, run, function, *args)
+        future = pool.submit(request.turn, run, function, *args)
     except RuntimeError as error:
         raise NotReady("The service is stopping.", retry_after_s=1.0) from error
-    return await asyncio.wrap_future(future)
+    if request.deadline is None:
+        return await asyncio.wrap_future(future)
+    # asyncio's clock is time.monotonic, as is that of deadlines.
+    timeout = asyncio.timeout_at(request.deadline.at)
+    try:
+        async with timeout:
+            return await asyncio.wrap_future(future)
+    except TimeoutError as error:
+        if not timeout.expired():
+            raise
+        # A call that runs cannot be ended from here; what it waits for has the same deadline.
+        started = "while its work was running" if future.running() else "before its turn had come"
+        raise request.deadline.exceeded(f"{started}. Allow more time.") from error

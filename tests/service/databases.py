@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +102,23 @@ def new_database(folder: str) -> str:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     server.dispose()
     return _url(name, folder).replace("+psycopg", "")
+
+
+@contextlib.contextmanager
+def frozen(folder: str) -> Iterator[None]:
+    """Stop all processes of the server in ``folder``, as on a machine that hangs, then resume."""
+    pid = int((Path(folder) / "data" / "postmaster.pid").read_text().split()[0])
+    server = psutil.Process(pid)
+    server.suspend()  # first: it starts no more of them
+    backends = server.children(recursive=True)
+    for process in backends:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in (*backends, server):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def _url(name: str, folder: str) -> str:

@@ -162,7 +162,7 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     false. With `top_tasks` each image has its best tasks out of any number.
     """
     core.classifier.check_room()
-    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
+    deadline = core.classifier.deadline()
     parsed = await read_classify(request, core.settings.limits, core.image_size)
     if _first_of((NDJSON,), request.headers.get("accept", "")):
         lines = core.classifier.classify_lines(parsed.images, parsed.query, deadline)
@@ -210,7 +210,7 @@ async def embed(request: Request, core: CoreOfApp) -> Response:
     header `X-Failed-Images` has their indices.
     """
     core.classifier.check_room()
-    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
+    deadline = core.classifier.deadline()
     parsed = await read_embed(request, core.settings.limits, core.image_size)
     task = next(iter(parsed.query.selector.names), None)
     work = core.classifier.embed(parsed.images, deadline, task)
@@ -249,7 +249,7 @@ async def score(request: Request, core: CoreOfApp) -> Response:
     Embeddings may have any length, since a score is a cosine. An embedding that is all zeros or not
     finite has an `error` in its result.
     """
-    deadline = core.classifier.deadline(request.headers.get(TIMEOUT_HEADER))
+    deadline = core.classifier.deadline()
     parsed = await read_score(request, core.settings.limits, core.embedding_width)
     asked = (parsed.embeddings, parsed.query, parsed.fingerprint, deadline)
     if _first_of((NDJSON,), request.headers.get("accept", "")):

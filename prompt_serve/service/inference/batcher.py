@@ -4,7 +4,8 @@
 
 Images are decoded, and batches filled, in turns of the callers, then of their requests
 (``scheduling.turns``): whoever sends many images delays others by one image per turn.
-The next images are decoded while the current batch is encoded. An image is decoded once and encoded
+The next images are decoded while the current batch is encoded, at most a batch ahead per request.
+An image is decoded once and encoded
 in one pass for each of the prompts that its request has for the image tower; passes of different
 prompts share a batch. Every image has its own outcome, features or an error, and a request's future
 is done when its last image is. The queue is bounded in passes and in bytes. Images of a cancelled
@@ -16,6 +17,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
@@ -56,6 +58,7 @@ class PendingRequest:
         self.deadline = deadline
         self.timings = current_request().timings  # constructed in the request's context
         self.turn = current_request().turn._replace(request=self)
+        self.undecoded: deque[_QueuedImage] = deque()  # guarded by the batcher
         self._outcomes: list[Outcome | None] = [None] * size
         self._missing = size
         self._lock = threading.Lock()
@@ -156,6 +159,9 @@ class Batcher:
             while the device is free. 0 is best unless the device is mostly idle and large batches
             are much cheaper.
         decode_threads: size of the decode pool.
+        one_round: when several requests wait, take at most one image per request and batch. For
+            devices on which a large batch takes as long as its images alone: those who wait for the
+            next batch then wait less, and nothing is lost.
     """
 
     def __init__(
@@ -168,10 +174,12 @@ class Batcher:
         max_queue_bytes: int,
         max_queue_delay_ms: float,
         decode_threads: int,
+        one_round: bool = False,
     ) -> None:
         self._decode = decode
         self._encode = encode
         self._max_batch = max_batch
+        self._one_round = one_round
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
@@ -238,10 +246,11 @@ class Batcher:
         metrics.queue_bytes.inc(size_bytes)
         request.future.add_done_callback(self._drop_if_cancelled)
         for image in admitted:
-            if image.pixels is None:
-                self._pool.submit(request.turn, self._prepare, image)
-            else:
+            if image.pixels is not None:
                 self._mark_ready(image)
+        request.undecoded.extend(image for image in admitted if image.pixels is None)
+        for _ in range(self._max_batch):
+            self._decode_next(request)
         return request.future
 
     def check_room(self, passes: int, size_bytes: int) -> None:
@@ -287,23 +296,31 @@ class Batcher:
             waiting=waiting,
         )
 
+    def _decode_next(self, request: PendingRequest) -> None:
+        """Let the decode pool have the next image of a request, if any is left."""
+        with self._changed:
+            if request.undecoded and not self._stopped:
+                self._pool.submit(request.turn, self._prepare, request.undecoded.popleft())
+
     def _prepare(self, image: _QueuedImage) -> None:
         """Decode an image, in the decode pool, and hand it to the inference thread."""
-        if reason := image.request.skip_reason:
-            self._finish(image, reason)
-            return
-        try:
-            image.pixels = self._timed_decode(image)
-        except PromptServeError as error:
-            self._finish(image, error)
-            return
-        # This pool's futures are never read: an unexpected error would leave the request hanging.
-        except BaseException as error:
-            _log.exception("an image could not be decoded")
-            self._finish(image, _failed("decoding the image", error))
-            return
+        failure = image.request.skip_reason
+        if failure is None:
+            try:
+                image.pixels = self._timed_decode(image)
+            except PromptServeError as error:
+                failure = error
+            # This pool's futures are never read: an unexpected error would leave the request
+            # hanging.
+            except BaseException as error:
+                _log.exception("an image could not be decoded")
+                failure = _failed("decoding the image", error)
         image.data = b""
-        self._mark_ready(image)
+        if failure is None:
+            self._mark_ready(image)
+        else:
+            self._finish(image, failure)
+            self._decode_next(image.request)
 
     def _timed_decode(self, image: _QueuedImage) -> PixelArray:
         started = time.monotonic()
@@ -348,9 +365,14 @@ class Batcher:
 
     def _take_batch(self) -> list[_Pass]:
         """Take the next passes that must be run; none if all were cancelled meanwhile."""
+        size = self._max_batch
+        if self._one_round and self._ready.n_requests > 1:
+            size = min(size, self._ready.n_requests)
         batch: list[_Pass] = []
-        while len(batch) < self._max_batch and (next_pass := self._ready.pop()) is not None:
+        while len(batch) < size and (next_pass := self._ready.pop()) is not None:
             image, index = next_pass
+            if index == image.passes - 1:
+                self._decode_next(image.request)
             if reason := image.request.skip_reason:
                 self._finish(image, reason)
             elif image in self._admitted:  # not if another pass of it failed

@@ -17,7 +17,6 @@ from prompt_serve.schemas import ClassifyAnswer
 from prompt_serve.service.inference.batcher import NO_ROWS, Batcher, ImageData, Outcome
 from prompt_serve.service.inference.predictions import raise_if_all_failed
 from prompt_serve.service.inference.requests import (
-    Deadline,
     EmbeddingItem,
     ImageItem,
     ImageUrl,
@@ -26,6 +25,7 @@ from prompt_serve.service.inference.requests import (
 from prompt_serve.service.inference.task_scorer import TaskScorer, check_count
 from prompt_serve.service.inference.url_fetcher import UrlImageLoader
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 
 
@@ -141,10 +141,9 @@ class Classifier:
         self._check_embeddings(embeddings, fingerprint)
         return await self._scorer.lines(embeddings, query, deadline, partial(_contents, embeddings))
 
-    def deadline(self, header: str | None = None) -> Deadline:
-        """Return the deadline of a request that starts now: as its header says, at most the
-        service's own limit."""
-        return Deadline.from_header(header, self._settings.request_timeout_s)
+    def deadline(self) -> Deadline:
+        """Return the deadline of the current request."""
+        return current_request().deadline or Deadline.after(self._settings.request_timeout_s)
 
     def check_room(self) -> None:
         """Raise Overloaded if the queue has no room for one more image, before its body is read."""

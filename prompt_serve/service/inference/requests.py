@@ -1,19 +1,13 @@
-"""Parts of a parsed request, whatever its form: images, embeddings, tasks, deadline."""
+"""Parts of a parsed request, whatever its form: images, embeddings, tasks."""
 
 import base64
 import contextlib
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from prompt_serve.errors import (
-    DeadlineExceeded,
-    ImageInvalid,
-    PromptServeError,
-    RequestInvalid,
-)
-from prompt_serve.schemas import DEFAULT_TOP_K, TIMEOUT_HEADER
+from prompt_serve.errors import ImageInvalid, PromptServeError
+from prompt_serve.schemas import DEFAULT_TOP_K
 from prompt_serve.types import FloatArray, PixelArray
 
 EVERY_TASK = "*"
@@ -59,43 +53,6 @@ class TaskQuery:
     selector: TaskSelector = TaskSelector()
     top_k: int = DEFAULT_TOP_K
     top_tasks: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deadline:
-    """Deadline of a request on ``time.monotonic()``, and the timeout it was made from."""
-
-    at: float
-    timeout_s: float
-
-    @classmethod
-    def after(cls, timeout_s: float) -> "Deadline":
-        return cls(at=time.monotonic() + timeout_s, timeout_s=timeout_s)
-
-    @classmethod
-    def from_header(cls, text: str | None, max_timeout_s: float) -> "Deadline":
-        """Return the deadline that a request's header sets, ``max_timeout_s`` from now at most.
-
-        Raises:
-            RequestInvalid: the header is not a whole number of milliseconds above 0.
-        """
-        if text is None:
-            return cls.after(max_timeout_s)
-        if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text) > 0):
-            raise RequestInvalid(
-                f"{TIMEOUT_HEADER} is {text[:50]!r}; expected a whole number of milliseconds "
-                f"above 0."
-            )
-        return cls.after(min(int(text) / 1000, max_timeout_s))
-
-    def check(self, n_done: int, n_tasks: int) -> None:
-        """Raise DeadlineExceeded if the deadline has passed before all tasks were scored."""
-        if time.monotonic() >= self.at:
-            raise DeadlineExceeded(
-                f"The request's deadline passed after {n_done:,} of {n_tasks:,} tasks. "
-                f"Send fewer images or tasks at once, or allow more time.",
-                timeout_s=self.timeout_s,
-            )
 
 
 def image_from_text(text: str) -> ImageItem:

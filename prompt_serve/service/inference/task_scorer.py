@@ -36,7 +36,6 @@ from prompt_serve.service.inference.predictions import (
 )
 from prompt_serve.service.inference.requests import (
     EVERY_TASK,
-    Deadline,
     EmbeddingItem,
     ImageItem,
     TaskQuery,
@@ -44,6 +43,7 @@ from prompt_serve.service.inference.requests import (
 )
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.worker_threads import WorkerThreads

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import httpcore
 import httpx
@@ -26,13 +27,15 @@ from prompt_serve.errors import (
     UrlRefused,
 )
 from prompt_serve.service.inference.public_addresses import is_public
-from prompt_serve.service.inference.requests import Deadline
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.deadline import Deadline
+from prompt_serve.service.scheduling.fair_pool import FairPool
 from prompt_serve.service.settings import Settings
 
 MAX_REDIRECTS = 3
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_CONNECTIONS = 32
+_RESOLVING = 16  # names at the same time
 _FETCHES_PER_REQUEST = 8  # at the same time
 _SHOWN_CHARACTERS = 200
 _HEADERS = [
@@ -60,11 +63,22 @@ def parse_hosts(text: str) -> frozenset[str]:
     return frozenset(host.strip().lower() for host in text.split(",") if host.strip())
 
 
-async def system_resolver(host: str, port: int) -> list[str]:
-    """Resolve a host to all its addresses with the system's resolver."""
-    loop = asyncio.get_running_loop()
-    infos = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in infos))
+class SystemResolver:
+    """Resolves hosts to all their addresses with the system's resolver.
+
+    The system's calls block and cannot be ended, for minutes if a name server is slow. They have
+    threads of their own, of which one caller holds a quarter at most.
+    """
+
+    def __init__(self, lookup: Callable[..., list[Any]] = socket.getaddrinfo) -> None:
+        self._lookup = lookup
+        self._pool = FairPool(_RESOLVING, "resolve", max_per_caller=_RESOLVING // 4)
+
+    async def __call__(self, host: str, port: int) -> list[str]:
+        turn = current_request().turn
+        call = partial(self._lookup, host, port, type=socket.SOCK_STREAM)
+        infos = await asyncio.wrap_future(self._pool.submit(turn, call))
+        return list(dict.fromkeys(str(address[0]) for *_, address in infos))
 
 
 class UrlFetcher:
@@ -72,7 +86,7 @@ class UrlFetcher:
 
     Args:
         policy: rules for fetching.
-        resolve: host and port -> addresses.
+        resolve: host and port -> addresses; None for ``SystemResolver``.
         ssl_context: certificate authorities for HTTPS; None for the system's.
     """
 
@@ -80,7 +94,7 @@ class UrlFetcher:
         self,
         policy: UrlPolicy,
         *,
-        resolve: Resolve = system_resolver,
+        resolve: Resolve | None = None,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         self._policy = policy
@@ -88,7 +102,7 @@ class UrlFetcher:
             ssl_context=ssl_context,
             max_connections=_MAX_CONNECTIONS,
             max_keepalive_connections=0,
-            network_backend=_CheckedNetwork(policy, resolve),
+            network_backend=_CheckedNetwork(policy, resolve or SystemResolver()),
         )
 
     async def close(self) -> None:

@@ -26,6 +26,7 @@ class Turns(Generic[_T]):
         # In the order of their turns; neither a caller nor a request is here without an item.
         self._callers: OrderedDict[Hashable, OrderedDict[Hashable, deque[_T]]] = OrderedDict()
         self._size = 0
+        self._n_requests = 0
 
     def __len__(self) -> int:
         return self._size
@@ -36,8 +37,14 @@ class Turns(Generic[_T]):
         if not added:
             return
         requests = self._callers.setdefault(turn.caller, OrderedDict())
+        self._n_requests += turn.request not in requests
         requests.setdefault(turn.request, deque()).extend(added)
         self._size += len(added)
+
+    @property
+    def n_requests(self) -> int:
+        """Number of requests with items."""
+        return self._n_requests
 
     def first(self) -> _T:
         """Return the next item without removing it; there must be one."""
@@ -63,6 +70,7 @@ class Turns(Generic[_T]):
         self._callers.move_to_end(caller)
         if not items:
             del requests[request]
+            self._n_requests -= 1
         if not requests:
             del self._callers[caller]
         return item
@@ -74,4 +82,5 @@ class Turns(Generic[_T]):
         if not requests:
             self._callers.pop(turn.caller, None)
         self._size -= len(removed)
+        self._n_requests -= bool(removed)
         return removed

@@ -37,6 +37,7 @@ from prompt_serve.service.storage.migrations import HEAD
 from prompt_serve.service.storage.sqlite_file import SqliteFile
 from prompt_serve.text_files import expand_user
 
+MAX_WAIT_S = 15.0  # for an answer of PostgreSQL, outside of requests and at a commit
 BUSY_TIMEOUT_S = 5.0  # time that a writer waits for others
 UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that upgrades the tables
 
@@ -235,12 +236,10 @@ def sqlite_path(url: URL) -> Path | None:
 
 def _create_engine(url: URL, file: SqliteFile | None) -> Engine:
     if url.get_backend_name() != "sqlite":
-        engine = sa.create_engine(
-            url,
-            pool_pre_ping=True,
-            pool_timeout=BUSY_TIMEOUT_S,
-            connect_args={"connect_timeout": int(BUSY_TIMEOUT_S)},
-        )
+        from prompt_serve.service.storage.postgres import bound_waits  # needs psycopg
+
+        engine = sa.create_engine(url, pool_pre_ping=True, pool_timeout=BUSY_TIMEOUT_S)
+        bound_waits(engine, BUSY_TIMEOUT_S, MAX_WAIT_S)
         sa.event.listen(engine, "connect", _set_up_postgresql)
         sa.event.listen(engine, "begin", _begin_postgresql)
         return engine
@@ -321,6 +320,8 @@ def _begin_sqlite(connection: Connection) -> None:
 
 def _begin_postgresql(connection: Connection) -> None:
     timeout_s = connection.get_execution_options().get("prompt_serve_timeout_s")
+    server: Any = connection.connection.dbapi_connection
+    server.longest_wait_s = MAX_WAIT_S if timeout_s is None else timeout_s
     if timeout_s is not None:
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {round(1000 * timeout_s)}")
 
@@ -331,8 +332,12 @@ def _reason(error: Exception) -> str:
 
 def _unavailable(verb: str, error: Exception) -> NotReady:
     reason = _reason(error)
+    is_unconfirmed = getattr(getattr(error, "orig", None), "is_unconfirmed", False)  # of a commit
+    changed = (
+        "Whether the change was made is unknown." if is_unconfirmed else "Nothing was changed."
+    )
     return NotReady(
-        f"The registry cannot be {verb}: {reason}. Nothing was changed. "
+        f"The registry cannot be {verb}: {reason}. {changed} "
         f"Check the disk and the database of the service, then try again.",
         retry_after_s=1.0,
         reason=reason,

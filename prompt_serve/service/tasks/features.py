@@ -41,12 +41,11 @@ class TaskFeatures:
     ) -> None:
         self._registry = registry
         self._bundle = bundle
-        self._encode_text = encode_text
         self._image_rows = image_rows
-        self._queue = FeatureQueue()
+        self._queue = FeatureQueue(encode_text)
 
     def close(self) -> None:
-        """Finish the running computation and cancel the waiting ones."""
+        """End all computations after the chunk of classes at hand."""
         self._queue.close()
 
     @property
@@ -97,7 +96,9 @@ class TaskFeatures:
         """
         current_request().memory.grow(self.working_bytes(len(prompt.class_names)))
         return self._queue.run(
-            version, lambda: class_features(prompt, self._bundle.text_side, self._encode_text)
+            version,
+            len(prompt.class_names),
+            lambda encode: class_features(prompt, self._bundle.text_side, encode),
         )
 
     def task(self, version: str, prompt: Prompt, features: FloatArray) -> Task:

@@ -41,6 +41,7 @@ def batcher(
         max_queue_bytes=int(chosen["max_queue_bytes"]),
         max_queue_delay_ms=chosen["max_queue_delay_ms"],
         decode_threads=2,
+        one_round=bool(options.get("one_round", False)),
     )
     try:
         yield running
@@ -285,7 +286,7 @@ def test_a_request_whose_time_is_up_keeps_what_it_has() -> None:
         outcomes(done)
         gate.open.clear()
         gate.entered.clear()
-        request = running.submit([b"\x02", b"\x03", b"bad"[:0]], soon())
+        request = running.submit([b"", b"\x02", b"\x03"], soon())
         assert gate.entered.wait(20)
         _until(lambda: queued(running)[0] == 2)  # the empty image has failed
         running.expire(request)
@@ -293,9 +294,62 @@ def test_a_request_whose_time_is_up_keeps_what_it_has() -> None:
         gate.open.set()
         outcomes(running.submit([b"\x04"], soon()))
 
-    assert [type(outcome) for outcome in found[:2]] == [DeadlineExceeded] * 2
-    assert isinstance(found[2], ServiceError)
+    assert [type(outcome) for outcome in found[1:]] == [DeadlineExceeded] * 2
+    assert isinstance(found[0], ServiceError)
     assert gate.batches == [1, 1, 1]  # the one that was running, and the one afterwards
+
+
+@pytest.mark.parametrize("others", [1, 2, 4, 7])
+@pytest.mark.parametrize("images", [5, 12])
+@pytest.mark.parametrize("one_round", [False, True])
+def test_a_single_image_waits_for_one_image_of_each_other_request(
+    others: int, images: int, *, one_round: bool
+) -> None:
+    gate = Gate()
+    order: list[list[int]] = []
+
+    def encode(pixels: PixelArray) -> FloatArray:
+        features = gate(pixels)
+        order.append(features[:, 0].astype(int).tolist())
+        return features
+
+    with batcher(encode, max_batch=4, max_queue_images=128, one_round=one_round) as running:
+        running.submit([b"\x00"], soon())
+        assert gate.entered.wait(20)
+        heavy = [running.submit([bytes([n])] * images, soon()) for n in range(1, others + 1)]
+        _until(lambda: len(running._ready) == min(4, images) * others)
+        single = running.submit([b"\xff"], soon())
+        _until(lambda: len(running._ready) == min(4, images) * others + 1)
+        gate.open.set()
+        wait([*heavy, single], timeout=20)
+
+    flat = [image for batch in order for image in batch]
+    assert flat.index(255) == 1 + others
+    assert sorted(flat) == sorted([0, 255, *list(range(1, others + 1)) * images])
+    expected = min(4, others + 1) if one_round else 4
+    assert len(order[1]) == expected
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+def test_a_request_is_decoded_at_most_a_batch_ahead(max_batch: int) -> None:
+    gate = Gate()
+    decoded: list[bytes] = []
+
+    def decode(data: bytes) -> PixelArray:
+        decoded.append(data)
+        return np.full((2, 2, 3), data[0], dtype=np.uint8)
+
+    with batcher(gate, decode=decode, max_batch=max_batch) as running:
+        first = running.submit([b"\x00"], soon())
+        assert gate.entered.wait(20)
+        request = running.submit([bytes([n]) for n in range(1, 41)], soon())
+        _until(lambda: len(running._ready) == max_batch)
+        assert len(decoded) == 1 + max_batch
+        gate.open.set()
+        assert [np.asarray(row).item() for row in outcomes(request)] == list(range(1, 41))
+        outcomes(first)
+
+    assert len(decoded) == 41
 
 
 def test_the_queue_is_bounded_in_bytes_too() -> None:

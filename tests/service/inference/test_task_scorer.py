@@ -14,11 +14,11 @@ from prompt_serve.schemas import ClassScore, TaskPrediction
 from prompt_serve.service.core import Core
 from prompt_serve.service.inference.predictions import BestTasks
 from prompt_serve.service.inference.requests import (
-    Deadline,
     EmbeddingItem,
     TaskQuery,
     TaskSelector,
 )
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.registry import NewTask
 from tests.service.many_tasks import task_files

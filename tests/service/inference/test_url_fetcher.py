@@ -16,15 +16,15 @@ from prompt_serve.errors import (
     RequestTooLarge,
     UrlRefused,
 )
-from prompt_serve.service.inference.requests import Deadline
 from prompt_serve.service.inference.url_fetcher import (
     Resolve,
+    SystemResolver,
     UrlFetcher,
     UrlImageLoader,
     UrlPolicy,
     parse_hosts,
-    system_resolver,
 )
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 
 IMAGE = b"the bytes of an image"
@@ -110,18 +110,19 @@ LOOPBACK = frozenset({"127.0.0.1", "images.test", "other.test"})
 def names(**addresses: Sequence[str]) -> tuple[Resolve, list[str]]:
     """Return a resolver with fixed addresses: each of a name's addresses once, then the last."""
     resolved: list[str] = []
+    system = SystemResolver()
 
     async def resolve(host: str, port: int) -> list[str]:
         resolved.append(host)
         known = addresses.get(host.replace(".", "_"))
         if known is None:
-            return await system_resolver(host, port)
+            return await system(host, port)
         return [known[min(resolved.count(host), len(known)) - 1]]
 
     return resolve, resolved
 
 
-def fetch(url: str, policy: UrlPolicy | None = None, resolve: Resolve = system_resolver) -> bytes:
+def fetch(url: str, policy: UrlPolicy | None = None, resolve: Resolve | None = None) -> bytes:
     async def run() -> bytes:
         fetcher = UrlFetcher(policy or UrlPolicy(private_hosts=LOOPBACK), resolve=resolve)
         try:

@@ -21,10 +21,13 @@ def _filled(owners: list[tuple[int, int]]) -> Turns[tuple[int, int, int]]:
 def _drained(turns: Turns[tuple[int, int, int]]) -> list[tuple[int, int, int]]:
     left = []
     while turns:
+        before = turns.n_requests
         first, item = turns.first(), turns.pop()
         assert item is not None
         assert item == first
         left.append(item)
+        assert before - turns.n_requests in (0, 1)
+    assert turns.n_requests == 0
     assert turns.pop() is None
     return left
 
@@ -89,6 +92,7 @@ def test_discarding_a_request_leaves_the_others_in_their_order(
     ]
     kept = [owner for owner in owners if owner != discarded]
     assert len(turns) == len(kept)
+    assert turns.n_requests == len(set(kept))
     assert Counter(item[:2] for item in _drained(turns)) == Counter(kept)
 
 
