@@ -54,6 +54,16 @@ def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
 
     fsync is off: nothing here has to survive a power failure.
     """
+    create_cluster(programs, folder)
+    server = start_server(programs, folder)
+    try:
+        yield str(folder)
+    finally:
+        stop_server(server)
+
+
+def create_cluster(programs: Path, folder: Path) -> None:
+    """Create the data of a server in ``folder``."""
     folder.mkdir(parents=True)
     user = _NOBODY if os.geteuid() == 0 else None
     if user is not None:
@@ -69,9 +79,15 @@ def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
         check=False,
     )
     assert made.returncode == 0, made.stdout + made.stderr
+
+
+def start_server(programs: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the server whose data is in ``folder``, and wait until it answers."""
+    user = _NOBODY if os.geteuid() == 0 else None
+    data = str(folder / "data")
     settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
     options = [part for setting in settings for part in ("-c", setting)]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         server = subprocess.Popen(
             [str(programs / "postgres"), "-D", data, *options],
             user=user,
@@ -81,10 +97,16 @@ def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
         )
     try:
         _wait_until_it_answers(server, folder)
-        yield str(folder)
-    finally:
-        server.send_signal(signal.SIGINT)  # fast: cut connections, write everything, stop
-        server.wait(timeout=60)
+    except BaseException:
+        stop_server(server)
+        raise
+    return server
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    """Stop a server: cut connections, write everything, stop."""
+    server.send_signal(signal.SIGINT)
+    server.wait(timeout=60)
 
 
 def new_database(folder: str) -> str:
