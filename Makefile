@@ -52,6 +52,16 @@ test: $(INSTALLED) ## the tests (under 10 minutes on two cores)
 test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
 	$(BIN)/python -m pytest
 
+soak: $(INSTALLED) ## an hour of load, kills and a stopped database, every answer checked (SECONDS=3600)
+	$(BIN)/python -m drills.soak --seconds $(or $(SECONDS),3600) $(ARGS)
+
+chaos: $(INSTALLED) ## each fault on its own under load: tries, wrong, lost, recovery (ARGS=--write: into the page)
+	$(BIN)/python -m drills.chaos $(ARGS)
+
+mutation: $(INSTALLED) ## which changes of the core no test notices (about an hour)
+	$(BIN)/python -m pip install --quiet --requirement tools/mutation.txt
+	$(BIN)/python -m tools.mutation $(ARGS)
+
 pythons: $(INSTALLED) ## core, client and service on every other Python found, 3.11 to 3.14 (no torch)
 	$(BIN)/python -m tools.pythons
 

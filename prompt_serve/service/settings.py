@@ -26,7 +26,7 @@ from prompt_serve.service.env_files import PREFIX, load_env_files
 # deploy/compose.yaml, those of tests, and those that Kubernetes sets in every pod for a Service
 # named prompt-serve.
 _NOT_SETTINGS = re.compile(
-    r"(ENV_FILE|SECRETS_DIR|URL|API_KEY|CACHE.*|DATASETS|IMAGE|ADDRESS|SOAK_S|TEST_.*"
+    r"(ENV_FILE|SECRETS_DIR|URL|API_KEY|CACHE.*|DATASETS|IMAGE|ADDRESS|TEST_.*"
     r"|SERVICE_HOST|SERVICE_PORT.*|PORT(_.*)?)"
 )
 

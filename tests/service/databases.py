@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import sqlalchemy as sa
 
 ROOT = Path(__file__).parents[2]
@@ -51,37 +50,26 @@ def temporary_server(programs: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
-    """Run a server with its data and its socket in ``folder``, which may have been one before;
-    yields the folder.
+    """Run a server with its data and its socket in ``folder``; yields the folder.
 
     fsync is off: nothing here has to survive a power failure.
     """
-    user = _NOBODY if os.geteuid() == 0 else None
-    data = str(folder / "data")
     if not folder.exists():
-        _create_cluster(programs, folder, data, user)
-    settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
-    options = [part for setting in settings for part in ("-c", setting)]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(
-            [str(programs / "postgres"), "-D", data, *options],
-            user=user,
-            cwd=folder,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
+        create_cluster(programs, folder)
+    server = start_server(programs, folder)
     try:
-        _wait_until_it_answers(server, folder)
         yield str(folder)
     finally:
-        server.send_signal(signal.SIGINT)  # fast: cut connections, write everything, stop
-        server.wait(timeout=60)
+        stop_server(server)
 
 
-def _create_cluster(programs: Path, folder: Path, data: str, user: int | None) -> None:
+def create_cluster(programs: Path, folder: Path) -> None:
+    """Create the data of a server in ``folder``."""
     folder.mkdir(parents=True)
+    user = _NOBODY if os.geteuid() == 0 else None
     if user is not None:
         os.chown(folder, user, user)
+    data = str(folder / "data")
     create = [str(programs / "initdb"), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
     made = subprocess.run(
         [*create, "--locale=C", "--no-sync"],
@@ -94,6 +82,34 @@ def _create_cluster(programs: Path, folder: Path, data: str, user: int | None) -
     assert made.returncode == 0, made.stdout + made.stderr
 
 
+def start_server(programs: Path, folder: Path) -> subprocess.Popen[bytes]:
+    """Start the server whose data is in ``folder``, and wait until it answers."""
+    user = _NOBODY if os.geteuid() == 0 else None
+    data = str(folder / "data")
+    settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
+    options = [part for setting in settings for part in ("-c", setting)]
+    with (folder / "log").open("ab") as log:
+        server = subprocess.Popen(
+            [str(programs / "postgres"), "-D", data, *options],
+            user=user,
+            cwd=folder,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_until_it_answers(server, folder)
+    except BaseException:
+        stop_server(server)
+        raise
+    return server
+
+
+def stop_server(server: subprocess.Popen[bytes]) -> None:
+    """Stop a server: cut connections, write everything, stop."""
+    server.send_signal(signal.SIGINT)
+    server.wait(timeout=60)
+
+
 def new_database(folder: str) -> str:
     """Create a database on the server in ``folder``; returns its URL."""
     name = f"test_{secrets.token_hex(6)}"
@@ -102,23 +118,6 @@ def new_database(folder: str) -> str:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     server.dispose()
     return _url(name, folder).replace("+psycopg", "")
-
-
-@contextlib.contextmanager
-def frozen(folder: str) -> Iterator[None]:
-    """Stop all processes of the server in ``folder``, as on a machine that hangs, then resume."""
-    pid = int((Path(folder) / "data" / "postmaster.pid").read_text().split()[0])
-    server = psutil.Process(pid)
-    server.suspend()  # first: it starts no more of them
-    backends = server.children(recursive=True)
-    for process in backends:
-        process.suspend()
-    try:
-        yield
-    finally:
-        for process in (*backends, server):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.resume()
 
 
 def _url(name: str, folder: str) -> str:

@@ -1,16 +1,11 @@
 """Faults under a started service: it reports them, recovers, and leaves no request hanging."""
 
-import asyncio
 import contextlib
-import itertools
-import os
-import random
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,13 +15,12 @@ import httpx
 import psutil
 import pytest
 
-from prompt_serve.prompts.prompt_file import to_bytes
 from tests.service.process import ROOT, Served, environment, free_port, service
-from tests.service.prompts import bomb, learned_prompt, picture
+from tests.service.prompts import bomb, picture
 from tests.service.test_health import fill, small_disk
 
 if TYPE_CHECKING:
-    from prompt_serve.training.clip.backbone import Backbone
+    pass
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -193,107 +187,3 @@ def test_cuda_that_would_run_on_the_cpu_does_not_start(tiny_bundle: Path, tmp_pa
     assert re.search(r"lib\w+\.so", output)  # the library that is missing
     assert "set PROMPT_SERVE_DEVICE=cpu" in output
     assert "Traceback" not in output
-
-
-SOAK_S = float(os.environ.get("PROMPT_SERVE_SOAK_S", "90"))
-MAX_SLOPE = 1.0  # MB per minute; a soak of an hour, after ten minutes, is the measure
-
-
-@pytest.mark.long
-def test_a_soak_of_uploads_bad_images_disconnects_and_a_kill(
-    tiny_bundle: Path, tiny_backbone: "Backbone", tmp_path: Path
-) -> None:
-    """200 uploads per minute while classifying; class features are evicted all the time.
-
-    PROMPT_SERVE_SOAK_S=3600 is the run before a release; only a long run bounds the memory.
-    """
-    prompts = [
-        to_bytes(learned_prompt(tiny_backbone, [f"{n} {c}" for c in range(20)], seed=n))
-        for n in range(12)
-    ]
-    with service(tmp_path, tiny_bundle, feature_cache_bytes="20000") as served:
-        for n, data in enumerate(prompts):
-            httpx.put(f"{served.url}/v1/tasks/s{n}", content=data, timeout=60).raise_for_status()
-        soak = asyncio.run(_soak(served, prompts))
-
-    print(dict(soak.seen), f"RSS {soak.slope_mb_per_min:.2f} MB/min")
-    assert soak.seen["hung"] == 0
-    assert soak.seen[200] > 0
-    assert soak.seen["uploaded"] > 0
-    assert soak.seen.keys() <= {200, 422, 429, 503, "uploaded", "hung", "left", "no answer"}
-    if SOAK_S >= 1800:
-        assert soak.slope_mb_per_min < MAX_SLOPE
-
-
-class _Soak:
-    def __init__(self) -> None:
-        self.seen: Counter[int | str] = Counter()
-        self.memory: list[tuple[float, float]] = []  # minutes and MB, of the last worker
-
-    @property
-    def slope_mb_per_min(self) -> float:
-        """Slope by least squares over the second half of the measurements."""
-        half = self.memory[len(self.memory) // 2 :]
-        if len(half) < 2:
-            return 0.0
-        mean_x, mean_y = (sum(column) / len(half) for column in zip(*half, strict=True))
-        over = sum((x - mean_x) * (y - mean_y) for x, y in half)
-        return float(over / sum((x - mean_x) ** 2 for x, _ in half))
-
-
-async def _soak(served: Served, prompts: list[bytes]) -> _Soak:
-    soak = _Soak()
-    end = time.monotonic() + SOAK_S
-    limits = httpx.Limits(max_connections=40)
-    async with httpx.AsyncClient(base_url=served.url, timeout=90, limits=limits) as http:
-        await asyncio.gather(
-            _upload(http, prompts, soak, end),
-            _kill_once(served, end),
-            _weigh(served, soak, end),
-            *(_classify(http, n, len(prompts), soak, end) for n in range(8)),
-        )
-    return soak
-
-
-async def _upload(http: httpx.AsyncClient, prompts: list[bytes], soak: _Soak, end: float) -> None:
-    for n in itertools.count():
-        if time.monotonic() > end:
-            return
-        with contextlib.suppress(httpx.TransportError):
-            put = await http.put(f"/v1/tasks/s{n % len(prompts)}", content=prompts[-1 - n % 5])
-            soak.seen["uploaded" if put.status_code in (200, 201) else put.status_code] += 1
-        await asyncio.sleep(0.3)
-
-
-async def _classify(http: httpx.AsyncClient, n: int, tasks: int, soak: _Soak, end: float) -> None:
-    draw = random.Random(n)
-    while time.monotonic() < end:
-        bad, leaves = draw.random() < 0.01, draw.random() < 0.03
-        data = b"no image" if bad else picture(draw.randrange(50))
-        url = f"/v1/classify?task=s{draw.randrange(tasks)}"
-        timeout = httpx.Timeout(0.002 if leaves else 90)
-        try:
-            answer = await http.post(url, content=data, headers=PNG, timeout=timeout)
-            soak.seen[answer.status_code] += 1
-        except httpx.TimeoutException:
-            soak.seen["left" if leaves else "hung"] += 1
-        except httpx.TransportError:
-            soak.seen["no answer"] += 1  # of the worker that was killed
-            await asyncio.sleep(0.2)
-
-
-async def _kill_once(served: Served, end: float) -> None:
-    await asyncio.sleep(SOAK_S / 3)
-    for worker in workers(served):
-        worker.kill()
-
-
-async def _weigh(served: Served, soak: _Soak, end: float) -> None:
-    started = time.monotonic()
-    while time.monotonic() < end:
-        await asyncio.sleep(1)
-        if time.monotonic() - started < SOAK_S / 2:
-            continue
-        with contextlib.suppress(psutil.Error):
-            megabytes = sum(w.memory_info().rss for w in workers(served)) / 2**20
-            soak.memory.append(((time.monotonic() - started) / 60, megabytes))
