@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import http_throughput as http
 from benchmarks.http_client import read_answer
-from prompt_serve.service.storage.api_keys import Role
+from prompt_serve.service.permissions import Role
 from tests.service.process import service
 from tests.service.secured_service import make_keys
 

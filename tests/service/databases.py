@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +51,8 @@ def temporary_server(programs: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
-    """Run a server with its data and its socket in ``folder``; yields the folder.
+    """Run a server with its data and its socket in ``folder``, which may have been one before;
+    yields the folder.
 
     fsync is off: nothing here has to survive a power failure.
     """
@@ -108,6 +110,23 @@ def stop_server(server: subprocess.Popen[bytes]) -> None:
     """Stop a server: cut connections, write everything, stop."""
     server.send_signal(signal.SIGINT)
     server.wait(timeout=60)
+
+
+@contextlib.contextmanager
+def frozen(folder: str) -> Iterator[None]:
+    """Stop all processes of the server in ``folder``, as on a machine that hangs, then resume."""
+    pid = int((Path(folder) / "data" / "postmaster.pid").read_text().split()[0])
+    server = psutil.Process(pid)
+    server.suspend()  # first: it starts no more of them
+    backends = server.children(recursive=True)
+    for process in backends:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in (*backends, server):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
 
 
 def new_database(folder: str) -> str:

@@ -316,4 +316,6 @@ class _KnownVersions:
     @property
     def selected(self) -> int:
         """Number of names in all selections."""
-        return sum(len(one) for own in list(self.callers.values()) for one in own.selections.values())
+        return sum(
+            len(one) for own in list(self.callers.values()) for one in own.selections.values()
+        )
