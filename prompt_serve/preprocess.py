@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
-from prompt_serve.rgb_conversion import to_rgb
+from prompt_serve.images.rgb_conversion import bands, to_rgb
 from prompt_serve.types import PixelArray
 
 MAX_IMAGE_PIXELS = 50_000_000
@@ -285,15 +285,23 @@ def _ended_jpeg(data: bytes, max_pixels: int) -> bytes | None:
     start = data.rstrip(b"\xff")
     ended = start + _JPEG_END
     try:
-        pixels, others = (
-            _stored_pixels(version, max_pixels)
-            for version in (ended, start + _OTHER_BYTES + _JPEG_END)
+        first, height = _first_difference(
+            ended, start + _OTHER_BYTES + _JPEG_END, max_pixels=max_pixels
         )
     except (OSError, ValueError, SyntaxError):
         return None
-    differs = (pixels != others).any(axis=tuple(range(1, pixels.ndim)))  # (H,)
-    missing = len(differs) - int(differs.argmax()) if differs.any() else 0
-    return ended if missing <= min(_LAST_ROWS, len(differs) // 8) else None
+    return ended if height - first <= min(_LAST_ROWS, height // 8) else None
+
+
+def _first_difference(data: bytes, other: bytes, *, max_pixels: int) -> tuple[int, int]:
+    """Return the first row in which two files of one image differ, and their number of rows."""
+    with _opened(data, max_pixels) as image, _opened(other, max_pixels) as other_image:
+        for (top, band), (_, other_band) in zip(bands(image), bands(other_image), strict=True):
+            differs = np.asarray(band) != np.asarray(other_band)
+            rows = differs.any(axis=tuple(range(1, differs.ndim)))
+            if rows.any():
+                return top + int(rows.argmax()), image.height
+        return image.height, image.height
 
 
 def _has_all_scans(jpeg: bytes) -> bool:
@@ -312,12 +320,6 @@ def _has_all_scans(jpeg: bytes) -> bool:
                     chosen = values[0:-3:2]
                     exact |= {(c, k) for c in chosen for k in range(first, last + 1)}
     return bool(expected) and len(exact) == expected
-
-
-def _stored_pixels(data: bytes, max_pixels: int) -> PixelArray:
-    """Decode an image without turning it upright: (H, W) or (H, W, channels) uint8."""
-    with _opened(data, max_pixels) as image:
-        return np.asarray(image)
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from prompt_serve.types import BackboneRef, ClassPosition, Precision
 
@@ -177,6 +177,8 @@ _TOP_TASKS = Field(
     description="Only so many tasks per image, best first: by the probability of their best class, "
     "those that find the image unknown last. The limit on tasks then holds for these alone.",
 )
+# Only the first invalid element is reported: a list of a million would have a million errors.
+_Texts = Annotated[list[str], FailFast()]
 _IMAGES = Field(
     description="Image files in base64 or as data URIs; also URLs, if the service fetches images."
 )
@@ -185,9 +187,9 @@ _IMAGES = Field(
 class ClassifyRequest(Schema):
     """JSON body of ``POST /v1/classify``: images, and tasks by name or tag."""
 
-    images: list[str] = _IMAGES
-    tasks: list[str] = _TASKS
-    tags: list[str] = _TAGS
+    images: _Texts = _IMAGES
+    tasks: _Texts = _TASKS
+    tags: _Texts = _TAGS
     top_k: int = _TOP_K
     top_tasks: int | None = _TOP_TASKS
 
@@ -195,7 +197,7 @@ class ClassifyRequest(Schema):
 class EmbedRequest(Schema):
     """JSON body of ``POST /v1/embed``."""
 
-    images: list[str] = _IMAGES
+    images: _Texts = _IMAGES
     task: str | None = Field(
         default=None,
         description="Task whose vectors of the image tower, if it has any, change the embeddings.",
@@ -205,9 +207,11 @@ class EmbedRequest(Schema):
 class ScoreRequest(Schema):
     """JSON body of ``POST /v1/score``: embeddings instead of images."""
 
-    embeddings: list[list[float]] = Field(description="One list of floats per image, of any norm.")
-    tasks: list[str] = _TASKS
-    tags: list[str] = _TAGS
+    embeddings: Annotated[list[Annotated[list[float], FailFast()]], FailFast()] = Field(
+        description="One list of floats per image, of any norm."
+    )
+    tasks: _Texts = _TASKS
+    tags: _Texts = _TAGS
     top_k: int = _TOP_K
     top_tasks: int | None = _TOP_TASKS
     fingerprint: str | None = Field(
@@ -322,6 +326,7 @@ class TaskList(Schema):
 
 
 Tag = Annotated[str, Field(pattern=TAG_PATTERN)]
+_Tags = Annotated[list[Tag], FailFast()]
 
 
 class ZeroShotTask(Schema):
@@ -332,12 +337,12 @@ class ZeroShotTask(Schema):
     )
 
     name: Annotated[str, Field(pattern=TASK_NAME_PATTERN)]
-    class_names: Annotated[list[str], Field(min_length=1)]
+    class_names: Annotated[_Texts, Field(min_length=1)]
     templates: Annotated[
-        list[str],
+        _Texts,
         Field(min_length=1, description=f"By default only {DEFAULT_TEMPLATE!r}"),
     ] = [DEFAULT_TEMPLATE]
-    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = Field(
+    tags: Annotated[_Tags, Field(max_length=MAX_TAGS)] = Field(
         default=[], description="Added to the tags of the task."
     )
 
@@ -365,7 +370,7 @@ class Tags(Schema):
 
     model_config = _example(tags=["animals"])
 
-    tags: Annotated[list[Tag], Field(max_length=MAX_TAGS)]
+    tags: Annotated[_Tags, Field(max_length=MAX_TAGS)]
 
 
 class TagChanges(Schema):
@@ -373,8 +378,8 @@ class TagChanges(Schema):
 
     model_config = _example(add=["animals"], remove=["old"])
 
-    add: Annotated[list[Tag], Field(max_length=MAX_TAGS)] = []
-    remove: list[Tag] = Field(default=[], description="Tags that the task lacks are ignored.")
+    add: Annotated[_Tags, Field(max_length=MAX_TAGS)] = []
+    remove: _Tags = Field(default=[], description="Tags that the task lacks are ignored.")
 
 
 class Pinned(Schema):
@@ -433,7 +438,7 @@ class ExportedTask(Schema):
     version: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     updated: str
     pinned: bool = False
-    tags: list[Tag] = []
+    tags: _Tags = []
 
 
 class ExportedRegistry(Schema):
@@ -441,7 +446,7 @@ class ExportedRegistry(Schema):
 
     format: Literal[1] = 1
     tool_version: str
-    tasks: list[ExportedTask]
+    tasks: Annotated[list[ExportedTask], FailFast()]
 
 
 class Limits(Schema):

@@ -17,8 +17,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from prompt_serve import preprocess
 from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
+from prompt_serve.images.rgb_conversion import to_rgb
 from prompt_serve.preprocess import decode_image
-from prompt_serve.rgb_conversion import to_rgb
 from prompt_serve.types import PixelArray
 
 HEIC = Path(__file__).parent / "data" / "red_blue.heic"  # 64 x 48, the left half red, then blue

@@ -199,7 +199,7 @@ def _png_of_array(array: np.ndarray[Any, Any]) -> bytes:
 
 
 def _png(image: "Image") -> bytes:
-    from prompt_serve.rgb_conversion import to_rgb
+    from prompt_serve.images.rgb_conversion import to_rgb
 
     buffer = io.BytesIO()
     try:

@@ -5,7 +5,8 @@ import json
 from typing import Any
 
 MAX_HEADER_BYTES = 16 * 2**20
-MAX_HEADER_VALUES = 500_000  # values in lists and objects; a list of class accuracies has many
+MAX_HEADER_VALUES = 500_000  # a list of class accuracies has many
+MAX_HEADER_PARTS = 40_000  # lists and objects; each costs as much as ten numbers
 MAX_DEPTH = 32
 MAX_TENSORS = 10_000
 
@@ -99,9 +100,11 @@ def header_excess(data: bytes) -> str | None:
 
 def json_excess(document: str) -> str | None:
     """Return what a JSON document has too much of, as far as it shows without parsing; or None."""
-    values = sum(document.count(mark) for mark in ",[{")
+    values, parts = document.count(","), document.count("[") + document.count("{")
     if values > MAX_HEADER_VALUES:
         return f"about {values:,} values; at most {MAX_HEADER_VALUES:,} are accepted"
+    if parts > MAX_HEADER_PARTS:
+        return f"about {parts:,} lists and objects; at most {MAX_HEADER_PARTS:,} are accepted"
     return None
 
 

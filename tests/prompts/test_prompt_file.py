@@ -293,7 +293,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "cut in the numbers": (data[:-1], "tensors cannot be read"),
         "too long": (data + b"\0", "tensors cannot be read"),
         "huge header length": (b"\xff" * 8 + data[8:], "not a safetensors file"),
-        "deep JSON": (len(deep).to_bytes(8, "little") + deep, "Not a prompt file"),
+        "deep JSON": (len(deep).to_bytes(8, "little") + deep, "lists and objects"),
         "foreign": (foreign, "without the metadata of a prompt"),
         "header is a list": ((2).to_bytes(8, "little") + b"[]", "Not a prompt file"),
         "NaN": (with_tensors({"text.p_a": nan, "text.p_b": wide}), "NaN or infinite"),
@@ -373,7 +373,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "NaN in the settings": (tampered(training={"lr": float("nan")}), "not valid JSON"),
         "infinity in the metrics": (tampered(metrics={"a": 1e999}), "not valid JSON"),
         "half a surrogate pair": (tampered(training={"a": "\ud800"}), "not valid JSON"),
-        "deep settings": (deep_settings(), "not valid JSON"),
+        "deep settings": (deep_settings(), "lists and objects"),
         "strange position": (tampered(class_position="nowhere"), "class_position"),
         **bad_quantized_tensors(),
         **bad_branches(),
@@ -535,9 +535,13 @@ def _with_document(document: bytes) -> bytes:
     ("data", "reason"),
     [
         (_with_document(b" " * (17 * 2**20)), "bytes; at most 16,777,216"),
-        (_with_document(b"[" + b"[]," * 400_000 + b"[]]"), "values; at most 500,000"),
+        (_with_document(b"[" + b"[]," * 400_000 + b"[]]"), "objects; at most 40,000"),
+        (_with_document(b"{" * 50_000), "objects; at most 40,000"),
         (_with_document(b"[" + b"7," * 600_000 + b"7]"), "values; at most 500,000"),
-        (_with_document(b"[" + rb"\u007b\u002c" * 300_000 + b"]"), "values; at most 500,000"),
+        (
+            _with_document(b"[" + rb"\u007b\u002c" * 300_000 + b"]"),
+            "lists and objects; at most 40,000",
+        ),
         (tampered(metrics={"a": json.loads("[" * 40 + "]" * 40)}), "more than 32 deep"),
         (tampered(training=json.loads('{"a":' * 260 + "1" + "}" * 260)), "more than 32 deep"),
         (
@@ -548,7 +552,16 @@ def _with_document(document: bytes) -> bytes:
             "10,001 tensors; at most 10,000",
         ),
     ],
-    ids=["bytes", "empty lists", "numbers", "escaped", "lists", "objects", "tensors"],
+    ids=[
+        "bytes",
+        "empty lists",
+        "nothing but objects",
+        "numbers",
+        "escaped",
+        "lists",
+        "objects",
+        "tensors",
+    ],
 )
 def test_a_header_is_bounded_before_it_is_parsed(data: bytes, reason: str) -> None:
     with pytest.raises(PromptFileInvalid, match=reason):

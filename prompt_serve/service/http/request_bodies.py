@@ -53,6 +53,7 @@ _TASK_FIELDS = ("task", "tag", "top_k", "top_tasks")
 _FINGERPRINT = "fingerprint"
 _OTHER_FIELDS = 8  # fields of a form besides its tasks and images
 _SHOWN_ERRORS = 5
+_SPARE = 1_000  # values of a JSON body besides its embeddings and tasks
 _CODECS = ("utf-8", "ascii", "iso8859-1")
 _SLICE_BYTES = 16 * 2**10
 
@@ -139,6 +140,7 @@ async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbe
     parameters = request.query_params
     if kind == "application/json":
         _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
+        _check_numbers(await request.body(), limits, width)
         message = await _read_json(request, ScoreRequest)
         rows = await asyncio.to_thread(embeddings_from_lists, message.embeddings, width)
         fingerprint = message.fingerprint or parameters.get(_FINGERPRINT)
@@ -155,6 +157,20 @@ async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbe
             f"'tasks', or one array as {' or '.join(TENSOR_TYPES)} with ?task=NAME."
         )
     return ParsedEmbeddingRequest([EmbeddingItem(row) for row in rows], query, fingerprint)
+
+
+def _check_numbers(body: bytes, limits: Limits, width: int) -> None:
+    """Raise RequestTooLarge for JSON of more numbers than embeddings have, before it is parsed."""
+    embeddings = limits.max_embeddings or 0
+    most = embeddings * (width + 1) + (limits.max_streamed_tasks or limits.max_tasks) + _SPARE
+    count = body.count(b",")
+    if count > most:
+        raise RequestTooLarge(
+            f"The JSON body has about {count:,} values; {counted(embeddings, 'embedding')} of "
+            f"{width} numbers and the tasks are fewer than {most:,}. Split the request.",
+            limit=most,
+            count=count,
+        )
 
 
 async def _read_images(

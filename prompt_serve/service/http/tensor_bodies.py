@@ -26,6 +26,7 @@ TENSOR_TYPES = (NPY, SAFETENSORS)
 
 _MAX_NPY_HEADER_BYTES = 1_000  # numpy writes 118
 _MAX_SAFETENSORS_HEADER_BYTES = 2**16
+_MAX_AXES = 4  # of images
 _FLOATS = ("float16", "float32", "float64")
 # Rounding of float16 next to 0 or 1; pixels beyond it are on another scale.
 _PIXEL_SLACK = 1e-3
@@ -116,9 +117,10 @@ def embeddings_from_lists(
                 f"Embedding {index} has {counted(len(row), 'number')}; expected {width}, the "
                 f"width of this backbone's embeddings."
             )
-    return embeddings_from_array(
-        np.asarray(rows, dtype=np.float64).reshape(len(rows), width), width
-    )
+    numbers = np.empty((len(rows), width))
+    for place, row in zip(numbers, rows, strict=True):  # row by row: other threads have their turn
+        place[...] = row
+    return embeddings_from_array(numbers, width)
 
 
 def npy_bytes(array: FloatArray) -> bytes:
@@ -148,6 +150,8 @@ def _read_npy(data: bytes) -> Tensor:
         raise RequestInvalid(f"The body is not an npy file: {error}") from error
     if dtype.hasobject:
         raise RequestInvalid("The npy file contains Python objects; expected an array of numbers.")
+    if len(shape) > _MAX_AXES:
+        raise RequestInvalid(f"The npy file has {len(shape)} axes; expected 1 to {_MAX_AXES}.")
     start = file.tell()
     expected_bytes = dtype.itemsize * int(np.prod(shape, dtype=object))
     if len(data) - start != expected_bytes or any(side < 0 for side in shape):

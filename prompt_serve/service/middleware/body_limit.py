@@ -27,8 +27,9 @@ from prompt_serve.service.request_context import current_request
 
 # Memory at the peak per byte of a body: as received, joined, parsed, and decoded from base64.
 BODY_FACTOR = 4
-# JSON that a route parses in its own time may have more values: embeddings.
 MAX_JSON_VALUES = 400_000
+MAX_JSON_PARTS = 50_000  # lists and objects; each costs as much as ten numbers
+# Embeddings are many numbers; the route knows how many.
 _MANY_VALUES_PATHS = ("/v1/score",)
 
 _MAX_DISCARDED_BYTES = 256 * 2**20
@@ -225,19 +226,27 @@ class _JsonValues:
 
     def __init__(self, scope: Scope) -> None:
         kind = dict(scope["headers"]).get(b"content-type", b"").lower()
-        self._is_counted = b"json" in kind and scope["path"] not in _MANY_VALUES_PATHS
-        self._values = 0
+        self._is_json = b"json" in kind
+        self._may_be_many = scope["path"] in _MANY_VALUES_PATHS
+        self._values = self._parts = 0
 
     def count(self, block: bytes) -> None:
         """Count the values of a block; raise RequestTooLarge if they have become too many."""
-        if not self._is_counted:
+        if not self._is_json:
             return
-        self._values += sum(block.count(mark) for mark in (b",", b"[", b"{"))
-        if self._values > MAX_JSON_VALUES:
+        self._parts += block.count(b"[") + block.count(b"{")
+        self._check("lists and objects", self._parts, MAX_JSON_PARTS)
+        if not self._may_be_many:
+            self._values += block.count(b",")
+            self._check("values", self._values, MAX_JSON_VALUES)
+
+    @staticmethod
+    def _check(what: str, count: int, limit: int) -> None:
+        if count > limit:
             raise RequestTooLarge(
-                f"The JSON body has more than {MAX_JSON_VALUES:,} values. Split the request.",
-                limit=MAX_JSON_VALUES,
-                count=self._values,
+                f"The JSON body has more than {limit:,} {what}. Split the request.",
+                limit=limit,
+                count=count,
             )
 
 

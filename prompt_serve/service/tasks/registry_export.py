@@ -17,10 +17,11 @@ from prompt_serve.prompts.prompt_file import version_of
 from prompt_serve.schemas import ExportedRegistry, ExportedTask
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.tables import StoredTask
-from prompt_serve.service.tasks.zip_files import SUFFIX, Archive, write_zip
+from prompt_serve.service.tasks.zip_files import MAX_ENTRIES, SUFFIX, Archive, write_zip
 
 _INDEX = "registry.json"
 _MAX_INDEX_BYTES = 16 * 2**20
+_MAX_INDEX_VALUES = 10 * MAX_ENTRIES
 _PAGE = 500
 
 
@@ -41,18 +42,23 @@ def read_index(archive: Archive) -> ExportedRegistry:
             f"The zip has no {_INDEX}: it is not an export of a registry, or it is truncated. "
             f"To upload a folder of prompt files: prompt-serve tasks upload FOLDER"
         )
-    size_bytes = archive.size_bytes(_INDEX)
-    if size_bytes > _MAX_INDEX_BYTES:
+    index = archive.read(_INDEX, _MAX_INDEX_BYTES)
+    values = sum(index.count(mark) for mark in (b",", b"[", b"{"))
+    if values > _MAX_INDEX_VALUES:
         raise RequestTooLarge(
-            f"{_INDEX} in the zip has {size_bytes:,} bytes; the limit is {_MAX_INDEX_BYTES:,}. "
-            f"Export and import fewer tasks at once.",
-            limit=_MAX_INDEX_BYTES,
-            count=size_bytes,
+            f"{_INDEX} in the zip has about {values:,} values; the limit is "
+            f"{_MAX_INDEX_VALUES:,}. Export and import fewer tasks at once.",
+            limit=_MAX_INDEX_VALUES,
+            count=values,
         )
     try:
-        return ExportedRegistry.model_validate_json(archive.read(_INDEX))
+        return ExportedRegistry.model_validate_json(index)
     except ValidationError as error:
-        raise ArchiveInvalid(f"{_INDEX} in the zip does not have format 1: {error}") from error
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ArchiveInvalid(
+            f"{_INDEX} in the zip does not have format 1: {place}: {first['msg']}."
+        ) from error
 
 
 def read_version(archive: Archive, version: str) -> bytes:

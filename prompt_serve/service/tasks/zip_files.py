@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from prompt_serve.errors import ArchiveInvalid, RequestTooLarge
+from prompt_serve.prompts.prompt_file import MAX_FILE_BYTES
 
 SUFFIX = ".safetensors"
 MAX_ENTRIES = 20_000
@@ -53,21 +54,25 @@ class Archive:
         self.paths = [entry.filename for entry in entries]
         _check_duplicates(self.paths, "The zip contains {} more than once.")
 
-    def size_bytes(self, path: str) -> int:
-        """Return the size of a file as the directory declares it; ``read`` returns no more."""
-        return self._zip.getinfo(path).file_size
-
-    def read(self, path: str) -> bytes:
-        """Return the bytes of a file.
+    def read(self, path: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """Return the bytes of a file, which may have ``max_bytes``.
 
         Raises:
             ArchiveInvalid: the file is damaged, or there is no such file.
-            RequestTooLarge: with this file, more was read than the limit, each reading counted.
+            RequestTooLarge: the file is too large; or with it, more was read than the limit of all
+                files, each reading counted.
         """
         try:
             entry = self._zip.getinfo(path)
         except KeyError as error:
             raise ArchiveInvalid(f"The zip has no {path}.") from error
+        if entry.file_size > max_bytes:
+            raise RequestTooLarge(
+                f"{path[:200]!r} in the zip has {entry.file_size:,} bytes; the limit is "
+                f"{max_bytes:,}. Nothing was changed.",
+                limit=max_bytes,
+                count=entry.file_size,
+            )
         self._read_bytes += entry.file_size
         if self._read_bytes > self._max_bytes:
             raise RequestTooLarge(
@@ -78,8 +83,13 @@ class Archive:
             )
         try:
             with self._zip.open(entry) as file:
-                # One byte more, because the CRC is checked at the end of the file.
-                data = file.read(entry.file_size + 1)
+                # One byte more, because the CRC is checked at the end of the file. In pieces, so
+                # that the other threads have their turn.
+                left, pieces = entry.file_size + 1, list[bytes]()
+                while piece := file.read(min(left, _CHUNK_BYTES)):
+                    pieces.append(piece)
+                    left -= len(piece)
+                data = b"".join(pieces)
         # Damaged bytes make zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"{path[:200]!r} in the zip is damaged: {error}.") from error

@@ -213,7 +213,8 @@ def test_json_of_too_many_values_is_not_parsed(body: bytes, path: str) -> None:
     headers = {"content-type": "application/json; charset=utf-8"}
 
     assert status(exchange(middleware, [body], headers=headers, path=path)) == 413
-    assert status(exchange(middleware, [body], headers=headers, path="/v1/score")) == 200
+    of_score = exchange(middleware, [body], headers=headers, path="/v1/score")
+    assert status(of_score) == (200 if b"[]" not in body and b"[[" not in body else 413)
     assert status(exchange(middleware, [body], path=path)) == 200  # no JSON
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from prompt_serve.rgb_conversion import to_rgb
+from prompt_serve.images.rgb_conversion import to_rgb
 
 # Several bands, the last of them incomplete; and images smaller than one.
 SIZES = [(1500, 1501), (3_000_000, 1), (1, 3000), (33, 21)]

@@ -39,7 +39,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     rgb = Image.new("RGB", image.size)
-    for top, band in _bands(image):
+    for top, band in bands(image):
         rgba = band.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         rgb.paste(Image.alpha_composite(white, rgba).convert("RGB"), (0, top))
@@ -50,13 +50,13 @@ def _scale_to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         white = 65_535.0  # even if every pixel is dark
     else:
-        largest = np.max([_values(band).max(initial=0.0) for _, band in _bands(image)])
+        largest = np.max([_values(band).max(initial=0.0) for _, band in bands(image)])
         if image.mode == "F":
             white = 1.0 if largest <= 1.0 else 255.0
         else:
             white = 255.0 if largest <= 255 else 65_535.0
     gray = Image.new("L", image.size)
-    for top, band in _bands(image):
+    for top, band in bands(image):
         levels = np.clip(_values(band) * (255.0 / white), 0, 255).round()
         gray.paste(Image.fromarray(levels.astype(np.uint8)), (0, top))
     return gray
@@ -66,7 +66,7 @@ def _values(band: Image.Image) -> np.ndarray[tuple[int, ...], np.dtype[np.float6
     return np.asarray(band, dtype=np.float64)
 
 
-def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+def bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
     """Yield bands of rows, each with the number of its first row."""
     width, height = image.size
     rows = max(1, _BAND_PIXELS // max(1, width))

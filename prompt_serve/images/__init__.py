@@ -1,0 +1,1 @@
+"""Parts of decoding images that need nothing but Pillow and numpy."""
