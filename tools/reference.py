@@ -97,7 +97,10 @@ def _routes() -> Iterator[list[str]]:
 def _other_routes() -> Iterator[list[str]]:
     for route, description in (
         ("GET /livez", "Liveness probe."),
-        ("GET /readyz", "Readiness probe."),
+        (
+            "GET /readyz",
+            "Readiness probe; with `?writable=true`, whether changes can be stored too.",
+        ),
         ("GET /metrics", "[Metrics](#metrics) in the Prometheus text format."),
         ("GET /v1/ui", "Web page to try tasks on images."),
         ("GET /v1/docs", "Web page of the API."),

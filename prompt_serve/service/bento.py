@@ -9,10 +9,8 @@ import logging
 import os
 import sys
 import threading
-from http import HTTPStatus
 
 import bentoml
-from bentoml.exceptions import BentoMLException
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -28,13 +26,13 @@ from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.http.readiness import ReadinessProbe
-from prompt_serve.service.inference.requests import TaskQuery, TaskSelector, image_from_text
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
 from prompt_serve.service.middleware.origin_guard import OriginGuard
+from prompt_serve.service.middleware.paths import PathMiddleware
 from prompt_serve.service.middleware.redirects import RedirectMiddleware
 from prompt_serve.service.middleware.request_deadline import DeadlineMiddleware
 from prompt_serve.service.observability import logs, metrics
@@ -64,6 +62,7 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     """Wrap all routes, BentoML's own included."""
     settings = Settings.from_environment()
     app = ReadinessProbe(app, lambda: _app.state.core)
+    app = PathMiddleware(app)
     app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
     app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
     app = OriginGuard(app, settings.cors_origins)
@@ -197,22 +196,14 @@ class PromptServe:
     async def classify(
         self, images: list[str], tasks: list[str], top_k: int = DEFAULT_TOP_K
     ) -> dict[str, object]:
-        """Classify images in base64, for BentoML's client and page. /v1/classify costs less.
+        """Classify images in base64, for BentoML's client and page.
 
         Args:
             images: image files in base64, with or without a ``data:`` prefix.
             tasks: names of tasks.
             top_k: number of classes per task.
         """
-        try:
-            items = [image_from_text(image) for image in images]
-            query = TaskQuery(TaskSelector(tasks), top_k)
-            answer = await self._ready_core.classifier.classify(items, query)
-        except PromptServeError as error:
-            raise BentoMLException(
-                f"{error.code}: {error.message}", error_code=HTTPStatus(error.status)
-            ) from error
-        return answer.model_dump(exclude_none=True)
+        raise NotImplementedError  # ``middleware.redirects`` passes requests on to /v1/classify
 
 
 PromptServe.add_asgi_middleware(_with_middleware)  # type: ignore[attr-defined]  # a Service

@@ -96,7 +96,7 @@ def check_registry(settings: Settings) -> None:
 def _open(settings: Settings) -> None:
     if mended := make_private(settings.home_path, sqlite_path(parse_url(settings.database))):
         shown = ", ".join(map(str, mended))
-        click.echo(f"prompt-serve took the rights of other users from {shown}.")
+        click.echo(f"prompt-serve removed the access of other users to {shown}.")
     try:
         database = Database(settings.database)
     except NotReady as error:

@@ -107,7 +107,9 @@ def test_a_read_only_disk_stops_the_start(exists: bool, tmp_path: Path) -> None:
         if exists:
             Database(f"sqlite:///{disk / 'registry.db'}").close()
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        with pytest.raises(NotReady, match=r"cannot be opened: (unable|attempt to write)"):
+        with pytest.raises(
+            NotReady, match=r"cannot be opened: (unable|attempt to write|the file .*: Read-only)"
+        ):
             check_registry(Settings(home=disk))
 
 

@@ -8,6 +8,7 @@ from starlette.responses import Response
 
 from prompt_serve.schemas import (
     DEFAULT_TOP_K,
+    STALE_HEADER,
     TIMEOUT_HEADER,
     ClassifyAnswer,
     ClassifyRequest,
@@ -94,8 +95,15 @@ def _schema(message: type[Schema]) -> dict[str, Any]:
     return {name: part for name, part in schema.items() if name != "$defs"}
 
 
+_STALE = {
+    STALE_HEADER: {
+        "description": "Age of the tasks in seconds, during an outage of the database only.",
+        "schema": {"type": "integer"},
+    }
+}
 _LINES: dict[int | str, dict[str, Any]] = {
     200: {
+        "headers": _STALE,
         "content": {
             NDJSON: {
                 "schema": {
@@ -104,7 +112,7 @@ _LINES: dict[int | str, dict[str, Any]] = {
                     "anyOf": [_schema(ImageLine), _schema(LastLine)],
                 }
             }
-        }
+        },
     }
 }
 
@@ -175,7 +183,10 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
     "/embed",
     response_model=EmbedAnswer,
     responses={
-        200: {"content": {NPY: {"schema": BINARY}, SAFETENSORS: {"schema": BINARY}}},
+        200: {
+            "headers": _STALE,
+            "content": {NPY: {"schema": BINARY}, SAFETENSORS: {"schema": BINARY}},
+        },
         **problems(404, 413, 422, 429, 503, 504),
     },
     openapi_extra=_openapi_body(

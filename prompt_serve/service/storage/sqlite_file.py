@@ -11,6 +11,7 @@ import contextlib
 import os
 import secrets
 import sqlite3
+import stat
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -115,25 +116,34 @@ def new_id() -> int:
 def make_private(home: Path, database: Path | None) -> list[Path]:
     """Take all rights of other users from a home folder and a registry; return what had any.
 
-    Files of other owners are left alone: who shares them has decided so.
+    Left alone are files of other owners, a home that the registry is not in, and a folder that is
+    shared by design (with the sticky bit, such as /tmp).
     """
-    wanted = {home: FOLDER_MODE}
-    if database is not None:
-        files = (database, *(database.with_name(database.name + suffix) for suffix in SUFFIXES))
-        wanted |= dict.fromkeys(files, FILE_MODE)
-    mended = []
-    for path, mode in wanted.items():
-        with contextlib.suppress(FileNotFoundError, PermissionError):
-            found = path.stat()
-            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
-                path.chmod(mode)
-                mended.append(path)
-    return mended
+    if database is None:
+        return []
+    wanted = {database.with_name(database.name + suffix): FILE_MODE for suffix in ("", *SUFFIXES)}
+    if database.parent == home and database.is_file() and home.parent != home:
+        wanted = {home: FOLDER_MODE, **wanted}
+    return [path for path, mode in wanted.items() if _take_rights(path, mode)]
+
+
+def _take_rights(path: Path, mode: int) -> bool:
+    found = _stat(path)
+    if found is None or not found.st_mode & 0o077 or found.st_uid != os.geteuid():
+        return False
+    is_expected = stat.S_ISDIR if mode == FOLDER_MODE else stat.S_ISREG
+    if not is_expected(found.st_mode) or found.st_mode & stat.S_ISVTX:
+        return False
+    try:
+        path.chmod(mode)
+    except OSError:  # a read-only file system
+        return False
+    return True
 
 
 def make_private_folder(folder: Path) -> None:
     """Make a folder that only its owner may use; an existing one stays as it is."""
-    if not folder.exists():
+    if not folder.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(FOLDER_MODE)
 

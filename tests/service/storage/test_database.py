@@ -1,7 +1,9 @@
 """The tables: made, upgraded from every earlier state, never touched when they are newer."""
 
+import contextlib
 import shutil
 import sqlite3
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from prompt_serve.errors import ConfigInvalid, DatabaseUnsupported, NotReady
+from prompt_serve.errors import ConfigInvalid, DatabaseUnsupported, NotReady, RequestInvalid
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.database import Database, metadata
 from prompt_serve.service.storage.migrate import schema_version
@@ -58,6 +60,28 @@ def test_tables_of_a_newer_version_are_left_alone(database: Database, database_u
         Database(database_url)
 
     assert database.read(schema_version) == "9999"
+
+
+@pytest.mark.parametrize("value", ["a\0b", "\0", "\ud800", "a" * 10_000, 2**63, -(2**70), 10**40])
+def test_a_value_that_a_database_cannot_hold_is_no_outage(
+    database: Database, value: str | int
+) -> None:
+    registry = Registry(database)
+    queries: list[Callable[[], object]] = (
+        [lambda: registry.history("a", value, 1)]
+        if isinstance(value, int)
+        else [
+            lambda: registry.versions([value]),
+            lambda: registry.tasks(value, 1),
+            lambda: registry.tasks("", 1, TaskFilter(search=value, tags=(value,))),
+            lambda: registry.edit_tags("a", [value], []),
+            lambda: registry.versions_like(value),
+        ]
+    )
+    for query in queries:
+        with contextlib.suppress(RequestInvalid):
+            query()
+    assert registry.count() == 0
 
 
 OLD = ROOT / "tests" / "data" / "registry_0001.db"  # written by the code before Alembic

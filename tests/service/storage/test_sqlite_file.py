@@ -189,6 +189,23 @@ def test_files_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> Non
     }
 
 
+@pytest.mark.parametrize("mode", [0o1777, 0o1755, 0o1770, 0o1707, 0o1775])
+def test_a_shared_folder_and_what_is_no_registry_are_left_alone(tmp_path: Path, mode: int) -> None:
+    shared, path = tmp_path / "shared", tmp_path / "shared" / "registry.db"
+    shared.mkdir()
+    path.symlink_to("/dev/null")
+    before = Path("/dev/null").stat().st_mode
+    shared.chmod(mode)
+
+    assert make_private(shared, path) == []
+    assert make_private(Path("/dev/null"), Path("/dev/null/registry.db")) == []
+    path.unlink()
+    path.touch(mode=0o600)
+    assert make_private(shared, path) == []
+    assert stat.S_IMODE(shared.stat().st_mode) == mode
+    assert Path("/dev/null").stat().st_mode == before
+
+
 @pytest.mark.parametrize("mode", [0o644, 0o664, 0o666, 0o640, 0o604])
 def test_an_existing_home_is_made_private_once(tmp_path: Path, mode: int) -> None:
     home, path = tmp_path, tmp_path / "registry.db"
