@@ -44,7 +44,7 @@ class _App(FastAPI):
         # A key is needed where keys exist: any of the schemes, or none.
         document["security"] = [*({name: []} for name in SECURITY_SCHEMES), {}]
         for operation in (o for path in document["paths"].values() for o in path.values()):
-            common = problems(401, 403, 500, 413 if "requestBody" in operation else 503)
+            common = problems(401, 403, 429, 500, 413 if "requestBody" in operation else 503)
             for status, response in common.items():
                 operation["responses"].setdefault(str(status), response)
         if self.state.core is not None:
