@@ -40,6 +40,7 @@
     │   └── OriginNotAllowed
     └── ServiceError
         ├── Overloaded
+        ├── QuotaExceeded
         ├── NotReady
         ├── DatabaseUnsupported
         ├── RegistryDamaged
@@ -455,6 +456,19 @@ class Overloaded(ServiceError):
 
     code = "overloaded"
     status = 429
+    retry_after_s: float
+
+
+class QuotaExceeded(ServiceError):
+    """The key has used up a quota; `quota` and `limit` say which.
+
+    Way out: retry after `Retry-After` seconds, delete tasks, or ask for a larger quota.
+    """
+
+    code = "quota-exceeded"
+    status = 429
+    quota: str
+    limit: float
     retry_after_s: float
 
 

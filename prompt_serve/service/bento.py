@@ -170,6 +170,8 @@ class PromptServe:
     def close(self) -> None:
         self._stopping.set()
         core, self.core = self.core, None
+        if _app.state.api_key_cache is not None:
+            _app.state.api_key_cache.close()
         _app.state.core = _app.state.api_key_cache = None
         if core is not None:
             core.close()

@@ -6,13 +6,13 @@ it. Worker threads see it because ``Core`` runs their work in a copy of the requ
 Outside of requests ``current_request()`` returns a blank context, so callers need no check.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from prompt_serve.service.byte_budget import UNLIMITED, Reservation
-from prompt_serve.service.permissions import EVERYTHING, Permissions
+from prompt_serve.service.permissions import EVERYTHING, NO_LIMITS, Permissions, Quota
 from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.scheduling.turns import Turn
 from prompt_serve.service.stage_timings import StageTimings
@@ -25,6 +25,7 @@ class Actor:
     name: str
     key_id: str = ""
     permissions: Permissions = EVERYTHING
+    quota: Quota = NO_LIMITS
 
 
 ANONYMOUS = Actor("anonymous")
@@ -47,6 +48,7 @@ class RequestContext:
     tasks: int = 0
     passes: int = 0
     stale_s: float = 0.0
+    admit_images: Callable[[int], None] | None = None  # raises QuotaExceeded
     timings: StageTimings = field(default_factory=StageTimings)
     memory: Reservation = field(default_factory=UNLIMITED.reservation)
 
@@ -54,6 +56,16 @@ class RequestContext:
     def turn(self) -> Turn:
         """Owner of the request's work: its API key, or its address where it has no key."""
         return Turn(self.actor.key_id or self.client, self)
+
+    def count_images(self, images: int) -> None:
+        """Note the number of images before they are decoded.
+
+        Raises:
+            QuotaExceeded: the key may not send so many now.
+        """
+        if self.admit_images is not None:
+            self.admit_images(images)
+        self.images = images
 
 
 _current: ContextVar[RequestContext | None] = ContextVar("prompt_serve_request", default=None)

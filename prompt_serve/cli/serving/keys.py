@@ -24,6 +24,8 @@ from prompt_serve.cli.serving.options import database_option, open_database
 
 if TYPE_CHECKING:
     from prompt_serve.service.storage.api_keys import StoredKey
+    from prompt_serve.service.storage.database import Database
+    from prompt_serve.service.storage.stored_quota import Stored
 
 _DURATION = re.compile(r"(\d{1,5})([hdw])")
 _POSITIVE = click.FloatRange(0, min_open=True)
@@ -248,6 +250,52 @@ def list_keys(as_json: bool, database_url: str | None) -> None:
 
 
 @keys.command()
+@json_lines_option("key")
+@database_option
+def usage(as_json: bool, database_url: str | None) -> None:
+    """Print requests, images, tasks and stored bytes of each valid key, with its quota.
+
+    \b
+    prompt-serve keys usage
+    """
+    from prompt_serve.service.storage.api_keys import Keys
+
+    now = datetime.now(UTC)
+    with open_database(database_url) as database:
+        found = [key for key in Keys(database).all() if key.state(now) == "valid"]
+        rows = [(key, _stored_of(key, database)) for key in found]
+    if as_json:
+        print_json_lines(
+            {
+                **_described(key),
+                "requests": key.requests,
+                "images": key.images,
+                "stored_tasks": stored.tasks,
+                "stored_bytes": stored.size_bytes,
+            }
+            for key, stored in rows
+        )
+        return
+    print_table(
+        ("name", "id", "requests", "images", "tasks", "bytes", "used", "quota"),
+        (
+            (
+                key.name,
+                key.id,
+                f"{key.requests:,}",
+                f"{key.images:,}",
+                f"{stored.tasks:,}",
+                f"{stored.size_bytes:,}",
+                to_the_second(key.last_used or "never"),
+                ", ".join(f"{limit} {value:g}" for limit, value in _limits(key).items()) or "none",
+            )
+            for key, stored in rows
+        ),
+        empty="There are no keys. Create one: prompt-serve keys create NAME --role admin",
+    )
+
+
+@keys.command()
 @click.argument("name_or_id")
 @json_lines_option("revoked key")
 @database_option
@@ -321,13 +369,27 @@ def _described(key: "StoredKey") -> dict[str, Any]:
         "actions": sorted(key.permissions.actions),
         "tasks": list(key.permissions.names),
         "tags": list(key.permissions.tags),
-        "quota": {limit: value for limit, value in vars(key.quota).items() if value is not None},
+        "quota": _limits(key),
         "state": key.state(datetime.now(UTC)),
         "created": key.created,
         "expires": key.expires,
         "revoked": key.revoked,
         "last_used": key.last_used,
     }
+
+
+def _limits(key: "StoredKey") -> dict[str, float]:
+    return {limit: value for limit, value in vars(key.quota).items() if value is not None}
+
+
+def _stored_of(key: "StoredKey", database: "Database") -> "Stored":
+    """Return what the tasks take that a key may see."""
+    from prompt_serve.service.request_context import Actor, RequestContext, request_scope
+    from prompt_serve.service.storage.stored_quota import read_stored
+
+    actor = Actor(key.name, key.id, key.permissions)
+    with request_scope(RequestContext(actor=actor)):
+        return database.read(read_stored)
 
 
 def _user() -> str:

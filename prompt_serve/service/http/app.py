@@ -44,8 +44,8 @@ class _App(FastAPI):
         # A key is needed where keys exist: any of the schemes, or none.
         document["security"] = [*({name: []} for name in SECURITY_SCHEMES), {}]
         for operation in (o for path in document["paths"].values() for o in path.values()):
-            with_body = (408, 413, 429) if "requestBody" in operation else ()
-            common = problems(401, 403, 500, 503, *with_body)
+            with_body = (408, 413) if "requestBody" in operation else ()
+            common = problems(401, 403, 429, 500, 503, *with_body)
             for status, response in common.items():
                 operation["responses"].setdefault(str(status), response)
         if self.state.core is not None:

@@ -153,7 +153,7 @@ class Classifier:
         self, images: Sequence[ImageItem], deadline: Deadline, rows: Sequence[ImageRows | None]
     ) -> list[Outcome]:
         """Encode every image; those that are errors already keep their errors."""
-        current_request().images = len(images)
+        current_request().count_images(len(images))
         contents = await self._fetch(images, deadline)
         given = {i: c for i, c in enumerate(contents) if not isinstance(c, PromptServeError)}
         encoded: Sequence[Outcome] = []

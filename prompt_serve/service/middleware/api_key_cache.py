@@ -6,8 +6,9 @@ key is written at most once per minute, in the background.
 """
 
 import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady
@@ -50,6 +51,8 @@ class ApiKeyCache:
         self._outage = Outage(stale_limit_s, clock)
         self._found: dict[str, _CachedKey] = {}
         self._noted: dict[str, float] = {}
+        self._uses: dict[str, tuple[int, int]] = {}  # requests and images by key
+        self._counting = threading.Lock()
         self._none_exist_at = float("-inf")
         self._some_exist = False
 
@@ -101,6 +104,12 @@ class ApiKeyCache:
         self._none_exist_at = read_at
         return self._some_exist
 
+    def count(self, key: StoredKey, images: int) -> None:
+        """Count a request and its images, to be written with the next use."""
+        with self._counting:
+            requests, counted = self._uses.get(key.id, (0, 0))
+            self._uses[key.id] = (requests + 1, counted + images)
+
     def use_is_due(self, key: StoredKey) -> bool:
         """Return True, once per ``NOTE_USE_EVERY_S``, if the use of the key should be written."""
         now = self._clock()
@@ -111,7 +120,17 @@ class ApiKeyCache:
 
     def note_use(self, key: StoredKey) -> None:
         """Write that the key was used now; only logs if the database fails."""
-        try:
-            self._keys.note_use(key.id)
-        except NotReady as error:
-            _log.warning("could not record the last use of key %s: %s", key.id, error.message)
+        self._write_uses([key.id])
+
+    def close(self) -> None:
+        """Write all uses that were not written yet."""
+        self._write_uses(list(self._uses))
+
+    def _write_uses(self, key_ids: Iterable[str]) -> None:
+        for key_id in key_ids:
+            with self._counting:
+                requests, images = self._uses.pop(key_id, (0, 0))
+            try:
+                self._keys.note_use(key_id, requests, images)
+            except NotReady as error:
+                _log.warning("could not record the last use of key %s: %s", key_id, error.message)

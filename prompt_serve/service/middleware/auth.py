@@ -16,19 +16,22 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prompt_serve.errors import (
     NotAllowed,
     NotAuthenticated,
     NotReady,
     PromptServeError,
+    QuotaExceeded,
 )
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
+from prompt_serve.service.middleware.rate_limits import RateLimits
 from prompt_serve.service.permissions import Action, Permissions
 from prompt_serve.service.problems import problem_of, problem_response
 from prompt_serve.service.request_context import Actor, current_request
@@ -108,7 +111,8 @@ def is_loopback(host: str) -> bool:
 
 
 class AuthMiddleware:
-    """ASGI middleware: 401 without a valid key, 403 if it does not allow the request.
+    """ASGI middleware: 401 without a valid key, 403 if it does not allow the request, 429 beyond
+    its quota.
 
     Args:
         app: all routes.
@@ -125,6 +129,7 @@ class AuthMiddleware:
         self._app = app
         self._api_key_cache = api_key_cache
         self._anonymous = anonymous
+        self._limits = RateLimits()
         self._use_recorder = ThreadPoolExecutor(1, thread_name_prefix="key use")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,17 +140,48 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            await self._authenticate(scope)
+            key = await self._authenticate(scope)
         except PromptServeError as error:
-            response = problem_response(problem_of(error), _challenge(error, scope))
-            await response(scope, receive, send)
+            await _refuse(error, scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        if key is None:
+            await self._app(scope, receive, send)
+        else:
+            await self._answer(key, scope, receive, send)
 
-    async def _authenticate(self, scope: Scope) -> None:
-        """Note the key in the request's context, also if it does not allow the request."""
+    async def _answer(self, key: StoredKey, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request within the quota of its key, and count it."""
+        started = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(scope=message).update(self._limits.headers(key.name, key.quota))
+            await send(message)
+
+        context = current_request()
+        context.admit_images = partial(self._limits.take, key.name, key.quota, "images")
+        try:
+            with self._limits.request(key.name, key.quota):
+                await self._app(scope, receive, send_with_headers)
+        except QuotaExceeded as error:
+            if started:
+                raise
+            await _refuse(error, scope, receive, send_with_headers)
+        finally:
+            cache = self._api_key_cache()
+            if cache is not None:
+                cache.count(key, context.images)
+
+    async def _authenticate(self, scope: Scope) -> StoredKey | None:
+        """Note the key in the request's context, also if it does not allow the request.
+
+        Returns:
+            The key; None for a request that needs none.
+        """
         if required_action(scope["method"], scope["path"]) is None:
-            return
+            return None
         cache = self._api_key_cache()
         if cache is None:
             raise NotReady("The service is starting.", retry_after_s=1.0)
@@ -153,12 +189,13 @@ class AuthMiddleware:
         token = _sent_token(headers, scope["method"])
         if token is None:
             await self._check_anonymous(cache, headers)
-            return
+            return None
         key = await _valid_key(cache, token)
-        current_request().actor = Actor(key.name, key.id, key.permissions)
+        current_request().actor = Actor(key.name, key.id, key.permissions, key.quota)
         check_allowed(key.permissions, scope["method"], scope["path"], key.name)
         if cache.use_is_due(key):
             self._use_recorder.submit(cache.note_use, key)
+        return key
 
     async def _check_anonymous(self, cache: ApiKeyCache, headers: Headers) -> None:
         has_keys = cache.has_keys
@@ -171,6 +208,11 @@ class AuthMiddleware:
                 f"As long as no key exists, the service answers only requests to localhost or "
                 f"127.0.0.1. {_KEY_HELP}."
             )
+
+
+async def _refuse(error: PromptServeError, scope: Scope, receive: Receive, send: Send) -> None:
+    response = problem_response(problem_of(error), _challenge(error, scope))
+    await response(scope, receive, send)
 
 
 async def _valid_key(cache: ApiKeyCache, text: str) -> StoredKey:

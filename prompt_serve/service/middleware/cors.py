@@ -14,7 +14,14 @@ _REQUEST_HEADERS = (
     "X-Request-Id",
     "X-Request-Timeout-Ms",
 )
-_RESPONSE_HEADERS = ("ETag", "Retry-After", "Server-Timing", "X-Request-Id")
+_RESPONSE_HEADERS = (
+    "ETag",
+    "RateLimit",
+    "RateLimit-Policy",
+    "Retry-After",
+    "Server-Timing",
+    "X-Request-Id",
+)
 _MAX_AGE_S = 600
 
 

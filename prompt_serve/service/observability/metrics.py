@@ -1,7 +1,8 @@
 """Prometheus metrics of all workers.
 
-No label takes a value that a caller chooses: routes are templates and results a few words, so
-neither ten thousand tasks nor a scanner's thousand paths add a series.
+No label takes a value that a caller chooses: routes are templates, results a few words and keys
+those that the operator named, so neither ten thousand tasks nor a scanner's thousand paths add a
+series.
 
 Each worker writes to its own files in one folder, and the worker that answers ``/metrics`` adds
 them up. BentoML shares one such folder between all services of its home and empties it whenever one
@@ -156,6 +157,18 @@ revision = Gauge(
     multiprocess_mode="livemostrecent",
 )
 
+key_requests = Counter(
+    "key_requests",
+    "Answered requests, by name of the key; 'other' beyond the first 200 names of a worker.",
+    ["key"],
+    namespace=NAMESPACE,
+)
+key_images = Counter(
+    "key_images", "Images of requests, by name of the key.", ["key"], namespace=NAMESPACE
+)
+_MAX_KEYS = 200
+_key_names: set[str] = set()
+
 cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
 images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
 plain_passes, prompted_passes = image_passes.labels("plain"), image_passes.labels("prompted")
@@ -170,6 +183,16 @@ def result_of(error: BaseException) -> Literal["refused", "failed"]:
     """Classify an error: ``refused`` is the caller's fault, ``failed`` the service's."""
     status = error.status if isinstance(error, PromptServeError) else 500
     return "failed" if status >= 500 else "refused"
+
+
+def count_request_of(key: str, images: int) -> None:
+    """Count a request and its images for a key."""
+    if key not in _key_names:
+        if len(_key_names) >= _MAX_KEYS:
+            key = "other"
+        _key_names.add(key)
+    key_requests.labels(key).inc()
+    key_images.labels(key).inc(images)
 
 
 @contextmanager

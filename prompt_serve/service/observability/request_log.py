@@ -97,6 +97,8 @@ class RequestLogMiddleware:
         route = route_of(scope)
         metrics.requests.labels(method, route, str(status)).inc()
         metrics.request_seconds.labels(_kind(method, route)).observe(duration_s)
+        if context.actor.key_id:
+            metrics.count_request_of(context.actor.name, context.images)
         self._tracing.annotate(span, method, route, status, context)
         _write_line(scope, context, span, method, route, status, duration_s)
 

@@ -25,6 +25,7 @@ from prompt_serve.service.storage.database import Database, read_revision
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
 from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.retention import drop_file, drop_unused, keep_version
+from prompt_serve.service.storage.stored_quota import check_stored
 from prompt_serve.service.storage.tables import (
     StoredChange,
     StoredFacts,
@@ -303,6 +304,7 @@ class Registry:
 
         Raises:
             VersionChanged: the condition does not hold; nothing was changed.
+            QuotaExceeded: the tasks of the caller would take more than its quota; nor then.
         """
         [stored] = self.put_all([new], condition)
         return stored
@@ -312,7 +314,9 @@ class Registry:
     ) -> list[tuple[StoredTask, bool]]:
         """Do ``put`` for several names in one transaction: all of them or, on an error, none."""
         with self._db.write() as db:
-            return [self._put(db, one, condition, what) for one in new]
+            stored = [self._put(db, one, condition, what) for one in new]
+            check_stored(db)
+        return stored
 
     def point(
         self,
@@ -342,6 +346,7 @@ class Registry:
                 _insert_features(db, version, fingerprint, features)
             _point(db, name, version, what, condition)
             drop_unused(db, name, self._keep)
+            check_stored(db)
         return True
 
     def delete(self, name: str, condition: Condition = ALWAYS) -> bool:

@@ -19,7 +19,6 @@ from prompt_serve.service.problems import problem_of
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.preconditions import check_task_name
 from prompt_serve.service.storage.registry import NewTask, Registry
-from prompt_serve.service.tasks.catalog import check_answerable
 from prompt_serve.service.tasks.registry_export import read_index, read_version
 from prompt_serve.service.tasks.store import TaskStore
 from prompt_serve.service.tasks.zip_files import Archive, prompt_files
@@ -116,7 +115,6 @@ def without_features(name: str, data: bytes, signatures: SignaturePolicy = ANY_F
     signatures.check(data)
     prompt = from_bytes(data)
     signatures.check_name(name, prompt.name)
-    check_answerable(prompt)
     return NewTask(name=name, data=data, prompt=prompt, features=None)
 
 

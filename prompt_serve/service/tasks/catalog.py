@@ -3,10 +3,8 @@
 import json
 from dataclasses import replace
 
-from pydantic_core import to_json
-
-from prompt_serve.errors import PromptFileInvalid, RequestInvalid
-from prompt_serve.prompts.prompt_file import Prompt, from_bytes
+from prompt_serve.errors import RequestInvalid
+from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.schemas import Change, History, TaskInfo, TaskList, TaskSummary
 from prompt_serve.service.storage.preconditions import (
     check_task_name,
@@ -23,7 +21,6 @@ from prompt_serve.service.tasks.cursors import (
 )
 from prompt_serve.service.tasks.names import task_not_found, version_in_history
 
-_NO_METRICS = "The metrics are nested too deep to be shown; download the prompt file to read them."
 _MAX_SEARCH = 200  # characters
 
 
@@ -96,12 +93,9 @@ class TaskCatalog:
         return History(name=name, changes=shown, next=more)
 
     def describe(self, stored: StoredTask, facts: str) -> TaskInfo:
-        """Return the details of a task from the facts about its version; JSON can always represent
-        them."""
+        """Return the details of a task from the facts about its version, as JSON can write them."""
         info = TaskInfo.model_validate({**self._summary(stored), **json.loads(facts)})
-        if _as_json(info) is None:  # stored by a version that did not refuse such metrics
-            info = info.model_copy(update={"metrics": {}, "notes": [_NO_METRICS]})
-            info.model_dump_json()
+        info.model_dump_json()  # a change whose answer cannot be made is not stored
         return info
 
     def _stored(self, name: str) -> StoredTask:
@@ -124,22 +118,6 @@ class TaskCatalog:
         fields = {**vars(stored), "tags": list(stored.tags)}
         fields["servable"] = fields.pop("fingerprint") == self._fingerprint
         return fields
-
-
-def check_answerable(prompt: Prompt) -> None:
-    """Raise PromptFileInvalid unless the metrics of a prompt can be part of an answer."""
-    if _as_json({"metrics": dict(prompt.metrics)}) is None:
-        raise PromptFileInvalid(
-            f"The metrics of prompt {prompt.name!r} cannot be written as JSON: they are nested too "
-            f"deep, or hold numbers or texts that JSON has not. Remove them from the header."
-        )
-
-
-def _as_json(value: object) -> bytes | None:
-    try:
-        return to_json(value)
-    except ValueError:  # PydanticSerializationError is one
-        return None
 
 
 def _at_version(stored: StoredTask, found: StoredFacts) -> StoredTask:

@@ -17,7 +17,7 @@ from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.storage.visibility import check_may_change
 from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
-from prompt_serve.service.tasks.catalog import TaskCatalog, check_answerable
+from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.signing.trusted_keys import SignaturePolicy
 from prompt_serve.types import FloatArray
@@ -110,7 +110,6 @@ class TaskStore:
         self._signatures.check(data)
         prompt = from_bytes(data)
         self._signatures.check_name(name, prompt.name)
-        check_answerable(prompt)
         prompt = replace(prompt, backbone=backbone_of(prompt, self._features.bundle))
         return prompt, self._features.of_upload(prompt, version_of(data))
 

@@ -15,12 +15,13 @@ from prompt_serve.errors import ERRORS_BY_CODE
 from prompt_serve.prompts.prompt_file import to_bytes
 from prompt_serve.service.env_files import PREFIX
 from prompt_serve.service.http.app import create_app
+from prompt_serve.service.permissions import Permissions, Quota
 from prompt_serve.service.problems import MEDIA_TYPE
 from prompt_serve.service.settings import Settings
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import ROOT
 from tests.service.prompts import bomb, conditional, learned_prompt, picture, unprobed
-from tests.service.secured_service import SecuredService
+from tests.service.secured_service import SecuredService, open_keys
 
 DOCUMENT = ROOT / "docs" / "reference.md"
 METHODS = ("get", "post", "put", "delete")
@@ -211,6 +212,14 @@ def _provoked_by_keys(secured: SecuredService) -> Iterator[tuple[str, httpx.Resp
     with secured.client(None) as nobody, secured.client(secured.infer) as infer:
         yield "not-authenticated", nobody.get("/v1/info")
         yield "not-allowed", infer.delete("/v1/tasks/anything")
+    with open_keys(secured.served.home) as keys:
+        token, key = keys.create(
+            "one", Permissions.checked(["read"]), quota=Quota(requests_per_s=0.01)
+        )
+        with secured.client(token) as http:
+            http.get("/v1/tasks")
+            yield "quota-exceeded", http.get("/v1/tasks")
+        keys.revoke(key.id)
 
 
 def test_every_setting_is_documented() -> None:

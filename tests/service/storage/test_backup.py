@@ -24,7 +24,7 @@ from prompt_serve.service.storage.backup import back_up, restore
 from prompt_serve.service.storage.check import check_registry
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
-from prompt_serve.service.storage.tables import class_features, kept_version, task
+from prompt_serve.service.storage.tables import class_features, kept_version, prompt_file, task
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT
 from tests.service.process import service, starting_service, wait_until_ready
@@ -202,9 +202,10 @@ def test_a_fault_of_a_row_is_found(database_url: str, kind: str) -> None:
 @pytest.mark.parametrize("junk", [b"", b"x" * 100, b"\x89PNG", b"\xff" * 8, b"\0" * 4096])
 def test_a_prompt_file_that_cannot_be_read_is_found(filled: Path, junk: bytes) -> None:
     with closing(sqlite3.connect(filled)) as connection:
+        others = ", ".join(column.name for column in [*prompt_file.c][2:])
         connection.execute(
-            "INSERT INTO prompt_file SELECT ?, ?, method, backbone, n_classes, size_bytes,"
-            " fingerprint, words, prompts_images FROM prompt_file LIMIT 1",
+            f"INSERT INTO prompt_file (version, data, {others})"
+            f" SELECT ?, ?, {others} FROM prompt_file LIMIT 1",
             (version_of(junk), junk),
         )
         connection.commit()

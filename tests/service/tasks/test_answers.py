@@ -86,33 +86,6 @@ def check(info: TaskInfo) -> None:
     assert json.loads(info.model_dump_json())["name"] == info.name
 
 
-@pytest.mark.parametrize("depth", [254, 260, 300, 500, 900])
-def test_a_prompt_of_an_earlier_version_is_shown_without_what_cannot_be_shown(
-    tasks: Tasks, tiny_backbone: Backbone, depth: int
-) -> None:
-    prompt = learned_prompt(tiny_backbone, ["cat", "dog"])
-    data = with_header(prompt, metrics={"x": nested(depth)})
-    try:
-        prompt = from_bytes(data)
-    except PromptServeError:
-        pytest.skip("such a prompt file is not read at all")
-    features = features_to_bytes(class_features_of(prompt, tiny_backbone))
-    tasks.editor._registry.put(NewTask(name="old", data=data, prompt=prompt, features=features))
-
-    for info in (
-        tasks.catalog.info("old"),
-        tasks.editor.alias("copy", "old")[0],
-        tasks.editor.edit_tags("old", TagChanges(add=["eu"])),
-        tasks.editor.set_pinned("old", True),
-    ):
-        check(info)
-        assert info.metrics == {}
-        assert info.notes == [
-            "The metrics are nested too deep to be shown; download the prompt file to read them."
-        ]
-    assert tasks.catalog.file("old")[1] == data
-
-
 class Unanswerable(Exception):
     pass
 
