@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,7 @@ from prompt_serve.service.inference.url_fetcher import (
     UrlPolicy,
     parse_hosts,
 )
+from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 
@@ -289,3 +291,29 @@ def fetch_all(
         return await UrlImageLoader(settings).fetch_all(urls, Deadline.after(timeout_s))
 
     return asyncio.run(run())
+
+
+@pytest.mark.parametrize("slow_names", [8, 64])
+def test_slow_names_of_one_client_do_not_delay_those_of_another(slow_names: int) -> None:
+    answer = threading.Event()
+
+    def lookup(host: str, port: int, **_: object) -> list[Any]:
+        if host == "slow":
+            assert answer.wait(20)
+        return [(0, 0, 0, "", ("198.51.100.7", port))]
+
+    async def run() -> list[str]:
+        resolve = SystemResolver(lookup)
+        with request_scope(RequestContext(client="slow")):
+            slow = [asyncio.create_task(resolve("slow", 80)) for _ in range(slow_names)]
+        await asyncio.sleep(0)
+        with request_scope(RequestContext(client="other")):
+            found = await asyncio.wait_for(resolve("quick", 80), timeout=20)
+        # Threads of asyncio's own are free as well: bodies are parsed there.
+        assert await asyncio.wait_for(asyncio.to_thread(int, "3"), timeout=20) == 3
+        assert not any(task.done() for task in slow)
+        answer.set()
+        await asyncio.gather(*slow)
+        return found
+
+    assert asyncio.run(run()) == ["198.51.100.7"]
