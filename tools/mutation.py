@@ -28,6 +28,7 @@ MODULES: Mapping[str, Sequence[str]] = {
     ),
     "prompt_serve/prompts/folding.py": ("tests/prompts/test_folding.py",),
     "prompt_serve/prompts/prompt_file.py": (
+        "tests/prompts/test_prompt_limits.py",
         "tests/prompts/test_prompt_file.py",
         "tests/docs/test_prompt_file_example.py",
         "tests/prompts/test_wrong_files.py",
