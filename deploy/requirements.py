@@ -45,7 +45,7 @@ def lock_of(file: Path) -> Path:
 def lock(file: Path, *, upgrade: bool) -> None:
     """Write exact versions with hashes of everything that a file of requirements leads to."""
     command = ["uv", "pip", "compile", "--quiet", "--universal", "--generate-hashes"]
-    command += ["--python-version", PYTHON, "--custom-compile-command", "make lock"]
+    command += ["--python-version", PYTHON]
     command += ["--upgrade"] if upgrade else []
     command += ["--output-file", lock_of(file).name, file.name]
     subprocess.run(command, check=True, cwd=file.parent)  # the lock names files as in this folder

@@ -132,7 +132,9 @@ def main(names: list[str], *, write: bool, drills: Mapping[str, Drill] = DRILLS)
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", choices=[*DRILLS, []], help="drills; all by default")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(DRILLS)}; all by default")
     parser.add_argument("--write", action="store_true", help="put the table into the page")
     asked = parser.parse_args()
+    if unknown := set(asked.names) - set(DRILLS):
+        parser.error(f"unknown drills: {unknown}; expected some of {', '.join(DRILLS)}")
     sys.exit(main(asked.names, write=asked.write))

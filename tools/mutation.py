@@ -1,11 +1,14 @@
-"""Mutation testing of the core: ``python -m tools.mutation [MODULE ...]``.
+"""Mutation testing of the core: ``python -m tools.mutation [--sample N] [MODULE ...]``.
 
 mutmut changes one expression at a time and runs the tests of the module; a change that no test
 notices has survived. ``equivalent_mutants.toml`` lists changes that cannot be noticed, with the
-reason. Exit code 1 if fewer than ``GOAL`` of the others are killed.
+reason. Exit code 1 if fewer than ``GOAL`` of the others are killed. With ``--sample``, N changes
+per module are drawn, always the same ones.
 """
 
+import argparse
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -28,14 +31,19 @@ MODULES: Mapping[str, Sequence[str]] = {
     ),
     "prompt_serve/prompts/folding.py": ("tests/prompts/test_folding.py",),
     "prompt_serve/prompts/prompt_file.py": (
+        "tests/prompts/test_prompt_limits.py",
         "tests/prompts/test_prompt_file.py",
         "tests/docs/test_prompt_file_example.py",
         "tests/prompts/test_wrong_files.py",
     ),
-    "prompt_serve/service/inference/batcher.py": ("tests/service/inference/test_batcher.py",),
+    "prompt_serve/service/inference/batcher.py": (
+        "tests/service/inference/test_batcher_failures.py",
+        "tests/service/inference/test_batcher.py",
+    ),
     "prompt_serve/service/storage/registry.py": ("tests/service/storage/test_registry.py",),
 }
 _COPIED = ("prompt_serve", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
+_NOT_RUN = "not checked"
 _KILLED = ("killed", "timeout", "caught by type check", "segfault")
 _RESULT = re.compile(r"^\s*(\S+__mutmut_\d+): (.+)$", re.MULTILINE)
 
@@ -49,14 +57,22 @@ class Survivor:
     after: str
 
 
-def run(module: str) -> tuple[Counter[str], list[Survivor]]:
+def run(module: str, sample: int | None) -> tuple[Counter[str], list[Survivor]]:
     """Mutate one module; return the number of mutants by result, and those that survived."""
     folder = WORK / module.removesuffix(".py").replace("/", ".")
     _prepare(folder, module)
-    _mutmut(folder, "run", "--max-children", "1")
+    _mutmut(folder, "run", "--max-children", "1", *(_drawn(folder, sample) if sample else ()))
     results = dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true")))
+    results = {name: result for name, result in results.items() if result != _NOT_RUN}
     alive = [name for name, result in results.items() if result not in _KILLED]
     return Counter(results.values()), [_survivor(folder, name) for name in alive]
+
+
+def _drawn(folder: Path, sample: int) -> list[str]:
+    """Return the names of some mutants."""
+    _mutmut(folder, "run", "no.such.mutant", check=False)  # makes all mutants and runs none
+    names = sorted(dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true"))))
+    return random.Random(0).sample(names, min(sample, len(names)))
 
 
 def equivalent() -> dict[tuple[str, str], str]:
@@ -65,14 +81,14 @@ def equivalent() -> dict[tuple[str, str], str]:
     return {(one["function"], one["after"]): one["reason"] for one in listed}
 
 
-def main(modules: Iterable[str]) -> int:
+def main(modules: Iterable[str], sample: int | None) -> int:
     known = equivalent()
     failed = False
     print("| module | mutants | killed | equivalent | survived | killed of the others |")
     print("|---|---|---|---|---|---|")
     rest: list[str] = []
     for module in modules:
-        counts, survivors = run(module)
+        counts, survivors = run(module, sample)
         killed = sum(counts[result] for result in _KILLED)
         left = [one for one in survivors if (one.function, one.after) not in known]
         share = killed / max(1, killed + len(left))
@@ -126,15 +142,21 @@ def _lines(diff: Iterable[str], sign: str) -> Iterator[str]:
     return (line[1:].strip() for line in diff if line[:1] == sign and line[:3] != 3 * sign)
 
 
-def _mutmut(folder: Path, *arguments: str) -> str:
+def _mutmut(folder: Path, *arguments: str, check: bool = True) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
     environment.pop("PYTHONPATH", None)  # the copy is tested, not this checkout
     command = [sys.executable, "-m", "mutmut", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode != 0:
+    if check and done.returncode != 0:
         raise RuntimeError(f"mutmut failed in {folder}:\n{(done.stdout + done.stderr)[-4000:]}")
     return done.stdout
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or MODULES))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("modules", nargs="*", help="paths; all by default")
+    parser.add_argument("--sample", type=int, help="mutants per module; all by default")
+    asked = parser.parse_args()
+    if unknown := set(asked.modules) - set(MODULES):
+        parser.error(f"no tests are listed for {unknown}; expected {', '.join(MODULES)}")
+    sys.exit(main(asked.modules or MODULES, asked.sample))

@@ -156,6 +156,12 @@ class Prompt:
             raise PromptFileInvalid("A projected image branch needs a context in the text branch.")
 
     def _check_classes(self) -> None:
+        if not isinstance(self.classes, ClassVectors | LabelVectors | None) or not isinstance(
+            self.sketch, ImageSketch | None
+        ):
+            raise PromptFileInvalid(
+                "'classes' holds class or label vectors, and 'sketch' an image sketch."
+            )
         if self.classes is not None:
             if self.text is not None or self.image is not None:
                 raise PromptFileInvalid(
@@ -167,12 +173,6 @@ class Prompt:
                     f"but the file names {len(self.class_names)}. Class vectors take no further "
                     f"names; train with all classes, or train a prompt."
                 )
-        if not isinstance(self.classes, ClassVectors | LabelVectors | None) or not isinstance(
-            self.sketch, ImageSketch | None
-        ):
-            raise PromptFileInvalid(
-                "'classes' holds class or label vectors, and 'sketch' an image sketch."
-            )
         if self.multi_label and (self.temperature, self.unknown_below) != (1.0, 0.0):
             raise PromptFileInvalid(
                 f"Label vectors have thresholds of their own, but the file has temperature "

@@ -154,3 +154,47 @@ def test_a_conditional_context_folds_to_what_no_image_shifts() -> None:
 def test_nothing_learned_folds_to_nothing() -> None:
     for folded in (fold_text(None, WORDS), fold_image(None, PromptVectors(context=WORDS))):
         assert folded == PromptVectors()
+
+
+LOW_RANK = LowRank(p_a=to_float16([[1.0], [2.0]]), p_b=to_float16([[1, 0, 0, -1]]))
+DENSE = Dense(context=to_float16([[1, 2, 3, 4]]))
+OF_CLASSES = Dense(context=to_float16(np.arange(24).reshape(3, 2, 4)))
+
+
+@pytest.mark.parametrize("encoding", [LOW_RANK, DENSE, OF_CLASSES])
+def test_a_shallow_text_context_is_the_folded_layer(encoding: Dense | LowRank) -> None:
+    folded = fold_text(encoding, WORDS)
+
+    assert folded.context is not None
+    assert folded.context.tolist() == fold(encoding, WORDS).tolist()
+    assert (folded.deeper, folded.keys_values) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [
+        (DENSE, [[1, 2, 3, 4]]),
+        (
+            LowRank(p_a=to_float16([[1.0], [2.0]]), p_b=to_float16([[1, 0, -1]]), base="none"),
+            [[1, 0, -1], [2, 0, -2]],
+        ),
+        (Dense(context=quantized([[0, 1, 1]], [-0.5, 2.0])), [[-0.5, 2, 2]]),
+    ],
+)
+def test_a_shallow_image_context_needs_no_words(
+    encoding: Dense | LowRank, expected: list[list[float]]
+) -> None:
+    folded = fold_image(encoding, PromptVectors())
+
+    assert folded.context is not None
+    assert folded.context.tolist() == expected
+    assert (folded.deeper, folded.keys_values) == ((), ())
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 5])
+def test_an_image_context_that_builds_on_words_is_refused(vectors: int) -> None:
+    encoding = LowRank(p_a=to_float16(np.ones((vectors, 1))), p_b=to_float16(np.ones((1, 4))))
+    with pytest.raises(
+        PromptFileInvalid, match=r"words before the class name make one of \(0, 4\)"
+    ):
+        fold_image(encoding, PromptVectors())
