@@ -8,13 +8,10 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from prompt_serve.errors import PromptServeError
-from prompt_serve.prompts.prompt_file import METADATA_KEY, Prompt, from_bytes, to_bytes
-from prompt_serve.schemas import TagChanges, TaskInfo
-from prompt_serve.service.storage.registry import NewTask
+from prompt_serve.prompts.prompt_file import METADATA_KEY, Prompt, to_bytes
+from prompt_serve.schemas import TaskInfo
 from prompt_serve.service.tasks.bulk import without_features
-from prompt_serve.service.tasks.features import features_to_bytes
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.evaluate import class_features_of
 from tests.service.prompts import learned_prompt
 from tests.service.tasks.connected import Tasks
 
