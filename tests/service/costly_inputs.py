@@ -96,7 +96,7 @@ def _json(size: int) -> dict[str, Make]:
         return lambda: request(method, path, body, JSON)
 
     base64_text = base64.b64encode(bytes(size // 2)).decode()
-    names = ",".join(f'"class {index}"' for index in range(100_000))
+    names = ",".join(f'"class {index}"' for index in range(min(2_000, size // 5_000)))
     zero_shot = f'{{"name":"many","class_names":[{names}]}}'.encode()
     row = "[" + ",".join(["0.12345678901234567"] * 32) + "]"
     rows = ",".join([row] * min(4096, size // len(row)))
@@ -192,12 +192,14 @@ def _prompts(size: int) -> dict[str, Make]:
         header = b'{"__metadata__":{"prompt_serve":"' + text + b'"}}'
         return upload(len(header).to_bytes(8, "little") + header)
 
-    names = tuple(f"class number {index}" for index in range(100_000))
+    names = tuple(f"class number {index}" for index in range(min(100_000, size // 30)))
     many = replace(GOLDEN["zero_shot"], class_names=names, probe=np.zeros(len(names), np.float16))
     metrics = replace(
         GOLDEN["zero_shot"], metrics={"a": [[]] * 150_000}, training={"b": [0] * 150_000}
     )
-    tensors = {f"text.{index}": np.zeros(0, np.float16) for index in range(100_000)}
+    tensors = {
+        f"text.{index}": np.zeros(0, np.float16) for index in range(min(100_000, size // 30))
+    }
     return {
         "many classes": upload(to_bytes(many)),
         "many metrics": upload(to_bytes(metrics)),

@@ -117,3 +117,11 @@ def request(method: str, path: str, body: bytes, kind: str, **headers: str) -> b
         *(f"{name.replace('_', '-')}: {value}" for name, value in headers.items()),
     ]
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+def add_task(watched: Watched) -> None:
+    """Add the task that the costly requests name."""
+    body = b'{"name":"pets","class_names":["cat","dog"]}'
+    answer = watched.ask(request("POST", "/v1/tasks", body, "application/json"))
+    assert answer[9:12] == b"201", answer
+    watched.reset()

@@ -29,6 +29,7 @@ from prompt_serve.service.request_context import current_request
 BODY_FACTOR = 4
 MAX_JSON_VALUES = 400_000
 MAX_JSON_PARTS = 50_000  # lists and objects; each costs as much as ten numbers
+MAX_JSON_ESCAPES = 1_000_000  # some programs escape every slash of base64
 # Embeddings are many numbers; the route knows how many.
 _MANY_VALUES_PATHS = ("/v1/score",)
 
@@ -228,13 +229,15 @@ class _JsonValues:
         kind = dict(scope["headers"]).get(b"content-type", b"").lower()
         self._is_json = b"json" in kind
         self._may_be_many = scope["path"] in _MANY_VALUES_PATHS
-        self._values = self._parts = 0
+        self._values = self._parts = self._escapes = 0
 
     def count(self, block: bytes) -> None:
         """Count the values of a block; raise RequestTooLarge if they have become too many."""
         if not self._is_json:
             return
         self._parts += block.count(b"[") + block.count(b"{")
+        self._escapes += block.count(b"\\")
+        self._check("escapes", self._escapes, MAX_JSON_ESCAPES)
         self._check("lists and objects", self._parts, MAX_JSON_PARTS)
         if not self._may_be_many:
             self._values += block.count(b",")

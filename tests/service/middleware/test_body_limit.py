@@ -204,8 +204,13 @@ def test_a_body_that_is_just_fast_enough_is_read(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "body",
-    [b"[" * 500_000, b'{"images":[' + b"[]," * 300_000 + b"[]]}", b'["' + b"," * 450_000 + b'"]'],
-    ids=["brackets", "empty lists", "commas"],
+    [
+        b"[" * 500_000,
+        b'{"images":[' + b"[]," * 300_000 + b"[]]}",
+        b'["' + b"," * 450_000 + b'"]',
+        b"\\/" * 1_000_001,
+    ],
+    ids=["brackets", "empty lists", "commas", "escapes"],
 )
 @pytest.mark.parametrize("path", ["/v1/classify", "/v1/tasks", "/v1/embed", "/classify"])
 def test_json_of_too_many_values_is_not_parsed(body: bytes, path: str) -> None:
@@ -214,7 +219,7 @@ def test_json_of_too_many_values_is_not_parsed(body: bytes, path: str) -> None:
 
     assert status(exchange(middleware, [body], headers=headers, path=path)) == 413
     of_score = exchange(middleware, [body], headers=headers, path="/v1/score")
-    assert status(of_score) == (200 if b"[]" not in body and b"[[" not in body else 413)
+    assert status(of_score) == (200 if b",," in body else 413)
     assert status(exchange(middleware, [body], path=path)) == 200  # no JSON
 
 
