@@ -104,7 +104,10 @@ async def list_tasks(
     search: Annotated[
         str, Query(description="Part of the name, a class name or the method; case is ignored.")
     ] = "",
-    tag: Annotated[list[str], Query(description="List only tasks with all of these tags.")] = [],  # noqa: B006
+    tag: Annotated[
+        list[str],
+        Query(max_length=MAX_TAGS, description="List only tasks with all of these tags."),
+    ] = [],  # noqa: B006
 ) -> TaskList:
     """List tasks in the order of their names; `next` is the `cursor` of the next page."""
     task_filter = TaskFilter(search=search, tags=tuple(tag))

@@ -48,7 +48,11 @@ def back_up(url: str, target: Path) -> CheckedRegistry:
     """
     path = _path(url)
     if not path.is_file():
-        raise NotReady(f"There is no registry at {path}.", reason="no registry")
+        raise NotReady(
+            f"There is no registry at {path}. The first start of the service creates it; "
+            f"--database names another one.",
+            reason="no registry",
+        )
     with atomic_file(target, mode=FILE_MODE, sync=True) as temporary:
         try:
             # All pages in one step: a writer that commits in between does not start it again.

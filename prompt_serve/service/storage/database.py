@@ -289,7 +289,7 @@ def _set_up_sqlite(file: SqliteFile | None, connection: Any, record: Any) -> Non
     connection.execute("PRAGMA foreign_keys = ON")
     if file is not None:
         connection.execute("SELECT count(*) FROM sqlite_master").fetchall()  # opens the log
-        record.info[_BESIDE] = file.beside()
+        record.info[_BESIDE] = file.opened()
 
 
 def _switch_to_wal(connection: Any) -> None:

@@ -40,7 +40,7 @@ class SqliteFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         _create(path)
-        self._identity = _identity(path)
+        self._identity: Identity | None = None  # once it is open: overlay file systems copy it then
         self._id = 0  # ``user_version``; 0 until the content is watched
         self._seen = (0, 0)  # size and time of change when the content was last checked
         self._lock = threading.Lock()
@@ -50,8 +50,10 @@ class SqliteFile:
         """URI that opens the file and never creates another."""
         return f"{self.path.absolute().as_uri()}?mode=rw"
 
-    def beside(self) -> Mapping[str, Identity | None]:
+    def opened(self) -> Mapping[str, Identity | None]:
         """Return the identities of the files beside the main file, for a connection just opened."""
+        with self._lock:
+            self._identity = self._identity or _identity(self.path)
         return {suffix: _identity(self._beside(suffix)) for suffix in SUFFIXES}
 
     def watch_content(self, connection: sqlite3.Connection) -> None:
@@ -72,7 +74,7 @@ class SqliteFile:
 
         Args:
             connection: that is about to be used, or has just been.
-            beside: what ``beside`` returned when it was opened.
+            beside: what ``opened`` returned for it.
         """
         found = _stat(self.path)
         if found is None:

@@ -203,7 +203,7 @@ def _multipart(draw: st.DrawFn) -> tuple[bytes, str]:
             ]
         )
     )
-    return body, kind.format(boundary)
+    return body, kind.format(boundary).strip()
 
 
 @st.composite
