@@ -32,6 +32,7 @@ from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
+from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.middleware.origin_guard import OriginGuard
 from prompt_serve.service.middleware.redirects import RedirectMiddleware
 from prompt_serve.service.observability import logs, metrics
@@ -61,7 +62,12 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     """Wrap all routes, BentoML's own included."""
     settings = Settings.from_environment()
     app = BodyLimitMiddleware(app, settings.max_body_bytes)
-    app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
+    app = AuthMiddleware(
+        app,
+        lambda: _app.state.api_key_cache,
+        anonymous_access(settings),
+        token_verifier(settings),
+    )
     app = OriginGuard(app, settings.cors_origins)
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)

@@ -13,6 +13,7 @@ import httpx
 from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.settings import Settings
 
 _COLORS = re.compile(
@@ -22,13 +23,16 @@ _SELF = "prompt_serve.service.preflight"
 
 
 def check(settings: Settings) -> None:
-    """Check that bundle and device are usable.
+    """Check that bundle, device and identity provider are usable.
 
     Raises:
-        ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read.
+        ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read; or
+            the settings of the identity provider are incomplete.
+        DependencyMissing: the identity provider needs a package that is not installed.
         BundleInvalid: the bundle is missing, incomplete or damaged.
         ProviderUnavailable: CUDA was requested and does not run.
     """
+    token_verifier(settings)
     open_bundle(settings.bundle_path)
     if settings.cuda_device is not None:
         _check_cuda()
