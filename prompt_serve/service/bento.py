@@ -31,6 +31,7 @@ from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
+from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.middleware.origin_guard import OriginGuard
 from prompt_serve.service.middleware.paths import PathMiddleware
 from prompt_serve.service.middleware.redirects import RedirectMiddleware
@@ -64,7 +65,12 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     app = ReadinessProbe(app, lambda: _app.state.core)
     app = PathMiddleware(app)
     app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
-    app = AuthMiddleware(app, lambda: _app.state.api_key_cache, anonymous_access(settings))
+    app = AuthMiddleware(
+        app,
+        lambda: _app.state.api_key_cache,
+        anonymous_access(settings),
+        token_verifier(settings),
+    )
     app = OriginGuard(app, settings.cors_origins)
     # Outside of authentication: browsers send no key with preflight requests.
     app = add_cors(app, settings.cors_origins)

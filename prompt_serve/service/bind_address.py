@@ -24,7 +24,9 @@ def check_bind_address(settings: Settings, host: str) -> None:
     Raises:
         ConfigInvalid: no key exists, and the address is reachable from other machines.
     """
-    if settings.allow_anonymous or is_loopback(host) or _has_keys(settings):
+    if settings.allow_anonymous or settings.oidc_issuer or is_loopback(host):
+        return
+    if _has_keys(settings):
         return
     raise ConfigInvalid(
         f"The service would listen on {host} without any key: anyone who can reach it could change "
@@ -38,6 +40,8 @@ def anonymous_access(settings: Settings) -> AnonymousAccess:
     """Return which requests a worker answers without a key, as long as no key exists."""
     if settings.allow_anonymous:
         return "always"
+    if settings.oidc_issuer:
+        return "never"
     return "loopback" if is_bound_to_loopback() else "never"
 
 

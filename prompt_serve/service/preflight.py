@@ -13,6 +13,7 @@ import httpx
 from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.settings import Settings
 from prompt_serve.signing.trusted_keys import read_trusted_keys
 
@@ -23,15 +24,17 @@ _SELF = "prompt_serve.service.preflight"
 
 
 def check(settings: Settings) -> None:
-    """Check that bundle and device are usable.
+    """Check that bundle, device and identity provider are usable.
 
     Raises:
         ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read; or
-            there are no trusted keys where the settings name them.
-        DependencyMissing: trusted keys need the extra ``signing``.
+            there are no trusted keys where the settings name them; or the settings of the identity
+            provider are incomplete.
+        DependencyMissing: trusted keys need the extra ``signing``, an identity provider ``oidc``.
         BundleInvalid: the bundle is missing, incomplete or damaged.
         ProviderUnavailable: CUDA was requested and does not run.
     """
+    token_verifier(settings)
     open_bundle(settings.bundle_path)
     if settings.cuda_device is not None:
         _check_cuda()

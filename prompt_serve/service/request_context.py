@@ -28,6 +28,7 @@ class Actor:
     quota: Quota = NO_LIMITS
 
 
+OIDC_KEY_ID = "oidc"  # of callers with a token of an identity provider
 ANONYMOUS = Actor("anonymous")
 
 

@@ -169,6 +169,20 @@ class Settings(BaseModel):
     allow_anonymous: bool = Field(
         False, description="As long as no API key exists, answer requests from any address."
     )
+    oidc_issuer: str = Field(
+        "",
+        description="Issuer of tokens (JWT) that are accepted as keys; needs prompt-serve[oidc].",
+    )
+    oidc_audience: str = Field("", description="Audience that these tokens must name.")
+    oidc_keys: str = Field("", description="https URL or file of the issuer's JSON Web Key Set.")
+    oidc_claim: str = Field(
+        "scope", min_length=1, description="Claim whose values name what a caller may do."
+    )
+    oidc_scopes: str = Field(
+        "",
+        description="What each value of the claim allows: VALUE=GRANT,GRANT; VALUE=... with the "
+        "grants read, classify, upload, admin, infer, task:NAME, tag:TAG.",
+    )
     cors_origins: str = Field(
         "", description="Origins of web pages that may call the service, comma-separated; *: any."
     )

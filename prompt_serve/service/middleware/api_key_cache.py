@@ -104,11 +104,11 @@ class ApiKeyCache:
         self._none_exist_at = read_at
         return self._some_exist
 
-    def count(self, key: StoredKey, images: int) -> None:
+    def count(self, key_id: str, images: int) -> None:
         """Count a request and its images, to be written with the next use."""
         with self._counting:
-            requests, counted = self._uses.get(key.id, (0, 0))
-            self._uses[key.id] = (requests + 1, counted + images)
+            requests, counted = self._uses.get(key_id, (0, 0))
+            self._uses[key_id] = (requests + 1, counted + images)
 
     def use_is_due(self, key: StoredKey) -> bool:
         """Return True, once per ``NOTE_USE_EVERY_S``, if the use of the key should be written."""

@@ -31,10 +31,11 @@ from prompt_serve.errors import (
     QuotaExceeded,
 )
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
+from prompt_serve.service.middleware.oidc import TokenVerifier, is_jwt
 from prompt_serve.service.middleware.rate_limits import RateLimits
 from prompt_serve.service.permissions import Action, Permissions
 from prompt_serve.service.problems import problem_of, problem_response
-from prompt_serve.service.request_context import Actor, current_request
+from prompt_serve.service.request_context import OIDC_KEY_ID, Actor, current_request
 from prompt_serve.service.storage.api_keys import StoredKey, Token
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz", "/healthz"})
@@ -118,6 +119,7 @@ class AuthMiddleware:
         app: all routes.
         api_key_cache: returns the cache, None while the service starts.
         anonymous: requests that are answered without a key as long as no key exists.
+        verifier: of tokens of an identity provider; None if there is none.
     """
 
     def __init__(
@@ -125,10 +127,12 @@ class AuthMiddleware:
         app: ASGIApp,
         api_key_cache: Callable[[], ApiKeyCache | None],
         anonymous: AnonymousAccess,
+        verifier: TokenVerifier | None = None,
     ) -> None:
         self._app = app
         self._api_key_cache = api_key_cache
         self._anonymous = anonymous
+        self._verifier = verifier
         self._limits = RateLimits()
         self._use_recorder = ThreadPoolExecutor(1, thread_name_prefix="key use")
 
@@ -140,30 +144,32 @@ class AuthMiddleware:
             await self._app(scope, receive, send)
             return
         try:
-            key = await self._authenticate(scope)
+            caller = await self._authenticate(scope)
         except PromptServeError as error:
             await _refuse(error, scope, receive, send)
             return
-        if key is None:
+        if caller is None:
             await self._app(scope, receive, send)
         else:
-            await self._answer(key, scope, receive, send)
+            await self._answer(caller, scope, receive, send)
 
-    async def _answer(self, key: StoredKey, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request within the quota of its key, and count it."""
+    async def _answer(self, caller: Actor, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request within the quota of its caller, and count it."""
         started = False
 
         async def send_with_headers(message: Message) -> None:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(self._limits.headers(key.name, key.quota))
+                MutableHeaders(scope=message).update(
+                    self._limits.headers(caller.name, caller.quota)
+                )
             await send(message)
 
         context = current_request()
-        context.admit_images = partial(self._limits.take, key.name, key.quota, "images")
+        context.admit_images = partial(self._limits.take, caller.name, caller.quota, "images")
         try:
-            with self._limits.request(key.name, key.quota):
+            with self._limits.request(caller.name, caller.quota):
                 await self._app(scope, receive, send_with_headers)
         except QuotaExceeded as error:
             if started:
@@ -171,14 +177,14 @@ class AuthMiddleware:
             await _refuse(error, scope, receive, send_with_headers)
         finally:
             cache = self._api_key_cache()
-            if cache is not None:
-                cache.count(key, context.images)
+            if cache is not None and caller.key_id != OIDC_KEY_ID:
+                cache.count(caller.key_id, context.images)
 
-    async def _authenticate(self, scope: Scope) -> StoredKey | None:
-        """Note the key in the request's context, also if it does not allow the request.
+    async def _authenticate(self, scope: Scope) -> Actor | None:
+        """Note the caller in the request's context, also if it may not send the request.
 
         Returns:
-            The key; None for a request that needs none.
+            The caller; None for a request that needs no key.
         """
         if required_action(scope["method"], scope["path"]) is None:
             return None
@@ -190,12 +196,18 @@ class AuthMiddleware:
         if token is None:
             await self._check_anonymous(cache, headers)
             return None
+        caller = await self._caller(cache, token)
+        current_request().actor = caller
+        check_allowed(caller.permissions, scope["method"], scope["path"], caller.name)
+        return caller
+
+    async def _caller(self, cache: ApiKeyCache, token: str) -> Actor:
+        if self._verifier is not None and is_jwt(token):
+            return await run_in_threadpool(self._verifier.verify, token)
         key = await _valid_key(cache, token)
-        current_request().actor = Actor(key.name, key.id, key.permissions, key.quota)
-        check_allowed(key.permissions, scope["method"], scope["path"], key.name)
         if cache.use_is_due(key):
             self._use_recorder.submit(cache.note_use, key)
-        return key
+        return Actor(key.name, key.id, key.permissions, key.quota)
 
     async def _check_anonymous(self, cache: ApiKeyCache, headers: Headers) -> None:
         has_keys = cache.has_keys

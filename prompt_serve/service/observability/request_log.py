@@ -22,7 +22,7 @@ from prompt_serve.service.middleware.auth import PUBLIC_PATHS
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.logs import FIELDS
 from prompt_serve.service.observability.tracing import Tracing, trace_id_of
-from prompt_serve.service.request_context import RequestContext, request_scope
+from prompt_serve.service.request_context import OIDC_KEY_ID, RequestContext, request_scope
 from prompt_serve.service.stage_timings import StageTimings
 
 UNMATCHED = "unmatched"
@@ -97,8 +97,10 @@ class RequestLogMiddleware:
         route = route_of(scope)
         metrics.requests.labels(method, route, str(status)).inc()
         metrics.request_seconds.labels(_kind(method, route)).observe(duration_s)
-        if context.actor.key_id:
-            metrics.count_request_of(context.actor.name, context.images)
+        caller = context.actor
+        if caller.key_id:
+            name = OIDC_KEY_ID if caller.key_id == OIDC_KEY_ID else caller.name
+            metrics.count_request_of(name, context.images)
         self._tracing.annotate(span, method, route, status, context)
         _write_line(scope, context, span, method, route, status, duration_s)
 
