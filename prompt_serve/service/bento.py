@@ -43,12 +43,16 @@ from prompt_serve.service.observability.service_metrics import (
     update_registry_metrics,
 )
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
+from prompt_serve.service.server import heartbeat, http_protocol, stopping
+from prompt_serve.service.server.heartbeat import HeartbeatMiddleware
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.startup_progress import show_progress
 from prompt_serve.service.storage.api_keys import Keys
 from prompt_serve.service.storage.database import Database
 
 _log = logging.getLogger(__name__)
+_EXIT_MARGIN_S = 5.0
+http_protocol.install()
 _app = create_app()
 _app.state.api_key_cache = None  # set, like the core, when a worker has started
 
@@ -81,12 +85,18 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
         change_timeout_s=settings.change_timeout_s,
     )
     app = RequestLogMiddleware(app, Tracing(provider_from_environment()))
+    app = HeartbeatMiddleware(app, _is_alive)
     return RemoveBentoTimeout(app)
 
 
 def _budget() -> ByteBudget | None:
     core: Core | None = _app.state.core
     return None if core is None else core.budget
+
+
+def _is_alive() -> bool:
+    core: Core | None = _app.state.core
+    return core is None or core.health.is_alive
 
 
 async def _metrics(_: Request) -> Response:
@@ -130,11 +140,15 @@ class PromptServe:
             provider_from_environment()
             metrics.prepare_folder()
             startup.check_registry(settings)
+            heartbeat.watch_workers(settings.worker_timeout_s)
+            stopping.close_sockets_first()
             startup.print_addresses()
         except PromptServeError as error:
             sys.exit(f"prompt-serve cannot start: {error}")
 
     def __init__(self) -> None:
+        stopping.end_with_parent()
+        stopping.answer_what_waits()
         settings = Settings.from_environment()
         logs.configure_logging(settings.log_format, settings.log_level)
         self._settings = settings
@@ -175,6 +189,7 @@ class PromptServe:
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]  # BentoML has no types
     def close(self) -> None:
         self._stopping.set()
+        stopping.exit_within(2 * self._settings.shutdown_timeout_s + _EXIT_MARGIN_S)
         core, self.core = self.core, None
         if _app.state.api_key_cache is not None:
             _app.state.api_key_cache.close()
@@ -192,7 +207,7 @@ class PromptServe:
         return True
 
     async def __is_alive__(self) -> bool:
-        return self.core is None or self.core.health.is_alive
+        return _is_alive()
 
     @property
     def _ready_core(self) -> Core:

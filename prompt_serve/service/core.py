@@ -6,6 +6,7 @@ so routes call them in ``core.threads``.
 """
 
 import logging
+import threading
 from functools import partial
 
 from prompt_serve import __version__
@@ -87,7 +88,12 @@ class Core:
         self._watch.close()
         self.batcher.stop(self.settings.shutdown_timeout_s)
         self.health.close()
+        # Computations of class features end first where they take longer than that.
+        ending = threading.Timer(self.settings.shutdown_timeout_s, self._features.close)
+        ending.daemon = True
+        ending.start()
         self.threads.close_changes()
+        ending.cancel()
         self._features.close()
         self.threads.close()
         self.database.close()

@@ -65,6 +65,9 @@ class Settings(BaseModel):
     workers: int = Field(
         1, ge=1, le=64, description="Worker processes; each loads its own copy of the model."
     )
+    worker_timeout_s: float = Field(
+        60.0, ge=1, le=3600, description="Time after which a worker that hangs is replaced."
+    )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N.")
     inference_threads: int = Field(
         0, ge=0, description="Threads of the image encoder on a CPU; 0: one per core."

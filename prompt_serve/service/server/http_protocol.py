@@ -1,0 +1,186 @@
+"""uvicorn's HTTP protocol (h11), stricter about framing and about clients that do not go on.
+
+- Requests that two parsers may frame differently are refused and their connection is closed:
+  Content-Length with Transfer-Encoding, Transfer-Encoding in HTTP/1.0, bare line feeds (RFC 9112,
+  sections 2.2, 6.1 and 6.3). Major versions other than 1 get 505.
+- Connections end if they are idle, if a request's headers take too long, and if the client does not
+  read its answer.
+- A stop finishes requests, also those of connections that were only just accepted.
+"""
+
+import asyncio
+import re
+import sys
+from http import HTTPStatus
+from typing import Any
+
+import h11
+import uvicorn.config
+from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from prompt_serve.schemas import Problem
+from prompt_serve.service.problems import MEDIA_TYPE
+
+HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its headers
+STALL_TIMEOUT_S = 30.0  # in which a client must read, at least, as much as follows
+STALL_BYTES = 64 * 2**10
+LINGER_S = 2.0  # after an error, so that what the client still sends does not reset its answer
+STOP_TIMEOUT_S = 30.0  # for requests at a stop, unless --timeout-graceful-shutdown says otherwise
+
+_BARE_LF = re.compile(rb"(?<!\r)\n")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
+_HEAD_END = re.compile(rb"\n\r?\n")
+
+
+class StrictConnection(h11.Connection):
+    """h11's server side that refuses what is ambiguous."""
+
+    def receive_data(self, data: bytes) -> None:
+        # Empty lines before a request are ignored (RFC 9112, section 2.2).
+        if data and self.their_state is h11.IDLE and not self.trailing_data[0]:
+            data = data.lstrip(b"\r\n")
+            if not data:
+                return
+        super().receive_data(data)
+
+    def next_event(self) -> Any:
+        if self.their_state is h11.IDLE:
+            head = self.trailing_data[0]
+            end = _HEAD_END.search(head)
+            if _BARE_LF.search(head, 0, end.end() if end else len(head)):
+                raise h11.RemoteProtocolError("A line of the headers does not end with CR LF.")
+        event = super().next_event()
+        return _checked(event) if isinstance(event, h11.Request) else event
+
+
+class HttpProtocol(H11Protocol):
+    """One connection; see the module."""
+
+    def __init__(self, config: Config, *args: Any, **kwargs: Any) -> None:
+        if config.timeout_graceful_shutdown is None:
+            config.timeout_graceful_shutdown = round(STOP_TIMEOUT_S)
+        super().__init__(config, *args, **kwargs)
+        self.conn = StrictConnection(h11.SERVER, self.conn._max_incomplete_event_size)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._is_refused = False
+        self._is_stopping = False
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        # Writing counts as paused until everything is sent, so that the timer covers every answer.
+        transport.set_write_buffer_limits(high=0)
+        self._await_head(self.timeout_keep_alive)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._head_timer, self._stall_timer):
+            if timer is not None:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
+        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            self._await_head(HEAD_TIMEOUT_S)
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE and self._head_timer is not None:
+            self._head_timer.cancel()
+        if self._is_stopping and self.cycle is not None:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Finish the request at hand, and one that a new connection is about to send."""
+        self._is_stopping = True
+        if self.cycle is None and not self.transport.is_closing():
+            self._await_head(LINGER_S)
+        else:
+            super().shutdown()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_reader(self.transport.get_write_buffer_size() + STALL_BYTES)
+
+    def resume_writing(self) -> None:
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer a request that is not HTTP with its status, and close the connection."""
+        error = sys.exc_info()[1]  # uvicorn calls this where it handles the error
+        detail = str(error) if isinstance(error, h11.RemoteProtocolError) else msg
+        status = HTTPStatus(getattr(error, "error_status_hint", 400))
+        self._is_refused = True
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
+            self.transport.close()
+            return
+        problem = Problem(
+            title=status.phrase, status=status, detail=detail[:500], code="request-invalid"
+        )
+        body = problem.model_dump_json(exclude_none=True).encode()
+        headers = [
+            ("Content-Type", MEDIA_TYPE),
+            ("Content-Length", str(len(body))),
+            ("Connection", "close"),
+        ]
+        reason = status.phrase.encode()
+        events = (
+            h11.Response(status_code=status, headers=headers, reason=reason),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        )
+        self.transport.write(b"".join(self.conn.send(event) or b"" for event in events))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(LINGER_S, self.transport.close)
+        else:
+            self.transport.close()
+
+    def _await_head(self, timeout_s: float) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        self._head_timer = self.loop.call_later(timeout_s, self.transport.abort)
+
+    def _await_reader(self, size_before: int) -> None:
+        """Drop the connection unless the client has read enough since the last look."""
+        size = self.transport.get_write_buffer_size()
+        if size > size_before - STALL_BYTES:
+            self.transport.abort()
+            return
+        self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self._await_reader, size)
+
+
+def install() -> None:
+    """Make uvicorn use this protocol; BentoML has no option for it. Before uvicorn starts."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{HttpProtocol.__name__}"
+
+
+def _checked(request: h11.Request) -> h11.Request:
+    """Return a request with its target as a path; raise RemoteProtocolError if it is ambiguous."""
+    headers = dict(request.headers)
+    if not request.http_version.startswith(b"1."):
+        raise h11.RemoteProtocolError(
+            "This server speaks HTTP/1.1.", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+        )
+    if b"transfer-encoding" in headers:
+        if b"content-length" in headers:
+            raise h11.RemoteProtocolError(
+                "Content-Length and Transfer-Encoding exclude each other."
+            )
+        if request.http_version < b"1.1":
+            raise h11.RemoteProtocolError("HTTP/1.0 has no Transfer-Encoding.")
+    absolute = _ABSOLUTE.fullmatch(request.target)  # as to a proxy (RFC 9112, section 3.2.2)
+    if absolute is None:
+        return request
+    authority, target = absolute.groups()
+    if authority.lower() != headers.get(b"host", authority).lower():
+        raise h11.RemoteProtocolError("The target and the Host header name different hosts.")
+    return h11.Request(
+        method=request.method,
+        target=target or b"/",
+        headers=request.headers,
+        http_version=request.http_version,
+    )

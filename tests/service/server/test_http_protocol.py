@@ -1,0 +1,131 @@
+"""Requests as bytes: what RFC 9112 leaves to the server is refused where parsers could differ."""
+
+import contextlib
+import socket
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.service.process import Served
+
+pytestmark = [pytest.mark.serve, pytest.mark.slow]
+
+HOST = b"Host: localhost\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+
+
+def _connect(served: Served) -> socket.socket:
+    address = urlsplit(served.url)
+    return socket.create_connection((str(address.hostname), int(address.port or 0)), timeout=30)
+
+
+def _exchange(served: Served, *parts: bytes) -> bytes:
+    """Send bytes; return all that comes until the server closes the connection."""
+    with _connect(served) as connection:
+        for part in parts:
+            connection.sendall(part)
+        received = b""
+        while data := connection.recv(65_536):
+            received += data
+        return received
+
+
+@pytest.mark.parametrize(
+    ("message", "status"),
+    [
+        (b"POST /v1/score HTTP/1.1\r\n%sContent-Length: 5\r\n" + CHUNKED, 400),
+        (b"GET /livez HTTP/1.1\r\n%sTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sContent-Length: 0\r\n" + CHUNKED, 400),
+        (b"POST /v1/score HTTP/1.0\r\n%s" + CHUNKED, 400),
+        (b"GET http://other/livez HTTP/1.1\r\n%s\r\n", 400),
+        (b"POST /v1/score HTTP/1.1\r\n%sTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST /v1/score HTTP/1.1\r\n%sTransfer-Encoding: chunked, chunked\r\n\r\n", 501),
+        (b"POST /v1/score HTTP/1.1\r\n%sContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef", 400),
+        (b"POST /v1/score HTTP/1.1\r\n%sContent-Length: +5\r\n\r\nabcde", 400),
+        (b"POST /v1/score HTTP/1.1\r\n%sContent-Length: 5, 6\r\n\r\nabcdef", 400),
+        (b"GET /livez HTTP/1.1\n%s\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: b\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%s\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: b\nX-C: d\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A : b\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: b\r\n folded\rC: d\r\n\r\n", 400),
+        (b"GET /livez HTTP/2.0\r\n%s\r\n", 505),
+        (b"GET /livez HTTP/0.9\r\n%s\r\n", 505),
+        (b"GET /livez HTTP/3.7\r\n%s\r\n", 505),
+        (b"GET /livez HTTP/11\r\n%s\r\n", 400),
+        (b"GET /livez\r\n%s\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n\r\n%.0s", 400),
+        (b"GET /livez HTTP/1.1\r\n%sHost: other\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01%s", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: " + b"b" * 200_000 + b"\r\n\r\n", 431),
+    ],
+)  # fmt: skip
+def test_ambiguous_requests_are_answered_once_and_closed(
+    served: Served, message: bytes, status: int
+) -> None:
+    smuggled = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = _exchange(served, message % HOST + smuggled)
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status), answer[:300]
+    assert b"connection: close" in head.lower()
+    assert b"application/problem+json" in head
+    assert body.count(b"HTTP/1.1") <= 1  # of the text, not of a second answer
+    assert b"backbone" not in body
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"GET /livez HTTP/1.1\r\n%sConnection: close\r\n\r\n",
+        b"\r\nGET /livez HTTP/1.1\r\n%sConnection: close\r\n\r\n",
+        b"\r\n\r\nGET /livez HTTP/1.1\r\n%sConnection: close\r\n\r\n",
+        b"GET /livez HTTP/1.2\r\n%sConnection: close\r\n\r\n",
+        b"GET /livez HTTP/1.0\r\n%s\r\n",
+        b"GET http://localhost/livez HTTP/1.1\r\n%sConnection: close\r\n\r\n",
+    ],
+)
+def test_unusual_but_valid_requests_are_answered(served: Served, message: bytes) -> None:
+    whole = message % HOST
+    assert _exchange(served, whole).startswith(b"HTTP/1.1 200 ")
+    byte_by_byte = [whole[n : n + 1] for n in range(len(whole))]
+    assert _exchange(served, *byte_by_byte).startswith(b"HTTP/1.1 200 ")
+
+
+def test_pipelined_requests_are_answered_in_their_order(served: Served) -> None:
+    first = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    last = b"GET /v1/info HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    answer = _exchange(served, first + first + last)
+
+    assert answer.count(b"HTTP/1.1 200 ") == 3
+    assert b"backbone" in answer[answer.rindex(b"HTTP/1.1 200 ") :]
+
+
+@pytest.mark.long
+def test_connections_end_that_are_idle_or_do_not_finish_their_headers(served: Served) -> None:
+    whole = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(_connect(served)) for _ in range(4)]
+        for connection, sent in zip(connections, (b"", whole[:9], whole[:30], whole), strict=True):
+            connection.sendall(sent)
+        received = [b""] * 4
+        for n, connection in enumerate(connections):  # each within the socket's timeout
+            with contextlib.suppress(ConnectionResetError):
+                while data := connection.recv(65_536):
+                    received[n] += data
+
+    assert received[:3] == [b""] * 3
+    assert received[3].startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b'{"embeddings": [['])
+def test_a_body_that_does_not_come_ends_at_the_deadline(served: Served, sent: bytes) -> None:
+    head = (
+        b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"X-Request-Timeout-Ms: 300\r\nContent-Length: 1000\r\n\r\n"
+    )
+    answer = _exchange(served, head + sent)
+
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"connection: close" in answer.lower()
+    assert b"deadline-exceeded" in answer
