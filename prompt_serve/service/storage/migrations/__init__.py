@@ -6,6 +6,7 @@
     0004  audit log
     0005  versions that each name can be rolled back to
     0006  which prompt files have vectors of the image tower
+    0007  facts about prompt files, for the details of tasks
 
 A new step is a file ``vNNNN_subject.py`` with ``revision``, ``down_revision`` (the previous one)
 and ``upgrade()``. Steps are written by hand and never change once released; they run in one
