@@ -9,6 +9,7 @@ MAX_HEADER_VALUES = 500_000  # a list of class accuracies has many
 MAX_HEADER_PARTS = 40_000  # lists and objects; each costs as much as ten numbers
 MAX_DEPTH = 32
 MAX_TENSORS = 10_000
+_QUOTES_PER_TENSOR = 12  # of its name and three members
 
 _HEAD_BYTES = 4096
 _BACKBONE = (
@@ -95,7 +96,12 @@ def header_excess(data: bytes) -> str | None:
         return None  # it is no such file
     if size > MAX_HEADER_BYTES:
         return f"{size:,} bytes; at most {MAX_HEADER_BYTES:,} are accepted"
-    return json_excess(data[8 : 8 + size].decode("latin-1"))
+    header = data[8 : 8 + size].decode("latin-1")
+    # Those of the document that the metadata hold are escaped.
+    quotes = header.count('"') - header.count('\\"')
+    if quotes > _QUOTES_PER_TENSOR * MAX_TENSORS:
+        return f"about {quotes // 2:,} names and strings; {MAX_TENSORS:,} tensors have fewer"
+    return json_excess(header)
 
 
 def json_excess(document: str) -> str | None:

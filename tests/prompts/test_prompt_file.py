@@ -537,6 +537,10 @@ def _with_document(document: bytes) -> bytes:
         (_with_document(b" " * (17 * 2**20)), "bytes; at most 16,777,216"),
         (_with_document(b"[" + b"[]," * 400_000 + b"[]]"), "objects; at most 40,000"),
         (_with_document(b"{" * 50_000), "objects; at most 40,000"),
+        (
+            safetensors_numpy.save({}, {str(index): "" for index in range(70_000)}),
+            "about 140,001 names",
+        ),
         (_with_document(b"[" + b"7," * 600_000 + b"7]"), "values; at most 500,000"),
         (
             _with_document(b"[" + rb"\u007b\u002c" * 300_000 + b"]"),
@@ -556,6 +560,7 @@ def _with_document(document: bytes) -> bytes:
         "bytes",
         "empty lists",
         "nothing but objects",
+        "metadata",
         "numbers",
         "escaped",
         "lists",

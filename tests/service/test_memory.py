@@ -220,7 +220,8 @@ def test_bodies_of_single_bytes_take_no_more_than_their_size(small: Served) -> N
             "127.0.0.1", int(small.url.rpartition(":")[2])
         )
         head = (
-            "POST /v1/classify?task=pets HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\n"
+            "POST /v1/classify?task=pets HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            "Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         writer.write(
             f"{head}Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n".encode()

@@ -6,6 +6,7 @@ interpreter is the service.
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 import time
@@ -68,6 +69,8 @@ def watched_service(
         monkeypatch.setenv(f"PROMPT_SERVE_{name.upper()}", value)
     configured = Settings.from_environment()
     core = Core(configured)
+    gc.collect()
+    gc.freeze()  # as the service does when it has started
     app: ASGIApp = create_app(core)
 
     async def under_v1(scope, receive, send):  # type: ignore[no-untyped-def]
@@ -104,6 +107,7 @@ def watched_service(
         server.should_exit = True
         thread.join(_START_S)
         core.close()
+        gc.unfreeze()
 
 
 def request(method: str, path: str, body: bytes, kind: str, **headers: str) -> bytes:

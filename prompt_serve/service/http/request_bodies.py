@@ -47,6 +47,7 @@ from prompt_serve.service.inference.requests import (
     TaskSelector,
     image_from_text,
 )
+from prompt_serve.service.inference.task_scorer import check_count
 
 _IMAGE_FIELDS = ("image", "image_url")
 _TASK_FIELDS = ("task", "tag", "top_k", "top_tasks")
@@ -187,6 +188,7 @@ async def _read_images(
     if kind == "application/json":
         _check_names(parameters.keys(), fields)
         message = await _read_json(request, schema)
+        check_count("images", len(message.images), limits.max_images)
         images = await asyncio.to_thread(lambda: list(map(image_from_text, message.images)))
         return ParsedImageRequest(images, _query_from_json(message, parameters))
     if kind in TENSOR_TYPES:

@@ -42,12 +42,12 @@ class Archive:
         _check_entries(file)
         try:
             self._zip = zipfile.ZipFile(file)
+            entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
         # A damaged directory makes zipfile raise all kinds of exceptions.
         except Exception as error:
             raise ArchiveInvalid(f"Not a zip file: {error}. Send a zip of prompt files.") from error
         self._max_bytes = max_bytes
         self._read_bytes = 0
-        entries = [entry for entry in self._zip.infolist() if not entry.is_dir()]
         _check_sizes(entries, max_bytes)
         for entry in self._zip.infolist():
             _check_entry(entry)

@@ -38,6 +38,7 @@ NOT_ANSWERED = {
 }  # fmt: skip
 # Codes that cannot be provoked here; the tests that see them.
 SEEN_ELSEWHERE = {
+    "body-too-slow": "middleware/test_body_limit.py",
     "deadline-exceeded": "http/test_requests.py",
     "image-unreachable": "inference/test_url_fetcher.py",
     "internal-error": "test_problems.py",

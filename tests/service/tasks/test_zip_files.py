@@ -139,6 +139,15 @@ def test_an_import_that_names_one_file_for_many_tasks_is_bounded(
     assert registry.revision() == before
 
 
+@pytest.mark.parametrize("entries", [1, 2, 300])
+def test_entries_without_a_name_are_refused(entries: int) -> None:
+    directory = (b"PK\x01\x02" + bytes(42)) * entries
+    end = b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 1, 1, len(directory), 0, 0)
+
+    with pytest.raises(ArchiveInvalid, match="Not a zip file"):
+        Archive(io.BytesIO(directory + end))
+
+
 @pytest.mark.parametrize("entries", [5, 50, 70_000])
 def test_a_directory_of_too_many_entries_is_refused_before_it_is_read(
     monkeypatch: pytest.MonkeyPatch, entries: int
