@@ -45,7 +45,7 @@ export SHOP
 works 'prompt-serve keys list'
 prints "name   id" "alice" "shop" "never"
 lacks "$ADMIN" "$SHOP"
-fails 2 'prompt-serve keys crate bob'
+fails 2 'prompt-serve keys creat bob'
 notes "Did you mean 'create'?"
 
 step "serve on all interfaces"

@@ -10,7 +10,9 @@ from prompt_serve.service import bento
 def list_routes(routes: Iterable[object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield method and template of all routes, nested ones included."""
     for route in routes:
-        path = prefix + (getattr(route, "path_format", None) or getattr(route, "path", None) or "")
+        # The path without convertors, but of a mounted folder without its parameter.
+        form = "path_format" if hasattr(route, "methods") else "path"
+        path = prefix + (getattr(route, form, None) or "")
         inner = getattr(route, "original_router", None) or getattr(route, "app", None)
         if getattr(route, "path", None) == "/v1":
             inner = bento._app  # mounted as a plain function

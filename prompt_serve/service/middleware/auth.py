@@ -92,7 +92,8 @@ def check_allowed(allowed: Permissions, method: str, path: str, caller: str) -> 
     if action not in allowed.actions:
         raise NotAllowed(
             f"This needs a key that may {action}; {caller!r} may only "
-            f"{' and '.join(sorted(allowed.actions))}.",
+            f"{' and '.join(sorted(allowed.actions))}. Use a key of the role admin, or one created "
+            f"with --allow {action}.",
             action=action,
         )
     if _OF_ALL_TASKS.fullmatch(path) and not allowed.has_all_tasks:

@@ -67,8 +67,18 @@ def test_the_parent_makes_a_folder_of_its_own_and_takes_it_along(tmp_path: Path)
 
 
 def test_no_metric_has_a_label_that_a_caller_chooses() -> None:
-    allowed = {"method", "route", "status", "kind", "result"}
+    allowed = {"method", "route", "status", "kind", "result", "key"}  # keys: see below
     of_the_service = {"version", "backbone", "precision", "provider"}
     for name, metric in vars(metrics).items():
         labels = set(getattr(metric, "_labelnames", ()))
         assert labels <= allowed or labels == of_the_service, name
+
+
+def test_any_number_of_keys_makes_a_bounded_number_of_series() -> None:
+    for n in range(500):
+        metrics.count_request_of(f"key-{n}", images=2)
+    for metric in (metrics.key_requests, metrics.key_images):
+        [family] = metric.collect()
+        keys = {sample.labels["key"] for sample in family.samples}
+        assert len(keys) == 201
+        assert "other" in keys

@@ -8,10 +8,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from prompt_serve.errors import NotReady, RequestInvalid
 from prompt_serve.service.middleware.api_key_cache import FRESH_S, NOTE_USE_EVERY_S, ApiKeyCache
-from prompt_serve.service.storage.api_keys import Keys, Token
+from prompt_serve.service.permissions import Permissions, Quota
+from prompt_serve.service.storage.api_keys import Keys, Token, key_table
 from prompt_serve.service.storage.audit import AuditLog, acting_as, record
 from prompt_serve.service.storage.database import Database
 
@@ -173,3 +175,65 @@ def test_changes_are_noted_with_who_made_them_and_read_in_pages(
     assert {entry.actor for entry in rest.entries} == {"anonymous", "cli:ann"}
     [put] = log.page(action="task.put", subject="t1").entries
     assert (put.before, put.after) == (None, "1")
+
+
+@pytest.mark.parametrize("overlap_h", [0, 1, 24, 48, 1000])
+@pytest.mark.parametrize("expires_h", [None, 2, 100])
+def test_a_rotated_key_ends_after_the_overlap_or_at_its_own_expiry(
+    keys: Keys, overlap_h: int, expires_h: int | None
+) -> None:
+    now = datetime.now(UTC)
+    expires = None if expires_h is None else now + timedelta(hours=expires_h)
+    permissions = Permissions.checked(["read", "upload"], ["team/*"])
+    quota = Quota(requests_per_s=2.5, tasks=7)
+    old_token, old = keys.create("app", permissions, expires, quota)
+    token, new = keys.rotate("app", timedelta(hours=overlap_h))
+
+    assert token != old_token
+    assert (new.name, new.permissions, new.quota) == ("app", permissions, quota)
+    assert new.expires is None
+    found = keys.find(old.id)
+    assert found is not None
+    ends_h = min(overlap_h, expires_h or overlap_h)
+    for hours in (0.5, 1.5, 30, 70, 2000):
+        expected = "valid" if hours < ends_h else "expired"
+        assert found.state(now + timedelta(hours=hours)) == expected, hours
+        assert new.state(now + timedelta(hours=hours)) == "valid"
+    assert {key.id for key in keys.revoke("app")} == {old.id, new.id}
+    with pytest.raises(RequestInvalid, match="no valid key named 'app'"):
+        keys.rotate("app", timedelta(hours=1))
+
+
+@pytest.mark.parametrize(
+    ("role", "actions"),
+    [("infer", {"read", "classify"}), ("admin", {"read", "classify", "upload", "admin"})],
+)
+def test_a_key_of_before_has_the_actions_of_its_role(
+    database: Database, keys: Keys, role: str, actions: set[str]
+) -> None:
+    token, key = keys.create("old", "infer")
+    with database.write() as db:
+        db.execute(sa.update(key_table).values(role=role, actions="", names="", tags="", quota=""))
+    found = keys.find(key.id)
+    assert found is not None
+    assert str(found.role) == role
+    assert set(map(str, found.permissions.actions)) == actions
+    assert found.permissions.has_all_tasks
+    assert found.quota == Quota()
+    parsed = Token.parse(token)
+    assert parsed is not None
+    assert parsed.opens(found)
+
+
+def test_uses_are_added_up_and_written_at_the_latest_when_a_worker_stops(keys: Keys) -> None:
+    cache = ApiKeyCache(keys, Clock())
+    _, key = keys.create("busy", "infer")
+    for images in (0, 3, 4):
+        cache.count(key.id, images)
+    cache.note_use(key)
+    cache.count(key.id, 5)
+    cache.close()
+    cache.close()
+    found = keys.find(key.id)
+    assert found is not None
+    assert (found.requests, found.images) == (4, 12)
