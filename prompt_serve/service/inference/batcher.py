@@ -17,8 +17,8 @@ import os
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 
@@ -231,14 +231,16 @@ class Batcher:
             Cancelling it takes the request's images out of the queue at once.
 
         Raises:
-            Overloaded: the queue is full; says when to retry.
+            Overloaded: the queue is full, and no caller holds more of it than this one; says when
+                to retry. If one does, its newest requests end with Overloaded instead.
             NotReady: the batcher was stopped, or its inference thread died.
         """
         request = PendingRequest(len(images), deadline, rows)
         admitted = [_QueuedImage(image, request, index) for index, image in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
-            self.check_room(len(images) * len(rows), size_bytes)
+            for displaced, error in self._room(len(images) * len(rows), size_bytes):
+                self._finish_request(displaced.future, error)
             self._admitted.update(admitted)
             self._admitted_passes += len(images) * len(rows)
             self._admitted_bytes += size_bytes
@@ -256,21 +258,61 @@ class Batcher:
     def check_room(self, passes: int, size_bytes: int) -> None:
         """Raise what ``submit`` would raise for this many passes, images of ``size_bytes``."""
         with self._changed:
+            self._room(passes, size_bytes)
+
+    def _room(self, passes: int, size_bytes: int) -> list[tuple[PendingRequest, Overloaded]]:
+        """Return the requests that have to end for a new one; raise as ``submit`` does.
+
+        Whoever holds most of a full queue gives up newest requests first, as long as it holds more
+        than the new request's caller would: a full queue has room for callers with little in it.
+        """
+        error = self._excess(passes, size_bytes, 0, 0)
+        if error is None:
+            return []
+        caller = current_request().turn.caller
+        requests = {image.request: image.admitted_at for image in self._admitted}
+        newest_first = sorted(requests, key=requests.__getitem__, reverse=True)
+        displaced: list[PendingRequest] = []
+        left_passes = left_bytes = 0
+        while self._excess(passes, size_bytes, left_passes, left_bytes) is not None:
+            held: Counter[Hashable] = Counter()
+            for image in self._admitted:
+                if image.request not in displaced:
+                    held[image.request.turn.caller] += image.passes
+            [(largest, most)] = held.most_common(1) or [(caller, 0)]
+            if largest == caller or most <= held[caller] + passes:
+                raise error
+            newest = next(
+                one for one in newest_first if one not in displaced and one.turn.caller == largest
+            )
+            displaced.append(newest)
+            images = [image for image in self._admitted if image.request is newest]
+            left_passes += sum(image.passes for image in images)
+            left_bytes += sum(image.size_bytes for image in images)
+        return [(request, error) for request in displaced]
+
+    def _excess(
+        self, passes: int, size_bytes: int, left_passes: int, left_bytes: int
+    ) -> Overloaded | None:
+        """Return the error of a queue that has no room, also without what is about to leave it."""
+        with self._changed:
             if self._closed_reason is not None:
                 raise NotReady(self._closed_reason, retry_after_s=1.0)
-            waiting = self._admitted_passes
+            waiting = self._admitted_passes - left_passes
             excess = waiting + passes - self._max_queue_images
             if excess > 0:
                 limit = f"{passes} more would exceed the maximum of {self._max_queue_images}"
-                raise self._overloaded(waiting, limit, excess)
-            excess_bytes = self._admitted_bytes + size_bytes - self._max_queue_bytes
+                return self._overloaded(waiting, limit, excess)
+            waiting_bytes = self._admitted_bytes - left_bytes
+            excess_bytes = waiting_bytes + size_bytes - self._max_queue_bytes
             if excess_bytes > 0:
                 limit = (
-                    f"{self._admitted_bytes:,} bytes, {size_bytes:,} more would exceed the "
+                    f"{waiting_bytes:,} bytes, {size_bytes:,} more would exceed the "
                     f"maximum of {self._max_queue_bytes:,}"
                 )
-                share = excess_bytes / max(1, self._admitted_bytes)
-                raise self._overloaded(waiting, limit, min(1.0, share) * waiting)
+                share = excess_bytes / max(1, waiting_bytes)
+                return self._overloaded(waiting, limit, min(1.0, share) * waiting)
+        return None
 
     def expire(self, future: Future[list[Outcome]]) -> None:
         """End a request at its deadline: images without an outcome get DeadlineExceeded."""

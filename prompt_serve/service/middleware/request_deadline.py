@@ -5,6 +5,7 @@ the request's context.
 """
 
 import asyncio
+import contextlib
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +16,7 @@ from prompt_serve.service.problems import problem_of, problem_response
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.deadline import Deadline
 
+_LINGER_S = 2.0
 _INFERENCE = frozenset({"/classify", "/v1/classify", "/v1/embed", "/v1/score"})
 
 
@@ -88,15 +90,26 @@ class _Body:
             if not timeout.expired():
                 raise
             self._is_late = True
+            await self._discard_rest()
             raise self._deadline.exceeded(
                 "before its body had arrived. Send less at once, or allow more time."
             ) from error
         self._is_complete = not message.get("more_body", False)
         return message
 
+    async def _discard_rest(self) -> None:
+        """Read on for a moment: closing while the client still sends would lose the answer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while not self._is_complete:
+                    message = await self._receive()
+                    self._is_complete = not message.get("more_body", False)
+
     async def _send_noting(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self._is_answered = True
-            if self._is_late:  # the rest of the body must not be taken for another request
+            if (
+                self._is_late and not self._is_complete
+            ):  # the rest of the body must not be taken for another request
                 MutableHeaders(scope=message)["Connection"] = "close"
         await self._send(message)
