@@ -50,11 +50,13 @@ def temporary_server(programs: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def postgres_server(programs: Path, folder: Path) -> Iterator[str]:
-    """Run a server with its data and its socket in ``folder``; yields the folder.
+    """Run a server with its data and its socket in ``folder``, which may have been one before;
+    yields the folder.
 
     fsync is off: nothing here has to survive a power failure.
     """
-    create_cluster(programs, folder)
+    if not folder.exists():
+        create_cluster(programs, folder)
     server = start_server(programs, folder)
     try:
         yield str(folder)
