@@ -238,3 +238,16 @@ def test_a_condition_is_checked_before_and_with_the_change(
             registry.delete("a", condition)
 
     assert registry.versions(["a"]) == {"a": B if holds else A}
+
+
+@pytest.mark.parametrize("kind", ["deep", "projected", "ragged", "low_rank", "class_vectors_16"])
+def test_prompts_of_the_image_tower_are_known_by_their_backbone(
+    registry: Registry, kind: str
+) -> None:
+    prompt = GOLDEN[kind]
+    registry.put(new("image", prompt))
+    put(registry, "text", 1)
+
+    expected = {version_of(to_bytes(prompt))} if prompt.image is not None else set()
+    assert registry.image_prompts(prompt.backbone.fingerprint) == expected
+    assert registry.image_prompts("f" * 64) == frozenset()
