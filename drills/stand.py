@@ -97,12 +97,14 @@ class Stand:
         """Wait until the service is ready."""
         give_up = time.monotonic() + timeout_s
         async with httpx.AsyncClient(base_url=self.url, timeout=10) as http:
-            while time.monotonic() < give_up:
+            while time.monotonic() < give_up and (
+                self.process is None or self.process.poll() is None
+            ):
                 with contextlib.suppress(httpx.TransportError):
                     if (await http.get("/readyz")).status_code == 200:
                         return
                 await asyncio.sleep(0.1)
-        raise RuntimeError(f"not ready after {timeout_s:g} s:\n{self.log.read_text()[-3000:]}")
+        raise RuntimeError(f"The service is not ready:\n{self.log.read_text()[-3000:]}")
 
     def processes(self) -> list[psutil.Process]:
         """Return the service's process and all below it."""

@@ -40,7 +40,10 @@ MODULES: Mapping[str, Sequence[str]] = {
         "tests/service/inference/test_batcher_failures.py",
         "tests/service/inference/test_batcher.py",
     ),
-    "prompt_serve/service/storage/registry.py": ("tests/service/storage/test_registry.py",),
+    "prompt_serve/service/storage/registry.py": (
+        "tests/service/storage/test_registry_records.py",
+        "tests/service/storage/test_registry.py",
+    ),
 }
 _COPIED = ("prompt_serve", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
 _NOT_RUN = "not checked"

@@ -106,7 +106,7 @@ OF_CLASSES = Dense(context=to_float16(np.ones((2, 1, WIDTH))))
             f"Class name 1 has 501 characters; at most 500 are accepted: {'b' * 60!r}...",
         ),
         (
-            {"class_names": TWICE, "probe": to_float16(np.zeros(24))},
+            {"class_names": ("an other", *TWICE), "probe": to_float16(np.zeros(25))},
             f"Class names occur more than once: {', '.join(TWICE[:10])}.",
         ),
     ],

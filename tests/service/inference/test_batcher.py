@@ -428,7 +428,7 @@ def test_retry_after_is_the_time_until_there_is_room() -> None:
 
     # 0.1 s and more an image, on a machine that may be busy: the ratios hold all the same.
     assert 0.1 <= waits[0] < 1
-    assert waits[2] == pytest.approx(2 * waits[1], abs=0.16)  # each rounded to 0.1
+    assert waits[2] == pytest.approx(2 * waits[1], abs=0.16)  # each is rounded to 0.1 s
     assert waits[1] == pytest.approx(5 * waits[0], rel=0.5)
 
 
