@@ -65,6 +65,7 @@ LONG = {
     "docs/protocols.md": "runs a protocol",
     "docs/datasets.md": "runs a protocol",
     "docs/report.md": "runs a protocol",
+    "docs/tutorial.md": "learns two tasks",
 }
 # A block is not run because it needs one of these.
 REASONS = (

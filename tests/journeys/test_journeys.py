@@ -24,6 +24,7 @@ SHOWN = 8_000
 SKIPPED = "SKIPPED: "
 
 
+@pytest.mark.long
 def test_an_engineer_with_a_folder_of_images(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "colors", train=10, test=4)
 

@@ -32,7 +32,7 @@ from tests.service.one_task import LOGIT_ROUNDING, check, logits_of
 from tests.service.process import Served, service
 from tests.service.prompts import picture
 
-pytestmark = [pytest.mark.serve, pytest.mark.slow]
+pytestmark = [pytest.mark.serve, pytest.mark.slow, pytest.mark.long]
 
 IMAGES = [picture(seed) for seed in range(3)]
 # Options by task. Few steps: the vectors are to move away from where they start, not to be good.
@@ -200,7 +200,6 @@ def test_inspect_says_which_tasks_need_a_pass_of_their_own(
         assert alone == (one.prompt.image is not None)
 
 
-@pytest.mark.long
 def test_a_minute_of_mixed_load_with_uploads_and_rollbacks(
     served_vit: Served, learned: dict[str, Learned]
 ) -> None:

@@ -22,6 +22,7 @@ from tests.service.process import Served, environment, refused_start, service
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
+ZIP = {"Content-Type": "application/zip"}
 NAMES = ("pets", "cars", "trees", "birds", "ships")
 
 
@@ -179,9 +180,9 @@ def test_an_import_takes_signed_files_only(
     for path in folders:
         path.mkdir()
 
-    answer = trusting.post("/registry/import", content=export_of(folders[0], mixed))
+    answer = trusting.post("/registry/import", content=export_of(folders[0], mixed), headers=ZIP)
     assert [error["code"] for error in answer.json()["errors"]] == ["signature-invalid"]
-    answer = trusting.post("/registry/import", content=export_of(folders[1], good))
+    answer = trusting.post("/registry/import", content=export_of(folders[1], good), headers=ZIP)
     assert answer.json()["served"] == len(NAMES)
 
 

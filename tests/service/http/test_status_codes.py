@@ -45,6 +45,7 @@ SEEN_ELSEWHERE = {
     "not-ready": "test_faults.py",
     "overloaded": "tasks/test_swaps.py",
     "request-error": "test_problems.py",
+    "signature-invalid": "test_signed_tasks.py",
     "service-error": "inference/test_batcher.py",
     "version-ambiguous": "tasks/test_resolver.py",
 }

@@ -224,7 +224,7 @@ async def _stages(scope: Scope, receive: Receive, send: Send) -> None:
     request.timings.add("decode", now - 0.5, now - 0.3)
     request.timings.add("decode", now - 0.4, now - 0.2)
     request.timings.add("inference", now - 0.2, now - 0.1)
-    scope["route"] = type("Route", (), {"path": "/things/{name}"})()
+    scope["route"] = type("Route", (), {"path_format": "/things/{name}"})()
     error = ConfigInvalid("no")
     await problem_response(problem_of(error))(scope, receive, send)
 
