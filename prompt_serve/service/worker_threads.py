@@ -92,5 +92,8 @@ async def _run(pool: FairPool, function: Callable[..., _T], *args: object) -> _T
         if not timeout.expired():
             raise
         # A call that runs cannot be ended from here; what it waits for has the same deadline.
-        started = "while its work was running" if future.running() else "before its turn had come"
-        raise request.deadline.exceeded(f"{started}. Allow more time.") from error
+        if future.running():
+            when = "while its work was running, which may still finish."
+        else:
+            when = "before its turn had come."
+        raise request.deadline.exceeded(f"{when} Allow more time.") from error

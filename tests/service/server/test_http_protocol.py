@@ -2,8 +2,10 @@
 
 import contextlib
 import socket
+import time
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 
 from tests.service.process import Served
@@ -116,6 +118,30 @@ def test_connections_end_that_are_idle_or_do_not_finish_their_headers(served: Se
 
     assert received[:3] == [b""] * 3
     assert received[3].startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.long
+def test_a_client_that_does_not_read_is_cut(served: Served) -> None:
+    address = urlsplit(served.url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((str(address.hostname), int(address.port or 0)))
+        # More than the system's buffers take.
+        connection.sendall(b"GET /v1/openapi.json HTTP/1.1\r\n%s\r\n" % HOST * 400)
+        port = connection.getsockname()[1]
+        give_up = time.monotonic() + 150
+        held = False
+        # The system keeps what it has for the client; the service must not.
+        while (holds := port in _ports_of_clients(served)) or not held:
+            held = held or holds
+            assert time.monotonic() < give_up
+            time.sleep(0.2)
+
+
+def _ports_of_clients(served: Served) -> set[int]:
+    workers = psutil.Process(served.process.pid).children()
+    connections = [one for worker in workers for one in worker.net_connections("tcp")]
+    return {one.raddr.port for one in connections if one.raddr}
 
 
 @pytest.mark.parametrize("sent", [b"", b'{"embeddings": [['])
