@@ -22,6 +22,7 @@ WITHOUT_JSON = {
     "tasks download": "the result is a file",
     "registry export": "the result is a file",
     "report": "the result is a file",
+    "sign": "the result is a file",
     "tasks delete": "there is nothing left to describe",
 }
 

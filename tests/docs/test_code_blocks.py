@@ -221,7 +221,7 @@ def test_blocks_print_what_the_page_shows(
     shutil.copytree(ROOT / "deploy", folder / "deploy")
     shell = Shell(folder, environment)
     with contextlib.ExitStack() as stack:
-        own_home = any("keys create" in block.text for block in blocks)
+        own_home = any(re.search("keys create|registry restore", block.text) for block in blocks)
         if own_home:
             shell.environment = environment | {"PROMPT_SERVE_HOME": str(folder / "home")}
         elif any(_asks_service(block) for block in blocks):

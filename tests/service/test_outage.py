@@ -12,7 +12,7 @@ import pytest
 
 from prompt_serve.errors import NotReady
 from prompt_serve.schemas import STALE_HEADER
-from prompt_serve.service.outage import PATIENCE_S, RETRY_S, Outage
+from prompt_serve.service.storage.outage import PATIENCE_S, RETRY_S, Outage
 from tests.required import program_missing
 from tests.service.databases import postgres_programs, postgres_server
 from tests.service.process import Served, service

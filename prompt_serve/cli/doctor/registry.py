@@ -105,8 +105,8 @@ def check_device(settings: "Settings") -> Checked:
 
 def check_database(settings: "Settings") -> Checked:
     """Look into the database; nothing is created or upgraded."""
-    from prompt_serve.service.storage.inspection import database_state
     from prompt_serve.service.storage.migrations import HEAD
+    from prompt_serve.service.storage.upkeep.inspection import database_state
 
     try:
         state = database_state(settings.database)

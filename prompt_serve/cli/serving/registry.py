@@ -19,7 +19,7 @@ from prompt_serve.cli.user_path import UserPath, read_input
 from prompt_serve.errors import counted
 
 if TYPE_CHECKING:
-    from prompt_serve.service.storage.check import CheckedRegistry
+    from prompt_serve.service.storage.upkeep.check import CheckedRegistry
 
 
 @click.group()
@@ -122,7 +122,7 @@ def backup(out: Path, as_json: bool, database_url: str | None) -> None:
     prompt-serve registry backup -o registry-backup.db
     """
     url = registry_url(database_url)
-    from prompt_serve.service.storage.backup import back_up
+    from prompt_serve.service.storage.upkeep.backup import back_up
 
     checked = back_up(url, out)
     _print_checked(checked, f"Saved to {out}", {"file": str(out)}, as_json=as_json)
@@ -142,7 +142,7 @@ def restore(file: Path, as_json: bool, database_url: str | None) -> None:
     prompt-serve registry restore registry-backup.db
     """
     url = registry_url(database_url)
-    from prompt_serve.service.storage import backup as backups
+    from prompt_serve.service.storage.upkeep import backup as backups
 
     restored = backups.restore(file, url)
     kept = None if restored.replaced is None else str(restored.replaced)
@@ -168,7 +168,7 @@ def check(as_json: bool, database_url: str | None) -> None:
     prompt-serve registry check --database sqlite:///registry-backup.db
     """
     url = registry_url(database_url)
-    from prompt_serve.service.storage.check import check_registry
+    from prompt_serve.service.storage.upkeep.check import check_registry
 
     checked = check_registry(url)
     if as_json and checked.faults:

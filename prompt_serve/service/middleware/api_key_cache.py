@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady
-from prompt_serve.service.outage import Outage
 from prompt_serve.service.storage.api_keys import Keys, StoredKey
+from prompt_serve.service.storage.outage import Outage
 
 FRESH_S = 0.5
 NOTE_USE_EVERY_S = 60.0

@@ -16,7 +16,6 @@ from typing import TypeVar
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
 from prompt_serve.prompts.prompt_file import from_bytes
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.outage import Outage
 from prompt_serve.service.permissions import Permissions
 from prompt_serve.service.request_context import (
     Actor,
@@ -24,6 +23,7 @@ from prompt_serve.service.request_context import (
     current_request,
     request_scope,
 )
+from prompt_serve.service.storage.outage import Outage
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.tables import StoredPrompt
 from prompt_serve.service.storage.visibility import permissions

@@ -20,11 +20,11 @@ import sqlalchemy as sa
 
 from prompt_serve.errors import ConfigInvalid, DatabaseUnsupported, NotReady, RegistryDamaged
 from prompt_serve.prompts.prompt_file import version_of
-from prompt_serve.service.storage.backup import back_up, restore
-from prompt_serve.service.storage.check import check_registry
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.storage.tables import class_features, kept_version, prompt_file, task
+from prompt_serve.service.storage.upkeep.backup import back_up, restore
+from prompt_serve.service.storage.upkeep.check import check_registry
 from tests.golden import GOLDEN
 from tests.service.databases import ROOT
 from tests.service.process import service, starting_service, wait_until_ready

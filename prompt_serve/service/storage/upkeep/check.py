@@ -14,7 +14,6 @@ from sqlalchemy.exc import SQLAlchemyError
 from prompt_serve.errors import DatabaseUnsupported, NotReady, PromptFileInvalid, RegistryDamaged
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, version_of
 from prompt_serve.service.storage.database import parse_url
-from prompt_serve.service.storage.inspection import DatabaseState, read_state, reading_engine
 from prompt_serve.service.storage.migrations import HEAD
 from prompt_serve.service.storage.tables import (
     class_features,
@@ -23,6 +22,7 @@ from prompt_serve.service.storage.tables import (
     task,
     without_nul,
 )
+from prompt_serve.service.storage.upkeep.inspection import DatabaseState, read_state, reading_engine
 
 _FILES_PER_READ = 64
 _FLOAT_BYTES = 4

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from prompt_serve.errors import ConfigInvalid, NotReady
 from prompt_serve.files import atomic_file
-from prompt_serve.service.storage.check import CheckedRegistry, check_registry
 from prompt_serve.service.storage.database import parse_url, sqlite_path
 from prompt_serve.service.storage.sqlite_file import (
     FILE_MODE,
@@ -21,6 +20,7 @@ from prompt_serve.service.storage.sqlite_file import (
     make_private_folder,
     new_id,
 )
+from prompt_serve.service.storage.upkeep.check import CheckedRegistry, check_registry
 
 
 @dataclass(frozen=True, kw_only=True)
