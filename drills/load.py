@@ -159,7 +159,8 @@ class Load:
             self.ledger.counts["right"] += 1
             self.ledger.good.append((sent, received))
         else:
-            self.ledger.fault("wrong", f"{name}, image {image}: {wrong}")
+            stale = answer.headers.get("x-stale-seconds")
+            self.ledger.fault("wrong", f"{name}, image {image}: {wrong} (stale: {stale})")
 
     async def _send_bad(self, name: str, data: bytes) -> None:
         answer = await self._post(name, data)

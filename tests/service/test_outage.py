@@ -3,6 +3,7 @@
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 
 from prompt_serve.errors import NotReady
 from prompt_serve.schemas import STALE_HEADER
+from prompt_serve.service.request_context import RequestContext, request_scope
+from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.storage.outage import PATIENCE_S, RETRY_S, Outage
 from tests.required import program_missing
 from tests.service.databases import postgres_programs, postgres_server
@@ -98,26 +101,74 @@ def test_an_outage_costs_one_read_per_second_whatever_the_load() -> None:
     assert clock.reads <= 2 + 10 / RETRY_S
 
 
-def test_a_database_that_hangs_holds_only_those_that_were_first() -> None:
-    clock, release = Clock(), threading.Event()
-    outage = Outage(300, clock)
-    outage.read(clock.read, lambda: None)
+def hanging_reads(outage: Outage, clock: Clock, number: int) -> Callable[[], None]:
+    """Start reads that hang, each in a thread; returns what lets them end."""
+    release = threading.Event()
+    threads = []
 
     def hang() -> str:
         release.wait(60)
         return clock.read()
 
-    first = threading.Thread(target=outage.read, args=(hang, lambda: "last"))
-    first.start()
-    while not outage._running:
-        release.wait(0.001)
-    clock.now += 2 * PATIENCE_S
+    for n in range(number):
+        threads.append(threading.Thread(target=outage.read, args=(hang, lambda: "last")))
+        threads[-1].start()
+        while len(outage._running) <= n:
+            release.wait(0.001)
+        clock.now += 2 * PATIENCE_S
+
+    def end() -> None:
+        release.set()
+        for thread in threads:
+            thread.join()
+
+    return end
+
+
+def test_a_database_that_hangs_holds_only_those_that_were_first() -> None:
+    clock = Clock()
+    outage = Outage(300, clock)
+    outage.read(clock.read, lambda: None)
+    clock.now += 1
+    end = hanging_reads(outage, clock, 2)  # the second noticed, and tries again
 
     assert outage.read(clock.read, lambda: "last") == "last"
     assert outage.tolerated
-    release.set()
-    first.join()
+    end()
     assert not outage.tolerated
+
+
+def test_a_single_read_that_hangs_is_no_outage() -> None:
+    clock = Clock()
+    outage = Outage(300, clock)
+    outage.read(clock.read, lambda: None)
+    clock.now += 1
+    end = hanging_reads(outage, clock, 1)
+
+    for _ in range(3):
+        assert outage.read(clock.read, lambda: "last") != "last"
+        assert not outage.tolerated
+        clock.now += 2 * PATIENCE_S
+    end()
+
+
+@pytest.mark.parametrize("timeout_s", [1e-9, 1e-6, 1e-4])
+def test_a_deadline_that_has_passed_is_no_outage(timeout_s: float) -> None:
+    clock = Clock()
+    outage = Outage(300, clock)
+    outage.read(clock.read, lambda: None)
+    deadline = Deadline.after(timeout_s)
+
+    def fail() -> str:
+        while deadline.left_s:
+            time.sleep(timeout_s)
+        raise NotReady("cut at the deadline", retry_after_s=1.0)
+
+    with request_scope(RequestContext(deadline=deadline)), pytest.raises(NotReady):
+        outage.read(fail, lambda: "last")
+
+    assert not outage.tolerated
+    assert outage.read(clock.read, lambda: "last") != "last"
 
 
 @contextmanager

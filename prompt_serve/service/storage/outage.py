@@ -1,7 +1,9 @@
 """Use what was read last while the database cannot be read, for a limited time.
 
 During an outage one caller at a time tries again, once per ``RETRY_S``; all others are answered at
-once. A read that takes longer than ``PATIENCE_S`` counts as an outage for those that come later.
+once. If a read takes longer than ``PATIENCE_S`` and none that began later has succeeded, that is an
+outage for those that come later. A read that fails at the deadline of its own request is none: no
+caller decides what others get.
 """
 
 import threading
@@ -10,9 +12,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from prompt_serve.errors import NotReady
+from prompt_serve.service.request_context import current_request
 
 RETRY_S = 1.0
-PATIENCE_S = 1.0
+PATIENCE_S = 3.0
 
 _T = TypeVar("_T")
 
@@ -71,6 +74,8 @@ class Outage:
         try:
             found = read()
         except NotReady:
+            if _is_past_deadline():
+                raise
             self._failed_at = self._clock()
             known = last() if self.tolerated else None
             if known is None:
@@ -83,5 +88,12 @@ class Outage:
 
     def _notice_hanging_reads(self) -> None:
         oldest = min(list(self._running.values()), default=float("inf"))
-        if self._failed_at is None and self._limit_s and self._clock() - oldest > PATIENCE_S:
-            self._failed_at = self._clock()
+        if self._failed_at is not None or not self._limit_s or self._read_at > oldest:
+            return
+        if self._clock() - oldest > PATIENCE_S:
+            self._failed_at = self._clock() - RETRY_S  # the caller that notices it tries again
+
+
+def _is_past_deadline() -> bool:
+    deadline = current_request().deadline
+    return deadline is not None and not deadline.left_s
