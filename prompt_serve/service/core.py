@@ -142,6 +142,7 @@ class Core:
         self.resolver = TaskResolver(
             self.registry, self._features, cache, self.settings.stale_tasks_s
         )
+        self.database.after_change = self.resolver.end_outage
         self.catalog = TaskCatalog(self.registry, fingerprint)
         self.store = TaskStore(self.registry, self._features, cache, self.catalog, signatures)
         self.editor = TaskEditor(self.registry, self.resolver, cache, self.catalog, signatures)

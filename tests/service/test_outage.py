@@ -171,6 +171,19 @@ def test_a_deadline_that_has_passed_is_no_outage(timeout_s: float) -> None:
     assert outage.read(clock.read, lambda: "last") != "last"
 
 
+def test_a_change_that_was_stored_ends_the_outage() -> None:
+    clock = Clock()
+    outage = Outage(300, clock)
+    outage.read(clock.read, lambda: None)
+    clock.works = False
+    assert outage.read(clock.read, lambda: "last") == "last"
+    clock.works = True
+
+    assert outage.read(clock.read, lambda: "last") == "last"  # not tried again yet
+    outage.end()
+    assert outage.read(clock.read, lambda: "last") != "last"
+
+
 @contextmanager
 def postgresql() -> Iterator[tuple[str, Callable[[], None], Callable[[], None]]]:
     """Yield the URL of a database, and functions that stop its server and start it again."""

@@ -87,6 +87,7 @@ class Database:
         self._file = None if path is None else SqliteFile(path)
         self._engine = _create_engine(parsed, self._file)
         self._last_write = float("-inf")
+        self.after_change: Callable[[], object] = lambda: None  # called when one is stored
         self._joined = threading.local()  # ``connection`` of the transaction that a thread is in
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
@@ -169,6 +170,7 @@ class Database:
             finally:
                 self._joined.connection = None
             self._check_file(connection)
+        self.after_change()
         if raise_revision:
             self._last_write = time.monotonic()
 

@@ -68,6 +68,10 @@ class Outage:
         finally:
             self._retry.release()
 
+    def end(self) -> None:
+        """End the outage: a change was stored, and nobody may miss it from now on."""
+        self._failed_at = None
+
     def _try(self, read: Callable[[], _T], last: Callable[[], _T | None]) -> _T:
         key, started = object(), self._clock()
         self._running[key] = started

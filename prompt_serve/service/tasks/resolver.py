@@ -130,6 +130,10 @@ class TaskResolver:
             found = known.image_prompts = self._registry.image_prompts(self._features.fingerprint)
         return found
 
+    def end_outage(self) -> None:
+        """Read the database again; called once it has stored a change."""
+        self._outage.end()
+
     @property
     def stale_s(self) -> float:
         """Age of the known versions while the database cannot be read; else 0."""
