@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 
 from prompt_serve.service.problems import MEDIA_TYPE
 from tests.service.contract.faults import KINDS, TASK, Call
+from tests.service.contract.generated import seeded
 from tests.service.process import Served
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -81,13 +82,7 @@ def test_a_fault_of_the_caller_is_never_one_of_the_service(
 ) -> None:
     before = caller.seen.copy()
 
-    @settings(
-        max_examples=n_examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @seeded(n_examples)
     @given(request=KINDS[kind]())
     def check(request: Call) -> None:
         caller.check(request)

@@ -5,12 +5,13 @@ from typing import Any
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_serve.schemas import TIMEOUT_HEADER
 from prompt_serve.service.http.app import create_app
 from tests.service.contract.documents import CONFORMANCE, operations
+from tests.service.contract.generated import seeded
 from tests.service.process import Served
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
@@ -33,13 +34,7 @@ def schema(contract_service: Served) -> Any:
 def test_every_answer_is_documented(schema: Any, name: str, n_examples: int) -> None:
     operation = schema.find_operation_by_id(name)
 
-    @settings(
-        max_examples=n_examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    @seeded(n_examples)
     @given(case=operation.as_strategy(), is_known=st.booleans())
     def check(case: Any, is_known: bool) -> None:
         case.headers.pop(TIMEOUT_HEADER, None)  # a deadline of a millisecond is a 504
