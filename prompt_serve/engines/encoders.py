@@ -3,10 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from prompt_serve.bundle import Bundle
-from prompt_serve.engines.batch_sizes import batch_buckets
 from prompt_serve.engines.image_encoder import ImageEncoder
 from prompt_serve.engines.interface import PromptedEngine
-from prompt_serve.engines.onnx_cuda import cuda
+from prompt_serve.engines.onnx_cuda import cuda, cuda_images
 from prompt_serve.engines.onnx_images import OnnxImages
 from prompt_serve.engines.onnx_session import CPU
 from prompt_serve.engines.onnx_text import TextEncoder
@@ -64,15 +63,11 @@ class Encoders:
             BundleInvalid: the graphs cannot be loaded.
         """
         max_batch = max_batch or default_batch(cuda_device)
-        provider = CPU if cuda_device is None else cuda(cuda_device)
-        engine = OnnxImages(
-            bundle,
-            provider,
-            threads=threads,
-            # On CUDA every new batch size needs a new memory plan, so a few sizes are warmed up and
-            # smaller batches are padded to them.
-            batch_sizes=() if cuda_device is None else batch_buckets(max_batch),
-        )
+        if cuda_device is None:
+            provider, engine = CPU, OnnxImages(bundle, threads=threads)
+        else:
+            provider = cuda(cuda_device)
+            engine = cuda_images(bundle, cuda_device, threads=threads, max_batch=max_batch)
         return cls(
             bundle,
             ImageEncoder(bundle, engine, max_batch=max_batch),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from prompt_serve.bundle import Bundle
-from prompt_serve.engines.batch_sizes import Rows, in_bucket
 from prompt_serve.engines.image_graphs import ImageGraphs
 from prompt_serve.engines.interface import ImageEngine, PromptedEngine
 from prompt_serve.errors import BackboneUnsupported
@@ -56,7 +55,7 @@ class ImageEncoder:
 
     def encode_plain(self, pixels: PixelArray) -> FloatArray:
         """Encode (B, S, S, 3) uint8 pixels without learned vectors to (B, E) features."""
-        return in_bucket(self._run_plain, pixels, (), self.engine.batch_sizes)
+        return self.engine.encode(pixels)
 
     @property
     def prompted(self) -> PromptedEngine:
@@ -105,6 +104,3 @@ class ImageEncoder:
     def _black(self, images: int) -> PixelArray:
         side = self._bundle.manifest.preprocessing.image_size
         return np.zeros((images, side, side, 3), dtype=np.uint8)
-
-    def _run_plain(self, pixels: PixelArray, _: Rows) -> FloatArray:
-        return self.engine.encode(pixels)

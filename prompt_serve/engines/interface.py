@@ -59,7 +59,7 @@ class ImageEngine(Protocol):
 
     @property
     def batch_sizes(self) -> Sequence[int]:
-        """Batch sizes that smaller batches are padded to, ascending; none: any size is as good."""
+        """Batch sizes to warm up, ascending: ``encode`` pads to them; none: any size is as good."""
 
     @property
     def prompted(self) -> PromptedEngine | None:

@@ -9,6 +9,8 @@ import numpy as np
 import onnxruntime as ort
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.engines.batch_sizes import Rows, in_bucket
+from prompt_serve.engines.captured_batches import CapturedBatches
 from prompt_serve.engines.onnx_session import CPU, Provider, open_session
 from prompt_serve.engines.ort_placement import products_by_provider
 from prompt_serve.prompts.image_rows import ImageRows, image_inputs, lay_out
@@ -25,14 +27,16 @@ class OnnxImages:
         threads: number of threads of the CPU kernels.
         batch_sizes: sizes that batches are padded to; none on a CPU, where a padded image costs as
             much as a real one.
+        captured: provider that captures a CUDA graph for each of ``batch_sizes``, to run images
+            without learned vectors; None runs them as all others.
 
     Raises:
         ProviderUnavailable: the provider does not run.
         BundleInvalid: the graph cannot be loaded.
+        RuntimeError: the graph cannot be captured.
     """
 
     name = "onnxruntime"
-    runtime = f"onnxruntime {ort.__version__}"
 
     def __init__(
         self,
@@ -41,13 +45,21 @@ class OnnxImages:
         *,
         threads: int,
         batch_sizes: Sequence[int] = (),
+        captured: Provider | None = None,
     ) -> None:
         self.precision: Precision = bundle.manifest.precision
         self.batch_sizes = batch_sizes
         open_graph = partial(open_session, provider=provider, threads=threads)
-        self._session = open_graph(bundle.image_encoder)
+        self._session = open_session(bundle.image_encoder, captured or provider, threads=threads)
+        self._captured = None if captured is None else self._capture(bundle, captured)
         self.provider = provider.name
         self.prompted = prompted_images(bundle, open_graph, in_steps=bool(batch_sizes))
+
+    @property
+    def runtime(self) -> str:
+        """ONNX Runtime and its version, and whether batches are captured."""
+        graphs = "" if self._captured is None else ", CUDA graphs"
+        return f"onnxruntime {ort.__version__}{graphs}"
 
     @property
     def placement(self) -> Mapping[str, int]:
@@ -56,8 +68,21 @@ class OnnxImages:
 
     def encode(self, pixels: PixelArray) -> FloatArray:
         """Encode (B, S, S, 3) uint8 pixels to (B, E) image features of unit length."""
+        if self._captured is not None:
+            return self._captured.encode(pixels)
+        return in_bucket(self._run, pixels, (), self.batch_sizes)
+
+    def _run(self, pixels: PixelArray, _: Rows) -> FloatArray:
         (features,) = self._session.run(["image_features"], {"pixels": pixels})
         return np.asarray(features, dtype=np.float32)
+
+    def _capture(self, bundle: Bundle, provider: Provider) -> CapturedBatches:
+        return CapturedBatches(
+            self._session,
+            self.batch_sizes,
+            side=bundle.manifest.preprocessing.image_size,
+            device_id=provider.options["device_id"],
+        )
 
 
 class PromptedImages:
