@@ -92,7 +92,10 @@ def null_bundle(path: Path) -> Path:
     manifest = open_bundle(path).manifest
     feature = np.zeros((1, manifest.backbone.embed_dim), dtype=np.float32)
     feature[0, 0] = 1
-    constants = {"feature": feature, "width": np.array([feature.shape[1]], dtype=np.int64)}
+    constants: dict[str, np.ndarray] = {
+        "feature": feature,
+        "width": np.array([feature.shape[1]], dtype=np.int64),
+    }
     graph = helper.make_graph(
         [
             helper.make_node("Shape", ["pixels"], ["batch"], start=0, end=1),
@@ -121,9 +124,9 @@ def add_task(served: Served) -> None:
 
 def requests_by_kind() -> dict[str, bytes]:
     rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+    pixels = rng.random((SIDE, SIDE, 3), dtype=np.float32)
     jpeg = io.BytesIO()
-    Image.fromarray(pixels).save(jpeg, "JPEG")
+    Image.fromarray((255 * pixels).astype(np.uint8)).save(jpeg, "JPEG")
     return {
         "/livez": get("/livez"),
         "/v1/info": get("/v1/info"),
@@ -214,7 +217,11 @@ def alone(bundle_path: Path, jpeg: bytes) -> tuple[float, float, float]:
 
 
 def cpu_ms(work: Callable[[], None], times: int = 1000) -> float:
-    return 1000 * timed(lambda: [work() for _ in range(times)], time.process_time) / times
+    def repeated() -> None:
+        for _ in range(times):
+            work()
+
+    return 1000 * timed(repeated, time.process_time) / times
 
 
 def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -263,7 +270,7 @@ def cpu_s(served: Served) -> float:
     """Return the CPU that all processes of the service have used."""
     parent = psutil.Process(served.process.pid)
     times = [one.cpu_times() for one in (parent, *parent.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
+    return float(sum(one.user + one.system for one in times))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Lightweight load generator: prepared requests over raw asyncio sockets.
 
-Run by ``http_throughput`` and ``front`` in a process of its own. It shares the machine's cores with the service,
-so it parses only the status and length of a response. Prints one JSON line.
+Run by ``http_throughput`` and ``front`` in a process of its own. It shares the machine's cores with
+the service, so it parses only the status and length of a response. Prints one JSON line.
 """
 
 import argparse

@@ -41,7 +41,7 @@ class WaitingBatcher(Batcher):
         super().__init__(decode, encode_slowly, **options)
 
 
-core.Batcher = WaitingBatcher  # type: ignore[misc]  # before the service makes its own
+vars(core)["Batcher"] = WaitingBatcher  # before the service makes its own
 
 from prompt_serve.service.bento import PromptServe  # noqa: E402 (see above)
 
