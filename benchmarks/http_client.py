@@ -1,7 +1,7 @@
 """Lightweight load generator: prepared requests over raw asyncio sockets.
 
-Run by ``http_throughput`` in a process of its own. It shares the machine's cores with the service,
-so it parses only the status and length of a response. Prints one JSON line.
+Run by ``http_throughput`` and ``front`` in a process of its own. It shares the machine's cores with
+the service, so it parses only the status and length of a response. Prints one JSON line.
 """
 
 import argparse
@@ -15,15 +15,19 @@ from pathlib import Path
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--tasks", type=int, required=True)
+    parser.add_argument("--images", type=Path, help="folder of files to classify")
+    parser.add_argument("--tasks", type=int, default=1)
+    parser.add_argument("--request", type=Path, help="file of one complete request, in their place")
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
-    requests = prepare(sorted(options.images.iterdir()), options.tasks)
+    if options.request is not None:
+        requests = [options.request.read_bytes()]
+    else:
+        requests = prepare(sorted(options.images.iterdir()), options.tasks)
     statuses: Counter[int] = Counter()
     latencies_s: list[float] = []
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
     stop_at = started + options.seconds
     await asyncio.gather(
         *(
@@ -32,7 +36,13 @@ async def main() -> None:
         )
     )
     seconds = time.perf_counter() - started
-    print(json.dumps({"seconds": seconds, "statuses": dict(statuses), "latencies_s": latencies_s}))
+    found = {
+        "seconds": seconds,
+        "cpu_s": time.process_time() - used,
+        "statuses": dict(statuses),
+        "latencies_s": latencies_s,
+    }
+    print(json.dumps(found))
 
 
 def prepare(images: list[Path], tasks: int) -> list[bytes]:

@@ -24,11 +24,12 @@ from prompt_serve.service import preflight, startup
 from prompt_serve.service.bind_address import anonymous_access, bind_host
 from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.core import Core
-from prompt_serve.service.http.app import create_app
-from prompt_serve.service.http.readiness import ReadinessProbe
+from prompt_serve.service.http.app import create_app, direct_routes
+from prompt_serve.service.http.direct import DirectRoutes
+from prompt_serve.service.http.probes import Probes
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
-from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
+from prompt_serve.service.middleware.bento_middleware import RemoveBentoMiddleware
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
 from prompt_serve.service.middleware.cors import add_cors
 from prompt_serve.service.middleware.oidc import token_verifier
@@ -59,14 +60,16 @@ _app.state.api_key_cache = None  # set, like the core, when a worker has started
 
 async def _v1(scope: Scope, receive: Receive, send: Send) -> None:
     """Call the app. A plain function, because BentoML inspects the routes of an app it recognizes
-    and handles unmatched paths itself: /v1/nonsense would not get a problem document."""
+    and handles unmatched paths itself: /v1/nonsense would not get a problem document. Most requests
+    do not come here: ``http.direct`` answers them before BentoML's router."""
     await _app(scope, receive, send)
 
 
 def _with_middleware(app: ASGIApp) -> ASGIApp:
     """Wrap all routes, BentoML's own included."""
     settings = Settings.from_environment()
-    app = ReadinessProbe(app, lambda: _app.state.core)
+    app = DirectRoutes(app, _app, direct_routes())
+    app = Probes(app, lambda: _app.state.core)
     app = PathMiddleware(app)
     app = BodyLimitMiddleware(app, settings.max_body_bytes, _budget, settings.min_body_bytes_per_s)
     app = AuthMiddleware(
@@ -86,7 +89,7 @@ def _with_middleware(app: ASGIApp) -> ASGIApp:
     )
     app = RequestLogMiddleware(app, Tracing(provider_from_environment()))
     app = HeartbeatMiddleware(app, _is_alive)
-    return RemoveBentoTimeout(app)
+    return RemoveBentoMiddleware(app)
 
 
 def _budget() -> ByteBudget | None:

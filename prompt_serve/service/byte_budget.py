@@ -75,16 +75,19 @@ class ByteBudget:
         finally:
             reservation.release()
 
-    def _ask(self, reservation: "Reservation", size_bytes: int, part: Part) -> "_Waiter":
-        waiter = _Waiter(reservation, size_bytes, part)
+    def _ask(self, reservation: "Reservation", size_bytes: int, part: Part) -> "_Waiter | None":
+        """Reserve bytes at once, where they fit; else return who waits for them."""
         with self._lock:
             if reservation.is_released:
                 raise ServiceError("The request is over.")
             needed = reservation.held[part] + size_bytes
             if self._limits is not None and needed > self._limits[part]:
                 raise self._never_fits(needed, part)
+            if self._fits(size_bytes, part):
+                self._change(reservation, part, size_bytes)
+                return None
+            waiter = _Waiter(reservation, size_bytes, part)
             self._waiting.append(waiter)
-            self._grant()
         return waiter
 
     def _give_up(self, waiter: "_Waiter") -> None:
@@ -101,6 +104,8 @@ class ByteBudget:
         )
 
     def _change(self, reservation: "Reservation", part: Part, size_bytes: int) -> None:
+        if not size_bytes:
+            return
         reservation.held[part] += size_bytes
         self._in_use[part] += size_bytes
         if self._on_change is not None:
@@ -123,17 +128,17 @@ class ByteBudget:
     def _grant(self) -> None:
         """Grant what fits, the oldest first; small ones may overtake large ones."""
         for waiter in list(self._waiting):
-            if self._fits(waiter):
+            if self._fits(waiter.size_bytes, waiter.part):
                 self._waiting.remove(waiter)
                 if waiter.granted.set_running_or_notify_cancel():
                     waiter.is_granted = True
                     self._change(waiter.reservation, waiter.part, waiter.size_bytes)
                     waiter.granted.set_result(None)
 
-    def _fits(self, waiter: "_Waiter") -> bool:
-        if self._limits is None or not waiter.size_bytes:
+    def _fits(self, size_bytes: int, part: Part) -> bool:
+        if self._limits is None or not size_bytes:
             return True
-        return self._in_use[waiter.part] + waiter.size_bytes <= self._limits[waiter.part]
+        return self._in_use[part] + size_bytes <= self._limits[part]
 
     def _never_fits(self, needed: int, part: Part) -> RequestTooLarge:
         limit = 0 if self._limits is None else self._limits[part]
@@ -169,6 +174,8 @@ class Reservation:
             RequestTooLarge: they can never fit.
         """
         waiter = self._budget._ask(self, size_bytes, part)
+        if waiter is None:
+            return
         try:
             waiter.granted.result(self._budget.max_wait_s)
         except TimeoutError:
@@ -177,7 +184,7 @@ class Reservation:
     async def grow_async(self, size_bytes: int, part: Part = "work") -> None:
         """Reserve more bytes as ``grow`` does, waiting on the event loop."""
         waiter = self._budget._ask(self, size_bytes, part)
-        if waiter.granted.done():
+        if waiter is None:
             return
         try:
             async with asyncio.timeout(self._budget.max_wait_s):

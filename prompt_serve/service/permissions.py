@@ -6,7 +6,8 @@ else decides.
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 from prompt_serve.errors import RequestInvalid
@@ -78,6 +79,11 @@ class Permissions:
     def has_all_tasks(self) -> bool:
         """Return True if the actions hold for all tasks."""
         return not self.names and not self.tags
+
+    @cached_property
+    def of_tasks(self) -> "Permissions":
+        """The same tasks without the actions: callers with equal ones see the same tasks."""
+        return replace(self, actions=frozenset())
 
     def allow_name(self, name: str) -> bool:
         """Return True if a task of this name may be changed, whether it exists or not."""

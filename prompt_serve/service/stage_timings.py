@@ -37,10 +37,16 @@ class StageTimings:
     def add(self, stage: Stage, started: float, ended: float) -> None:
         """Add the time from ``started`` to ``ended`` (``time.monotonic()``) to a stage."""
         with self._lock:
-            entry = self._times.setdefault(stage, StageTime(started, ended))
+            entry = self._times.get(stage)
+            if entry is None:
+                entry = self._times[stage] = StageTime(started, ended)
             entry.started = min(entry.started, started)
             entry.ended = max(entry.ended, ended)
             entry.busy_s += ended - started
+
+    def __bool__(self) -> bool:
+        """Return True if there is any stage."""
+        return bool(self._times)
 
     @contextmanager
     def during(self, stage: Stage) -> Iterator[None]:
@@ -54,5 +60,8 @@ class StageTimings:
     def by_stage(self) -> dict[Stage, StageTime]:
         """Return a copy of the times so far, ordered by start."""
         with self._lock:
-            copies = {stage: StageTime(**vars(entry)) for stage, entry in self._times.items()}
+            copies = {
+                stage: StageTime(entry.started, entry.ended, entry.busy_s)
+                for stage, entry in self._times.items()
+            }
         return dict(sorted(copies.items(), key=lambda item: item[1].started))

@@ -13,6 +13,8 @@ from typing import TypeVar
 from prompt_serve.errors import NotReady, Overloaded
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.fair_pool import FairPool
+from prompt_serve.service.scheduling.shared_read import SharedRead
+from prompt_serve.service.scheduling.turns import Turn
 
 _T = TypeVar("_T")
 
@@ -39,6 +41,15 @@ class WorkerThreads:
     async def read(self, function: Callable[..., _T], *args: object) -> _T:
         """Run a function that blocks for a short time."""
         return await _run(self._readers, function, *args)
+
+    def shared_read(self, function: Callable[[], _T]) -> SharedRead[_T]:
+        """Return a read that many requests share; it belongs to none of them.
+
+        Args:
+            function: blocks for a short time; runs outside of any request's context.
+        """
+        turn = Turn("", function)
+        return SharedRead(lambda: self._readers.submit(turn, function))
 
     async def change(self, function: Callable[..., _T], *args: object) -> _T:
         """Run a change of tasks, which may wait for class features to be computed.

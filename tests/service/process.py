@@ -33,17 +33,17 @@ class Served:
 
 @contextlib.contextmanager
 def service(
-    home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
+    home: Path, bundle: Path, *, host: str = "127.0.0.1", target: str = ".", **settings: str
 ) -> Iterator[Served]:
     """Run ``bentoml serve`` in the checkout until it is ready and the block ends."""
-    with starting_service(home, bundle, host=host, **settings) as served:
+    with starting_service(home, bundle, host=host, target=target, **settings) as served:
         wait_until_ready(served)
         yield served
 
 
 @contextlib.contextmanager
 def starting_service(
-    home: Path, bundle: Path, *, host: str = "127.0.0.1", **settings: str
+    home: Path, bundle: Path, *, host: str = "127.0.0.1", target: str = ".", **settings: str
 ) -> Iterator[Served]:
     """Run ``bentoml serve``, which may not be ready yet; it is stopped as by Ctrl-C at the end."""
     home.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ def starting_service(
     log = home / "service.log"
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bentoml", "serve", "--host", host, "--port", str(port)],
+            [sys.executable, "-m", "bentoml", "serve", target, "--host", host, "--port", str(port)],
             cwd=ROOT,
             env=environment(home, bundle, **settings),
             stdout=output,

@@ -4,13 +4,15 @@ import json
 import re
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
 
 from prompt_serve import __version__
 from prompt_serve.schemas import Problem, ServiceInfo
 from prompt_serve.service.core import Core
 from prompt_serve.service.http import audit_routes, inference_routes, task_routes, ui
-from prompt_serve.service.http.dependencies import CoreOfApp, problems
+from prompt_serve.service.http.dependencies import CoreOfApp, json_answer, problems
 from prompt_serve.service.problems import add_problem_handlers
 
 router = APIRouter(tags=["service"])
@@ -111,7 +113,14 @@ def create_app(core: Core | None = None) -> FastAPI:
     return app
 
 
-@router.get("/info", responses=problems(503))
-async def info(core: CoreOfApp) -> ServiceInfo:
+@router.get("/info", response_model=ServiceInfo, responses=problems(503))
+async def info(_: Request, core: CoreOfApp) -> Response:
     """Describe the service: backbone, execution provider in use, limits."""
-    return await core.info()
+    return json_answer(await core.info(), exclude_none=False)
+
+
+def direct_routes() -> list[APIRoute]:
+    """Return the routes whose endpoints take no more than the request and the core, and which are
+    called more often than all others."""
+    routes = [*inference_routes.router.routes, *router.routes]
+    return [route for route in routes if isinstance(route, APIRoute)]

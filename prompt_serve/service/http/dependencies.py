@@ -69,8 +69,8 @@ def body(content: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": schemas}}
 
 
-def json_answer(answer: Schema, status: int = 200) -> Response:
+def json_answer(answer: Schema, status: int = 200, *, exclude_none: bool = True) -> Response:
     """Serialize an answer directly: FastAPI would validate it once more."""
     return Response(
-        answer.model_dump_json(exclude_none=True), status, media_type="application/json"
+        answer.model_dump_json(exclude_none=exclude_none), status, media_type="application/json"
     )

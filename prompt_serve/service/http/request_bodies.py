@@ -13,7 +13,7 @@ query are added to those of the body; of other values, the body's count.
 
 import asyncio
 import codecs
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -57,8 +57,10 @@ _SHOWN_ERRORS = 5
 _SPARE = 1_000  # values of a JSON body besides its embeddings and tasks
 _CODECS = ("utf-8", "ascii", "iso8859-1")
 _SLICE_BYTES = 16 * 2**10
+_PARSED_IN_LOOP_BYTES = 16 * 2**10  # in less time than a thread takes to wake up
 
 Message = TypeVar("Message", bound=BaseModel)
+_T = TypeVar("_T")
 _Default = TypeVar("_Default", int, None)
 
 
@@ -109,6 +111,13 @@ async def _in_slices(stream: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
             await asyncio.sleep(0)
 
 
+async def _parsed(size: int, parse: Callable[..., _T], *args: object) -> _T:
+    """Parse a body of so many bytes: a large one (images in base64 are megabytes) in a thread."""
+    if size <= _PARSED_IN_LOOP_BYTES:
+        return parse(*args)
+    return await asyncio.to_thread(parse, *args)
+
+
 async def read_classify(request: Request, limits: Limits, image_size: int) -> ParsedImageRequest:
     """Parse a request to classify, in any form.
 
@@ -143,13 +152,15 @@ async def read_score(request: Request, limits: Limits, width: int) -> ParsedEmbe
         _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
         _check_numbers(await request.body(), limits, width)
         message = await _read_json(request, ScoreRequest)
-        rows = await asyncio.to_thread(embeddings_from_lists, message.embeddings, width)
+        size = len(await request.body())
+        rows = await _parsed(size, embeddings_from_lists, message.embeddings, width)
         fingerprint = message.fingerprint or parameters.get(_FINGERPRINT)
         query = _query_from_json(message, parameters)
     elif kind in TENSOR_TYPES:
         _check_names(parameters.keys(), (*_TASK_FIELDS, _FINGERPRINT))
-        tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
-        rows = await asyncio.to_thread(embeddings_from_array, tensor.array, width)
+        body = await request.body()
+        tensor = await _parsed(len(body), read_tensor, body, kind)
+        rows = await _parsed(len(body), embeddings_from_array, tensor.array, width)
         fingerprint = parameters.get(_FINGERPRINT) or tensor.metadata.get(_FINGERPRINT)
         query = _query_from_parameters(parameters)
     else:
@@ -189,12 +200,14 @@ async def _read_images(
         _check_names(parameters.keys(), fields)
         message = await _read_json(request, schema)
         check_count("images", len(message.images), limits.max_images)
-        images = await asyncio.to_thread(lambda: list(map(image_from_text, message.images)))
+        size = len(await request.body())
+        images = await _parsed(size, lambda: list(map(image_from_text, message.images)))
         return ParsedImageRequest(images, _query_from_json(message, parameters))
     if kind in TENSOR_TYPES:
         _check_names(parameters.keys(), fields)
-        tensor = await asyncio.to_thread(read_tensor, await request.body(), kind)
-        pixels = await asyncio.to_thread(pixels_from_array, tensor.array, image_size)
+        body = await request.body()
+        tensor = await _parsed(len(body), read_tensor, body, kind)
+        pixels = await _parsed(len(body), pixels_from_array, tensor.array, image_size)
         images = [ImageItem(image) for image in pixels]
         return ParsedImageRequest(images, _query_from_parameters(parameters))
     if kind.startswith("image/") or kind == "application/octet-stream":
@@ -213,8 +226,7 @@ async def _read_images(
 async def _read_json(request: Request, schema: type[Message]) -> Message:
     body = await request.body()
     try:
-        # Images in base64 are megabytes of JSON: parse them off the event loop.
-        return await asyncio.to_thread(schema.model_validate_json, body)
+        return await _parsed(len(body), schema.model_validate_json, body)
     except ValidationError as error:
         details = error.errors(include_url=False, include_input=False, include_context=False)
         places = [".".join(map(str, one["loc"])) for one in details]

@@ -251,7 +251,7 @@ class Batcher:
             if image.pixels is not None:
                 self._mark_ready(image)
         request.undecoded.extend(image for image in admitted if image.pixels is None)
-        for _ in range(self._max_batch):
+        for _ in range(min(self._max_batch, len(request.undecoded))):
             self._decode_next(request)
         return request.future
 

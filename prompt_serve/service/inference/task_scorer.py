@@ -87,6 +87,7 @@ class TaskScorer:
         self._manifest = manifest
         self._resolver = resolver
         self._threads = threads
+        self._known = threads.shared_read(resolver.read_known)
 
     async def answer(
         self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode
@@ -304,9 +305,22 @@ class TaskScorer:
         context.images, context.tasks = len(items), len(selector.names)
         embedded = isinstance(items[0], EmbeddingItem)
         with context.timings.during("registry"):
-            named = await self._threads.read(self._versions, selector, embedded)
+            named = await self._in_memory(selector, embedded)
+            if named is None:
+                named = await self._threads.read(self._versions, selector, embedded)
         context.tasks = len(named)
         return named
+
+    async def _in_memory(self, selector: TaskSelector, embedded: bool) -> NamedVersions | None:
+        """Return what ``_versions`` does, if nothing but the revision has to be read for it."""
+        names = selector.names
+        if selector.tags or EVERY_TASK in names:
+            return None
+        if embedded and self._manifest.image_tower is not None:
+            return None
+        known = await self._known.result()
+        versions = None if known is None else self._resolver.known_versions(known, names)
+        return None if versions is None else list(zip(names, versions, strict=True))
 
     def _versions(self, selector: TaskSelector, embedded: bool) -> NamedVersions:
         """Return the given names, then, sorted by name, the tasks of this backbone that tags and
@@ -346,7 +360,9 @@ class TaskScorer:
 
     async def _load(self, named: NamedVersions) -> NamedTasks:
         with current_request().timings.during("registry"):
-            tasks = await self._threads.read(self._resolver.load, named)
+            tasks = self._resolver.loaded([version for _, version in named])
+            if tasks is None:
+                tasks = await self._threads.read(self._resolver.load, named)
         return [(name, task) for (name, _), task in zip(named, tasks, strict=True)]
 
 

@@ -19,19 +19,23 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) 
     Raises:
         ClientDisconnect: the client has disconnected.
     """
-    working = asyncio.ensure_future(work)
-    watching = asyncio.ensure_future(_wait_for_disconnect(request))
+    working = asyncio.current_task()
+    assert working is not None  # noqa: S101 (a coroutine runs in a task)
+    has_left = False
+
+    async def watch() -> None:
+        nonlocal has_left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        has_left = True
+        working.cancel()
+
+    watching = asyncio.create_task(watch())
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientDisconnect
+        return await work
+    except asyncio.CancelledError:
+        if has_left and not working.uncancel():
+            raise ClientDisconnect from None
+        raise  # cancelled by somebody else, too
     finally:
-        for task in (working, watching):
-            task.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        watching.cancel()

@@ -36,6 +36,9 @@ def configure_logging(log_format: Literal["human", "json"], level: str) -> None:
 
     Call it in a worker: BentoML installs its handlers before it loads the service.
     """
+    # No formatter of ours shows them, and they cost as much as writing the line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # as the logging HOWTO says
     formatter = JsonFormatter() if log_format == "json" else HumanFormatter()
     for name in _LOGGERS_WITH_HANDLERS:
         for handler in logging.getLogger(name).handlers:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -177,6 +178,18 @@ for _result in ("refused", "failed"):
     images.labels(_result)
     uploads.labels(_result)
 uploads.labels("stored")
+
+
+@cache
+def requests_of(method: str, route: str, status: int) -> Counter:
+    """Return the counter of requests with these labels, all of which are a few words."""
+    return requests.labels(method, route, str(status))
+
+
+@cache
+def request_seconds_of(kind: str) -> Histogram:
+    """Return the histogram of requests of a kind."""
+    return request_seconds.labels(kind)
 
 
 def result_of(error: BaseException) -> Literal["refused", "failed"]:

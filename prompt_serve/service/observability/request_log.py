@@ -12,7 +12,7 @@ import time
 from urllib.parse import quote
 
 from opentelemetry.trace import Span
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -38,6 +38,11 @@ _KINDS = {
     "/v1/score": "score",
     UNMATCHED: "unmatched",
 }
+_REQUEST_ID, _SERVER_TIMING, _STALE = (
+    b"x-request-id",
+    b"server-timing",
+    STALE_HEADER.lower().encode(),
+)
 _log = logging.getLogger("prompt_serve.request")
 
 
@@ -95,8 +100,8 @@ class RequestLogMiddleware:
     ) -> None:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         route = route_of(scope)
-        metrics.requests.labels(method, route, str(status)).inc()
-        metrics.request_seconds.labels(_kind(method, route)).observe(duration_s)
+        metrics.requests_of(method, route, status).inc()
+        metrics.request_seconds_of(_kind(method, route)).observe(duration_s)
         caller = context.actor
         if caller.key_id:
             name = OIDC_KEY_ID if caller.key_id == OIDC_KEY_ID else caller.name
@@ -134,12 +139,16 @@ def _request_id(header: str | None) -> str:
 
 
 def _add_headers(message: Message, context: RequestContext, duration_s: float) -> None:
-    headers = MutableHeaders(scope=message)
-    headers["X-Request-Id"] = context.request_id
+    added = {_REQUEST_ID: context.request_id}
     if context.stale_s:
-        headers[STALE_HEADER] = str(math.ceil(context.stale_s))
-    if context.timings.by_stage():
-        headers["Server-Timing"] = server_timing(context.timings, duration_s, context.passes)
+        added[_STALE] = str(math.ceil(context.stale_s))
+    if context.timings:
+        added[_SERVER_TIMING] = server_timing(context.timings, duration_s, context.passes)
+    kept = [header for header in message.get("headers", ()) if header[0] not in added]
+    message["headers"] = [
+        *kept,
+        *((name, value.encode("latin-1")) for name, value in added.items()),
+    ]
 
 
 def _kind(method: str, route: str) -> str:

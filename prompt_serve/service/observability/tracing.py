@@ -29,6 +29,7 @@ from prompt_serve.service.stage_timings import StageTimings
 _SERVICE_NAME = "prompt-serve"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXPORTERS = ("otlp", "console")
+_PARENT = "traceparent"
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -103,12 +104,14 @@ class Tracing:
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("prompt_serve", __version__)
+        self._is_off = isinstance(provider, trace.NoOpTracerProvider)
 
     @contextmanager
     def request(self, method: str, headers: Mapping[str, str]) -> Iterator[Span]:
         """Open the span of a request, a child of the caller's ``traceparent`` if it sent one."""
-        # The parent is explicit because BentoML's middleware, which does not record, has already
-        # made its own span the current one: children of it would not be recorded either.
+        if self._is_off and _PARENT not in headers:  # with one, the log still has its trace id
+            yield trace.INVALID_SPAN
+            return
         span = self._tracer.start_span(
             method, context=_propagator.extract(dict(headers)), kind=SpanKind.SERVER
         )

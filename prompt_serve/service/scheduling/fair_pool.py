@@ -75,7 +75,9 @@ class FairPool:
                 _run(future, call)
             finally:
                 with self._lock:
-                    self._running -= Counter([turn.caller])
+                    self._running[turn.caller] -= 1
+                    if not self._running[turn.caller]:
+                        del self._running[turn.caller]
 
     def _next(self) -> _Work | None:
         with self._lock:

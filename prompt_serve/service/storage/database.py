@@ -196,9 +196,13 @@ class Database:
 
 def read_revision(connection: Connection) -> int:
     """Return the revision that ``connection`` sees; inside ``write``, that of the change itself."""
+    if connection.dialect.name == "sqlite":  # every request reads it: without SQLAlchemy's layers
+        (value,) = _driver_connection(connection).execute(_REVISION).fetchone()
+        return int(value)
     return int(connection.execute(sa.select(revision_table.c.value)).scalar_one())
 
 
+_REVISION = f"SELECT {revision_table.c.value.name} FROM {revision_table.name}"  # noqa: S608
 _BESIDE = "files beside"  # of a connection: identities of SQLite's other files
 _EXPECTED = "expected sqlite:///PATH, or postgresql://USER:PASSWORD@HOST/NAME."
 

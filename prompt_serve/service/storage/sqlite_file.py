@@ -39,6 +39,7 @@ class SqliteFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._beside = {suffix: path.with_name(path.name + suffix) for suffix in SUFFIXES}
         _create(path)
         self._identity: Identity | None = None  # once it is open: overlay file systems copy it then
         self._id = 0  # ``user_version``; 0 until the content is watched
@@ -54,7 +55,7 @@ class SqliteFile:
         """Return the identities of the files beside the main file, for a connection just opened."""
         with self._lock:
             self._identity = self._identity or _identity(self.path)
-        return {suffix: _identity(self._beside(suffix)) for suffix in SUFFIXES}
+        return {suffix: _identity(path) for suffix, path in self._beside.items()}
 
     def watch_content(self, connection: sqlite3.Connection) -> None:
         """Check what is in the file from now on; a registry without a number gets one.
@@ -82,8 +83,8 @@ class SqliteFile:
         if (found.st_dev, found.st_ino) != self._identity:
             raise _lost(self.path, "was replaced")
         for suffix, opened in beside.items():
-            if opened is not None and _identity(self._beside(suffix)) != opened:
-                raise _lost(self._beside(suffix), "was deleted or replaced")
+            if opened is not None and _identity(self._beside[suffix]) != opened:
+                raise _lost(self._beside[suffix], "was deleted or replaced")
         if self._id and (found.st_size, found.st_mtime_ns) != self._seen:
             self._check_content(connection, found)
 
@@ -105,9 +106,6 @@ class SqliteFile:
                 return int(reader.execute("PRAGMA user_version").fetchone()[0])
         except sqlite3.Error:
             return None
-
-    def _beside(self, suffix: str) -> Path:
-        return self.path.with_name(self.path.name + suffix)
 
 
 def new_id() -> int:

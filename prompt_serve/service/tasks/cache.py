@@ -55,6 +55,16 @@ class TaskCache:
             return running.result()
         return self._load(version, load, mine)
 
+    def found(self, versions: Sequence[str]) -> list[Task] | None:
+        """Return the tasks of versions if all of them are in memory; else None. Does not block."""
+        with self._lock:
+            tasks = [self._find(version) for version in versions]
+        found = [task for task in tasks if task is not None]
+        if len(found) < len(tasks):
+            return None
+        metrics.cache_hits.inc(len(found))
+        return found
+
     def missing(self, versions: Sequence[str]) -> list[str]:
         """Return the versions that are not in memory, nor being loaded."""
         with self._lock:

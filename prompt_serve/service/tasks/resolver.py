@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from prompt_serve.errors import NotReady, PromptServeError, VersionNotFound
@@ -69,9 +69,9 @@ class TaskResolver:
         self._cache = cache
         self._stale_limit_s = stale_limit_s
         self._outage = Outage(stale_limit_s)
-        self._known = _KnownVersions(-1)
+        self._known = KnownVersions(-1)
         # What was known before the last changes of the registry, until ``keep_known``.
-        self._former: deque[_KnownVersions] = deque(maxlen=_MAX_FORMER)
+        self._former: deque[KnownVersions] = deque(maxlen=_MAX_FORMER)
 
     def resolve(self, names: Sequence[str]) -> list[Task]:
         """Return the current tasks of ``names``; ``name@prefix`` is a version of its history.
@@ -104,6 +104,28 @@ class TaskResolver:
                 if "@" in name:
                     known[name] = version_of_name(self._registry, name)
         return [self._version(name, known) for name in names]
+
+    def read_known(self) -> "KnownVersions":
+        """Return what is known at the revision that the registry has now."""
+        return self._current()
+
+    def known_versions(self, known: "KnownVersions", names: Sequence[str]) -> list[str] | None:
+        """Return the versions of names without reading; None if some have to be read. Does not
+        block.
+
+        Args:
+            known: from a ``read_known`` that began after the request had come.
+            names: of tasks.
+        """
+        if self._outage.tolerated:
+            return None
+        versions = known.of(permissions()).versions
+        found = [versions[name] for name in names if name in versions]
+        return found if len(found) == len(names) else None
+
+    def loaded(self, versions: Sequence[str]) -> list[Task] | None:
+        """Return the tasks of versions if all of them are in memory; else None. Does not block."""
+        return self._cache.found(versions)
 
     def versions_of_backbone(self, tag: str | None = None) -> dict[str, str]:
         """Return the tasks of the backbone that runs here, by name, with their versions.
@@ -228,7 +250,7 @@ class TaskResolver:
         caller = permissions()
         return self._of_former(lambda former: former.of(caller).versions.get(name))
 
-    def _of_former(self, find: "Callable[[_KnownVersions], _T | None]") -> _T | None:
+    def _of_former(self, find: "Callable[[KnownVersions], _T | None]") -> _T | None:
         """Look something up in what was known before the last changes, during an outage."""
         for former in reversed(self._former) if self._outage.tolerated else ():
             stale_s = time.monotonic() - former.read_at
@@ -246,21 +268,21 @@ class TaskResolver:
         except VersionRemoved:
             # After the version of a name was read, the name was changed so often that the file was
             # no longer kept. Reading again finds the new version.
-            self._known = _KnownVersions(-1)
+            self._known = KnownVersions(-1)
             return self.task(self.versions([name])[0])
 
-    def _current(self) -> "_KnownVersions":
+    def _current(self) -> "KnownVersions":
         known = self._outage.read(self._read_known, self._last_known)
         if self._outage.tolerated:
             current_request().stale_s = self._outage.stale_s
             metrics.stale_reads.inc()
         return known
 
-    def _last_known(self) -> "_KnownVersions | None":
+    def _last_known(self) -> "KnownVersions | None":
         known = self._known
         return None if known.revision < 0 else known
 
-    def _read_known(self) -> "_KnownVersions":
+    def _read_known(self) -> "KnownVersions":
         read_at = time.monotonic()
         revision = self._registry.revision()
         known = self._known
@@ -269,7 +291,7 @@ class TaskResolver:
             # A slow thread may store an older revision here; the next request then reads again.
             if known.revision >= 0 and self._stale_limit_s:
                 self._former.append(known)
-            known = self._known = _KnownVersions(revision)
+            known = self._known = KnownVersions(revision)
         known.read_at = read_at
         return known
 
@@ -302,7 +324,7 @@ class _KnownNames:
 
 
 @dataclass
-class _KnownVersions:
+class KnownVersions:
     """What was read at one revision of the registry.
 
     Callers who may see different tasks share no names.
@@ -315,7 +337,7 @@ class _KnownVersions:
 
     def of(self, caller: Permissions) -> _KnownNames:
         """Return what was read for callers with these permissions, to be added to."""
-        return self.callers.setdefault(replace(caller, actions=frozenset()), _KnownNames())
+        return self.callers.setdefault(caller.of_tasks, _KnownNames())
 
     @property
     def selected(self) -> int:

@@ -9,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.types import Receive, Scope, Send
 
-from prompt_serve.service.middleware.bento_timeout import RemoveBentoTimeout
+from prompt_serve.service.middleware.bento_middleware import RemoveBentoMiddleware
 
 
 async def says_nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -28,7 +28,7 @@ async def ask(app: Starlette, scope: Mapping[str, Any], *messages: dict[str, Any
 
 
 def test_a_request_without_an_answer_ends_and_leaves_no_timer() -> None:
-    layers = [Middleware(TimeoutMiddleware, timeout=3600), Middleware(RemoveBentoTimeout)]
+    layers = [Middleware(TimeoutMiddleware, timeout=3600), Middleware(RemoveBentoMiddleware)]
     app = Starlette(middleware=layers)
     app.mount("/", says_nothing)
 
