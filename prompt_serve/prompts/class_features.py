@@ -70,12 +70,15 @@ def class_features(prompt: Prompt, side: TextSide, encode_text: EncodeText) -> F
             f"every image, so it can be trained and evaluated, but not served. "
             f"Train it with method 'coop' or 'dip' instead."
         )
-    per_template = [
+    per_template = (
         template_features(prompt, template, side, encode_text) for template in prompt.templates
-    ]
-    if len(per_template) == 1:
-        return per_template[0]
-    return unit(np.mean(per_template, axis=0, dtype=np.float32))
+    )
+    total = next(per_template)
+    if len(prompt.templates) == 1:
+        return total
+    for features in per_template:  # one at a time: a prompt may have any number of templates
+        total = total + features
+    return unit(total / np.float32(len(prompt.templates)))
 
 
 def template_features(

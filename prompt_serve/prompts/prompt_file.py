@@ -64,6 +64,7 @@ METADATA_KEY = "prompt_serve"
 MAX_FILE_BYTES = 64 * 2**20
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME_CHARACTERS = 500
+MAX_TEMPLATE_CHARACTERS = 2_000  # far more than the 77 tokens of the text tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +443,11 @@ def check_templates(templates: tuple[str, ...], *, learned: bool) -> None:
             f"a zero-shot prompt one or more."
         )
     for template in templates:
+        if len(template) > MAX_TEMPLATE_CHARACTERS:
+            raise PromptFileInvalid(
+                f"A template has {len(template):,} characters; at most "
+                f"{MAX_TEMPLATE_CHARACTERS:,} are accepted: {template[:60]!r}..."
+            )
         if template.count("{}") != 1:
             raise PromptFileInvalid(
                 f"Template {template!r} must hold '{{}}' once, in the place of the class name, "

@@ -138,6 +138,7 @@ class PromptServe:
         try:
             settings = Settings.from_environment()
             startup.check_port()
+            startup.report_port_taken()
             show_progress(settings, bind_host(), startup.bind_port())
             preflight.check(settings)
             provider_from_environment()

@@ -17,6 +17,7 @@ from prompt_serve.schemas import Problem
 from prompt_serve.service.request_context import current_request
 
 MEDIA_TYPE = "application/problem+json"
+_MAX_DETAIL, _MAX_TEXT = 10_000, 500  # characters: answers do not repeat what they were sent
 _CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ async def _on_own_error(_: Request, error: Exception) -> Response:
 async def _on_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 (the registration says so)
     errors = [
-        {"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in error.errors()[:20]
+        {"where": _cut(".".join(map(str, one["loc"])), _MAX_TEXT), "what": one["msg"]}
+        for one in error.errors()[:20]
     ]
     detail = "; ".join(f"{one['where']}: {one['what']}" for one in errors)
     return problem_response(_problem(422, "request-invalid", detail, {"errors": errors}))
@@ -126,13 +128,23 @@ def _problem(
         if name not in Problem.model_fields and (value := _to_json(fact)) is not None
     }
     return Problem(
-        title=HTTPStatus(status).phrase, status=status, detail=detail, code=code, **members
+        title=HTTPStatus(status).phrase,
+        status=status,
+        detail=_cut(detail, _MAX_DETAIL),
+        code=code,
+        **members,
     )
+
+
+def _cut(text: str, length: int) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def _to_json(fact: object) -> object | None:
     """Convert a fact to JSON's types; None if it has none (a path, an array, an exception)."""
-    if isinstance(fact, str | bool | int) or (isinstance(fact, float) and math.isfinite(fact)):
+    if isinstance(fact, str):
+        return _cut(fact, _MAX_TEXT)
+    if isinstance(fact, bool | int) or (isinstance(fact, float) and math.isfinite(fact)):
         return fact
     if isinstance(fact, list | tuple):
         return [_to_json(item) for item in fact]

@@ -55,8 +55,9 @@ class RequestContext:
 
     @property
     def turn(self) -> Turn:
-        """Owner of the request's work: its API key, or its address where it has no key."""
-        return Turn(self.actor.key_id or self.client, self)
+        """Owner of the request's work: the name of its key or of the subject of its token, or its
+        address where it has neither."""
+        return Turn(self.actor.name if self.actor.key_id else self.client, self)
 
     def count_images(self, images: int) -> None:
         """Note the number of images before they are decoded.

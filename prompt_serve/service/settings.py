@@ -184,7 +184,8 @@ class Settings(BaseModel):
     oidc_scopes: str = Field(
         "",
         description="What each value of the claim allows: VALUE=GRANT,GRANT; VALUE=... with the "
-        "grants read, classify, upload, admin, infer, task:NAME, tag:TAG.",
+        "grants read, classify, upload, admin, infer, task:NAME, tag:TAG, and quotas of each "
+        "subject such as images_per_s:20.",
     )
     cors_origins: str = Field(
         "", description="Origins of web pages that may call the service, comma-separated; *: any."

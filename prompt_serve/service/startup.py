@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 from bentoml._internal.configuration.containers import BentoMLContainer
+from circus.sockets import CircusSockets
 from sqlalchemy.engine import make_url
 
 from prompt_serve.errors import ConfigInvalid, NotReady, PromptServeError
@@ -45,11 +47,30 @@ def check_port() -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as BentoML's socket
             probe.bind((host, port))
     except (OSError, OverflowError) as error:
-        reason = _REASONS.get(getattr(error, "errno", None) or 0, str(error))
-        raise ConfigInvalid(
-            f"Port {port} of {host} cannot be used: {reason}. Choose another one, for example "
-            f"--port {port + 1 if 1024 <= port < 65_535 else 3001}."
-        ) from error
+        raise _port_unusable(host, port, error) from error
+
+
+def report_port_taken() -> None:
+    """Make the supervisor say in one line that another program took the port after the check."""
+    original = CircusSockets.bind_and_listen_all
+
+    def bind_and_listen_all(self: Any) -> None:
+        try:
+            original(self)
+        except OSError as error:
+            sys.exit(
+                f"prompt-serve cannot start: {_port_unusable(bind_host(), bind_port(), error)}"
+            )
+
+    CircusSockets.bind_and_listen_all = bind_and_listen_all
+
+
+def _port_unusable(host: str, port: int, error: Exception) -> ConfigInvalid:
+    reason = _REASONS.get(getattr(error, "errno", None) or 0, str(error))
+    return ConfigInvalid(
+        f"Port {port} of {host} cannot be used: {reason}. Choose another one, for example "
+        f"--port {port + 1 if 1024 <= port < 65_535 else 3001}."
+    )
 
 
 def print_addresses() -> None:

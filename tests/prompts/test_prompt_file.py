@@ -358,6 +358,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
             "100,001 class names",
         ),
         "two templates": (tampered(templates=["a {}", "b {}"]), "exactly one"),
+        "long template": (tampered(templates=["a" * 1999 + "{}"]), "2,001 characters"),
         "no place for the name": (tampered(templates=["a photo"]), "must hold '{}' once"),
         "no base64": (tampered(probe="***"), "base64"),
         "odd probe": (tampered(probe=base64.b64encode(b"abc").decode()), "probe"),

@@ -7,7 +7,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from prompt_serve.service.problems import MEDIA_TYPE, add_problem_handlers
+from prompt_serve.errors import PromptServeError, RequestInvalid, TaskNotFound, VersionInUse
+from prompt_serve.service.problems import MEDIA_TYPE, add_problem_handlers, problem_of
 
 
 @pytest.fixture
@@ -52,3 +53,23 @@ def test_what_the_framework_refuses_is_a_request_error(app: FastAPI) -> None:
 
     assert (answer.status_code, answer.json()["code"]) == (400, "request-error")
     assert answer.json()["detail"] == "no such thing"
+
+
+LONG = "x" * 1_000_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestInvalid(f"The body is invalid: {LONG}"),
+        TaskNotFound("No such task.", name=LONG, loaded=()),
+        TaskNotFound("No such task.", name="a", loaded=(LONG, LONG)),
+        VersionInUse("Some point at it.", version=LONG, names=("a", LONG)),
+        RequestInvalid(LONG, errors=[{"name": LONG, "error": {"detail": LONG}}]),
+    ],
+)
+def test_a_problem_does_not_repeat_long_texts(error: PromptServeError) -> None:
+    document = problem_of(error).model_dump_json()
+
+    assert len(document) < 15_000
+    assert "xxx..." in document

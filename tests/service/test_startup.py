@@ -11,10 +11,11 @@ from pathlib import Path
 
 import click
 import pytest
+from circus.sockets import CircusSockets
 
 from prompt_serve.errors import ConfigInvalid, NotReady, ServiceError
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.startup import check_port, check_registry
+from prompt_serve.service.startup import check_port, check_registry, report_port_taken
 from prompt_serve.service.storage.database import Database
 from tests.required import program_missing
 from tests.service.databases import postgres_programs, postgres_server
@@ -120,6 +121,21 @@ def test_a_port_in_use_is_told(address: str) -> None:
             check_port()
         with _command_line(host=address, port=free_port()):
             check_port()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "0.0.0.0", "::1", "::"])
+def test_a_port_that_is_taken_after_the_check_is_told(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CircusSockets, "bind_and_listen_all", CircusSockets.bind_and_listen_all)
+    report_port_taken()
+    with _listening(address) as port, _command_line(host=address, port=port):
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        sockets = CircusSockets()
+        sockets.add("server", host=address, port=port, family=family)
+        with pytest.raises(SystemExit, match=rf"cannot start: Port {port} of .*another program"):
+            sockets.bind_and_listen_all()
+        sockets.close_all()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ its requests then carry that name.) A service bound to any other interface refus
 """
 
 import base64
-import binascii
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -262,7 +261,7 @@ def _sent_token(headers: Headers, method: str) -> str | None:
 def _password(credentials: str) -> str:
     try:
         return base64.b64decode(credentials, validate=True).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not ASCII, not base64, or not UTF-8
         return ""
 
 

@@ -15,6 +15,7 @@ connection while the client still sends would lose the answer.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -27,17 +28,19 @@ from prompt_serve.service.request_context import current_request
 
 # Memory at the peak per byte of a body: as received, joined, parsed, and decoded from base64.
 BODY_FACTOR = 4
-MAX_JSON_VALUES = 400_000
+MAX_JSON_VALUES = 250_000
 MAX_JSON_PARTS = 50_000  # lists and objects; each costs as much as ten numbers
+MAX_JSON_KEYS = 1_000  # each unknown one costs as much as a hundred numbers; no body has ten
 MAX_JSON_ESCAPES = 1_000_000  # some programs escape every slash of base64
-# Embeddings are many numbers; the route knows how many.
-_MANY_VALUES_PATHS = ("/v1/score",)
+_SCORE_PATH = "/v1/score"
+MAX_JSON_NUMBERS = 800_000  # of embeddings; a number costs a third of a text
 
 _MAX_DISCARDED_BYTES = 256 * 2**20
 _MAX_DISCARD_S = 10.0
 _RATE_WINDOW_S = 5.0
 _BLOCK_BYTES = 64 * 2**10
 _PIECE_BYTES = 64 * 2**10
+_KEY = re.compile(rb'"[ \t\r\n]*:')
 
 
 class BodyLimitMiddleware:
@@ -228,20 +231,22 @@ class _JsonValues:
     def __init__(self, scope: Scope) -> None:
         kind = dict(scope["headers"]).get(b"content-type", b"").lower()
         self._is_json = b"json" in kind
-        self._may_be_many = scope["path"] in _MANY_VALUES_PATHS
-        self._values = self._parts = self._escapes = 0
+        is_score = scope["path"] == _SCORE_PATH
+        self._max_values = MAX_JSON_NUMBERS if is_score else MAX_JSON_VALUES
+        self._values = self._parts = self._keys = self._escapes = 0
 
     def count(self, block: bytes) -> None:
         """Count the values of a block; raise RequestTooLarge if they have become too many."""
         if not self._is_json:
             return
+        self._values += block.count(b",")
         self._parts += block.count(b"[") + block.count(b"{")
+        self._keys += sum(1 for _ in _KEY.finditer(block))
         self._escapes += block.count(b"\\")
-        self._check("escapes", self._escapes, MAX_JSON_ESCAPES)
+        self._check("values", self._values, self._max_values)
         self._check("lists and objects", self._parts, MAX_JSON_PARTS)
-        if not self._may_be_many:
-            self._values += block.count(b",")
-            self._check("values", self._values, MAX_JSON_VALUES)
+        self._check("keys", self._keys, MAX_JSON_KEYS)
+        self._check("escapes", self._escapes, MAX_JSON_ESCAPES)
 
     @staticmethod
     def _check(what: str, count: int, limit: int) -> None:

@@ -4,12 +4,14 @@ The key in the provider's key set decides on the algorithm, never the token, and
 ones count: a token cannot name ``none``, or use a public key as the secret of an HMAC.
 """
 
+import hashlib
 import json
 import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from prompt_serve.errors import (
     NotReady,
     RequestInvalid,
 )
-from prompt_serve.service.permissions import ROLES, Permissions
+from prompt_serve.service.permissions import NO_LIMITS, ROLES, Permissions, Quota
 from prompt_serve.service.request_context import OIDC_KEY_ID, Actor
 from prompt_serve.service.settings import Settings
 
@@ -38,9 +40,20 @@ _FRESH_S = 300.0  # a key that the provider removed is used for this long at mos
 _UNKNOWN_EVERY_S = 5.0  # tokens with invented key ids cause no more reads than this
 _TIMEOUT_S = 5.0
 _MAX_KEY_SET_BYTES = 1_000_000
+_MAX_NAME = 200  # characters of a caller in the audit log
+_QUOTAS = frozenset(field.name for field in fields(Quota))
+_WHOLE_QUOTAS = _QUOTAS - {"requests_per_s", "images_per_s"}
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Grant:
+    """Permissions of a value of the claim, and the quota of each subject that has it."""
+
+    permissions: Permissions
+    quota: Quota = NO_LIMITS
 
 
 def is_jwt(token: str) -> bool:
@@ -78,34 +91,50 @@ def token_verifier(settings: Settings) -> "TokenVerifier | None":
     )
 
 
-def parse_scopes(text: str) -> dict[str, Permissions]:
-    """Parse ``VALUE=GRANT,GRANT; VALUE=...`` into permissions by value of the claim.
+def parse_scopes(text: str) -> dict[str, Grant]:
+    """Parse ``VALUE=GRANT,GRANT; VALUE=...`` into grants by value of the claim.
 
-    A grant is an action, a role, ``task:NAME`` or ``tag:TAG``.
+    A grant is an action, a role, ``task:NAME``, ``tag:TAG`` or the name and number of a quota, such
+    as ``images_per_s:20``.
 
     Raises:
         ConfigInvalid: a part has another form.
     """
-    found: dict[str, Permissions] = {}
-    roles: dict[str, set[str]] = {role: set(actions) for role, actions in ROLES.items()}
+    found: dict[str, Grant] = {}
     for part in filter(None, map(str.strip, text.split(";"))):
         value, equals, grants = part.rpartition("=")
         if not equals or not value.strip():
             raise _scopes_invalid(part, "expected VALUE=GRANT,GRANT")
-        actions: set[str] = set()
-        names, tags = [], []
-        for grant in map(str.strip, grants.split(",")):
-            if grant.startswith("task:"):
-                names.append(grant.removeprefix("task:"))
-            elif grant.startswith("tag:"):
-                tags.append(grant.removeprefix("tag:"))
-            else:
-                actions |= roles.get(grant, {grant})
         try:
-            found[value.strip()] = Permissions.checked(actions, names, tags)
-        except RequestInvalid as error:
-            raise _scopes_invalid(part, error.message) from error
+            found[value.strip()] = _parse_grants(grants)
+        except (RequestInvalid, ValueError) as error:
+            raise _scopes_invalid(part, str(error)) from error
     return found
+
+
+def _parse_grants(text: str) -> Grant:
+    """Return the grant of a list; raise RequestInvalid or ValueError if there is no such grant."""
+    actions: set[str] = set()
+    lists: dict[str, list[str]] = {"task": [], "tag": []}
+    limits: dict[str, Any] = {}
+    for grant in map(str.strip, text.split(",")):
+        kind, colon, rest = grant.partition(":")
+        if colon and kind in lists:
+            lists[kind].append(rest)
+        elif colon and kind in _QUOTAS:
+            limits[kind] = _parse_limit(kind, rest)
+        elif grant in ROLES:
+            actions |= ROLES[grant]
+        else:
+            actions.add(grant)
+    return Grant(Permissions.checked(actions, lists["task"], lists["tag"]), Quota(**limits))
+
+
+def _parse_limit(kind: str, text: str) -> float:
+    number = int(text) if kind in _WHOLE_QUOTAS else float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(f"{kind} is {text[:50]!r}; expected a number above 0")
+    return number
 
 
 class KeySet:
@@ -142,22 +171,29 @@ class KeySet:
         Raises:
             NotReady: no keys could be read yet.
         """
-        with self._lock:
-            age_s = self._clock() - self._read_at
-            if age_s > _FRESH_S or (key_id not in self._keys and age_s > _UNKNOWN_EVERY_S):
-                self._read()
-            return self._keys.get(key_id)
+        # Whoever has a known key does not wait for a slow provider.
+        if self._is_due(key_id) and self._lock.acquire(blocking=key_id not in self._keys):
+            try:
+                if self._is_due(key_id):
+                    self._read()
+            finally:
+                self._lock.release()
+        if not self._keys:
+            raise NotReady(
+                "The keys of the OpenID Connect provider cannot be read.",
+                retry_after_s=_UNKNOWN_EVERY_S,
+            )
+        return self._keys.get(key_id)
+
+    def _is_due(self, key_id: str | None) -> bool:
+        age_s = self._clock() - self._read_at
+        return age_s > (_FRESH_S if key_id in self._keys else _UNKNOWN_EVERY_S)
 
     def _read(self) -> None:
         try:
             self._keys = _parse_keys(self._fetch() if self._is_url else self._read_file())
         except (OSError, ValueError, httpx.HTTPError) as error:
             _log.warning("the keys of the OpenID Connect provider cannot be read: %s", error)
-            if not self._keys:
-                raise NotReady(
-                    "The keys of the OpenID Connect provider cannot be read.",
-                    retry_after_s=_UNKNOWN_EVERY_S,
-                ) from error
         self._read_at = self._clock()
 
     def _read_file(self) -> bytes:
@@ -182,7 +218,7 @@ class TokenVerifier:
         audience: one of the ``aud`` of tokens.
         key_set: public keys of the provider.
         claim: its values, a list or separated by spaces, name the permissions.
-        scopes: permissions by value; of several, the first in this order counts.
+        scopes: grants by value; of several, the first in this order counts.
     """
 
     def __init__(
@@ -192,7 +228,7 @@ class TokenVerifier:
         audience: str,
         key_set: KeySet,
         claim: str,
-        scopes: Mapping[str, Permissions],
+        scopes: Mapping[str, Grant],
     ) -> None:
         self._issuer = issuer
         self._audience = audience
@@ -211,13 +247,13 @@ class TokenVerifier:
         claims = self._claims(token)
         given = _values(claims.get(self._claim))
         granted = next((self._scopes[value] for value in self._scopes if value in given), None)
-        name = f"oidc:{claims['sub']}"[:200]
         if granted is None:
             raise NotAllowed(
                 f"The claim {self._claim!r} of the token names nothing that this service knows.",
                 action="read",
             )
-        return Actor(name, OIDC_KEY_ID, granted)
+        name = _caller_name(str(claims["sub"]))
+        return Actor(name, OIDC_KEY_ID, granted.permissions, granted.quota)
 
     def _claims(self, token: str) -> Mapping[str, Any]:
         import jwt
@@ -261,6 +297,15 @@ def _parse_keys(data: bytes) -> dict[str | None, Any]:
     if len(found) == 1:
         found.setdefault(None, next(iter(found.values())))
     return found
+
+
+def _caller_name(subject: str) -> str:
+    """Return the name of a caller; no two subjects share one, as they would share quotas."""
+    name = f"oidc:{subject}"
+    if len(name) <= _MAX_NAME:
+        return name
+    digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{name[: _MAX_NAME - 33]}#{digest[:32]}"
 
 
 def _values(claim: object) -> set[str]:

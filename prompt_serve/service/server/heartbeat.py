@@ -2,18 +2,20 @@
 
 A worker touches a file of its own; the supervisor kills a worker whose file is not touched any
 more, and starts another one as for any worker that died. Stopped, swapped out, deadlocked or stuck
-in a driver: the kind of hang does not matter.
+in a driver: the kind of hang does not matter. A worker that does not finish its start has no file;
+it is killed after ``START_TIMEOUT_S``.
 """
 
 import asyncio
 import atexit
+import contextlib
 import os
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -22,6 +24,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 FOLDER = "_PROMPT_SERVE_HEARTBEATS"  # variable with the folder of the files
 BEAT_S = 1.0
+START_TIMEOUT_S = 600.0  # of a worker: the largest backbones take a minute
+_STARTS_EVERY_S = 30.0  # looking at all processes of the machine is not for every second
+_WORKER = "_bentoml_impl.worker"  # in the command line of a worker
 
 
 class HeartbeatMiddleware:
@@ -57,16 +62,21 @@ class HeartbeatMiddleware:
             await asyncio.sleep(BEAT_S)
 
 
-def watch_workers(timeout_s: float) -> None:
-    """Kill workers that have not beaten for ``timeout_s``. In the supervisor, before they start."""
+def watch_workers(timeout_s: float, start_timeout_s: float = START_TIMEOUT_S) -> None:
+    """Kill workers that have not beaten for ``timeout_s``, or not at all for ``start_timeout_s``.
+
+    Called in the supervisor, before they start.
+    """
     folder = tempfile.mkdtemp(prefix="prompt-serve-heartbeats-")
     os.environ[FOLDER] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    watching = threading.Thread(target=_watch, args=(Path(folder), timeout_s), daemon=True)
-    watching.start()
+    arguments = Path(folder), timeout_s, start_timeout_s
+    threading.Thread(target=_watch, args=arguments, daemon=True).start()
 
 
-def _watch(folder: Path, timeout_s: float) -> None:
+def _watch(folder: Path, timeout_s: float, start_timeout_s: float) -> None:
+    starting: dict[psutil.Process, float] = {}  # when it was first seen
+    look_at = 0.0
     seen: dict[Path, tuple[int, float]] = {}  # time of the last beat, and when it was first seen
     while folder.exists():
         now = time.monotonic()
@@ -78,7 +88,22 @@ def _watch(folder: Path, timeout_s: float) -> None:
                 _kill(int(file.name), timeout_s)
                 file.unlink(missing_ok=True)
                 del seen[file]
+        if now >= look_at:
+            look_at = now + min(_STARTS_EVERY_S, start_timeout_s)
+            silent = [one for one in _workers() if not (folder / str(one.pid)).exists()]
+            starting = {one: starting.get(one, now) for one in silent}
+            for worker, since in starting.items():
+                if now - since >= start_timeout_s:
+                    _kill(worker.pid, now - since)
         time.sleep(BEAT_S)
+
+
+def _workers() -> Iterator[psutil.Process]:
+    """Yield the workers of this supervisor."""
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):  # it has ended
+            if _WORKER in " ".join(process.cmdline()):
+                yield process
 
 
 def _kill(pid: int, timeout_s: float) -> None:

@@ -23,6 +23,7 @@ from prompt_serve.schemas import Problem
 from prompt_serve.service.problems import MEDIA_TYPE
 
 HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its headers
+MAX_HEADERS = 200  # h11 compares each with those before it
 STALL_TIMEOUT_S = 30.0  # in which a client must read, at least, as much as follows
 STALL_BYTES = 64 * 2**10
 LINGER_S = 2.0  # after an error, so that what the client still sends does not reset its answer
@@ -164,6 +165,11 @@ def _checked(request: h11.Request) -> h11.Request:
     if not request.http_version.startswith(b"1."):
         raise h11.RemoteProtocolError(
             "This server speaks HTTP/1.1.", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED
+        )
+    if (count := len(request.headers)) > MAX_HEADERS:
+        raise h11.RemoteProtocolError(
+            f"The request has {count:,} headers; at most {MAX_HEADERS} are accepted.",
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
         )
     if b"transfer-encoding" in headers:
         if b"content-length" in headers:

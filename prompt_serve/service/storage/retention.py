@@ -36,7 +36,20 @@ def drop_unused(db: Connection, name: str, keep_versions: int) -> None:
     newest_first = of_name.order_by(kept_version.c.change_id.desc())
     too_old = list(db.execute(newest_first.offset(max(keep_versions, _MIN_KEPT))).scalars())
     if too_old:
-        _drop_kept_versions(db, name, too_old)
+        drop_kept_versions(db, name, too_old)
+
+
+def kept_of_deleted(db: Connection, visible: sa.ColumnElement[bool]) -> list[tuple[str, str]]:
+    """Return names that were deleted with the versions kept for them, oldest first.
+
+    Args:
+        db: a connection.
+        visible: condition on ``kept_version``.
+    """
+    exists = sa.exists().where(task.c.name == kept_version.c.name)
+    query = sa.select(kept_version.c.name, kept_version.c.version).where(visible, ~exists)
+    query = query.order_by(kept_version.c.change_id)
+    return [(row.name, row.version) for row in db.execute(query)]
 
 
 def drop_file(db: Connection, version: str) -> bool:
@@ -49,7 +62,7 @@ def drop_file(db: Connection, version: str) -> bool:
     return bool(db.execute(prompt_file.delete().where(prompt_file.c.version == version)).rowcount)
 
 
-def _drop_kept_versions(db: Connection, name: str, versions: list[str]) -> None:
+def drop_kept_versions(db: Connection, name: str, versions: list[str]) -> None:
     """Drop versions from those a name can be rolled back to, and files that no name keeps."""
     of_name = kept_version.c.name == name
     db.execute(kept_version.delete().where(of_name, kept_version.c.version.in_(versions)))

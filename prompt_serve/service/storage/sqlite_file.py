@@ -2,8 +2,9 @@
 
 SQLite continues with a file that was deleted or replaced, and everything written later would be
 lost. ``SqliteFile.check`` therefore compares the files by device and inode at every access, and
-what is in them whenever the main file has changed: by a number of its own in ``user_version``, and
-by SQLite's ``quick_check`` if it became shorter. The main file is read through SQLite only: closing
+what is in them whenever the main file has changed: by a number of its own in ``user_version``, by
+the revision, which an older copy has not reached, and by SQLite's ``quick_check`` if it became
+shorter. The main file is read through SQLite only: closing
 a file descriptor of it would release the locks that this process holds.
 """
 
@@ -43,6 +44,7 @@ class SqliteFile:
         _create(path)
         self._identity: Identity | None = None  # once it is open: overlay file systems copy it then
         self._id = 0  # ``user_version``; 0 until the content is watched
+        self._revision = 0  # in the main file when the content was last checked
         self._seen = (0, 0)  # size and time of change when the content was last checked
         self._lock = threading.Lock()
 
@@ -66,8 +68,9 @@ class SqliteFile:
             _give_id(connection)
         (number,) = connection.execute("PRAGMA user_version").fetchone()
         seen = _stat(self.path)
-        if number and seen is not None and self._content() == number:
-            self._id = number
+        content = self._content()
+        if number and seen is not None and content is not None and content[0] == number:
+            self._id, self._revision = content
             self._seen = (seen.st_size, seen.st_mtime_ns)
 
     def check(self, connection: sqlite3.Connection, beside: Mapping[str, Identity | None]) -> None:
@@ -90,21 +93,28 @@ class SqliteFile:
 
     def _check_content(self, connection: sqlite3.Connection, found: os.stat_result) -> None:
         with self._lock:
-            if self._content() != self._id:
+            content = self._content()
+            if content is None or content[0] != self._id:
                 raise _lost(self.path, "was overwritten")
+            if content[1] < self._revision:
+                raise _lost(self.path, "was overwritten with an older copy")
             if found.st_size < self._seen[0]:  # or it was vacuumed
                 fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise _lost(self.path, f"was cut off ({fault})")
+            self._revision = content[1]
             self._seen = (found.st_size, found.st_mtime_ns)
 
-    def _content(self) -> int | None:
-        """Return the number in the main file itself, without the log; None if it is damaged."""
+    def _content(self) -> tuple[int, int] | None:
+        """Return number and revision in the main file itself, without the log; None if it is
+        damaged."""
         uri = f"{self.path.absolute().as_uri()}?mode=ro&immutable=1"
         try:
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as reader:
-                return int(reader.execute("PRAGMA user_version").fetchone()[0])
-        except sqlite3.Error:
+                (number,) = reader.execute("PRAGMA user_version").fetchone()
+                (revision,) = reader.execute("SELECT value FROM revision").fetchone()
+                return int(number), int(revision)
+        except (sqlite3.Error, TypeError):  # no such table or row
             return None
 
 

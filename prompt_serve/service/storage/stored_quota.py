@@ -7,8 +7,9 @@ from sqlalchemy.engine import Connection
 
 from prompt_serve.errors import QuotaExceeded
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.storage.retention import drop_kept_versions, kept_of_deleted
 from prompt_serve.service.storage.tables import kept_version, prompt_file, task
-from prompt_serve.service.storage.visibility import visible
+from prompt_serve.service.storage.visibility import permissions, visible
 
 _RETRY_S = 3600.0  # waiting does not help; clients give up
 
@@ -33,12 +34,13 @@ def read_stored(db: Connection) -> Stored:
 def check_stored(db: Connection) -> None:
     """Raise QuotaExceeded if the tasks of the caller take more than its quota.
 
-    Called in the transaction of a change, which is then undone.
+    Called in the transaction of a change, which is then undone. Versions of tasks that the caller
+    deleted are dropped first: nothing else could ever make room.
     """
     quota = current_request().actor.quota
     if quota.tasks is None and quota.stored_bytes is None:
         return
-    stored = read_stored(db)
+    stored = _with_room(db, quota.stored_bytes)
     for name, found, limit in (
         ("tasks", stored.tasks, quota.tasks),
         ("stored_bytes", stored.size_bytes, quota.stored_bytes),
@@ -52,3 +54,16 @@ def check_stored(db: Connection) -> None:
                 limit=limit,
                 retry_after_s=_RETRY_S,
             )
+
+
+def _with_room(db: Connection, limit: int | None) -> Stored:
+    """Drop versions of deleted tasks, oldest first, until the rest fits; return what is left."""
+    stored = read_stored(db)
+    if limit is None or stored.size_bytes <= limit or permissions().has_all_tasks:
+        return stored
+    for name, version in kept_of_deleted(db, visible(kept_version.c.name)):
+        drop_kept_versions(db, name, [version])
+        stored = read_stored(db)
+        if stored.size_bytes <= limit:
+            break
+    return stored

@@ -63,9 +63,8 @@ def single_version(versions: Sequence[str], prefix: str, where: str) -> str:
 
 def task_not_found(registry: Registry, name: str) -> TaskNotFound:
     """Build the error for an unknown task, with similar names as hints."""
+    name = name[:200]  # comparing names of any length would take as long
     candidates = registry.names_like(name) if is_task_name(name[:1]) else ()
     close = tuple(difflib.get_close_matches(name, candidates, n=3))
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return TaskNotFound(
-        f"No task named {name[:200]!r} is loaded.{hint}", name=name[:200], loaded=close
-    )
+    return TaskNotFound(f"No task named {name!r} is loaded.{hint}", name=name, loaded=close)

@@ -191,6 +191,19 @@ def test_wrong_keys_are_refused_and_never_repeated(secured: SecuredService) -> N
         assert wrong == "ps_" or wrong not in answer.text  # "ps_..." is in the help
 
 
+@pytest.mark.parametrize(
+    "credentials",
+    [
+        *(b"Basic \xff\xfe", b"Basic \xc3\xa9", b"Basic", b"Basic =", b"Basic gICA", b"Basic YTpi"),
+        *(b"Bearer \xff", b"Bearer ps_\xe9_\xe9", b"Bearer", b"\xff \xff", b"Digest a=b"),
+    ],
+)
+def test_malformed_credentials_are_wrong_ones(secured: SecuredService, credentials: bytes) -> None:
+    for name in (b"authorization", b"x-api-key"):
+        answer = httpx.get(f"{secured.served.url}/v1/info", headers=[(name, credentials)])
+        assert answer.status_code == 401
+
+
 def test_a_revoked_or_expired_key_stops_within_a_second(secured: SecuredService) -> None:
     with open_keys(secured.served.home) as keys:
         token, key = keys.create("leaving", "infer")

@@ -22,7 +22,8 @@ from prompt_serve.service.middleware.oidc import (
     parse_scopes,
     token_verifier,
 )
-from prompt_serve.service.permissions import Permissions
+from prompt_serve.service.permissions import NO_LIMITS, Permissions, Quota
+from prompt_serve.service.request_context import RequestContext
 from prompt_serve.service.settings import Settings
 from tests.service.process import service
 from tests.service.secured_service import make_keys
@@ -240,9 +241,13 @@ def test_invented_key_ids_cause_few_reads_and_an_outage_ends_nothing(provider: P
     clock = Clock()
     verify = verifier(provider, clock).verify
     provider.is_down = True
-    with pytest.raises(NotReady):
-        verify(provider.token())
+    before = provider.requests
+    for _ in range(50):
+        with pytest.raises(NotReady):
+            verify(provider.token())
+    assert provider.requests == before + 1
     provider.is_down = False
+    clock.now += 6
     verify(provider.token())
     before = provider.requests
     for n in range(50):
@@ -282,7 +287,12 @@ def test_what_a_claim_allows(provider: Provider, value: object, actions: set[str
 
 
 @pytest.mark.parametrize(
-    "text", ["vision", "=read", "a=write", "a=", "a=read,task:b c", "a=upload,tag:b", "a=task:b"]
+    "text",
+    [
+        *("vision", "=read", "a=write", "a=", "a=read,task:b c", "a=upload,tag:b", "a=task:b"),
+        *("a=read,tasks:0", "a=read,tasks:1.5", "a=read,images_per_s:-1", "a=tasks:1"),
+        *("a=read,images_per_s:nan", "a=read,images_per_s:inf", "a=read,images_per_s:"),
+    ],
 )
 def test_scopes_that_make_no_sense(text: str) -> None:
     with pytest.raises(ConfigInvalid, match="PROMPT_SERVE_OIDC_SCOPES has"):
@@ -291,8 +301,8 @@ def test_scopes_that_make_no_sense(text: str) -> None:
 
 def test_values_may_be_addresses() -> None:
     found = parse_scopes("https://a.example/?x=1=read; b:c=infer ;")
-    assert found["https://a.example/?x=1"] == Permissions.checked(["read"])
-    assert found["b:c"].role == "infer"
+    assert found["https://a.example/?x=1"].permissions == Permissions.checked(["read"])
+    assert found["b:c"].permissions.role == "infer"
 
 
 def test_incomplete_settings_and_keys_of_the_open_network(tmp_path: Path) -> None:
@@ -310,6 +320,33 @@ def test_keys_of_a_file(provider: Provider, tmp_path: Path) -> None:
         KeySet(str(file)).find("first")
     file.write_text(json.dumps(provider.document()))
     verifier(provider, key_set=KeySet(str(file))).verify(provider.token())
+
+
+@pytest.mark.parametrize(
+    ("grant", "quota"),
+    [
+        ("requests_per_s:0.5", Quota(requests_per_s=0.5)),
+        ("images_per_s:20", Quota(images_per_s=20)),
+        ("concurrency:4,tasks:7", Quota(concurrency=4, tasks=7)),
+        ("task:a/*,stored_bytes:1000000", Quota(stored_bytes=1_000_000)),
+        ("task:tasks", NO_LIMITS),
+    ],
+)
+def test_quotas_of_a_claim(provider: Provider, grant: str, quota: Quota) -> None:
+    verify = verifier(provider, scopes=parse_scopes(f"vision=read,{grant}")).verify
+    assert verify(provider.token()).quota == quota
+
+
+def test_each_subject_has_its_own_turns_and_quotas(provider: Provider) -> None:
+    verify = verifier(provider).verify
+    subjects = ["alice", "bob", "", "x" * 300, "x" * 299 + "y", "x" * 250]
+    actors = [verify(provider.token(sub=subject)) for subject in subjects]
+
+    assert len({actor.name for actor in actors}) == len(subjects)
+    assert max(len(actor.name) for actor in actors) <= 200
+    turns = [RequestContext(client="10.0.0.1", actor=actor).turn.caller for actor in actors]
+    assert len(set(turns)) == len(subjects)
+    assert verify(provider.token(sub="alice")).name == actors[0].name
 
 
 @pytest.mark.parametrize("text", ["a.b", "ps_a.b.c=", "a.b.c.d", "", "a b.c.d", ".."])

@@ -201,6 +201,22 @@ def test_stored_bytes_with_their_versions(secured: SecuredService) -> None:
 
 
 @pytest.mark.serve
+def test_deleted_tasks_make_room_oldest_first(secured: SecuredService) -> None:
+    """Their versions are kept for a rollback, and nothing but a change could ever drop them."""
+    with key_of(secured, "sizes") as http:
+        size = create(http, "sizes/n0").json()["size_bytes"]
+    with key_of(secured, "room", stored_bytes=4 * size) as http:
+        for n in range(9):
+            create(http, f"room/n{n}").raise_for_status()
+            http.delete(f"/v1/tasks/room/n{n}").raise_for_status()
+        kept = [http.post(f"/v1/tasks/room/n{n}/rollback").status_code for n in range(9)]
+        assert kept == [404] * 5 + [200] * 4
+        refused(create(http, "room/n9"), "stored_bytes")
+        listed = http.get("/v1/tasks").json()["tasks"]
+        assert [task["name"] for task in listed] == [f"room/n{n}" for n in range(5, 9)]
+
+
+@pytest.mark.serve
 def test_usage_is_in_the_metrics_and_in_the_list(secured: SecuredService, tmp_path: Path) -> None:
     with key_of(secured) as http:
         create(http, "quota/a").raise_for_status()

@@ -13,6 +13,7 @@ from tests.service.process import Served
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 HOST = b"Host: localhost\r\n"
+HEADERS = b"".join(b"X-%d: 1\r\n" % n for n in range(4_000))
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 
 
@@ -60,6 +61,9 @@ def _exchange(served: Served, *parts: bytes) -> bytes:
         (b"GET /livez HTTP/1.1\r\n%sHost: other\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01%s", 400),
         (b"GET /livez HTTP/1.1\r\n%sX-A: " + b"b" * 200_000 + b"\r\n\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\n%s" + b"A:\r\n" * 200 + b"\r\n", 431),
+        (b"GET /livez HTTP/1.1\r\n%s" + HEADERS + b"\r\n", 431),
+        (b"POST /v1/score HTTP/1.1\r\n%s" + HEADERS + CHUNKED, 431),
     ],
 )  # fmt: skip
 def test_ambiguous_requests_are_answered_once_and_closed(
@@ -85,6 +89,7 @@ def test_ambiguous_requests_are_answered_once_and_closed(
         b"GET /livez HTTP/1.2\r\n%sConnection: close\r\n\r\n",
         b"GET /livez HTTP/1.0\r\n%s\r\n",
         b"GET http://localhost/livez HTTP/1.1\r\n%sConnection: close\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n%sConnection: close\r\n" + b"A: 1\r\n" * 198 + b"\r\n",
     ],
 )
 def test_unusual_but_valid_requests_are_answered(served: Served, message: bytes) -> None:

@@ -1,5 +1,6 @@
 """A registry file that is harmed while it is used: the next change is refused, none is lost."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -97,6 +98,48 @@ def test_a_harmed_file_is_noticed_at_the_next_change(tmp_path: Path, kind: str) 
         for change in accesses:
             with pytest.raises(NotReady, match=r"The registry cannot be .*: .*Nothing was changed"):
                 change()
+    finally:
+        registry._db.close()
+
+
+def _checkpoint(path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _backup(source: Path, target: Path) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(source)) as read,
+        contextlib.closing(sqlite3.connect(target)) as write,
+    ):
+        read.backup(write)
+
+
+@pytest.mark.parametrize("copy", [shutil.copyfile, _backup], ids=["copied", "backed up"])
+@pytest.mark.parametrize("n_changes", [1, 2, 30])
+@pytest.mark.parametrize("change", ["put", "delete", "tags"])
+def test_an_older_copy_of_the_same_registry_is_noticed(
+    tmp_path: Path, copy: Callable[[Path, Path], object], n_changes: int, change: str
+) -> None:
+    path, older = tmp_path / "home" / "registry.db", tmp_path / "older.db"
+    registry = filled(path)
+    _checkpoint(path)
+    copy(path, older)
+    for n in range(n_changes):
+        if change == "put":
+            put(registry, f"new-{n}", GOLDEN["low_rank"])
+        elif change == "delete":
+            registry.delete("last") or put(registry, "last", GOLDEN["zero_shot"])
+        else:
+            registry.set_tags("last", [f"tag-{n}"])
+    _checkpoint(path)
+    registry.count()
+    shutil.copyfile(older, path)
+    try:
+        for access in (registry.count, lambda: registry.set_tags("last", ["eu"])):
+            with pytest.raises(NotReady, match="was overwritten with an older copy while"):
+                access()
+        assert older.read_bytes() == path.read_bytes()
     finally:
         registry._db.close()
 

@@ -1,5 +1,6 @@
 """Class features through ONNX: those of PyTorch, whatever the chunks, and never wrong ones."""
 
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from prompt_serve.prompts import class_features as module
 from prompt_serve.prompts.class_features import EncodeText, class_features
 from prompt_serve.prompts.encodings import Deep, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
+from prompt_serve.scoring import unit
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.tasks.admission import verified_class_features
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
@@ -72,6 +74,48 @@ def test_an_ensemble_of_templates_is_the_unit_mean(
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     assert np.abs(mean - expected).max() <= ROUNDING
     assert np.abs(mean - class_features_of(both, tiny_backbone)).max() <= ROUNDING
+
+
+def _of_templates(
+    backbone: Backbone, bundle: Bundle, n_classes: int, n_templates: int
+) -> tuple[FloatArray, list[FloatArray], int]:
+    """Class features of invented texts: all, those of each template, and the peak of the memory."""
+    prompt = replace(
+        _zero_shot(backbone, "a {}"),
+        class_names=tuple(f"class {index}" for index in range(n_classes)),
+        templates=tuple(f"a{'b' * n} {{}}" for n in range(n_templates)),
+        probe=np.zeros(n_classes, np.float16),
+    )
+    rng = np.random.default_rng(0)
+    given = [
+        rng.standard_normal((n_classes, EMBED_DIM), dtype=np.float32) for _ in range(n_templates)
+    ]
+    step = module.CHUNK_CLASSES
+    chunks = iter([each[n : n + step] for each in given for n in range(0, n_classes, step)])
+    tracemalloc.start()
+    try:
+        found = class_features(prompt, bundle.text_side, lambda _: next(chunks))
+        return found, given, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("n_templates", [2, 3, 9])
+def test_the_mean_of_templates_is_that_of_numpy(
+    tiny_backbone: Backbone, bundle: Bundle, n_templates: int
+) -> None:
+    found, given, _ = _of_templates(tiny_backbone, bundle, 250, n_templates)
+
+    assert np.array_equal(found, unit(np.mean(given, axis=0, dtype=np.float32)))
+
+
+def test_many_templates_take_no_more_memory_than_few(
+    tiny_backbone: Backbone, bundle: Bundle
+) -> None:
+    n_classes = 250
+    few, many = (_of_templates(tiny_backbone, bundle, n_classes, n)[2] for n in (2, 16))
+
+    assert many - few < 5 * n_classes * EMBED_DIM * 4  # bytes of float32
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["low rank", "class-specific"])

@@ -1,11 +1,12 @@
 """Lists of tasks, their details and histories."""
 
+import time
 from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
 
-from prompt_serve.errors import BackboneMismatch, PromptFileInvalid, RequestInvalid
+from prompt_serve.errors import BackboneMismatch, PromptFileInvalid, RequestInvalid, TaskNotFound
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.training.clip.backbone import Backbone
@@ -31,6 +32,24 @@ def test_tasks_of_another_backbone_are_listed_and_say_why_they_are_not_served(
         tasks.resolver.resolve(["new", "old"])
     tasks.resolver.load_pinned()  # a start skips it
     assert tasks.cache.pinned_bytes(without="") == 0
+
+
+@pytest.mark.parametrize("character", ["p", "pet", "p/", "p@", "p\U0001f600"])
+def test_names_of_any_length_are_unknown_at_once(
+    tasks: Tasks, versions: list[str], character: str
+) -> None:
+    """Comparing a name with others for a hint took seconds per ten megabytes."""
+    name = character * (5_000_000 // len(character))
+    used = time.process_time()
+    for ask in (
+        tasks.catalog.info,
+        tasks.catalog.file,
+        lambda name: tasks.resolver.resolve([name]),
+    ):
+        with pytest.raises((TaskNotFound, RequestInvalid)) as raised:
+            ask(name)
+        assert len(str(raised.value)) < 1_000
+    assert time.process_time() - used < 0.3
 
 
 def test_cursors_are_opaque_and_others_are_refused(tasks: Tasks, versions: list[str]) -> None:
