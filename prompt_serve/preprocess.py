@@ -1,4 +1,11 @@
-"""Preprocess an image: file bytes -> RGB -> pixels. Training and serving share this code.
+"""Preprocess an image: file bytes -> RGB -> pixels. Training, serving and client share this code.
+
+A JPEG that is much larger than what the image tower sees is decoded at 1/2, 1/4 or 1/8 of its size,
+which libjpeg does as part of the inverse DCT: a photograph of 12 megapixels takes a quarter of the
+time. Its shorter side stays at twice the tower's or more. ``Preprocessing.decoding`` says so; it is
+part of what keys the feature cache, but not of the backbone's fingerprint: as with the precisions
+of a bundle, the features are the same to 0.999 in cosine (benchmarks/decoding_agreement.py), and a
+prompt learned with one is served with the other. Other formats are decoded at full size.
 
 Unusual images:
 
@@ -10,6 +17,7 @@ Unusual images:
 * Color profiles (ICC) are ignored, as they were when the backbones were trained; so are texts, of
   any size.
 * A JPEG that lacks its last bytes is read if all but the last of its rows are there.
+* A JPEG of more than 100 scans is refused, since each takes the time of a whole image.
 * HEIC is read where ``pillow-heif`` is installed.
 * The size limit applies to the *declared* size, before any pixel is decoded. It is the same
   everywhere: ``PROMPT_SERVE_MAX_IMAGE_PIXELS``.
@@ -17,7 +25,6 @@ Unusual images:
 
 import io
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -28,7 +35,20 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from prompt_serve.errors import ConfigInvalid, ImageInvalid, ImageTooLarge
-from prompt_serve.images.rgb_conversion import bands, to_rgb
+from prompt_serve.images.jpeg_scans import (
+    MAX_SCANS,
+    has_all_scans,
+    has_end,
+    has_too_many_scans,
+    is_decoded_whole,
+)
+from prompt_serve.images.rgb_conversion import (
+    Box,
+    bands,
+    turned_box,
+    upright,
+    upright_to_rgb,
+)
 from prompt_serve.types import PixelArray
 
 MAX_IMAGE_PIXELS = 50_000_000
@@ -41,7 +61,7 @@ HEIF_WAY_OUT = "to read HEIC: pip install 'prompt-serve[heif]'"
 _HEVC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 _PNG_TEXTS = {b"iCCP", b"tEXt", b"zTXt", b"iTXt"}
-_JPEG_MARKER = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")  # of segments that have a length
+_JPEG_HEAD = b"\xff\xd8"
 _JPEG_END = b"\xff\xd9"
 # Some coefficients, and after each restart marker some more: a file may end before a marker.
 _OTHER_BYTES = b"".join(b"\xb5\xd3\x6e" * 50 + b"\xff%c" % code for code in range(0xD0, 0xD8))
@@ -53,11 +73,14 @@ _SLOW_FORMS = {"ppm_plain": "a plain (text) PPM, PGM or PBM", "bmp_rle": "a run-
 _MAX_SLOW_PIXELS = 500_000
 _MAX_SLOW_BYTES = 2 * 2**20
 # Memory at the peak of decoding, measured by benchmarks/decoding_memory.py; a pixel of Pillow's RGB
-# has 4 bytes, and a turned or composited image is there twice.
-_BYTES_PER_PIXEL = {"JPEG": 12, "PNG": 16, "WEBP": 22, "GIF": 10, "BMP": 16, "PPM": 12}
+# has 4 bytes, and a turned or composited image is there twice. Of a JPEG, the pixels that are
+# decoded count.
+_BYTES_PER_PIXEL = {"JPEG": 12, "MPO": 12, "PNG": 16, "WEBP": 22, "GIF": 10, "BMP": 16, "PPM": 12}
 _MOST_BYTES_PER_PIXEL = 24  # TIFF, AVIF, HEIF
-_PROGRESSIVE_BYTES_PER_PIXEL = 20  # JPEG: all coefficients are in memory
+_COEFFICIENT_BYTES = 8  # per declared pixel of a JPEG with several scans: all are in memory
 _FIXED_BYTES = 2**20
+
+DECODED_SIDES = 2  # sides of the tower's square that the shorter side of a scaled JPEG has at least
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -74,6 +97,13 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     resize_mode: Literal["shortest", "squash"] = "shortest"
+    # "full" is that of bundles from before JPEGs were scaled, and of the papers' protocols.
+    decoding: Literal["full", "scaled"] = "full"
+
+    @property
+    def decoded_side(self) -> int | None:
+        """Shortest side at which a JPEG may be decoded, in pixels; None: at full size only."""
+        return None if self.decoding == "full" else DECODED_SIDES * self.image_size
 
 
 def max_image_pixels() -> int:
@@ -93,12 +123,16 @@ def max_image_pixels() -> int:
     return int(value)
 
 
-def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
+def decode_image(
+    data: bytes, *, max_pixels: int | None = None, min_side: int | None = None
+) -> Image.Image:
     """Decode an image file to 8-bit RGB.
 
     Args:
         data: content of the file.
         max_pixels: maximum number of pixels; None: ``max_image_pixels()``.
+        min_side: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size, its shorter side still of
+            so many pixels; None: every image is decoded at full size.
 
     Raises:
         ImageTooLarge: the file declares more than ``max_pixels`` pixels, or more than are accepted
@@ -107,10 +141,12 @@ def decode_image(data: bytes, *, max_pixels: int | None = None) -> Image.Image:
     """
     max_pixels = max_image_pixels() if max_pixels is None else max_pixels
     with _image_errors(data):
-        return _decode(data, max_pixels)
+        return _decode(data, max_pixels, min_side)[0]
 
 
-def decoding_bytes(data: bytes, *, max_pixels: int | None = None) -> int:
+def decoding_bytes(
+    data: bytes, *, max_pixels: int | None = None, min_side: int | None = None
+) -> int:
     """Return the memory that decoding an image file takes at most, from its declared size.
 
     Raises:
@@ -118,11 +154,14 @@ def decoding_bytes(data: bytes, *, max_pixels: int | None = None) -> int:
     """
     max_pixels = max_image_pixels() if max_pixels is None else max_pixels
     with _image_errors(data), _opened(data, max_pixels) as image:
-        width, height = image.size
+        declared = image.width * image.height
         per_pixel = _BYTES_PER_PIXEL.get(image.format or "", _MOST_BYTES_PER_PIXEL)
-        if "progressive" in image.info:
-            per_pixel = _PROGRESSIVE_BYTES_PER_PIXEL
-        return _FIXED_BYTES + width * height * per_pixel
+        if not _is_jpeg(data):
+            return _FIXED_BYTES + declared * per_pixel
+        if has_end(data):  # another is decoded twice, at full size
+            _scale(image, min_side)
+        coefficients = declared * _COEFFICIENT_BYTES if is_decoded_whole(data) else 0
+        return _FIXED_BYTES + coefficients + image.width * image.height * per_pixel
 
 
 @contextmanager
@@ -158,16 +197,39 @@ def _image_errors(data: bytes) -> Iterator[None]:
         raise ImageInvalid(f"The image is damaged: {error}") from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Image.Image:
+def _decode(data: bytes, max_pixels: int, min_side: int | None) -> tuple[Image.Image, Box | None]:
+    """Decode an image; returns the box that it fills as well if it was scaled."""
     try:
-        with _opened(data, max_pixels) as image:
-            return to_rgb(_loaded(image, data))
+        return _decode_intact(data, max_pixels, min_side)
     except (OSError, ValueError) as error:
         repaired = _repaired(data, error, max_pixels)
         if repaired is None:
             raise
-    with _opened(repaired, max_pixels) as image:
-        return to_rgb(image)
+    return _decode_intact(repaired, max_pixels, min_side)
+
+
+def _decode_intact(
+    data: bytes, max_pixels: int, min_side: int | None
+) -> tuple[Image.Image, Box | None]:
+    with _opened(data, max_pixels) as image:
+        box = _scale(image, min_side)
+        size = image.size
+        image, orientation = upright(_loaded(image, data))
+        rgb = upright_to_rgb(image)
+        return rgb, None if box is None else turned_box(box, size, orientation)
+
+
+def _scale(image: Image.Image, min_side: int | None) -> Box | None:
+    """Let the decoder of a JPEG scale it, its shorter side no shorter than ``min_side``.
+
+    Returns:
+        The box that the image fills: where its size is no multiple of the scale, the last column or
+        row holds part of a pixel. None if it is not scaled.
+    """
+    size = image.size
+    if min_side is None or (drafted := image.draft(None, (min_side, min_side))) is None:
+        return None
+    return None if image.size == size else drafted[1]
 
 
 def _loaded(image: Image.Image, data: bytes) -> Image.Image:
@@ -217,7 +279,16 @@ def _opened(data: bytes, max_pixels: int) -> Image.Image:
             max_pixels=max_pixels,
         )
     _check_slow_form(image, len(data))
+    if _is_jpeg(data) and has_too_many_scans(data):
+        raise ImageInvalid(
+            f"The JPEG has more than {MAX_SCANS} scans, each of which takes the time of a whole "
+            f"image. Save it anew; encoders write up to 20."
+        )
     return image
+
+
+def _is_jpeg(data: bytes) -> bool:
+    return data.startswith(_JPEG_HEAD)
 
 
 def _check_slow_form(image: Image.Image, size_bytes: int) -> None:
@@ -259,7 +330,7 @@ def _repaired(data: bytes, error: Exception, max_pixels: int) -> bytes | None:
     """Return a file that Pillow reads in place of one that it refuses; None if it is damaged."""
     if data.startswith(_PNG_HEAD) and isinstance(error, ValueError):
         return b"".join((_PNG_HEAD, *_chunks_without_texts(data)))
-    if data.startswith(b"\xff\xd8") and "truncated" in str(error):
+    if _is_jpeg(data) and "truncated" in str(error):
         return _ended_jpeg(data, max_pixels)
     return None
 
@@ -280,7 +351,7 @@ def _ended_jpeg(data: bytes, max_pixels: int) -> bytes | None:
     The decoder fills in what is missing without saying so. Decoding twice, once with other bytes
     in place of the missing ones, shows which rows they belong to: those that differ.
     """
-    if not _has_all_scans(data):
+    if not has_all_scans(data):
         return None
     start = data.rstrip(b"\xff")
     ended = start + _JPEG_END
@@ -304,30 +375,19 @@ def _first_difference(data: bytes, other: bytes, *, max_pixels: int) -> tuple[in
         return image.height, image.height
 
 
-def _has_all_scans(jpeg: bytes) -> bool:
-    """Return True if the last scan of each coefficient has begun; a progressive file has many."""
-    expected, exact = 0, set[tuple[int, int]]()
-    position = 0
-    while marker := _JPEG_MARKER.search(jpeg, position):
-        position = marker.end() + int.from_bytes(jpeg[marker.end() : marker.end() + 2])
-        segment = jpeg[marker.end() + 2 : position]
-        match marker[0][1], list(segment):
-            case 0xC0 | 0xC1 | 0xC2, [_, _, _, _, _, components, *_]:
-                expected = 64 * components
-            case 0xDA, [components, *values] if len(values) == 2 * components + 3:
-                first, last, precision = values[-3:]
-                if precision % 16 == 0:  # all bits
-                    chosen = values[0:-3:2]
-                    exact |= {(c, k) for c in chosen for k in range(first, last + 1)}
-    return bool(expected) and len(exact) == expected
-
-
-def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
+def to_pixels(
+    image: Image.Image, preprocessing: Preprocessing, box: Box | None = None
+) -> PixelArray:
     """Resize and crop an RGB image to the square the image tower sees.
 
     The filters are Pillow's, because the backbones were trained on images resized this way; other
     filters, such as OpenCV's bicubic without antialiasing, give other pixels. Sizes and crop
     offsets are rounded as torchvision does (``Resize`` of the short side, then ``CenterCrop``).
+
+    Args:
+        image: RGB.
+        preprocessing: of the backbone.
+        box: part of the image to be taken as the whole; None: all of it.
 
     Returns:
         (S, S, 3) uint8.
@@ -335,17 +395,29 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> PixelArray:
     size = preprocessing.image_size
     resample = RESAMPLING[preprocessing.interpolation]
     if preprocessing.resize_mode == "squash":
-        return np.asarray(image.resize((size, size), resample), dtype=np.uint8)
-    image = _cut_long_side(image)
-    width, height = image.size
+        return np.asarray(image.resize((size, size), resample, box), dtype=np.uint8)
+    if box is None:
+        image = _cut_long_side(image)
+        left, top, right, lower = (0.0, 0.0, float(image.width), float(image.height))
+    else:
+        left, top, right, lower = _cut_box(box)
+    width, height = right - left, lower - top
     short, long = min(width, height), max(width, height)
     scaled = int(size * long / short)
     new_size = (size, scaled) if width <= height else (scaled, size)
     if new_size != image.size:
-        image = image.resize(new_size, resample)
-    left = round((image.width - size) / 2.0)
-    top = round((image.height - size) / 2.0)
-    return np.asarray(image.crop((left, top, left + size, top + size)), dtype=np.uint8)
+        image = image.resize(new_size, resample, (left, top, right, lower))
+    x = round((image.width - size) / 2.0)
+    y = round((image.height - size) / 2.0)
+    return np.asarray(image.crop((x, y, x + size, y + size)), dtype=np.uint8)
+
+
+def _cut_box(box: Box) -> Box:
+    """Cut a strip to its middle, as ``_cut_long_side`` does."""
+    left, top, right, lower = box
+    longest = MAX_ASPECT * min(right - left, lower - top)
+    x, y = max(0.0, (right - left - longest) / 2), max(0.0, (lower - top - longest) / 2)
+    return left + x, top + y, right - x, lower - y
 
 
 def _cut_long_side(image: Image.Image) -> Image.Image:
@@ -374,5 +446,10 @@ def pixels_from_bytes(
         reserve: called with the bytes that decoding takes, before anything is decoded; they are in
             use until the context that it returns is left.
     """
-    with nullcontext() if reserve is None else reserve(decoding_bytes(data, max_pixels=max_pixels)):
-        return to_pixels(decode_image(data, max_pixels=max_pixels), preprocessing)
+    max_pixels = max_image_pixels() if max_pixels is None else max_pixels
+    side = preprocessing.decoded_side
+    needed = 0 if reserve is None else decoding_bytes(data, max_pixels=max_pixels, min_side=side)
+    with nullcontext() if reserve is None else reserve(needed):
+        with _image_errors(data):
+            image, box = _decode(data, max_pixels, side)
+        return to_pixels(image, preprocessing, box)

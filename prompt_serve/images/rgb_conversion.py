@@ -10,14 +10,21 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps
 
-_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+UPRIGHT = 1
+_ORIENTATION = 0x0112  # EXIF tag
 _TURNED = range(2, 9)
 _BAND_PIXELS = 2**20
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert any Pillow image to 8-bit RGB; returns the image itself if it is that already."""
-    image = _upright(image)
+    return upright_to_rgb(upright(image)[0])
+
+
+def upright_to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image whose orientation was applied to 8-bit RGB."""
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         image = _scale_to_8_bit(image)
     elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -25,16 +32,33 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; unreadable EXIF is ignored, as image viewers do."""
+def upright(image: Image.Image) -> tuple[Image.Image, int]:
+    """Apply the EXIF orientation, and return it; unreadable EXIF is ignored, as viewers do."""
     image.load()  # first, so that damaged pixels are not mistaken for unreadable EXIF
     try:
         # Pillow copies an image that is upright already.
-        if image.getexif().get(_ORIENTATION, 1) not in _TURNED:
-            return image
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(_ORIENTATION, 1)
+        if orientation not in _TURNED:
+            return image, UPRIGHT
+        return ImageOps.exif_transpose(image), int(orientation)
     except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-        return image
+        return image, UPRIGHT
+
+
+def turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Return a box of an image as stored in the upright image.
+
+    Args:
+        box: left, top, right, bottom.
+        size: width and height of the image as stored.
+        orientation: as ``upright`` returns it.
+    """
+    left, top, right, lower = box
+    if orientation in (2, 3, 7, 8):  # left and right change places
+        left, right = size[0] - right, size[0] - left
+    if orientation in (3, 4, 6, 7):  # top and bottom do
+        top, lower = size[1] - lower, size[1] - top
+    return (top, left, lower, right) if orientation >= 5 else (left, top, right, lower)
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -99,7 +99,9 @@ def experiment_of(options: Mapping[str, Any], schedule: "Schedule | None" = None
     for row in rows:  # reject invalid settings before loading anything
         row.config(settings)
     return Experiment(
-        backbone=load_backbone(options["backbone"]).to(device_of(options["device"])),
+        backbone=load_backbone(options["backbone"])
+        .decoding_in_full()
+        .to(device_of(options["device"])),
         rows=rows,
         seeds=options["seeds"],
         settings=settings,

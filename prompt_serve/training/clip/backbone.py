@@ -11,7 +11,7 @@ Names of backbones (``--backbone``, ``prompt-serve export``):
     path/to/folder                  a folder of prompt-serve or open_clip (``folders``)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
@@ -65,6 +65,11 @@ class Backbone:
     def preprocessing(self) -> Preprocessing:
         """How images become pixels."""
         return self.settings.preprocessing
+
+    def decoding_in_full(self) -> "Backbone":
+        """Return this backbone with every image decoded at full size, as in the papers."""
+        preprocessing = replace(self.preprocessing, decoding="full")
+        return replace(self, settings=replace(self.settings, preprocessing=preprocessing))
 
     @cached_property
     def weights_fingerprint(self) -> str:

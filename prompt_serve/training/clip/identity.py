@@ -5,6 +5,9 @@
     preprocessing  size, mean, std, interpolation, resize mode
     tokenizer      its list of merges
 
+The size at which images are decoded is none of it: it changes features no more than the precision
+of a bundle does (``prompt_serve.preprocess``).
+
 Where the settings are those of a plain CLIP, the identity is the digest of the weights alone, which
 was the identity of every backbone before settings counted: prompt files of plain backbones keep
 theirs. The shipped backbones, whose settings differ, keep theirs too (``_PUBLISHED``).
@@ -70,13 +73,16 @@ class BackboneSettings:
             image_size=self.preprocessing.image_size,
             mean=OPENAI_DATASET_MEAN,
             std=OPENAI_DATASET_STD,
+            decoding=self.preprocessing.decoding,
         )
         return not self.architecture and self.merges == _CLIP_MERGES and self.preprocessing == plain
 
     @property
     def digest(self) -> str:
         """sha256 in hexadecimal."""
-        return _sha256(asdict(self))
+        document = asdict(self)
+        del document["preprocessing"]["decoding"]
+        return _sha256(document)
 
 
 def settings_of(

@@ -107,6 +107,7 @@ def preprocessing_of(name: str, size: Any, config: Mapping[str, Any]) -> Preproc
         std=_rgb(config.get("std", OPENAI_DATASET_STD)),
         interpolation=interpolation,
         resize_mode=resize_mode,
+        decoding="scaled",
     )
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from prompt_serve.preprocess import RESAMPLING, Preprocessing, to_pixels
+from prompt_serve.preprocess import RESAMPLING, Preprocessing
 from prompt_serve.types import PixelArray
 
 Augmentation = Literal["light", "crops"]
@@ -46,21 +46,19 @@ def make_views(
     seed: int,
     augmentation: Augmentation = "crops",
 ) -> PixelArray:
-    """Return the augmented views of an image, or its plain view.
+    """Return the augmented views of an image.
 
     Args:
         image: RGB.
         preprocessing: of the backbone.
         digest: sha256 of the image file, in hexadecimal.
-        views: K augmented views; 0 for the plain view only, as serving sees it.
+        views: K, at least 1.
         seed: random seed of the views.
         augmentation: kind of random crops.
 
     Returns:
-        (max(K, 1), S, S, 3) uint8.
+        (K, S, S, 3) uint8.
     """
-    if not views:
-        return to_pixels(image, preprocessing)[np.newaxis]
     return np.stack(
         [
             augmented_view(
@@ -69,6 +67,19 @@ def make_views(
             for index in range(views)
         ]
     )
+
+
+def decoded_side(
+    preprocessing: Preprocessing, views: int, augmentation: Augmentation
+) -> int | None:
+    """Return the shortest side at which an image is decoded for its views; None: full size.
+
+    The smallest crop then has as many pixels as the plain view at least.
+    """
+    side, crop = preprocessing.decoded_side, CROPS[augmentation]
+    if side is None or not views:
+        return side
+    return math.ceil(side / math.sqrt(crop.area[0] * crop.ratio[0]))
 
 
 def view_generator(digest: str, index: int, seed: int) -> np.random.Generator:

@@ -18,9 +18,9 @@ from typing import Protocol
 import numpy as np
 
 from prompt_serve.files import atomic_file, check_writable_folder, sha256_of_file
-from prompt_serve.preprocess import Preprocessing, decode_image
+from prompt_serve.preprocess import Preprocessing, decode_image, pixels_from_bytes
 from prompt_serve.scoring import unit
-from prompt_serve.training.data.augment import Augmentation, make_views
+from prompt_serve.training.data.augment import Augmentation, decoded_side, make_views
 from prompt_serve.training.data.cache_folder import cache_folder
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
@@ -214,10 +214,13 @@ def feature_key(
     augmentation: Augmentation = "crops",
 ) -> str:
     """Return a sha256 over everything that the features depend on, in hexadecimal."""
+    preprocessing = asdict(encoder.preprocessing)
+    if encoder.preprocessing.decoding == "full":  # as in caches from before it was a choice
+        del preprocessing["decoding"]
     document = {
         "cache_version": CACHE_VERSION,
         "fingerprint": encoder.ref.fingerprint,
-        "preprocessing": asdict(encoder.preprocessing),
+        "preprocessing": preprocessing,
         "images": list(digests),
         "views": views,
         "seed": seed if views else 0,  # the plain view has no seed
@@ -245,9 +248,14 @@ def decoded_views(
 ) -> Iterator[PixelArray]:
     """Yield pixels (n, K, S, S, 3) of each chunk; the next chunk is decoded in the background."""
 
+    side = decoded_side(preprocessing, views, augmentation)
+
     def decode(source: tuple[Path, str]) -> PixelArray:
         path, digest = source
-        image = decode_image(path.read_bytes())
+        data = path.read_bytes()
+        if not views:
+            return pixels_from_bytes(data, preprocessing)[np.newaxis]
+        image = decode_image(data, min_side=side)
         return make_views(
             image, preprocessing, digest=digest, views=views, seed=seed, augmentation=augmentation
         )

@@ -16,8 +16,14 @@ from typing import Protocol
 import numpy as np
 
 from prompt_serve.errors import DatasetInvalid
-from prompt_serve.preprocess import Preprocessing, decode_image, to_pixels
-from prompt_serve.training.data.augment import CROPS, Augmentation, augmented_view, view_generator
+from prompt_serve.preprocess import Preprocessing, decode_image, pixels_from_bytes
+from prompt_serve.training.data.augment import (
+    CROPS,
+    Augmentation,
+    augmented_view,
+    decoded_side,
+    view_generator,
+)
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.data.features import DECODE_CHUNK, decoded_views, file_digests
 from prompt_serve.training.progress import Advance, no_advance
@@ -88,6 +94,7 @@ class DecodedOnDemand:
         self._views = views
         self._seed = seed
         self._crop = CROPS[augmentation]
+        self._decoded_side = decoded_side(preprocessing, views, augmentation)
         self._pool = ThreadPoolExecutor(workers)
 
     def __getitem__(self, index: tuple[IntArray, IntArray], /) -> PixelArray:
@@ -96,9 +103,10 @@ class DecodedOnDemand:
 
     def _view(self, image: int, view: int) -> PixelArray:
         path, digest = self._sources[image]
-        picture = decode_image(_unchanged(path, digest))
+        data = _unchanged(path, digest)
         if not self._views:
-            return to_pixels(picture, self._preprocessing)
+            return pixels_from_bytes(data, self._preprocessing)
+        picture = decode_image(data, min_side=self._decoded_side)
         return augmented_view(
             picture, self._preprocessing, view_generator(digest, view, self._seed), self._crop
         )
