@@ -184,7 +184,9 @@ class Run:
             class_specific=placement.class_specific,
             causal=backbone.text_tower.causal,
         )
-        self.vectors = PlanVectors(self.plan, backbone.token_embedding)
+        self.vectors = PlanVectors(
+            self.plan, backbone.token_embedding, class_specific=placement.class_specific
+        )
 
     def _make_optimizer(self, parameters: ParamsT) -> torch.optim.SGD:
         return torch.optim.SGD(
@@ -380,13 +382,13 @@ class Run:
         """Return class features (C, E) for the vectors of the text branch."""
         if text.context is None and not text.keys_values:
             return self._features_of_words
-        return self.towers.class_features(self.vectors(text.context), text)
+        return self.towers.class_features(self.vectors, text)
 
     @cached_property
     def _features_of_words(self) -> Tensor:
         """Class features (C, E) of the template, if nothing is learned in the text branch."""
         with torch.no_grad():
-            return self.towers.class_features(self.vectors(None), PromptVectors())
+            return self.towers.class_features(self.vectors, PromptVectors())
 
     def batches(self, n_images: int, n_views: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield image and view indices (B,) of each step.

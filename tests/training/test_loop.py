@@ -19,6 +19,7 @@ from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.clip.text_tower import PlanVectors
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureSet
+from prompt_serve.training.data.image_batches import image_batches
 from prompt_serve.training.loop import Fitted, Run, fit, learned_template
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.methods.base import StepInfo, StepOutput
@@ -79,6 +80,37 @@ def test_the_gradient_is_that_of_coops_own_loop(
     assert float(expected.abs().max()) > 1e-4
     assert loss == pytest.approx(expected_loss, abs=1e-5)
     assert difference < 1e-5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_loss_curve_is_that_of_coops_own_loop(tiny_backbone: Backbone, seed: int) -> None:
+    """Forty steps on the same views, with every class name padded and encoded at every step."""
+    names = [*NAMES, "zebra", "zebra crossing sign", "cat", "horse cart"]
+    rng = np.random.default_rng(seed)
+    features = made_up_features(rng, 40, 3)
+    template, epochs, rate = "a photo of a {}.", 20, 1.0
+    config = make_config(method="coop", epochs=epochs, batch_size=20, seed=seed, template=template)
+    ours = Run(tiny_backbone, names, config, learning_rate=rate)
+    images = image_batches(features, ours.towers)
+    reference = CoopReference(tiny_backbone.clip, names, template, 4)
+    context = reference.words.clone().requires_grad_()
+    optimizer = torch.optim.SGD([context], lr=rate, momentum=0.9, weight_decay=5e-4)
+    curves = []
+    for epoch in range(epochs):
+        optimizer.param_groups[0]["lr"] = ours.rate_at(epoch)
+        for chosen, views, step_info in ours.begin_epoch(epoch, images):
+            loss = ours.step(images, chosen, views, step_info)
+            drawn = torch.from_numpy(features.features[chosen, views])
+            expected = reference.loss_of_features(context, drawn, images.labels[chosen])
+            optimizer.zero_grad()
+            expected.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            curves.append((float(loss), float(expected.detach())))
+    fast, slow = np.array(curves).T
+    assert len(fast) == 40
+    assert slow[-1] < slow[0] - 0.05  # there is something to learn
+    # float32, sums in another order, over forty steps that build on each other.
+    assert np.abs(fast - slow).max() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,19 @@ from torch.nn import functional as F
 
 def heads_of(block: ResidualAttentionBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values (N, heads, T, D / heads) of x (N, T, D), after layer norm."""
+    return split_heads(block, projected(block, x))
+
+
+def projected(block: ResidualAttentionBlock, x: Tensor) -> Tensor:
+    """Return queries, keys and values (..., 3 D) of x (..., D), after layer norm."""
+    return F.linear(block.ln_1(x), block.attn.in_proj_weight, block.attn.in_proj_bias)
+
+
+def split_heads(block: ResidualAttentionBlock, joined: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, keys and values (N, heads, T, D / heads), from (N, T, 3 D)."""
     attention = block.attn
-    projected = F.linear(block.ln_1(x), attention.in_proj_weight, attention.in_proj_bias)
-    n, t, _ = x.shape  # projected: (N, T, 3 D)
-    split = projected.view(n, t, 3, attention.num_heads, attention.head_dim)
+    n, t, _ = joined.shape
+    split = joined.view(n, t, 3, attention.num_heads, attention.head_dim)
     q, k, v = split.permute(2, 0, 3, 1, 4).unbind(0)  # (N, heads, T, D / heads) each
     return q, k, v
 
@@ -45,8 +54,17 @@ def after_attention(
         v: as ``k``.
         visible: (T, T') True where a query sees a key; None: everywhere.
     """
-    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
-    n, heads, t, width = attended.shape
-    joined = attended.transpose(1, 2).reshape(n, t, heads * width)  # (N, T, D)
+    return after_heads(block, x, attended(q, k, v, visible))
+
+
+def attended(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """Return the joined heads (N, T, D) of an attention; arguments as in ``after_attention``."""
+    heads = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+    n, h, t, width = heads.shape
+    return heads.transpose(1, 2).reshape(n, t, h * width)
+
+
+def after_heads(block: ResidualAttentionBlock, x: Tensor, joined: Tensor) -> Tensor:
+    """Run what follows an attention, from the block's input and the joined heads (..., D)."""
     x = x + block.ls_1(block.attn.out_proj(joined))
     return cast(Tensor, x + block.ls_2(block.mlp(block.ln_2(x))))

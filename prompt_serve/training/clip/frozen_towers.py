@@ -41,39 +41,28 @@ class FrozenTowers:
         """Image tower; raises BackboneUnsupported where it cannot be prompted."""
         return self._rounded(self.backbone.image_tower)
 
-    def class_features(
-        self, sequences: tuple[Tensor, Tensor, Tensor], vectors: PromptVectors[Tensor]
-    ) -> Tensor:
-        """Encode prefix, suffix and EOT (``PlanVectors``); return unit features (C, E), float32."""
-        prefix, suffix, eot = sequences
-        features: Tensor = self.text(
-            prefix.to(self.dtype),
-            suffix.to(self.dtype),
-            eot,
-            self._cast(vectors.deeper),
-            self._cast(vectors.keys_values),
-        )
-        return features
+    def class_features(self, plan: PlanVectors, vectors: PromptVectors[Tensor]) -> Tensor:
+        """Encode the sequences of a plan with a text branch; return (C, E) of unit length."""
+        return self._text_features(plan, *plan(vectors.context), vectors)
 
     def stacked_class_features(
-        self, vectors: PlanVectors, texts: Sequence[PromptVectors[Tensor]]
+        self, plan: PlanVectors, texts: Sequence[PromptVectors[Tensor]]
     ) -> Tensor:
         """Encode R text branches of one shape in one pass; return (R, C, E), float32.
 
         Args:
-            vectors: sequences of the class names, shared by all branches.
+            plan: sequences of the class names, shared by all branches.
             texts: R text branches without keys and values.
         """
-        sequences = [vectors(text.context) for text in texts]
+        sequences = [plan(text.context) for text in texts]
         suffixes = [suffix for _, suffix, _ in sequences]
         # Without learned vectors after the prefix, all branches share one suffix.
         shared = all(suffix is suffixes[0] for suffix in suffixes)
-        return self.class_features(
-            (
-                torch.stack([prefix for prefix, _, _ in sequences]),  # (R, P, D)
-                suffixes[0] if shared else torch.stack(suffixes),
-                sequences[0][2],
-            ),
+        return self._text_features(
+            plan,
+            torch.stack([prefix for prefix, _, _ in sequences]),  # (R, P, D)
+            suffixes[0] if shared else torch.stack(suffixes),
+            sequences[0][2],
             PromptVectors(
                 deeper=tuple(
                     torch.stack(blocks)
@@ -81,6 +70,24 @@ class FrozenTowers:
                 )
             ),
         )
+
+    def _text_features(
+        self,
+        plan: PlanVectors,
+        prefix: Tensor,
+        suffix: Tensor,
+        eot: Tensor,
+        vectors: PromptVectors[Tensor],
+    ) -> Tensor:
+        features: Tensor = self.text(
+            prefix.to(self.dtype),
+            suffix.to(self.dtype),
+            eot,
+            self._cast(vectors.deeper),
+            self._cast(vectors.keys_values),
+            rows=plan.rows,
+        )
+        return features
 
     def image_features(self, pixels: Tensor, vectors: PromptVectors[Tensor]) -> Tensor:
         """Encode (B, S, S, 3) uint8 pixels; return (B, E) of unit length, float32."""

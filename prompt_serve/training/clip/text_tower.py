@@ -18,7 +18,16 @@ from torch.nn import functional as F
 
 from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid, counted
 from prompt_serve.prompts.sequences import SequencePlan
-from prompt_serve.training.clip.attention import after_attention, heads_of, keys_values_of
+from prompt_serve.training.clip.attention import (
+    after_attention,
+    after_heads,
+    attended,
+    heads_of,
+    keys_values_of,
+    projected,
+    split_heads,
+)
+from prompt_serve.training.clip.suffix_rows import SuffixRows
 
 
 class TextTower(nn.Module):
@@ -63,6 +72,8 @@ class TextTower(nn.Module):
         eot: Tensor,
         deeper: Sequence[Tensor] = (),
         keys_values: Sequence[Tensor] = (),
+        *,
+        rows: SuffixRows | None = None,
     ) -> Tensor:
         """Encode C sequences, or C sequences in each of R runs of a batch.
 
@@ -75,6 +86,7 @@ class TextTower(nn.Module):
                 which must be part of the prefix, at the input of block j + 1.
             keys_values: one tensor (n, D) per block, or none at all; they pass the block's layer
                 norm and are seen by every position (ADAPT, equation 7). All runs share them.
+            rows: suffixes that begin equally, computed once; None: each for itself.
 
         Returns:
             (C, E) class features of unit length; of R runs (R, C, E).
@@ -83,38 +95,20 @@ class TextTower(nn.Module):
             PromptFileInvalid: there are vectors for more blocks than the tower has.
         """
         self._check(deeper, keys_values)
-        if prefix.ndim == 3:
-            return self._stacked(prefix, suffix, eot, deeper, keys_values)
-        p, s = prefix.shape[0], suffix.shape[1]
-        head = (prefix + self.positional_embedding[:p]).unsqueeze(0)
-        tail = suffix + self.positional_embedding[p : p + s]
-        if self.causal:
-            tail = self._causal(head, tail, deeper, keys_values)
-        else:
-            tail = self._full(head, tail, deeper, keys_values)
-        return self._pooled(tail, eot)
-
-    def _stacked(
-        self,
-        prefix: Tensor,
-        suffix: Tensor,
-        eot: Tensor,
-        deeper: Sequence[Tensor],
-        keys_values: Sequence[Tensor],
-    ) -> Tensor:
-        """Encode R runs as one batch of R heads and R C tails, ordered by run."""
-        r, p, _ = prefix.shape
-        c, s, _ = suffix.shape[-3:]
+        p, s = prefix.shape[-2], suffix.shape[-2]
         head = prefix + self.positional_embedding[:p]
         tail = suffix + self.positional_embedding[p : p + s]
-        tail = tail.expand(r, -1, -1, -1).reshape(r * c, s, -1)  # (R C, S, D)
-        read = self._causal if self.causal else self._full
-        return self._pooled(read(head, tail, deeper, keys_values), eot.repeat(r)).view(r, c, -1)
-
-    def _pooled(self, tail: Tensor, eot: Tensor) -> Tensor:
-        # Only the row of EOT is needed from here on.
-        last = tail[torch.arange(tail.shape[0], device=tail.device), eot]  # (C, D)
-        return F.normalize(self._project(self.ln_final(last)).float(), dim=-1)
+        if prefix.ndim == 2:
+            head = head.unsqueeze(0)  # (1, P, D)
+        runs = head.shape[0]
+        tail = tail.expand(runs, -1, -1, -1).flatten(0, 1)  # (R C, S, D)
+        if self.causal:
+            rows = (rows or SuffixRows.of_lengths(eot, s)).of_runs(runs)
+            last = self._causal(head, tail, rows, deeper, keys_values)
+        else:
+            last = self._full(head, tail, eot.repeat(runs), deeper, keys_values)
+        features = F.normalize(self._project(self.ln_final(last)).float(), dim=-1)  # (R C, E)
+        return features if prefix.ndim == 2 else features.view(runs, -1, features.shape[-1])
 
     def _check(self, deeper: Sequence[Tensor], keys_values: Sequence[Tensor]) -> None:
         if len(deeper) >= self.layers or len(keys_values) not in (0, self.layers):
@@ -128,34 +122,48 @@ class TextTower(nn.Module):
         self,
         head: Tensor,
         tail: Tensor,
+        rows: SuffixRows,
         deeper: Sequence[Tensor],
         keys_values: Sequence[Tensor],
     ) -> Tensor:
+        """Return the rows of EOT (R C, D), from heads (R, P, D) and tails (R C, S, D)."""
         p, s = head.shape[1], tail.shape[1]
         steps = torch.arange(p + s, device=tail.device)
         visible = steps.unsqueeze(0) <= steps.unsqueeze(1)  # (P+S, P+S), row attends to column
+        tail = rows.gather(tail)  # (T, D)
         for index, module in enumerate(self.blocks):
             block = cast(ResidualAttentionBlock, module)
             head = _with_context(head, deeper, index)
             head_q, head_k, head_v = heads_of(block, head)
-            tail_q, tail_k, tail_v = heads_of(block, tail)
+            tail_q, tail_k, tail_v = split_heads(block, rows.spread(projected(block, tail)))
             seen = visible
             if keys_values and len(keys_values[index]):
                 own_k, own_v = keys_values_of(block, keys_values[index])
                 head_k = torch.cat([_for_rows(own_k, head_k.shape[0]), head_k], 2)
                 head_v = torch.cat([_for_rows(own_v, head_v.shape[0]), head_v], 2)
                 seen = F.pad(visible, (len(keys_values[index]), 0), value=True)
-            keys = torch.cat([_for_rows(head_k, tail.shape[0]), tail_k], dim=2)
-            values = torch.cat([_for_rows(head_v, tail.shape[0]), tail_v], dim=2)
-            columns = head_k.shape[2]
-            head = after_attention(block, head, head_q, head_k, head_v, seen[:p, :columns])
-            tail = after_attention(block, tail, tail_q, keys, values, seen[p:])
-        return tail
+            keys = torch.cat([_for_rows(head_k, tail_k.shape[0]), tail_k], dim=2)
+            values = torch.cat([_for_rows(head_v, tail_v.shape[0]), tail_v], dim=2)
+            if index + 1 < self.layers:
+                columns = head_k.shape[2]
+                head = after_attention(block, head, head_q, head_k, head_v, seen[:p, :columns])
+                joined = attended(tail_q, keys, values, seen[p:])  # (R C, S, D)
+                tail = after_heads(block, tail, rows.gather(joined))
+        # Of the last block, only the rows of EOT are needed.
+        chosen = torch.arange(len(rows.eot), device=tail.device)
+        joined = attended(
+            tail_q[chosen, :, rows.eot].unsqueeze(2),  # (R C, heads, 1, D / heads)
+            keys,
+            values,
+            seen[p + rows.eot, None, None],  # (R C, 1, 1, P+S)
+        )
+        return after_heads(block, F.embedding(rows.last, tail), joined.squeeze(1))
 
     def _full(
         self,
         head: Tensor,
         tail: Tensor,
+        eot: Tensor,
         deeper: Sequence[Tensor],
         keys_values: Sequence[Tensor],
     ) -> Tensor:
@@ -170,7 +178,7 @@ class TextTower(nn.Module):
                 k = torch.cat([own_k.expand(x.shape[0], -1, -1, -1), k], dim=2)
                 v = torch.cat([own_v.expand(x.shape[0], -1, -1, -1), v], dim=2)
             x = after_attention(block, x, q, k, v, None)
-        return x[:, head.shape[1] :]
+        return x[torch.arange(len(x), device=x.device), head.shape[1] + eot]
 
     def _project(self, x: Tensor) -> Tensor:
         if self.projection is None:
@@ -204,13 +212,17 @@ class PlanVectors:
     Args:
         plan: token ids and positions of the learned vectors.
         token_embedding: (V, D) of the backbone.
+        class_specific: each class has a context of its own.
     """
 
-    def __init__(self, plan: SequencePlan, token_embedding: Tensor) -> None:
+    def __init__(
+        self, plan: SequencePlan, token_embedding: Tensor, *, class_specific: bool = False
+    ) -> None:
         device = token_embedding.device
         self._prefix = _Places(torch.from_numpy(plan.prefix).to(device), token_embedding)
         self._suffix = _Places(torch.from_numpy(plan.suffix).to(device), token_embedding)
         self._eot = torch.from_numpy(plan.eot).to(device)
+        self.rows = SuffixRows.build(plan.suffix, plan.eot, share=not class_specific).to(device)
 
     def __call__(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return prefix (P, D), suffix (C, S, D) and eot (C,), the inputs of ``TextTower``.

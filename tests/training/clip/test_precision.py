@@ -18,6 +18,8 @@ from tests.training.test_batched_loop import NAMES, features_of
 
 # Relative rounding is 2^-8 in bfloat16 and 2^-11 in float16; a few layers add up.
 DIFFERENCES: dict[TowerPrecision, float] = {"bf16": 3e-2, "fp16": 4e-3}
+COSINES: dict[TowerPrecision, float] = {"bf16": 0.99, "fp16": 0.999}
+CURVES: dict[TowerPrecision, float] = {"bf16": 0.05, "fp16": 0.01}
 COOP: dict[str, Any] = {"method": "coop", "epochs": 12, "batch_size": 16, "weight_decay": 0.0}
 
 
@@ -43,6 +45,34 @@ def test_only_the_towers_are_rounded(tiny_backbone: Backbone, precision: TowerPr
     assert rounded.dtype == torch.float32
     assert 0.0 < difference < DIFFERENCES[precision]
     torch.testing.assert_close(rounded.norm(dim=-1), torch.ones(len(NAMES)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_gradients_point_the_same_way_and_curves_stay_close(
+    tiny_backbone: Backbone, precision: TowerPrecision, seed: int
+) -> None:
+    """Measured: cosine 0.9968 and curves 0.019 apart in bf16, 0.99995 and 0.002 in fp16."""
+    train = features_of(seed)
+    exact, rounded = (
+        Run(tiny_backbone, NAMES, make_config(**COOP, precision=name), learning_rate=1.0)
+        for name in ("fp32", precision)
+    )
+    images = image_batches(train, exact.towers)
+    curves = []
+    for epoch in range(COOP["epochs"]):
+        batches = exact.begin_epoch(epoch, images)
+        rounded.begin_epoch(epoch, images)
+        for batch in batches:
+            curves.append([float(run.step(images, *batch)) for run in (exact, rounded)])
+            (slow,), (fast,) = (list(run.learner.parameters()) for run in (exact, rounded))
+            assert slow.grad is not None
+            assert fast.grad is not None
+            cosine = torch.cosine_similarity(slow.grad.flatten(), fast.grad.flatten(), dim=0)
+            assert float(cosine) > COSINES[precision]
+    slow_curve, fast_curve = torch.tensor(curves).T
+    difference = float((slow_curve - fast_curve).abs().max())
+    assert 0.0 < difference < CURVES[precision]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
