@@ -173,15 +173,17 @@ def _best_of_rows(
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     totals = weights.sum(axis=-1, keepdims=True)
-    labels = _first_largest(logits, k)
+    labels = first_largest(logits, k)
     probabilities = np.take_along_axis(weights, labels, axis=-1) / totals
     return labels, np.take_along_axis(logits, labels, axis=-1), probabilities
 
 
-def _first_largest(values: FloatArray, k: int) -> IntArray:
+def first_largest(values: FloatArray, k: int) -> IntArray:
     """Return the indices of the k largest along the last axis, largest first; ties keep order."""
     if k > _MAX_PASSES:
         return np.argsort(-values, axis=-1, kind="stable")[..., :k]
+    if k == 1:
+        return values.argmax(axis=-1)[..., np.newaxis]
     # k passes over a hundred classes are many times faster than sorting them.
     remaining = values.copy()
     indices = np.empty((*values.shape[:-1], k), dtype=np.int64)

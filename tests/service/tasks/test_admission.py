@@ -18,7 +18,7 @@ from prompt_serve.prompts.class_features import EncodeText, class_features
 from prompt_serve.prompts.encodings import Deep, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.service.inference.engine import Engine
-from prompt_serve.service.tasks.admission import verified_class_features
+from prompt_serve.tasks.admission import verified_class_features
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.types import FloatArray
