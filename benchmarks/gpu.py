@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from prompt_serve.bundle import open_bundle
+from prompt_serve.engines.batch_sizes import batch_buckets
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.service.inference.batch_sizes import batch_buckets
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.types import FloatArray
 

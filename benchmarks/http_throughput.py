@@ -29,7 +29,7 @@ import onnxruntime as ort
 from PIL import Image
 
 from prompt_serve.bundle import MANIFEST, Bundle, open_bundle
-from prompt_serve.onnx_encoders import available_cores
+from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.service.settings import Settings
 from prompt_serve.types import PixelArray

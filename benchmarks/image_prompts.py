@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 from prompt_serve.bundle import open_bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.image_graphs import ImageGraphs
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.service.inference.image_graphs import ImageGraphs
 from prompt_serve.types import FloatArray
 
 ROWS = (1, 4, 16)  # per block
@@ -40,7 +40,7 @@ def main() -> None:
     options = parser.parse_args()
     for path in options.bundle:
         bundle = open_bundle(path)
-        encoders = OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+        encoders = Encoders.open(bundle, cuda_device=None, threads=1)
         tower = _Tower(encoders, options.batch)
         print(f"\n{bundle.manifest.backbone.id}, {bundle.manifest.precision}, ", end="", flush=True)
         print_costs(tower, options.rounds)
@@ -50,7 +50,7 @@ def main() -> None:
 class _Tower:
     """Encoders of a bundle, a batch of images, and rows of tasks."""
 
-    def __init__(self, encoders: OnnxEncoders, batch: int) -> None:
+    def __init__(self, encoders: Encoders, batch: int) -> None:
         size = encoders.bundle.manifest.image_tower
         assert size is not None
         self.layers, self.width = size.layers, size.width

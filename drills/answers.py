@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from prompt_serve.bundle import open_bundle, shipped_bundle
-from prompt_serve.onnx_encoders import OnnxEncoders
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.encodings import LowRank
@@ -54,7 +54,7 @@ class Oracle:
         self, *, tasks: int = 6, versions: int = 4, images: int = 12, classes: int = 12
     ) -> None:
         bundle = open_bundle(shipped_bundle(BUNDLE))
-        self._encoders = OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+        self._encoders = Encoders.open(bundle, cuda_device=None, threads=1)
         self._scale = bundle.manifest.logit_scale
         self.images = [_picture(n) for n in range(images)]
         pixels = [pixels_from_bytes(image, bundle.manifest.preprocessing) for image in self.images]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from prompt_serve.bundle import SHIPPED, shipped_bundle
+from prompt_serve.bundle import SHIPPED, Bundle, open_bundle, shipped_bundle
 from tests.drawings import draw_dataset
 
 if TYPE_CHECKING:
@@ -53,3 +53,9 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four colors, 20 training and 10 test images each."""
     return draw_dataset(tmp_path_factory.mktemp("colors"), train=20, test=10)
+
+
+@pytest.fixture(scope="session")
+def bundle(tiny_bundle: Path) -> Bundle:
+    """The same, opened."""
+    return open_bundle(tiny_bundle)

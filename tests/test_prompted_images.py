@@ -9,11 +9,12 @@ import pytest
 from onnx import TensorProto
 
 from prompt_serve.bundle import open_bundle, shipped_bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.onnx_session import CPU, open_session
 from prompt_serve.errors import BackboneUnsupported, PromptFileInvalid
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.prompted_parity import Vectors, every_kind, features_with
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import OnnxEncoders, open_session
 from prompt_serve.prompts.image_rows import ImageRows, image_inputs
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
@@ -24,8 +25,8 @@ LAYERS, WIDTH = 2, 64  # of the tiny backbone's image tower
 
 
 @pytest.fixture(scope="module")
-def encoders(tiny_bundle: Path) -> OnnxEncoders:
-    return OnnxEncoders.open(open_bundle(tiny_bundle), cuda_device=None, threads=1)
+def encoders(tiny_bundle: Path) -> Encoders:
+    return Encoders.open(open_bundle(tiny_bundle), cuda_device=None, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +37,9 @@ def int8_bundle(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="module")
-def shipped() -> tuple[Backbone, OnnxEncoders]:
+def shipped() -> tuple[Backbone, Encoders]:
     bundle = open_bundle(shipped_bundle("embedded-vit"))
-    return load_backbone("embedded-vit"), OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+    return load_backbone("embedded-vit"), Encoders.open(bundle, cuda_device=None, threads=1)
 
 
 def mixes(count: int, layers: int, width: int) -> Iterator[list[Vectors]]:
@@ -64,7 +65,7 @@ def random_vectors(rng: np.random.Generator, layers: int, width: int) -> Vectors
     return PromptVectors(context=context, deeper=deeper, keys_values=rows)
 
 
-def largest_difference(backbone: Backbone, encoders: OnnxEncoders, batch: list[Vectors]) -> float:
+def largest_difference(backbone: Backbone, encoders: Encoders, batch: list[Vectors]) -> float:
     """Compare a mixed batch with PyTorch, which takes one task at a time."""
     pixels = random_pixels(backbone.preprocessing, count=len(batch))
     rows = [encoders.prompted.lay_out(vectors) for vectors in batch]
@@ -73,7 +74,7 @@ def largest_difference(backbone: Backbone, encoders: OnnxEncoders, batch: list[V
 
 
 def test_each_answer_of_a_mixed_batch_is_that_of_its_task_alone(
-    shipped: tuple[Backbone, OnnxEncoders],
+    shipped: tuple[Backbone, Encoders],
 ) -> None:
     backbone, encoders = shipped
 
@@ -83,14 +84,14 @@ def test_each_answer_of_a_mixed_batch_is_that_of_its_task_alone(
 
 
 @pytest.mark.long
-def test_a_thousand_mixes(shipped: tuple[Backbone, OnnxEncoders]) -> None:
+def test_a_thousand_mixes(shipped: tuple[Backbone, Encoders]) -> None:
     backbone, encoders = shipped
 
     for batch in mixes(1000, backbone.image_tower.layers, backbone.image_tower.width):
         assert largest_difference(backbone, encoders, batch) < 1e-6
 
 
-def test_images_without_vectors_are_those_of_the_plain_graph(encoders: OnnxEncoders) -> None:
+def test_images_without_vectors_are_those_of_the_plain_graph(encoders: Encoders) -> None:
     pixels = random_pixels(encoders.preprocessing, count=3)
 
     np.testing.assert_allclose(
@@ -99,11 +100,9 @@ def test_images_without_vectors_are_those_of_the_plain_graph(encoders: OnnxEncod
 
 
 def test_rows_in_steps_of_powers_of_two_change_nothing(
-    tiny_bundle: Path, encoders: OnnxEncoders
+    tiny_bundle: Path, encoders: Encoders
 ) -> None:
-    graph = open_session(
-        open_bundle(tiny_bundle).prompted_image_encoder, cuda_device=None, threads=1
-    )
+    graph = open_session(open_bundle(tiny_bundle).prompted_image_encoder, CPU, threads=1)
     shapes = set()
     for batch in mixes(20, LAYERS, WIDTH):
         pixels = random_pixels(encoders.preprocessing, count=len(batch))
@@ -138,7 +137,7 @@ def test_towers_that_pool_otherwise(pool: str, final_ln_after_pool: bool, tmp_pa
 def test_a_batch_of_an_int8_tower_is_not_disturbed_more_by_extreme_vectors_than_by_an_image(
     int8_bundle: Path,
 ) -> None:
-    encoders = OnnxEncoders.open(open_bundle(int8_bundle), cuda_device=None, threads=1)
+    encoders = Encoders.open(open_bundle(int8_bundle), cuda_device=None, threads=1)
     pixels = random_pixels(encoders.preprocessing, count=5)
     alone = np.concatenate([encoders.prompted.encode(p[np.newaxis], [None]) for p in pixels])
     hot = np.zeros((4, WIDTH), dtype=np.float32)
@@ -179,7 +178,7 @@ def test_a_convolutional_tower_takes_no_vectors() -> None:
     bundle = open_bundle(shipped_bundle("embedded"))
     assert bundle.manifest.image_tower is None
 
-    encoders = OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+    encoders = Encoders.open(bundle, cuda_device=None, threads=1)
     with pytest.raises(BackboneUnsupported, match=r"'embedded-vit' or ViT-B-16"):
         _ = encoders.prompted
 
@@ -198,12 +197,12 @@ def zeros(*shape: int) -> FloatArray:
         PromptVectors(keys_values=(zeros(2, 3),) * LAYERS),
     ],
 )
-def test_vectors_of_another_tower_are_refused(vectors: Vectors, encoders: OnnxEncoders) -> None:
+def test_vectors_of_another_tower_are_refused(vectors: Vectors, encoders: Encoders) -> None:
     with pytest.raises(PromptFileInvalid, match=rf"{LAYERS} blocks and is {WIDTH} wide"):
         encoders.prompted.lay_out(vectors)
 
 
-def test_equal_vectors_have_equal_rows(encoders: OnnxEncoders) -> None:
+def test_equal_vectors_have_equal_rows(encoders: Encoders) -> None:
     kinds = [*every_kind(LAYERS, WIDTH, np.random.default_rng(0))]
     again = [*every_kind(LAYERS, WIDTH, np.random.default_rng(0))]
     rows = [encoders.prompted.lay_out(v) for v in (*kinds, *again)]
@@ -214,7 +213,7 @@ def test_equal_vectors_have_equal_rows(encoders: OnnxEncoders) -> None:
     assert digests[:5] == digests[5:]
 
 
-def test_rows_that_nobody_reads_do_not_enter_the_sequence(encoders: OnnxEncoders) -> None:
+def test_rows_that_nobody_reads_do_not_enter_the_sequence(encoders: Encoders) -> None:
     rng = np.random.default_rng(0)
     context, deeper = (rng.standard_normal((3, WIDTH)).astype(np.float32) for _ in range(2))
 

@@ -14,6 +14,7 @@ import onnxruntime
 import torch
 
 from prompt_serve.bundle import IMAGE_ROWS, PROMPTED_IMAGE_ENCODER
+from prompt_serve.engines.onnx_images import PromptedImages
 from prompt_serve.errors import ExportParityFailed
 from prompt_serve.export.prompted_parity import prompted_difference
 from prompt_serve.export.samples import (
@@ -23,7 +24,6 @@ from prompt_serve.export.samples import (
     random_pixels,
     sample_pixels,
 )
-from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.sequences import PAD_ID, SequencePlan, Sequences, assemble, plan_sequences
 from prompt_serve.prompts.text_inputs import text_inputs
 from prompt_serve.scoring import unit

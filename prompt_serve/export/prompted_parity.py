@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from prompt_serve.engines.interface import PromptedEngine
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import PromptedImages
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray, PixelArray
@@ -16,7 +16,7 @@ Vectors = PromptVectors[FloatArray]
 _SCALE = 0.05  # standard deviation of the vectors
 
 
-def prompted_difference(backbone: Backbone, graph: PromptedImages) -> float:
+def prompted_difference(backbone: Backbone, graph: PromptedEngine) -> float:
     """Return the largest difference of one feature, over images of every kind of prompt."""
     tower = backbone.image_tower
     kinds = list(every_kind(tower.layers, tower.width, np.random.default_rng(0)))

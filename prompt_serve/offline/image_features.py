@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.errors import ImageInvalid, PromptServeError
 from prompt_serve.images.image_source import ImageSource, file_or_rgb
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.preprocess import Preprocessing, pixels_from_bytes, to_pixels
 from prompt_serve.sources.files import is_url, read_image_file
 from prompt_serve.tasks.image_passes import ImagePasses
@@ -26,7 +26,7 @@ _BATCHES_AHEAD = 2
 
 def encoded(
     images: Iterable[ImageSource | PromptServeError],
-    encoders: OnnxEncoders,
+    encoders: Encoders,
     passes: ImagePasses,
     *,
     decode_threads: int,
@@ -84,15 +84,13 @@ def _pixels(content: "bytes | Image", preprocessing: Preprocessing) -> PixelArra
     return to_pixels(content, preprocessing)
 
 
-def _encode(decoded: list[Decoded], encoders: OnnxEncoders, passes: ImagePasses) -> list[Outcome]:
+def _encode(decoded: list[Decoded], encoders: Encoders, passes: ImagePasses) -> list[Outcome]:
     readable = [pixels for pixels in decoded if isinstance(pixels, np.ndarray)]
     if not readable:
         return [error for error in decoded if isinstance(error, PromptServeError)]
     pixels = np.stack(readable)  # (B, S, S, 3)
     of_passes = [
-        encoders.encode_pixels(pixels)
-        if rows is None
-        else encoders.prompted.encode(pixels, [rows] * len(pixels))
+        encoders.encode_pixels(pixels, () if rows is None else [rows] * len(pixels))
         for rows in passes.rows
     ]
     features = iter(np.stack(of_passes, axis=1))  # (B, V, E)

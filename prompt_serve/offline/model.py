@@ -9,12 +9,13 @@ from typing import TypeAlias, overload
 import numpy as np
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid, PromptServeError
 from prompt_serve.files import sha256_of_file
 from prompt_serve.images.image_source import ImageSource, one_or_many, source_of
 from prompt_serve.offline.bundles import find_bundle
 from prompt_serve.offline.image_features import encoded
-from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
 from prompt_serve.prompts.class_features import class_features, folded_image
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file
 from prompt_serve.results import ImageScores, ScoreList, scored_rows
@@ -37,9 +38,7 @@ class Model:
         decode_threads: number of images decoded at once; 0: one per core.
     """
 
-    def __init__(
-        self, tasks: NamedTasks, encoders: OnnxEncoders, *, decode_threads: int = 0
-    ) -> None:
+    def __init__(self, tasks: NamedTasks, encoders: Encoders, *, decode_threads: int = 0) -> None:
         self.tasks = tuple(tasks)
         self.encoders = encoders
         self.decode_threads = decode_threads or min(16, available_cores())
@@ -122,7 +121,7 @@ def load_model(
     paths = _named(prompts)
     read = {name: _read(path) for name, path in paths.items()}
     opened = find_bundle(read, bundle)
-    encoders = OnnxEncoders.open(
+    encoders = Encoders.open(
         opened, cuda_device=cuda_device(device), threads=threads or available_cores()
     )
     tasks = [
@@ -132,7 +131,7 @@ def load_model(
     return Model(tasks, encoders)
 
 
-def load_task(prompt: Prompt, version: str, encoders: OnnxEncoders) -> Task:
+def load_task(prompt: Prompt, version: str, encoders: Encoders) -> Task:
     """Compute and verify the class features of a prompt, and lay out its image vectors.
 
     Raises:

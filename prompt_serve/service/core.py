@@ -11,7 +11,7 @@ from functools import partial
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
-from prompt_serve.onnx_encoders import available_cores
+from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from prompt_serve.bundle import open_bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.graphs import image_graph
 from prompt_serve.export.parity import compare_images, open_session
 from prompt_serve.export.prompted_parity import every_kind, features_with
 from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
 from prompt_serve.training.clip.backbone import EMBEDDED, load_backbone
 
 pytestmark = pytest.mark.slow
@@ -40,7 +41,7 @@ def test_a_thousand_mixes_of_prompts_of_the_image_tower(tmp_path: Path) -> None:
     with quiet_libraries():
         backbone = load_backbone("ViT-B-16/random")
     export_bundle(backbone, tmp_path / "bundle")
-    prompted = OnnxEncoders.open(
+    prompted = Encoders.open(
         open_bundle(tmp_path / "bundle"), cuda_device=None, threads=available_cores()
     ).prompted
     rng = np.random.default_rng(0)

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 
 from prompt_serve.bundle import open_bundle, shipped_bundle
-from prompt_serve.onnx_encoders import OnnxEncoders
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, to_bytes
 
 
 @cache
-def encoders(backbone: str) -> OnnxEncoders:
-    return OnnxEncoders.open(open_bundle(shipped_bundle(backbone)), cuda_device=None, threads=1)
+def encoders(backbone: str) -> Encoders:
+    return Encoders.open(open_bundle(shipped_bundle(backbone)), cuda_device=None, threads=1)
 
 
 def zero_shot(path: Path, *class_names: str, backbone: str = "embedded") -> Path:

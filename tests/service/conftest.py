@@ -6,18 +6,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.bundle import Bundle
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.storage.database import Database
 from tests.required import program_missing
 from tests.service.databases import new_database, postgres_programs, temporary_server
 from tests.service.process import Served, service
 from tests.service.secured_service import SecuredService, make_keys
-
-
-@pytest.fixture(scope="session")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return open_bundle(tiny_bundle)
 
 
 @pytest.fixture(scope="session")

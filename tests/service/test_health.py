@@ -18,6 +18,7 @@ from prompt_serve.errors import NotReady
 from prompt_serve.service import health
 from prompt_serve.service.core import Core
 from prompt_serve.service.health import CHECK_TIMEOUT_S, FRESH_S, Check, sqlite_file
+from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.settings import Settings
 
 GENEROUS_S = 30.0
@@ -64,9 +65,9 @@ def test_a_service_that_works_is_ready(core: Core) -> None:
     assert core.health.is_alive
 
 
-def _unplug(session: str) -> Callable[[Core, pytest.MonkeyPatch], None]:
+def _unplug(part: Callable[[Engine], object]) -> Callable[[Core, pytest.MonkeyPatch], None]:
     def unplug(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(core.engine._encoders, session, None)
+        monkeypatch.setattr(part(core.engine), "_session", None)
 
     return unplug
 
@@ -84,8 +85,8 @@ def _spoil_database(core: Core, _: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("harm", "reason"),
     [
-        (_unplug("_image_session"), "image encoder failed"),
-        (_unplug("_text_session"), "text encoder failed"),
+        (_unplug(lambda engine: engine._images.engine), "image encoder failed"),
+        (_unplug(lambda engine: engine._text), "text encoder failed"),
         (_remove_database, r"registry failed: .*registry\.db was deleted or moved"),
         (_spoil_database, "registry failed"),
     ],

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 from prompt_serve.bundle import Bundle, open_bundle, shipped_bundle
 from prompt_serve.cli.main import main
-from prompt_serve.onnx_encoders import OnnxEncoders
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.prompts.class_features import folded_image
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, version_of
 from prompt_serve.schemas import ClassifyAnswer, ImageLine, TaskPrediction
@@ -177,7 +177,7 @@ def test_adapt_is_pruned_to_its_target_and_the_rows_left_are_served(
 ) -> None:
     shown = json.loads(run("inspect", files[task], "--json"))
     by_block = {branch: of["rows_by_block"] for branch, of in shown["encodings"].items()}
-    encoders = OnnxEncoders.open(vit, cuda_device=None, threads=1)
+    encoders = Encoders.open(vit, cuda_device=None, threads=1)
 
     rows = encoders.prompted.lay_out(folded_image(learned[task].prompt, vit.text_side))
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,12 +13,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from prompt_serve import onnx_encoders
 from prompt_serve.bundle import Bundle, open_bundle
+from prompt_serve.engines import onnx_session
+from prompt_serve.engines.batch_sizes import batch_buckets
+from prompt_serve.engines.onnx_cuda import cuda
+from prompt_serve.engines.onnx_session import CPU, open_session
+from prompt_serve.engines.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.errors import BundleInvalid, ProviderUnavailable
-from prompt_serve.ort_placement import RECORD_ASSIGNMENT, nodes_on_other_providers
 from prompt_serve.prompts.prompt_file import to_bytes
-from prompt_serve.service.inference.batch_sizes import batch_buckets
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.process import environment, refused_start, service
@@ -78,9 +81,10 @@ def test_matrix_products_on_another_provider_stop_the_start(
     assert left["Conv"] == products["Conv"] > 0
     assert left.keys() == products.keys()
 
-    monkeypatch.setattr(onnx_encoders, "nodes_on_other_providers", lambda *_: left)
+    monkeypatch.setattr(onnx_session, "nodes_on_other_providers", lambda *_: left)
+    provider = replace(CPU, unavailable=cuda(0).unavailable)
     with pytest.raises(ProviderUnavailable, match=r"in image_encoder.onnx to another provider"):
-        Engine(bundle, cuda_device=None, threads=1, max_batch=1)
+        open_session(bundle.image_encoder, provider, threads=1)
 
 
 @pytest.mark.gpu

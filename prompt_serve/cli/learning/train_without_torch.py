@@ -10,7 +10,7 @@ from prompt_serve.errors import BackboneUnavailable, ConfigInvalid, DependencyMi
 from prompt_serve.text_files import expand_user
 
 if TYPE_CHECKING:
-    from prompt_serve.onnx_encoders import OnnxEncoders
+    from prompt_serve.engines.encoders import Encoders
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.progress import Progress
     from prompt_serve.training.without_torch.outcome import Extras, TrainingResult
@@ -92,14 +92,15 @@ def train_without_torch(
     return result, dataset
 
 
-def open_encoders(backbone: str, device: str) -> "OnnxEncoders":
+def open_encoders(backbone: str, device: str) -> "Encoders":
     """Open a shipped backbone, or a folder with an exported one.
 
     Raises:
         BackboneUnavailable: the backbone is neither.
     """
     from prompt_serve.bundle import MANIFEST, SHIPPED, open_bundle, shipped_bundle
-    from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
+    from prompt_serve.engines.encoders import Encoders
+    from prompt_serve.engines.onnx_session import available_cores
 
     path = shipped_bundle(backbone) if backbone in SHIPPED else expand_user(backbone)
     if not (path / MANIFEST).is_file():
@@ -110,7 +111,7 @@ def open_encoders(backbone: str, device: str) -> "OnnxEncoders":
         )
     kind, _, index = device.partition(":")
     cuda_device = int(index or 0) if kind == "cuda" else None
-    return OnnxEncoders.open(open_bundle(path), cuda_device=cuda_device, threads=available_cores())
+    return Encoders.open(open_bundle(path), cuda_device=cuda_device, threads=available_cores())
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def _dataset(
     options: Mapping[str, Any],
     values: Mapping[str, Any],
     shots: int,
-    encoders: "OnnxEncoders",
+    encoders: "Encoders",
     progress: "Progress",
 ) -> "Split":
     from prompt_serve.prompts.equal_names import equal_names_notes

@@ -33,7 +33,7 @@ CACHE_VERSION = 2  # of views, key and file layout; a new number invalidates the
 
 
 class ImageEncoder(Protocol):
-    """Image tower of a backbone: in PyTorch (``Backbone``) or in ONNX Runtime (``OnnxEncoders``).
+    """Image tower of a backbone: in PyTorch (``Backbone``) or in ONNX Runtime (``Encoders``).
 
     The two round differently, in the sixth digit; ``runtime`` keeps their features apart.
     """

@@ -17,8 +17,8 @@ from prompt_serve.closed_form.learn import (
     learn_classes,
     stored_bytes,
 )
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.errors import ConfigInvalid
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
@@ -76,7 +76,7 @@ class ClassVectorRun:
 
 
 def train_class_vectors(
-    encoders: OnnxEncoders,
+    encoders: Encoders,
     dataset: Split,
     run: ClassVectorRun,
     *,
@@ -110,7 +110,7 @@ class _Training:
 
     def __init__(
         self,
-        encoders: OnnxEncoders,
+        encoders: Encoders,
         dataset: Split,
         run: ClassVectorRun,
         name: str,

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from prompt_serve.bundle import open_bundle, shipped_bundle
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.label_measures import mean_average_precision
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.prompt_file import from_bytes, to_bytes
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.multi_label.dataset import (
@@ -32,9 +32,9 @@ CELLS = ((0, 0), (48, 0), (0, 48), (48, 48))
 
 
 @pytest.fixture(scope="module")
-def encoders() -> OnnxEncoders:
+def encoders() -> Encoders:
     bundle = open_bundle(shipped_bundle("embedded"), verify=False)
-    return OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+    return Encoders.open(bundle, cuda_device=None, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def collages(tmp_path_factory: pytest.TempPathFactory) -> MultiLabelDataset:
 
 
 def test_as_precise_as_the_best_probe(
-    encoders: OnnxEncoders, collages: MultiLabelDataset, cache: FeatureCache
+    encoders: Encoders, collages: MultiLabelDataset, cache: FeatureCache
 ) -> None:
     train, test = training_part(collages), collages.parts["test"]
     x, z = (
@@ -90,7 +90,7 @@ def test_as_precise_as_the_best_probe(
 
 
 def test_metrics_are_those_of_the_file(
-    encoders: OnnxEncoders, collages: MultiLabelDataset, cache: FeatureCache
+    encoders: Encoders, collages: MultiLabelDataset, cache: FeatureCache
 ) -> None:
     result = train_multi_label(encoders, collages, MultiLabelRun(bits=(1,)), cache=cache)
     stored = from_bytes(to_bytes(result.prompt))
@@ -110,7 +110,7 @@ def test_metrics_are_those_of_the_file(
 
 @pytest.mark.parametrize(("most", "bits"), [(10**6, 4), (1_400, 4), (1_200, 2), (800, 1)])
 def test_the_first_width_within_the_budget_is_taken(
-    encoders: OnnxEncoders, collages: MultiLabelDataset, cache: FeatureCache, most: int, bits: int
+    encoders: Encoders, collages: MultiLabelDataset, cache: FeatureCache, most: int, bits: int
 ) -> None:
     run = MultiLabelRun(bits=(4, 2, 1), max_bytes=most)
     found = train_multi_label(encoders, collages, run, cache=cache).prompt
@@ -118,7 +118,7 @@ def test_the_first_width_within_the_budget_is_taken(
 
 
 def test_no_width_within_the_budget_is_an_error(
-    encoders: OnnxEncoders, collages: MultiLabelDataset, cache: FeatureCache, tmp_path: Path
+    encoders: Encoders, collages: MultiLabelDataset, cache: FeatureCache, tmp_path: Path
 ) -> None:
     run = MultiLabelRun(bits=(4, 2, 1), max_bytes=100)
     with pytest.raises(ConfigInvalid, match=r"the limit is 100\. Raise it with --max-bytes"):

@@ -8,8 +8,8 @@ import pytest
 
 from prompt_serve.bundle import open_bundle, shipped_bundle
 from prompt_serve.closed_form.learn import learn_classes
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.probe import probe_difference
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
@@ -27,9 +27,9 @@ FLOAT16 = 2.0**-11
 
 
 @pytest.fixture(scope="module")
-def encoders() -> OnnxEncoders:
+def encoders() -> Encoders:
     bundle = open_bundle(shipped_bundle("embedded-vit"), verify=False)
-    return OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+    return Encoders.open(bundle, cuda_device=None, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return read_dataset(draw_dataset(tmp_path_factory.mktemp("drawn"), train=8, test=4))
 
 
-def test_features_and_class_vectors_agree_with_pytorch(
-    encoders: OnnxEncoders, photos: Split
-) -> None:
+def test_features_and_class_vectors_agree_with_pytorch(encoders: Encoders, photos: Split) -> None:
     backbone = load_backbone("embedded-vit")
     assert photos.test is not None
 
@@ -77,7 +75,7 @@ def test_features_and_class_vectors_agree_with_pytorch(
 
 
 def test_colors_are_learned_from_all_images_and_the_same_seed_gives_the_same_bytes(
-    encoders: OnnxEncoders, photos: Split, tmp_path: Path
+    encoders: Encoders, photos: Split, tmp_path: Path
 ) -> None:
     cache = FeatureCache(tmp_path)
 
@@ -94,13 +92,13 @@ def test_colors_are_learned_from_all_images_and_the_same_seed_gives_the_same_byt
     assert first.prompt.unlike_below > 0
 
 
-def test_shots_draw_images_per_class(encoders: OnnxEncoders, photos: Split) -> None:
+def test_shots_draw_images_per_class(encoders: Encoders, photos: Split) -> None:
     result = train_class_vectors(encoders, photos, ClassVectorRun(shots=3))
 
     assert result.images == {"train": 12, "test": 16}
 
 
-def test_validation_images_are_learned_from(encoders: OnnxEncoders, photos: Split) -> None:
+def test_validation_images_are_learned_from(encoders: Encoders, photos: Split) -> None:
     some = photos.train.with_items(photos.train.items[::2])
     others = photos.train.with_items(photos.train.items[1::2])
 
@@ -111,7 +109,7 @@ def test_validation_images_are_learned_from(encoders: OnnxEncoders, photos: Spli
     assert result.images == {"train": 32, "test": 16}
 
 
-def test_the_first_width_that_fits_is_taken(encoders: OnnxEncoders, photos: Split) -> None:
+def test_the_first_width_that_fits_is_taken(encoders: Encoders, photos: Split) -> None:
     wide = train_class_vectors(encoders, photos, ClassVectorRun(bits=(4, 2, 1))).prompt
     narrow = train_class_vectors(
         encoders, photos, ClassVectorRun(bits=(4, 2, 1), max_bytes=wide.payload_bytes - 1)
@@ -123,7 +121,7 @@ def test_the_first_width_that_fits_is_taken(encoders: OnnxEncoders, photos: Spli
         train_class_vectors(encoders, photos, ClassVectorRun(bits=(4, 1), max_bytes=100))
 
 
-def test_single_images_give_class_means_and_a_note(encoders: OnnxEncoders, tmp_path: Path) -> None:
+def test_single_images_give_class_means_and_a_note(encoders: Encoders, tmp_path: Path) -> None:
     one = read_dataset(draw_dataset(tmp_path, train=1, test=2))
 
     result = train_class_vectors(encoders, one, ClassVectorRun())
@@ -132,7 +130,7 @@ def test_single_images_give_class_means_and_a_note(encoders: OnnxEncoders, tmp_p
     assert result.notes[0].startswith("Every class has a single image")
 
 
-def test_features_of_pytorch_and_of_onnx_runtime_are_cached_apart(encoders: OnnxEncoders) -> None:
+def test_features_of_pytorch_and_of_onnx_runtime_are_cached_apart(encoders: Encoders) -> None:
     backbone = load_backbone("embedded-vit")
 
     keys = {feature_key(encoder, ["digest"], views=0, seed=0) for encoder in (encoders, backbone)}
@@ -140,7 +138,7 @@ def test_features_of_pytorch_and_of_onnx_runtime_are_cached_apart(encoders: Onnx
     assert len(keys) == 2
 
 
-def test_one_class_is_refused(encoders: OnnxEncoders, tmp_path: Path) -> None:
+def test_one_class_is_refused(encoders: Encoders, tmp_path: Path) -> None:
     one = draw_dataset(tmp_path, train=2, test=1)
     for folder in [path for part in one.iterdir() for path in sorted(part.iterdir())[1:]]:
         for image in folder.iterdir():

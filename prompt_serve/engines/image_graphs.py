@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from prompt_serve.onnx_encoders import PromptedImages
+from prompt_serve.engines.batch_sizes import Rows, in_bucket
+from prompt_serve.engines.interface import PromptedEngine
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.service.inference.batch_sizes import Rows, in_bucket
 from prompt_serve.types import FloatArray, PixelArray
 
 EncodePlain = Callable[[PixelArray], FloatArray]  # pixels (B, S, S, 3) -> (B, E)
@@ -57,7 +57,7 @@ class ImageGraphs:
     def __init__(
         self,
         plain: EncodePlain,
-        prompted: PromptedImages,
+        prompted: PromptedEngine,
         *,
         layers: int,
         width: int,

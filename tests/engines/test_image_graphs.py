@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.image_graphs import GraphCost, ImageGraphs
 from prompt_serve.export.prompted_parity import every_kind
 from prompt_serve.export.samples import random_pixels
-from prompt_serve.onnx_encoders import OnnxEncoders
-from prompt_serve.service.inference.image_graphs import GraphCost, ImageGraphs
 
 MIXES = ("10", "01", "0110", "111", "1000000", "0111111", "00000")  # 1: an image with vectors
 
@@ -22,12 +22,12 @@ class AlwaysOrNever(ImageGraphs):
 
 
 @pytest.fixture(scope="module")
-def encoders(bundle: Bundle) -> OnnxEncoders:
-    return OnnxEncoders.open(bundle, cuda_device=None, threads=1)
+def encoders(bundle: Bundle) -> Encoders:
+    return Encoders.open(bundle, cuda_device=None, threads=1)
 
 
 @pytest.fixture(scope="module", params=[(), (1, 2, 4, 8), (3,)], ids=str)
-def graphs(encoders: OnnxEncoders, bundle: Bundle, request: pytest.FixtureRequest) -> AlwaysOrNever:
+def graphs(encoders: Encoders, bundle: Bundle, request: pytest.FixtureRequest) -> AlwaysOrNever:
     size = bundle.manifest.image_tower
     assert size is not None
     return AlwaysOrNever(
@@ -44,7 +44,7 @@ def graphs(encoders: OnnxEncoders, bundle: Bundle, request: pytest.FixtureReques
 @pytest.mark.parametrize("splits", [True, False])
 @pytest.mark.parametrize("mix", MIXES)
 def test_each_image_keeps_its_place_and_vectors(
-    mix: str, splits: bool, encoders: OnnxEncoders, graphs: AlwaysOrNever, bundle: Bundle
+    mix: str, splits: bool, encoders: Encoders, graphs: AlwaysOrNever, bundle: Bundle
 ) -> None:
     size = bundle.manifest.image_tower
     assert size is not None
