@@ -18,20 +18,18 @@ Nothing is re-exported here, so importing one part never pulls in the dependenci
 ``load`` imports what it needs when it is called.
 """
 
-from collections.abc import Mapping, Sequence
-from os import PathLike
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prompt_serve.offline.model import Model
+    from prompt_serve.offline.model import Model, PathLike, Prompts
 
 __version__ = "0.1.0"
 
 
 def load(
-    prompts: "str | PathLike[str] | Sequence[str | PathLike[str]] | Mapping[str, str]",
+    prompts: "Prompts",
     *,
-    bundle: "str | PathLike[str] | None" = None,
+    bundle: "PathLike | None" = None,
     device: str = "cpu",
     threads: int = 0,
 ) -> "Model":

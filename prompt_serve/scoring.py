@@ -183,7 +183,7 @@ def first_largest(values: FloatArray, k: int) -> IntArray:
     if k > _MAX_PASSES:
         return np.argsort(-values, axis=-1, kind="stable")[..., :k]
     if k == 1:
-        return values.argmax(axis=-1)[..., np.newaxis]
+        return np.asarray(values.argmax(axis=-1)[..., np.newaxis], dtype=np.int64)
     # k passes over a hundred classes are many times faster than sorting them.
     remaining = values.copy()
     indices = np.empty((*values.shape[:-1], k), dtype=np.int64)

@@ -12,11 +12,15 @@ from prompt_serve.bundle import Bundle
 from prompt_serve.engines.encoders import Encoders
 from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.errors import ConfigInvalid, PromptFileInvalid, PromptServeError
+from prompt_serve.files import sha256_of_file
 from prompt_serve.images.image_source import ImageSource, one_or_many, source_of
+from prompt_serve.offline.bundles import find_bundle
 from prompt_serve.offline.image_features import encoded
+from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file
-from prompt_serve.results import ImageScores, ScoreList
+from prompt_serve.results import ImageScores, ScoreList, scored_rows
 from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, Problem
+from prompt_serve.tasks.admission import verified_class_features
 from prompt_serve.tasks.image_passes import ImagePasses
 from prompt_serve.tasks.predictions import NamedTasks, predictions_of_passes
 from prompt_serve.tasks.task import Task
@@ -94,9 +98,51 @@ class Model:
                 )
                 result = ImageResult(index=len(scored), predictions=predictions)
             source = source_of(image)
-            return Task.from_prompt(
-                version, prompt, np.array(features), encoders.images.image_rows(prompt)
-            )
+            rows = scored_rows(len(scored), source, result, self.names)
+            scored.append(ImageScores(source, tuple(rows)))
+        return scored[0] if one else ScoreList(tuple(scored))
+
+
+def load_model(
+    prompts: Prompts,
+    *,
+    bundle: PathLike | None = None,
+    device: str = "cpu",
+    threads: int = 0,
+) -> Model:
+    """Load prompt files over one bundle; see ``prompt_serve.load``.
+
+    Raises:
+        ConfigInvalid: no prompt, two of one name, or an invalid device.
+        PromptError: a file is no prompt file, or does not fit the bundle.
+        BundleInvalid, BackboneUnavailable: there is no bundle for them.
+        ProviderUnavailable: CUDA was requested and does not run.
+    """
+    paths = named_prompts(prompts)
+    read = {name: _read(path) for name, path in paths.items()}
+    opened = find_bundle(read, bundle)
+    encoders = Encoders.open(
+        opened, cuda_device=cuda_device(device), threads=threads or available_cores()
+    )
+    tasks = [
+        (name, load_task(prompt, sha256_of_file(paths[name]), encoders))
+        for name, prompt in read.items()
+    ]
+    return Model(tasks, encoders)
+
+
+def load_task(prompt: Prompt, version: str, encoders: Encoders) -> Task:
+    """Compute and verify the class features of a prompt, and lay out its image vectors.
+
+    Raises:
+        BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt does not fit the bundle.
+    """
+    side = encoders.bundle.text_side
+    features = verified_class_features(
+        prompt, encoders.bundle, lambda: class_features(prompt, side, encoders.encode_text)
+    )
+    rows = encoders.images.image_rows(prompt)
+    return Task.from_prompt(version, prompt, np.array(features), rows)
 
 
 def cuda_device(device: str) -> int | None:
@@ -120,7 +166,12 @@ def _read(path: Path) -> Prompt:
         raise PromptFileInvalid(f"{path}: {error.message}", **error.facts) from error
 
 
-def _named(prompts: Prompts) -> dict[str, Path]:
+def named_prompts(prompts: Prompts) -> dict[str, Path]:
+    """Return prompt files by name, by default that of the file.
+
+    Raises:
+        ConfigInvalid: no prompt, or two of one name.
+    """
     if isinstance(prompts, Mapping):
         named = {name: Path(path) for name, path in prompts.items()}
     else:

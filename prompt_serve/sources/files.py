@@ -134,7 +134,9 @@ def _glob(path: str) -> list[str]:
     filesystem, inner = filesystem_of(path)
     if not any(wildcard in inner for wildcard in _WILDCARDS):
         return [path] if filesystem.exists(inner) else []
-    return [_url(filesystem, name) for name in sorted(cast(list[str], filesystem.glob(inner)))]
+    found = sorted(cast(list[str], filesystem.glob(inner)))
+    # As in a local pattern, a wildcard does not stand for a hidden name.
+    return [_url(filesystem, name) for name in found if "/." in inner or "/." not in name]
 
 
 def _url(filesystem: "AbstractFileSystem", name: str) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import httpx
 import pytest
+from click.testing import CliRunner
 
+from prompt_serve.cli.main import main
 from tests.service.process import environment, free_port, stop
 
 pytestmark = pytest.mark.serve
@@ -31,6 +33,8 @@ def started(tiny_bundle: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]
         yield process
     finally:
         stop(process)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def test_the_address_of_the_page_is_printed_and_a_signal_stops_all(
@@ -55,11 +59,9 @@ def test_the_address_of_the_page_is_printed_and_a_signal_stops_all(
     [
         (["--bundle", "nowhere"], "no bundle in"),
         (["--host", "0.0.0.0"], "without any key"),
-        (["--port", "70000"], "0<=x<=65535"),
-        (["--workers", "0"], "x>=1"),
-        (["--nonsense"], "No such option"),
     ],
 )
+@pytest.mark.long
 def test_what_cannot_start_ends_with_the_reason(
     tmp_path: Path, tiny_bundle: Path, options: list[str], message: str
 ) -> None:
@@ -74,3 +76,20 @@ def test_what_cannot_start_ends_with_the_reason(
 
     assert done.returncode in (1, 2)
     assert message in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--port", "70000"], "0<=x<=65535"),
+        (["--port", "http"], "not a valid int"),
+        (["--workers", "0"], "x>=1"),
+        (["--host"], "requires an argument"),
+        (["--nonsense"], "No such option"),
+    ],
+)
+def test_a_wrong_option_starts_nothing(options: list[str], message: str) -> None:
+    done = CliRunner().invoke(main, ["serve", *options])
+
+    assert done.exit_code == 2
+    assert message in done.stderr

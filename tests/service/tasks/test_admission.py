@@ -152,7 +152,9 @@ def test_a_prompt_of_another_backbone_is_refused_with_both_names(
 ) -> None:
     other = load_backbone(str(write_tiny_backbone(tmp_path / "other", seed=7)))
 
-    with pytest.raises(BackboneMismatch, match=r"learned on 'other'.*runs 'tiny'.*--backbone tiny"):
+    with pytest.raises(
+        BackboneMismatch, match=r"learned on 'other'.*runs here is 'tiny'.*--backbone tiny"
+    ):
         served_features(learned_prompt(other, NAMES), bundle, engine.encode_text)
 
 
