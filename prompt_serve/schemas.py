@@ -1,9 +1,11 @@
 """Request and response bodies of the HTTP API, shared by the service and the client."""
 
-from typing import Annotated, Any, Literal
+from http import HTTPStatus
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from prompt_serve.errors import PromptServeError
 from prompt_serve.types import BackboneRef, ClassPosition, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."
@@ -81,6 +83,12 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
+
+    @classmethod
+    def of(cls, error: PromptServeError) -> Self:
+        """Return the problem document of an error that was found on this side of the network."""
+        phrase = next((s.phrase for s in HTTPStatus if s == error.status), "Error")
+        return cls(title=phrase, status=error.status, detail=error.message, code=error.code)
 
 
 class ClassScore(Schema):

@@ -173,17 +173,19 @@ def _best_of_rows(
     weights -= weights.max(axis=-1, keepdims=True)
     np.exp(weights, out=weights)
     totals = weights.sum(axis=-1, keepdims=True)
-    labels = _first_largest(logits, k)
+    labels = first_largest(logits, k)
     # As np.take_along_axis does, which takes longer than all else here for one image and one task.
     images, tasks = np.ogrid[: len(logits), : logits.shape[1]]
     own = images[..., np.newaxis], tasks[..., np.newaxis], labels
     return labels, logits[own], weights[own] / totals
 
 
-def _first_largest(values: FloatArray, k: int) -> IntArray:
+def first_largest(values: FloatArray, k: int) -> IntArray:
     """Return the indices of the k largest along the last axis, largest first; ties keep order."""
     if k > _MAX_PASSES:
         return np.argsort(-values, axis=-1, kind="stable")[..., :k]
+    if k == 1:
+        return np.asarray(values.argmax(axis=-1)[..., np.newaxis], dtype=np.int64)
     # k passes over a hundred classes are many times faster than sorting them.
     remaining = values.reshape(-1, values.shape[-1]).copy()
     rows = np.arange(len(remaining))

@@ -35,6 +35,7 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "fastapi": ("serve", "The service needs"),
     "sqlalchemy": ("serve", "The service needs"),
     "pyarrow": ("tables", "Parquet tables need"),
+    "fsspec": ("s3", "URLs of images need"),
 }
 
 # Errors of the operating system about a path that was given, not about the disk behind it.

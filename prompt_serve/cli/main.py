@@ -66,6 +66,18 @@ COMMANDS: dict[str, LazyCommand] = {
         "export",
         "Export a backbone to ONNX.",
     ),
+    "predict": LazyCommand(
+        "Without a service",
+        "prompt_serve.cli.serving.predict",
+        "predict",
+        "Classify images in this process.",
+    ),
+    "serve": LazyCommand(
+        "Serving",
+        "prompt_serve.cli.serving.serve",
+        "serve",
+        "Start the service.",
+    ),
     "tasks": LazyCommand(
         "Serving",
         "prompt_serve.cli.serving.tasks",

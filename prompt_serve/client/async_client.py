@@ -20,13 +20,11 @@ from prompt_serve.client.embedding import (
     combine_embeddings,
     rows_of_embeddings,
 )
-from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,
     Plan,
-    ScoredImage,
     async_chunks_of,
     async_in_order,
     count_images,
@@ -37,6 +35,8 @@ from prompt_serve.client.scoring import (
 from prompt_serve.client.task_calls import TaskCalls
 from prompt_serve.client.wire import Call
 from prompt_serve.errors import ConfigInvalid, NotReady, ServiceUnreachable
+from prompt_serve.images.image_source import ImageSource, one_or_many
+from prompt_serve.results import ScoredImage
 from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, ServiceInfo
 
 DEFAULT_URL = "http://localhost:3000"

@@ -64,7 +64,7 @@ class Embedder(ChunkRunner[TracedEmbedding]):
     def _failed(
         self, image: ImageFile | UnreadableImage, error: PromptServeError
     ) -> TracedEmbedding:
-        problem = wire.problem_from_error(error)
+        problem = Problem.of(error)
         return TracedEmbedding(EmbeddedImage(index=image.index, error=problem))
 
     async def _send(self, files: list[ImageFile]) -> list[TracedEmbedding]:

@@ -4,30 +4,13 @@ Paths, bytes and open files are sent unchanged; URLs are sent for the service to
 memory (Pillow, numpy) are sent as PNG, which is lossless: the result is the same as for their file.
 """
 
-import io
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, Union, cast
-
-import numpy as np
 
 from prompt_serve.errors import ImageInvalid, PromptServeError, RequestTooLarge
+from prompt_serve.images.image_source import ImageSource, read_image, source_of
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-ImageSource: TypeAlias = Union[
-    str,
-    os.PathLike[str],
-    BinaryIO,
-    bytes,
-    bytearray,
-    memoryview,
-    np.ndarray[Any, Any],
-    "Image",  # Pillow's; imported only when needed
-]
 # Upper bound for the boundary, headers and quoting of one part of a multipart body.
 PART_OVERHEAD_BYTES = 400
 
@@ -54,51 +37,6 @@ class UnreadableImage:
     index: int
     name: str
     error: PromptServeError
-
-
-def one_or_many(
-    images: ImageSource | Iterable[ImageSource],
-) -> tuple[bool, Iterable[ImageSource]]:
-    """Return whether ``images`` is a single image, and the images as an iterable."""
-    if isinstance(images, np.ndarray):
-        one = images.ndim != 4
-    else:
-        single = (str, os.PathLike, bytes, bytearray, memoryview)
-        one = isinstance(images, single) or hasattr(images, "read") or _is_pil_image(images)
-    many = [images] if one else images
-    return one, cast(Iterable[ImageSource], many)
-
-
-def source_of(image: object) -> str:
-    """Return the path of an image as the caller gave it; empty if it has none."""
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    name = getattr(image, "filename", None) or getattr(image, "name", None)
-    return name if isinstance(name, str) else ""
-
-
-def read_image(image: ImageSource) -> bytes:
-    """Return the bytes of an image file.
-
-    Arrays must be uint8 (H, W, 3), RGB; they and PIL images are encoded as PNG.
-
-    Raises:
-        ImageInvalid: unreadable, or not an image.
-    """
-    if isinstance(image, str | os.PathLike):
-        return _read_path(Path(image))
-    if isinstance(image, bytes | bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, np.ndarray):
-        return _png_of_array(image)
-    if hasattr(image, "read"):
-        return _read_file(cast(BinaryIO, image))
-    if _is_pil_image(image):
-        return _png(image)
-    raise ImageInvalid(
-        f"{type(image).__name__!r} is not an image. Give a path, the bytes of an image file, a "
-        f"file opened in binary mode, a PIL image or a uint8 array of shape (H, W, 3)."
-    )
 
 
 def pack(
@@ -158,54 +96,3 @@ def _image_file(index: int, name: str, image: ImageSource) -> ImageFile:
 def is_url(text: str) -> bool:
     """Return True if a string is an HTTP URL and not a file path."""
     return text.strip()[:8].lower().startswith(("http://", "https://"))
-
-
-def _read_path(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ImageInvalid(f"{path} cannot be read: {reason}.") from error
-
-
-def _read_file(file: BinaryIO) -> bytes:
-    try:
-        data = file.read()
-    except (OSError, ValueError) as error:
-        raise ImageInvalid(f"The image file cannot be read: {error}.") from error
-    if not isinstance(data, bytes):
-        raise ImageInvalid(
-            f"The image file returned {type(data).__name__}, not bytes. Open it in binary mode: "
-            f"open(path, 'rb')."
-        )
-    return data
-
-
-def _is_pil_image(image: object) -> "TypeGuard[Image]":
-    from PIL import Image  # imported late: not needed for paths and bytes
-
-    return isinstance(image, Image.Image)
-
-
-def _png_of_array(array: np.ndarray[Any, Any]) -> bytes:
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or 0 in array.shape:
-        raise ImageInvalid(
-            f"The array is {array.dtype} {array.shape}; expected uint8 (H, W, 3), RGB. "
-            f"For several images, give a list of such arrays or one array (N, H, W, 3)."
-        )
-    from PIL import Image
-
-    return _png(Image.fromarray(array))
-
-
-def _png(image: "Image") -> bytes:
-    from prompt_serve.images.rgb_conversion import to_rgb
-
-    buffer = io.BytesIO()
-    try:
-        # Converted as the service converts a file; PNG has neither CMYK nor Pillow's float mode.
-        to_rgb(image).save(buffer, "PNG", compress_level=1)
-    # Pillow decodes lazily, and its decoders raise exceptions of any type for damaged files.
-    except Exception as error:
-        raise ImageInvalid(f"The PIL image cannot be read: {error}") from error
-    return buffer.getvalue()

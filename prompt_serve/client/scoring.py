@@ -24,8 +24,9 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from prompt_serve.client.classify_options import ClassifyOptions
-from prompt_serve.client.images import ImageSource, source_of
-from prompt_serve.schemas import ClassScore, ImageResult, Problem, ServiceInfo
+from prompt_serve.images.image_source import ImageSource, source_of
+from prompt_serve.results import ScoredImage, scored_rows
+from prompt_serve.schemas import ImageResult, ServiceInfo
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -38,30 +39,6 @@ PREDICTIONS_PER_REQUEST = 20_000  # about 10 MB, of requests with more tasks tha
 
 Chunk: TypeAlias = list[tuple[int, ImageSource]]
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoredImage:
-    """One row: the prediction of one task for one image, or an error."""
-
-    index: int  # position of the image in the stream, from 0
-    source: str  # path as given; empty for bytes and images in memory
-    task: str
-    version: str | None  # sha256 of the prompt file that made the prediction
-    classes: tuple[ClassScore, ...]  # best first; empty for an error
-    error: Problem | None
-    unknown: bool = False  # the best probability is below the task's threshold
-    labels: tuple[str, ...] | None = None  # of a multi-label task, best first; None for others
-
-    @property
-    def class_name(self) -> str | None:
-        """Best class, even if the image is ``unknown``; None for an error."""
-        return self.classes[0].class_name if self.classes else None
-
-    @property
-    def probability(self) -> float | None:
-        """Probability of the best class; None for an error."""
-        return self.classes[0].probability if self.classes else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,38 +108,13 @@ def rows_of(
     return [
         row
         for (index, image), result in zip(chunk, results, strict=True)
-        for row in _rows_of_image(index, source_of(image), result, selectors)
+        for row in scored_rows(index, source_of(image), result, selectors)
     ]
 
 
 def count_images(rows: Iterable[ScoredImage]) -> int:
     """Count the distinct images of some rows."""
     return len({row.index for row in rows})
-
-
-def _rows_of_image(
-    index: int, source: str, result: ImageResult, selectors: Sequence[str]
-) -> list[ScoredImage]:
-    if result.predictions is None:
-        return [
-            ScoredImage(
-                index=index, source=source, task=task, version=None, classes=(), error=result.error
-            )
-            for task in selectors
-        ]
-    return [
-        ScoredImage(
-            index=index,
-            source=source,
-            task=prediction.task,
-            version=prediction.version,
-            classes=tuple(prediction.classes),
-            error=None,
-            unknown=prediction.unknown,
-            labels=None if prediction.labels is None else tuple(prediction.labels),
-        )
-        for prediction in result.predictions
-    ]
 
 
 def progress_bar(images: object, *, shown: bool) -> "tqdm[Any]":

@@ -10,12 +10,10 @@ from typing import Self, overload
 from prompt_serve.client.async_client import DEFAULT_URL, AsyncClient
 from prompt_serve.client.classify_options import ClassifyOptions
 from prompt_serve.client.embedding import Embeddings, EmbeddingSource
-from prompt_serve.client.images import ImageSource, one_or_many
 from prompt_serve.client.loop_thread import LoopThread
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
     Chunk,
-    ScoredImage,
     chunks_of,
     count_images,
     in_order,
@@ -23,6 +21,8 @@ from prompt_serve.client.scoring import (
 )
 from prompt_serve.client.sync_task_calls import SyncTaskCalls
 from prompt_serve.client.wire import single_result
+from prompt_serve.images.image_source import ImageSource, one_or_many
+from prompt_serve.results import ScoredImage
 from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, ServiceInfo
 
 

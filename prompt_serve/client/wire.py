@@ -7,7 +7,6 @@ package's own exception, with the facts of the service's problem document as att
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx
@@ -227,12 +226,6 @@ def error_from_problem(problem: Problem) -> PromptServeError:
     return error
 
 
-def problem_from_error(error: PromptServeError) -> Problem:
-    """Return the problem document of an error that the client itself found."""
-    phrase = next((s.phrase for s in HTTPStatus if s == error.status), "Error")
-    return Problem(title=phrase, status=error.status, detail=error.message, code=error.code)
-
-
 def read_image_results(
     response: httpx.Response, files: Sequence[ImageFile], n_tasks: int | None
 ) -> list[ImageResult]:
@@ -328,7 +321,7 @@ def single_result(results: Sequence[ImageResult]) -> ImageResult:
 
 def failed_result(image: ImageFile | UnreadableImage, error: PromptServeError) -> ImageResult:
     """Return the result of an image that got no prediction."""
-    return ImageResult(index=image.index, filename=image.name, error=problem_from_error(error))
+    return ImageResult(index=image.index, filename=image.name, error=Problem.of(error))
 
 
 def merge_results(parts: Sequence[ImageResult]) -> ImageResult:

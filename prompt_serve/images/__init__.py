@@ -1,1 +1,1 @@
-"""Parts of decoding images that need nothing but Pillow and numpy."""
+"""Images as callers give them, and their conversion to RGB."""

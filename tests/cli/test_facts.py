@@ -19,6 +19,7 @@ from tests.drawings import draw_dataset
 from tests.golden import GOLDEN, path_of
 
 WITHOUT_JSON = {
+    "serve": "the service runs until it is stopped",
     "tasks download": "the result is a file",
     "registry export": "the result is a file",
     "report": "the result is a file",

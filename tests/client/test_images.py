@@ -11,15 +11,9 @@ import pytest
 from PIL import Image
 
 from prompt_serve.client import Client
-from prompt_serve.client.images import (
-    ImageFile,
-    UnreadableImage,
-    one_or_many,
-    pack,
-    read_image,
-    source_of,
-)
+from prompt_serve.client.images import ImageFile, UnreadableImage, pack
 from prompt_serve.errors import ImageInvalid
+from prompt_serve.images.image_source import one_or_many, read_image, source_of
 from prompt_serve.preprocess import decode_image
 from prompt_serve.types import PixelArray
 from tests.client.fake_service import FakeService, numbered_image

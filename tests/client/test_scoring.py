@@ -12,8 +12,9 @@ import pytest
 
 from prompt_serve.client import AsyncClient, Client
 from prompt_serve.client.loop_thread import LoopThread
-from prompt_serve.client.scoring import Chunk, ScoredImage, chunks_of, in_order, plan_for
+from prompt_serve.client.scoring import Chunk, chunks_of, in_order, plan_for
 from prompt_serve.errors import ServiceUnreachable, TaskNotFound
+from prompt_serve.results import ScoredImage
 from tests.client.fake_service import Drop, FakeService, numbered_image, problem
 
 

@@ -11,7 +11,7 @@ import click
 from prompt_serve.cli.user_path import DASH, read_input
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import HEIF_SUFFIXES, IMAGE_SUFFIXES, Ignored, find_images
-from prompt_serve.text_files import decode_text, is_utf8, local_path, not_utf8
+from prompt_serve.sources.lists import listed_paths
 
 # The service decodes: whether it reads HEIC is not known here.
 SENT_SUFFIXES = IMAGE_SUFFIXES | HEIF_SUFFIXES
@@ -84,7 +84,7 @@ def _images_of(name: str, ignored: Ignored) -> Iterator[str]:
     if _is_folder(name):
         yield from _images_in_folder(name, ignored)
     elif name == str(DASH) or name.lower().endswith(LIST_SUFFIX):
-        yield from _listed(Path(name))
+        yield from listed_paths(read_input(Path(name)), Path(name))
     else:
         yield name
 
@@ -98,21 +98,3 @@ def _is_folder(name: str) -> bool:
 
 def _images_in_folder(folder: str, ignored: Ignored) -> list[str]:
     return list(map(str, find_images(Path(folder), ignored, suffixes=SENT_SUFFIXES)))
-
-
-def _listed(path: Path) -> Iterator[str]:
-    text = decode_text(read_input(path))
-    lines = [line.strip(" \t\r") for line in text.split("\n")]
-    files = {line: _path_or_url(line) for line in lines if line}
-    # What is not UTF-8 in a list may be the name of a file, in the encoding of that file's name.
-    if not all(is_utf8(line) or os.path.lexists(file) for line, file in files.items()):
-        raise DatasetInvalid(not_utf8(path, text))
-    yield from files.values()
-
-
-def _path_or_url(line: str) -> str:
-    """Return a line as it is if it is a URL or names a file, else the path that is meant."""
-    if "://" in line:
-        return line
-    name = os.fsdecode(line.encode("utf-8", "surrogateescape"))
-    return name if os.path.lexists(name) else str(local_path(line))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from prompt_serve.cli.user_path import UserPath
+
 if TYPE_CHECKING:
     from prompt_serve.client import Client
     from prompt_serve.service.storage.database import Database
@@ -189,4 +191,26 @@ def deadline_option(command: Command) -> Command:
         metavar="SECONDS",
         help="Time limit of each request in the service; images that are not encoded by then get "
         "an error.  [default: the service's own limit]",
+    )(command)
+
+
+def bundle_option(command: Command) -> Command:
+    """Add ``--bundle``, for commands that run an exported backbone in this process."""
+    return click.option(
+        "--bundle",
+        metavar="FOLDER",
+        type=UserPath(path_type=str),
+        help="Exported backbone, or embedded or embedded-vit, which come with the package.  "
+        "[default: PROMPT_SERVE_BUNDLE, else the shipped one that the prompts were learned on]",
+    )(command)
+
+
+def device_option(command: Command) -> Command:
+    """Add ``--device``, which runs the image encoder."""
+    return click.option(
+        "--device",
+        default="cpu",
+        show_default=True,
+        envvar="PROMPT_SERVE_DEVICE",
+        help="Device of the image encoder: cpu, cuda or cuda:N.",
     )(command)

@@ -19,6 +19,7 @@ from prompt_serve.cli.serving.options import (
     task_options,
     top_tasks_option,
 )
+from prompt_serve.cli.serving.score_here import HereOptions, here_options, score_here
 from prompt_serve.cli.user_path import DASH, UserPath
 from prompt_serve.errors import counted
 
@@ -36,9 +37,11 @@ _ALL_TASKS = "*"
 @click.option(
     "-o",
     "--out",
-    type=UserPath(dash=True),
+    "target",
+    type=UserPath(path_type=str, dash=True),
     required=True,
-    help="Table to write: .parquet, .csv or .jsonl, or - for standard output.",
+    help="Table to write: .parquet, .csv or .jsonl, or - for standard output. With --prompt also a "
+    "folder or URL of one, for a Parquet dataset with a part per shard.",
 )
 @click.option(
     "--format",
@@ -59,7 +62,8 @@ _ALL_TASKS = "*"
 @click.option(
     "--resume",
     is_flag=True,
-    help="Append to an existing .csv or .jsonl table, skip its rows and retry its failed rows.",
+    help="Append to an existing .csv or .jsonl table, skip its rows and retry its failed rows. "
+    "With --prompt: score the parts that are missing.",
 )
 @click.option(
     "--mix-versions",
@@ -95,12 +99,13 @@ _ALL_TASKS = "*"
 )
 @json_option
 @deadline_option
+@here_options
 @service_options
 def score(
     inputs: tuple[str, ...],
     tasks: tuple[str, ...],
     tags: tuple[str, ...],
-    out: Path,
+    target: str,
     stdout_format: str,
     top_k: int,
     top_tasks: int | None,
@@ -113,14 +118,20 @@ def score(
     progress: bool,
     as_json: bool,
     deadline_s: float | None,
+    here: HereOptions | None,
     service: Service,
 ) -> None:
     """Score images and write a table with one row per image and task.
 
+    With --task or --tag a service is asked. With --prompt the images are scored in this process, or
+    on Ray, without one.
+
     Any number of tasks is scored; --top-tasks keeps the best of each image.
 
     INPUT is a folder (searched recursively), an image, a text list (.txt) with one path per line,
-    or - for such a list on standard input. An invalid image becomes a row with an error, and
+    or - for such a list on standard input. With --prompt it may also be a pattern, a tar archive
+    (WebDataset), a Parquet or Arrow table with images or embeddings, a .npy file of embeddings, or
+    a URL of these (s3://, gs://, hf://datasets/). An invalid image becomes a row with an error, and
     scoring continues. The exit code is 1 only if all images are invalid or the service cannot be
     reached.
 
@@ -129,7 +140,21 @@ def score(
     prompt-serve score photos/ --task pets --out scores.jsonl --resume
     prompt-serve score photos/ --task '*' --top-tasks 3 --out best.csv
     find photos -name '*.jpg' | prompt-serve score - --task pets --out - | jq .class_name
+    prompt-serve score photos/ --prompt pets.safetensors --out scores/ --save-embeddings features/
     """
+    if here is not None:
+        score_here(
+            inputs,
+            target,
+            here,
+            top_k=top_k,
+            resume=resume,
+            overwrite=overwrite,
+            progress=progress,
+            as_json=as_json,
+        )
+        return
+    out = Path(target)
     from prompt_serve.cli.serving.image_lists import image_paths
     from prompt_serve.cli.serving.score_tables import (
         TableContents,

@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from prompt_serve.cli.user_path import DASH
 from prompt_serve.client import ScoredImage
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.files import atomic_file, check_writable
+from prompt_serve.sources.tables import METADATA_KEY
 from prompt_serve.text_files import LONGEST_FIELD
 
 if TYPE_CHECKING:
@@ -329,3 +330,35 @@ def _parquet(path: Path) -> Iterator[ScoreTable]:
         table = _ParquetTable(writer)
         yield table
         table.flush()
+
+
+def join_parts(parts: Sequence[Path], path: Path) -> None:
+    """Join Parquet parts to one table, in the format of its suffix.
+
+    Args:
+        parts: at least one, in order.
+        path: .parquet, .csv or .jsonl file; replaced if it exists.
+    """
+    import pyarrow.parquet as pq
+
+    if _suffix(path) == ".parquet":
+        schema = _schema_of_all(pq.read_schema(parts[0]))
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for part in parts:
+                with pq.ParquetFile(part) as file:
+                    for group in range(file.num_row_groups):
+                        writer.write_table(file.read_row_group(group).cast(schema))
+        return
+    with open_table(path) as table:
+        for part in parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(ROWS_PER_GROUP):
+                    for row in batch.to_pylist():
+                        table.write(row)
+
+
+def _schema_of_all(schema: "pa.Schema") -> "pa.Schema":
+    """Return the schema of a part without what its metadata says about that part alone."""
+    facts = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    facts.pop("shard", None)
+    return schema.with_metadata({METADATA_KEY: json.dumps(facts).encode()})

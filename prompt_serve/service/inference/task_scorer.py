@@ -20,19 +20,15 @@ from prompt_serve.errors import (
     TaskNotFound,
 )
 from prompt_serve.prompts.image_rows import ImageRows
-from prompt_serve.schemas import ClassifyAnswer, LastLine, TaskPrediction
+from prompt_serve.schemas import ClassifyAnswer, LastLine
 from prompt_serve.service.inference.batcher import Outcome
-from prompt_serve.service.inference.image_passes import ImagePasses
 from prompt_serve.service.inference.predictions import (
     BestTasks,
-    NamedTasks,
-    Predictions,
     error_lines,
     image_results,
     json_line,
     labels_given,
     prediction_lines,
-    predictions_by_image,
 )
 from prompt_serve.service.inference.requests import (
     EVERY_TASK,
@@ -47,6 +43,8 @@ from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.tasks.resolver import TaskResolver
 from prompt_serve.service.worker_threads import WorkerThreads
+from prompt_serve.tasks.image_passes import ImagePasses
+from prompt_serve.tasks.predictions import NamedTasks, Predictions, predictions_of_passes
 from prompt_serve.types import FloatArray
 
 NamedVersions = Sequence[tuple[str, str]]  # requested name, and the version it points at
@@ -190,21 +188,9 @@ class TaskScorer:
         return best.by_image
 
     def _predictions(self, encoded: "_Encoded", tasks: NamedTasks, top_k: int) -> Predictions:
-        """Score the features of each pass by its tasks; return predictions in the tasks' order."""
-        of_pass: dict[int, list[int]] = {}
-        for position, (_, task) in enumerate(tasks):
-            of_pass.setdefault(encoded.passes.index_of(task), []).append(position)
-        placed: list[dict[int, TaskPrediction]] = [{} for _ in encoded.features]
-        for index, positions in of_pass.items():
-            by_image = predictions_by_image(
-                [features[index] for features in encoded.features],
-                [tasks[position] for position in positions],
-                top_k,
-                self._manifest.logit_scale,
-            )
-            for image, predictions in zip(placed, by_image, strict=True):
-                image.update(zip(positions, predictions, strict=True))
-        return [[image[position] for position in range(len(tasks))] for image in placed]
+        return predictions_of_passes(
+            encoded.features, encoded.passes, tasks, top_k, self._manifest.logit_scale
+        )
 
     async def rows_of(self, name: str) -> tuple[ImageRows | None]:
         """Return the image vectors of a task; None if it has none.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from prompt_serve.service.observability import metrics
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 
 
 class TaskCache:

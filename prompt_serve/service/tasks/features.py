@@ -13,9 +13,9 @@ from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.storage.registry import Registry
-from prompt_serve.service.tasks.admission import verified_class_features
 from prompt_serve.service.tasks.feature_queue import FeatureQueue
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.admission import verified_class_features
+from prompt_serve.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 _STORED_FLOAT = np.dtype("<f4")

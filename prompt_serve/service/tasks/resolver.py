@@ -30,7 +30,7 @@ from prompt_serve.service.storage.visibility import permissions
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.service.tasks.names import current_versions, task_not_found, version_of_name
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 
 _FILES_PER_READ = 64  # prompt files and class features in memory beside the loaded tasks
 

@@ -15,11 +15,11 @@ from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_
 from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NewTask, Registry
 from prompt_serve.service.storage.visibility import check_may_change
-from prompt_serve.service.tasks.admission import backbone_of
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.features import TaskFeatures, features_to_bytes
 from prompt_serve.signing.trusted_keys import SignaturePolicy
+from prompt_serve.tasks.admission import backbone_of
 from prompt_serve.types import FloatArray
 
 

@@ -20,7 +20,7 @@ from prompt_serve.prompts.encodings import Deep, LowRank, TextEncoding
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, to_bytes
 from prompt_serve.scoring import unit
 from prompt_serve.service.inference.engine import Engine
-from prompt_serve.service.tasks.admission import verified_class_features
+from prompt_serve.tasks.admission import verified_class_features
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.training.evaluate import class_features_of
 from prompt_serve.types import FloatArray
@@ -196,7 +196,9 @@ def test_a_prompt_of_another_backbone_is_refused_with_both_names(
 ) -> None:
     other = load_backbone(str(write_tiny_backbone(tmp_path / "other", seed=7)))
 
-    with pytest.raises(BackboneMismatch, match=r"learned on 'other'.*runs 'tiny'.*--backbone tiny"):
+    with pytest.raises(
+        BackboneMismatch, match=r"learned on 'other'.*runs here is 'tiny'.*--backbone tiny"
+    ):
         served_features(learned_prompt(other, NAMES), bundle, engine.encode_text)
 
 

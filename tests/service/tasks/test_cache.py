@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from prompt_serve.service.tasks.cache import TaskCache
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 
 
 def task(version: str, n_classes: int = 10) -> Task:

@@ -39,8 +39,8 @@ def check_backbone(prompt: Prompt, bundle: Bundle) -> None:
         return
     raise BackboneMismatch(
         f"Prompt {prompt.name!r} was learned on {learned_on.id!r} (text width "
-        f"{learned_on.text_width}, fingerprint {learned_on.fingerprint[:12]}), but this server "
-        f"runs {served.id!r} (text width {served.text_width}, fingerprint "
+        f"{learned_on.text_width}, fingerprint {learned_on.fingerprint[:12]}), but the backbone "
+        f"that runs here is {served.id!r} (text width {served.text_width}, fingerprint "
         f"{served.fingerprint[:12]}). {_way_out(learned_on, served)}",
         learned_on=learned_on.id,
         served=served.id,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from prompt_serve.errors import NotReady
 from prompt_serve.prompts.image_rows import ImageRows
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Predict and score in this process, without a service."""

@@ -1,0 +1,224 @@
+"""Results of scoring: what a task says about an image, from a service or from this process."""
+
+import html
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+from prompt_serve.errors import ConfigInvalid, DependencyMissing, TaskNotFound, did_you_mean
+from prompt_serve.schemas import ClassScore, ImageResult, Problem
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_SHOWN_ROWS = 100  # in a notebook
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredImage:
+    """One row: the prediction of one task for one image, or an error."""
+
+    index: int  # position of the image in the stream, from 0
+    source: str  # path as given; empty for bytes and images in memory
+    task: str
+    version: str | None  # sha256 of the prompt file that made the prediction
+    classes: tuple[ClassScore, ...]  # best first; empty for an error
+    error: Problem | None
+    unknown: bool = False  # the image shows none of the classes
+    labels: tuple[str, ...] | None = None  # of a multi-label task, best first; None for others
+    similarity: float | None = None  # cosine to the training images; None without a sketch of them
+
+    @property
+    def class_name(self) -> str | None:
+        """Best class, even if the image is ``unknown``; None for an error."""
+        return self.classes[0].class_name if self.classes else None
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of the best class; None for an error."""
+        return self.classes[0].probability if self.classes else None
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a frame with one row per class, best first; needs pandas."""
+        return _pandas().DataFrame([score.model_dump() for score in self.classes])
+
+    def _repr_html_(self) -> str:
+        return _html_table([self])
+
+
+@dataclass(frozen=True)
+class ImageScores:
+    """Predictions of all tasks for one image, or an error.
+
+    With one task, its prediction is read directly: ``scores.class_name``. With several, it is
+    picked by the task's name: ``scores["pets"].class_name``.
+    """
+
+    source: str
+    rows: tuple[ScoredImage, ...]  # one per task
+
+    def __getitem__(self, task: str) -> ScoredImage:
+        """Return the prediction of a task.
+
+        Raises:
+            TaskNotFound: there is no such task.
+        """
+        names = tuple(row.task for row in self.rows)
+        if task not in names:
+            raise TaskNotFound(
+                f"No prompt is named {task!r}; there are {', '.join(names)}."
+                f"{did_you_mean(task, names)}",
+                name=task,
+                loaded=names,
+            )
+        return self.rows[names.index(task)]
+
+    @property
+    def only(self) -> ScoredImage:
+        """Prediction of the only task.
+
+        Raises:
+            ConfigInvalid: there are several.
+        """
+        if len(self.rows) > 1:
+            names = [row.task for row in self.rows]
+            raise ConfigInvalid(
+                f"There are predictions of {len(names)} prompts; name one: "
+                f"scores[{names[0]!r}]. They are {', '.join(names)}."
+            )
+        return self.rows[0]
+
+    @property
+    def class_name(self) -> str | None:
+        """Best class of the only task; None for an error."""
+        return self.only.class_name
+
+    @property
+    def probability(self) -> float | None:
+        """Probability of this class; None for an error."""
+        return self.only.probability
+
+    @property
+    def classes(self) -> tuple[ClassScore, ...]:
+        """Classes of the only task, best first."""
+        return self.only.classes
+
+    @property
+    def unknown(self) -> bool:
+        """True if the image shows none of the classes of the only task."""
+        return self.only.unknown
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Labels that the image has, if the only task is a multi-label one."""
+        return self.only.labels
+
+    @property
+    def error(self) -> Problem | None:
+        """Reason why the image was not scored."""
+        return self.rows[0].error
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a frame with one row per task; needs pandas."""
+        return _frame(self.rows)
+
+    def _repr_html_(self) -> str:
+        return _html_table(self.rows)
+
+
+@dataclass(frozen=True)
+class ScoreList(Sequence[ImageScores]):
+    """Predictions for several images, in their order."""
+
+    images: tuple[ImageScores, ...]
+
+    @overload
+    def __getitem__(self, index: int) -> ImageScores: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ScoreList": ...
+    def __getitem__(self, index: int | slice) -> "ImageScores | ScoreList":
+        if isinstance(index, slice):
+            return ScoreList(self.images[index])
+        return self.images[index]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def rows(self) -> Iterator[ScoredImage]:
+        """One row per image and task, image by image."""
+        return (row for image in self.images for row in image.rows)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a frame with one row per image and task; needs pandas."""
+        return _frame(self.rows)
+
+    def _repr_html_(self) -> str:
+        return _html_table(self.rows)
+
+
+def scored_rows(
+    index: int, source: str, result: ImageResult, selectors: Sequence[str]
+) -> list[ScoredImage]:
+    """Return one row per prediction of an image; for an error, one for each of ``selectors``."""
+    if result.predictions is None:
+        return [
+            ScoredImage(
+                index=index, source=source, task=task, version=None, classes=(), error=result.error
+            )
+            for task in selectors
+        ]
+    return [
+        ScoredImage(
+            index=index,
+            source=source,
+            task=prediction.task,
+            version=prediction.version,
+            classes=tuple(prediction.classes),
+            error=None,
+            unknown=prediction.unknown,
+            labels=None if prediction.labels is None else tuple(prediction.labels),
+            similarity=prediction.similarity,
+        )
+        for prediction in result.predictions
+    ]
+
+
+def _frame(rows: Iterable[ScoredImage]) -> "pd.DataFrame":
+    columns = ("source", "task", "class_name", "probability", "unknown", "labels", "similarity")
+    return _pandas().DataFrame(
+        [
+            {name: getattr(row, name) for name in columns}
+            | {"version": row.version, "error": row.error and row.error.detail}
+            for row in rows
+        ],
+        columns=[*columns, "version", "error"],
+    )
+
+
+def _pandas() -> Any:
+    try:
+        import pandas
+    except ImportError as error:
+        raise DependencyMissing("A frame needs pandas: pip install pandas", missing="pandas") from (
+            error
+        )
+    return pandas
+
+
+def _html_table(rows: Iterable[ScoredImage]) -> str:
+    """Return a table for a notebook, of the first rows."""
+    listed = list(rows)
+    lines = []
+    for row in listed[:_SHOWN_ROWS]:
+        answer = row.class_name if row.labels is None else ", ".join(row.labels) or "no label"
+        if row.error is not None:
+            cells = [row.source, row.task, row.error.detail, ""]
+        else:
+            note = " (unknown)" if row.unknown else ""
+            cells = [row.source, row.task, f"{answer}{note}", f"{row.probability:.1%}"]
+        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
+    more = len(listed) - len(lines)
+    rest = f"<p>and {more:,} more rows</p>" if more else ""
+    head = "".join(f"<th>{title}</th>" for title in ("image", "task", "class", "probability"))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"

@@ -1,0 +1,321 @@
+"""Shards of Parquet and Arrow tables: image bytes, image paths, or embeddings.
+
+Columns are found by name and type: ``embedding`` (a list of numbers), ``image`` or ``bytes``
+(binary, or the structure of Hugging Face datasets with ``bytes`` and ``path``), ``path``,
+``file_name`` or ``source`` (text).
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prompt_serve.errors import DatasetInvalid, ImageInvalid
+from prompt_serve.sources.files import is_url, open_binary
+from prompt_serve.sources.shard import EmbeddingBatch, Item
+from prompt_serve.types import FloatArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather")
+METADATA_KEY = b"prompt_serve"
+_EMBEDDINGS = ("embedding", "embeddings", "vector", "features")
+_IMAGES = ("image", "images", "bytes", "image_bytes", "data", "jpg", "png", "webp")
+_PATHS = ("path", "file_name", "filename", "source", "url", "file")
+_IMAGES_PER_BATCH = 64  # whose bytes are in memory at once
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a table are read."""
+
+    kind: str  # embeddings, bytes, struct or paths
+    column: str
+    source: str | None  # column that names the rows; None: their numbers do
+    error: tuple[str, str] | None = None  # columns with the code and text of errors
+
+
+@dataclass(frozen=True)
+class TableShard:
+    """Rows of a table with images: some row groups or record batches."""
+
+    path: str
+    groups: tuple[int, ...]
+    first_row: int
+    n_rows: int
+    columns: Columns
+
+    @property
+    def name(self) -> str:
+        return f"{self.path} rows {self.first_row}+{self.n_rows} {self.columns.column}"
+
+    @property
+    def size(self) -> int:
+        return self.n_rows
+
+    def items(self) -> Iterator[Item]:
+        row = self.first_row
+        for batch in _read(self, _IMAGES_PER_BATCH):
+            names = _names(batch, self, row)
+            values = batch.column(self.columns.column).to_pylist()
+            for name, value in zip(names, values, strict=True):
+                yield _item(name, value, self)
+            row += batch.num_rows
+
+
+@dataclass(frozen=True)
+class EmbeddingTableShard:
+    """Rows of a table with embeddings."""
+
+    path: str
+    groups: tuple[int, ...]
+    first_row: int
+    n_rows: int
+    columns: Columns
+    fingerprint: str | None
+
+    @property
+    def name(self) -> str:
+        return f"{self.path} rows {self.first_row}+{self.n_rows} {self.columns.column}"
+
+    @property
+    def size(self) -> int:
+        return self.n_rows
+
+    def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
+        row = self.first_row
+        for batch in _read(self, rows):
+            errors = {}
+            if self.columns.error is not None:
+                codes, texts = (batch.column(name).to_pylist() for name in self.columns.error)
+                errors = {i: (code, texts[i] or code) for i, code in enumerate(codes) if code}
+            vectors, missing = _vectors(batch.column(self.columns.column), self)
+            for index in missing:
+                errors.setdefault(index, (ImageInvalid.code, "The row has no embedding."))
+            yield EmbeddingBatch(_names(batch, self, row), vectors, errors)
+            row += batch.num_rows
+
+
+def table_shards(
+    path: str, *, rows_per_shard: int, column: str | None
+) -> Sequence[TableShard | EmbeddingTableShard]:
+    """Split a table at its row groups or record batches.
+
+    Args:
+        path: Parquet file, Arrow file or Feather file, or its URL.
+        rows_per_shard: a shard has at least so many rows, except the last one.
+        column: column to read; None: by name and type.
+
+    Raises:
+        DatasetInvalid: not such a file, or no column has images or embeddings.
+    """
+    with _opened(path) as table:
+        columns = _columns(path, table.schema, column)
+        fingerprint = _fingerprint(table.schema)
+        sizes = table.group_sizes()
+    shards: list[TableShard | EmbeddingTableShard] = []
+    groups: list[int] = []
+    start = row = 0
+    for group, size in enumerate(sizes):
+        groups.append(group)
+        row += size
+        if row - start >= rows_per_shard or group == len(sizes) - 1:
+            if columns.kind == "embeddings":
+                shards.append(
+                    EmbeddingTableShard(
+                        path, tuple(groups), start, row - start, columns, fingerprint
+                    )
+                )
+            else:
+                shards.append(TableShard(path, tuple(groups), start, row - start, columns))
+            groups, start = [], row
+    return [shard for shard in shards if shard.n_rows]
+
+
+class _Parquet:
+    def __init__(self, file: Any) -> None:
+        import pyarrow.parquet as pq
+
+        self._file = pq.ParquetFile(file, memory_map=False)
+        self.schema: pa.Schema = self._file.schema_arrow
+
+    def group_sizes(self) -> list[int]:
+        metadata = self._file.metadata
+        return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+    def batches(
+        self, groups: Sequence[int], columns: list[str], rows: int
+    ) -> "Iterator[pa.RecordBatch]":
+        return self._file.iter_batches(rows, row_groups=list(groups), columns=columns)
+
+
+class _Arrow:
+    def __init__(self, file: Any) -> None:
+        import pyarrow as pa
+
+        self._file = pa.ipc.open_file(file)
+        self.schema: pa.Schema = self._file.schema
+
+    def group_sizes(self) -> list[int]:
+        return [
+            self._file.get_batch(group).num_rows for group in range(self._file.num_record_batches)
+        ]
+
+    def batches(
+        self, groups: Sequence[int], columns: list[str], rows: int
+    ) -> "Iterator[pa.RecordBatch]":
+        for group in groups:
+            batch = self._file.get_batch(group).select(columns)
+            for start in range(0, batch.num_rows, rows):
+                yield batch.slice(start, rows)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[_Parquet | _Arrow]:
+    import pyarrow as pa
+
+    kind = _Parquet if path.lower().endswith((".parquet", ".pq")) else _Arrow
+    # A memory-mapped Arrow file takes no memory for what is not read.
+    opened = open_binary(path) if is_url(path) or kind is _Parquet else pa.memory_map(path)
+    with opened as file:
+        try:
+            yield kind(file)
+        except pa.ArrowInvalid as error:
+            raise DatasetInvalid(f"{path} is not a {kind.__name__[1:]} file: {error}", []) from (
+                error
+            )
+
+
+def _read(shard: TableShard | EmbeddingTableShard, rows: int) -> "Iterator[pa.RecordBatch]":
+    of = shard.columns
+    names = [of.column, *([of.source] if of.source else []), *(of.error or ())]
+    with _opened(shard.path) as table:
+        yield from table.batches(shard.groups, list(dict.fromkeys(names)), rows)
+
+
+def _columns(path: str, schema: "pa.Schema", column: str | None) -> Columns:
+    import pyarrow as pa
+
+    names = schema.names
+    if column is not None and column not in names:
+        raise DatasetInvalid(f"{path} has no column {column!r}; it has {', '.join(names)}.", [])
+    by_name = {name.lower(): name for name in reversed(names)}
+    candidates = (
+        [column]
+        if column is not None
+        else [by_name[name] for name in (*_EMBEDDINGS, *_IMAGES, *_PATHS) if name in by_name]
+    )
+    for name in candidates:
+        kind = _kind(schema.field(name).type)
+        if kind is not None:
+            sources = [
+                by_name[one]
+                for one in _PATHS
+                if one in by_name and pa.types.is_string(_plain(schema.field(by_name[one]).type))
+            ]
+            error = ("error_code", "error") if {"error_code", "error"} <= set(names) else None
+            return Columns(
+                kind,
+                name,
+                name if kind == "paths" else next(iter(sources), None),
+                error if kind == "embeddings" else None,
+            )
+    raise DatasetInvalid(
+        f"{path} has no column of images or embeddings that is known by its name; it has "
+        f"{', '.join(names)}. Name the column: --column NAME",
+        [],
+    )
+
+
+def _kind(kind: "pa.DataType") -> str | None:
+    import pyarrow as pa
+
+    types = pa.types
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "embeddings" if types.is_floating(kind.value_type) else None
+    if types.is_binary(kind) or types.is_large_binary(kind):
+        return "bytes"
+    if types.is_struct(kind):
+        return "struct" if kind.get_field_index("bytes") >= 0 else None
+    return "paths" if types.is_string(_plain(kind)) else None
+
+
+def _plain(kind: "pa.DataType") -> "pa.DataType":
+    """Return the type of the values of a dictionary, and of long texts that of texts."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.string() if pa.types.is_large_string(kind) else kind
+
+
+def _names(batch: "pa.RecordBatch", shard: TableShard | EmbeddingTableShard, row: int) -> list[str]:
+    """Return names of the rows: of their column, else of the file and the number."""
+    column = shard.columns.source
+    values = [None] * batch.num_rows if column is None else batch.column(column).to_pylist()
+    return [
+        f"{shard.path}#{row + index}" if value is None else value
+        for index, value in enumerate(values)
+    ]
+
+
+def _item(name: str, value: Any, shard: TableShard) -> Item:
+    if isinstance(value, dict):  # of a Hugging Face dataset
+        path, value = value.get("path"), value.get("bytes")
+        if shard.columns.source is None and path:
+            name = path
+        if value is None:
+            return _file_item(name, path, shard)
+    if shard.columns.kind == "paths":
+        return _file_item(name, value, shard)
+    if value is None:
+        return Item(name, ImageInvalid("The row has no image."))
+    return Item(name, value)
+
+
+def _file_item(name: str, path: str | None, shard: TableShard) -> Item:
+    """Return the image of a path, which is relative to the table."""
+    if not path:
+        return Item(name, ImageInvalid("The row has no image."))
+    if is_url(path) or Path(path).is_absolute():
+        return Item(path, None)
+    return Item(f"{shard.path.rpartition('/')[0] or '.'}/{path}", None)
+
+
+def _vectors(column: Any, shard: EmbeddingTableShard) -> tuple[FloatArray, list[int]]:
+    """Return embeddings (B, E), and the indices of rows that have none, which become NaN."""
+    import pyarrow as pa
+
+    missing = np.flatnonzero(~np.asarray(column.is_valid()))
+    if pa.types.is_fixed_size_list(column.type):
+        width = column.type.list_size
+    else:
+        lengths = np.asarray(column.value_lengths().drop_null())
+        width = int(lengths[0]) if len(lengths) else 0
+        if (lengths != width).any():
+            raise DatasetInvalid(
+                f"{shard.path} has embeddings of {lengths.min()} to {lengths.max()} numbers in "
+                f"column {shard.columns.column!r}; all must have the same length.",
+                [],
+            )
+    values = np.asarray(column.drop_null().flatten(), dtype=np.float32).reshape(-1, width)
+    if not len(missing):
+        return values, []
+    vectors = np.full((len(column), width), np.nan, dtype=np.float32)
+    vectors[np.asarray(column.is_valid())] = values
+    return vectors, missing.tolist()
+
+
+def _fingerprint(schema: "pa.Schema") -> str | None:
+    """Return the backbone's fingerprint in the metadata of embeddings that were saved here."""
+    try:
+        found = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    except ValueError:
+        return None
+    fingerprint = found.get("fingerprint") if isinstance(found, dict) else None
+    return fingerprint if isinstance(fingerprint, str) else None
