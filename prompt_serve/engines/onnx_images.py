@@ -13,7 +13,7 @@ from prompt_serve.engines.onnx_session import CPU, Provider, open_session
 from prompt_serve.engines.ort_placement import products_by_provider
 from prompt_serve.prompts.image_rows import ImageRows, image_inputs, lay_out
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.types import FloatArray, PixelArray, Precision
+from prompt_serve.types import EngineName, FloatArray, PixelArray, Precision
 
 
 class OnnxImages:
@@ -22,6 +22,7 @@ class OnnxImages:
     Args:
         bundle: an exported backbone.
         provider: runs it.
+        name: what the engine is called when it is chosen.
         threads: number of threads of the CPU kernels.
         batch_sizes: sizes that batches are padded to; none on a CPU, where a padded image costs as
             much as a real one.
@@ -31,7 +32,6 @@ class OnnxImages:
         BundleInvalid: the graph cannot be loaded.
     """
 
-    name = "onnxruntime"
     runtime = f"onnxruntime {ort.__version__}"
 
     def __init__(
@@ -39,9 +39,11 @@ class OnnxImages:
         bundle: Bundle,
         provider: Provider = CPU,
         *,
+        name: EngineName = "onnxruntime",
         threads: int,
         batch_sizes: Sequence[int] = (),
     ) -> None:
+        self.name = name
         self.precision: Precision = bundle.manifest.precision
         self.batch_sizes = batch_sizes
         open_graph = partial(open_session, provider=provider, threads=threads)
