@@ -7,17 +7,17 @@ Fails if ONNX Runtime does not run on CUDA; ``--device cpu`` is a dry run withou
 images/s by batch size, from pixels in host memory to features in host memory: without learned
 vectors of the image tower, and with some for every image. Then the largest difference from the
 features of the same graphs on the CPU, for a batch with every kind of image prompt as well.
+``--peer`` adds what PyTorch reaches in fp16 and the device's peak (``benchmarks.gpu_peer``).
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpu_peer import print_peer
+from benchmarks.rates import images_per_s
 from prompt_serve.bundle import open_bundle
 from prompt_serve.engines.batch_sizes import batch_buckets
 from prompt_serve.prompts.image_rows import ImageRows
@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--max-batch", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=3.0, help="seconds per batch size")
+    parser.add_argument("--peer", metavar="MODEL", help="open_clip model to compare: ViT-B-16")
     options = parser.parse_args()
 
     bundle = open_bundle(options.bundle)
@@ -48,7 +49,10 @@ def main() -> None:
     pixels = np.random.default_rng(0).integers(
         0, 256, (options.max_batch, side, side, 3), dtype=np.uint8
     )
-    print(f"{bundle.manifest.backbone.id} {bundle.manifest.precision} on {engine.provider}")
+    print(
+        f"{bundle.manifest.backbone.id} {bundle.manifest.precision} on {engine.provider}, "
+        f"{engine.runtime}"
+    )
     engine.warm_up()
     kinds = _kinds(engine)
     for batch in batch_buckets(options.max_batch):
@@ -61,17 +65,8 @@ def main() -> None:
             rate, p50_ms = images_per_s(work, batch, options.seconds)
             print(f"batch {batch:4d}, {name}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms (median)")
     print_differences(engine, pixels, kinds)
-
-
-def images_per_s(work: Callable[[], object], images: int, seconds: float) -> tuple[float, float]:
-    """Return the overall images/s and the median milliseconds per batch."""
-    times = []
-    start = time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        before = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - before)
-    return images * len(times) / sum(times), statistics.median(times) * 1e3
+    if options.peer is not None:
+        print_peer(options.peer, pixels, seconds=options.seconds)
 
 
 def print_differences(engine: Engine, pixels: np.ndarray, kinds: list[ImageRows]) -> None:

@@ -5,6 +5,7 @@
     prompted_image_encoder.onnx   the same with vectors of each image's task; see below
     image_rows.onnx               a task's image vectors -> inputs of the prompted image graph
     text_encoder.onnx             the arrays of ``prompts.text_inputs`` -> class_features (C, E)
+    openvino_image_encoder.xml    int8 for OpenVINO, its weights in the .bin beside it; optional
     token_embedding.npy           (V, D) float32, memory-mapped when read
     tokenizer.json                Hugging Face tokenizers
 
@@ -15,8 +16,9 @@ The shipped backbones are bundles as well, without a second copy of their weight
 names the safetensors file (``weights``) that the graphs and the token embeddings are read from, and
 ``text_from`` the folder beside it that has the text encoder, the embeddings and the tokenizer.
 
-The encoders return features of unit length. ``precision`` is that of the image encoders. The text
-encoder is float32 in every bundle: it runs once per uploaded prompt, and the probe relies on its
+The encoders return features of unit length. ``precision`` is that of the image encoders; a ``bf16``
+bundle has float32 graphs, which OpenVINO computes in bf16. The text encoder is float32 in every
+bundle: it runs once per uploaded prompt, and the probe relies on its
 accuracy.
 One graph serves prompts of every depth. Its inputs, for a text tower of L blocks:
 
@@ -68,6 +70,7 @@ MANIFEST = "manifest.json"
 IMAGE_ENCODER = "image_encoder.onnx"
 PROMPTED_IMAGE_ENCODER = "prompted_image_encoder.onnx"
 IMAGE_ROWS = "image_rows.onnx"
+OPENVINO_IMAGE_ENCODER = "openvino_image_encoder.xml"
 TEXT_ENCODER = "text_encoder.onnx"
 TOKEN_EMBEDDING = "token_embedding.npy"  # noqa: S105 (no password)
 TOKENIZER = "tokenizer.json"
@@ -155,6 +158,15 @@ class Bundle:
     @property
     def prompted_image_encoder(self) -> Path:
         return self.path / PROMPTED_IMAGE_ENCODER
+
+    @property
+    def openvino_image_encoder(self) -> Path | None:
+        """Graph that OpenVINO runs; None if it has to be int8, and the bundle has none."""
+        if self.manifest.precision != "int8":
+            return self.image_encoder
+        if OPENVINO_IMAGE_ENCODER in self.manifest.files:
+            return self.path / OPENVINO_IMAGE_ENCODER
+        return None
 
     @property
     def image_rows(self) -> Path:

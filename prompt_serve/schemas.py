@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from prompt_serve.errors import PromptServeError
-from prompt_serve.types import BackboneRef, ClassPosition, Precision
+from prompt_serve.types import BackboneRef, ClassPosition, EngineName, Precision
 
 DEFAULT_TEMPLATE = "a photo of a {}."
 DEFAULT_TOP_K = 5
@@ -491,6 +491,21 @@ class Limits(Schema):
     image_urls: bool = Field(default=False, description="True if images may be given as URLs.")
 
 
+class EngineInfo(Schema):
+    """Engine that runs the image encoder, and why it was chosen."""
+
+    name: EngineName
+    reason: str
+    images_per_s: dict[str, float] = Field(
+        default={}, description="Images per second at the start, by engine, if they were measured."
+    )
+    placement: dict[str, int] = Field(
+        default={},
+        description="Matrix products of the image encoder, by execution provider or by device and "
+        "type.",
+    )
+
+
 class ServiceInfo(Schema):
     """Response of ``GET /v1/info``."""
 
@@ -505,6 +520,7 @@ class ServiceInfo(Schema):
     runtime: str | None = Field(
         default=None, description="Library that runs both encoders, and its version."
     )
+    engine: EngineInfo | None = None
     cold_start_s: dict[str, float] = Field(
         default={}, description="Seconds per stage of the start, in order."
     )

@@ -14,7 +14,8 @@ PixelArray = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
 
 ClassPosition = Literal["end", "middle", "front"]
-Precision = Literal["fp32", "fp16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+EngineName = Literal["onnxruntime", "openvino", "tensorrt"]
 
 
 class BackboneRef(BaseModel):

@@ -34,6 +34,8 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "prometheus_client": ("serve", "The service needs"),
     "fastapi": ("serve", "The service needs"),
     "sqlalchemy": ("serve", "The service needs"),
+    "openvino": ("openvino", "The engine openvino and bf16 need"),
+    "nncf": ("openvino-int8", "An int8 graph for OpenVINO needs"),
     "pyarrow": ("tables", "Parquet tables need"),
     "fsspec": ("s3", "URLs of images need"),
 }

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Sequence
 
 from prompt_serve.bundle import Bundle
+from prompt_serve.engines.choice import Chosen, choose_engine
 from prompt_serve.engines.image_encoder import ImageEncoder
 from prompt_serve.engines.interface import PromptedEngine
-from prompt_serve.engines.onnx_cuda import cuda, cuda_images
-from prompt_serve.engines.onnx_images import OnnxImages
+from prompt_serve.engines.onnx_cuda import cuda
 from prompt_serve.engines.onnx_session import CPU
 from prompt_serve.engines.onnx_text import TextEncoder
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.sequences import Sequences
-from prompt_serve.types import BackboneRef, FloatArray, PixelArray
+from prompt_serve.types import BackboneRef, EngineName, FloatArray, PixelArray
 
 CPU_BATCH, CUDA_BATCH = 8, 32  # images
 OpenText = Callable[[Callable[[], TextEncoder]], TextEncoder]
@@ -31,13 +31,20 @@ class Encoders:
         images: its image encoder.
         text: its text encoder.
         batch_size: images to encode at once where speed counts, not the delay of one.
+        chosen: why the image encoder's engine was chosen.
     """
 
     def __init__(
-        self, bundle: Bundle, images: ImageEncoder, text: TextEncoder, *, batch_size: int
+        self,
+        bundle: Bundle,
+        images: ImageEncoder,
+        text: TextEncoder,
+        *,
+        batch_size: int,
+        chosen: Chosen,
     ) -> None:
         self.bundle, self.images, self.text = bundle, images, text
-        self.batch_size = batch_size
+        self.batch_size, self.chosen = batch_size, chosen
 
     @classmethod
     def open(
@@ -46,6 +53,7 @@ class Encoders:
         *,
         cuda_device: int | None,
         threads: int,
+        engine: EngineName | None = "onnxruntime",
         max_batch: int | None = None,
         open_text: OpenText = lambda open_it: open_it(),
     ) -> "Encoders":
@@ -55,24 +63,31 @@ class Encoders:
             bundle: an exported backbone.
             cuda_device: index of a CUDA device; None runs on the CPU.
             threads: number of threads of the CPU kernels.
+            engine: runs the image encoder; None chooses the fastest. The text encoder always runs
+                in ONNX Runtime.
             max_batch: maximum number of images per call; None: ``default_batch``.
             open_text: opens the text encoder by calling its argument, in a thread of its choice.
 
         Raises:
-            ProviderUnavailable: CUDA was requested and does not run.
+            ProviderUnavailable: the engine cannot run this bundle on this device.
+            DependencyMissing: the engine is not installed.
             BundleInvalid: the graphs cannot be loaded.
         """
         max_batch = max_batch or default_batch(cuda_device)
-        if cuda_device is None:
-            provider, engine = CPU, OnnxImages(bundle, threads=threads)
-        else:
-            provider = cuda(cuda_device)
-            engine = cuda_images(bundle, cuda_device, threads=threads, max_batch=max_batch)
+        chosen = choose_engine(
+            bundle,
+            engine,
+            cuda_device=cuda_device,
+            threads=threads,
+            max_batch=max_batch,
+        )
+        provider = CPU if cuda_device is None else cuda(cuda_device)
         return cls(
             bundle,
-            ImageEncoder(bundle, engine, max_batch=max_batch),
+            ImageEncoder(bundle, chosen.engine, max_batch=max_batch),
             open_text(lambda: TextEncoder(bundle, provider, threads=threads)),
             batch_size=max_batch,
+            chosen=chosen,
         )
 
     @property

@@ -1,6 +1,7 @@
 """Interface of what runs an image encoder: pixels in, image features out.
 
-    onnx_images  ONNX Runtime, on the CPU and, with ``onnx_cuda``, on CUDA
+    onnx_images      ONNX Runtime, on the CPU; with ``onnx_cuda`` and ``onnx_tensorrt`` on CUDA
+    openvino_images  OpenVINO, on the CPU
 
 An engine runs on the requested device and in the requested precision, or cannot be opened: there is
 no silent fallback. Everything else (padding, batches in which some images have vectors, warm-up) is
@@ -12,7 +13,7 @@ from typing import Protocol
 
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.types import FloatArray, PixelArray, Precision
+from prompt_serve.types import EngineName, FloatArray, PixelArray, Precision
 
 
 class PromptedEngine(Protocol):
@@ -38,8 +39,8 @@ class ImageEngine(Protocol):
     """Image encoder of a bundle, opened on one device. Thread-safe."""
 
     @property
-    def name(self) -> str:
-        """Library that runs it, as it is chosen: ``onnxruntime``."""
+    def name(self) -> EngineName:
+        """What it is called when it is chosen."""
 
     @property
     def runtime(self) -> str:

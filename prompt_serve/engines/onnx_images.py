@@ -15,7 +15,7 @@ from prompt_serve.engines.onnx_session import CPU, Provider, open_session
 from prompt_serve.engines.ort_placement import products_by_provider
 from prompt_serve.prompts.image_rows import ImageRows, image_inputs, lay_out
 from prompt_serve.prompts.prompt_vectors import PromptVectors
-from prompt_serve.types import FloatArray, PixelArray, Precision
+from prompt_serve.types import EngineName, FloatArray, PixelArray, Precision
 
 
 class OnnxImages:
@@ -24,6 +24,7 @@ class OnnxImages:
     Args:
         bundle: an exported backbone.
         provider: runs it.
+        name: what the engine is called when it is chosen.
         threads: number of threads of the CPU kernels.
         batch_sizes: sizes that batches are padded to; none on a CPU, where a padded image costs as
             much as a real one.
@@ -36,17 +37,17 @@ class OnnxImages:
         RuntimeError: the graph cannot be captured.
     """
 
-    name = "onnxruntime"
-
     def __init__(
         self,
         bundle: Bundle,
         provider: Provider = CPU,
         *,
+        name: EngineName = "onnxruntime",
         threads: int,
         batch_sizes: Sequence[int] = (),
         captured: Provider | None = None,
     ) -> None:
+        self.name = name
         self.precision: Precision = bundle.manifest.precision
         self.batch_sizes = batch_sizes
         open_graph = partial(open_session, provider=provider, threads=threads)

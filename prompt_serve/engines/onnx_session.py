@@ -19,13 +19,20 @@ class Provider:
     Args:
         name: ONNX Runtime's name of it.
         options: its options.
+        rest: provider of the nodes that this one does not take; None: none may be left over.
         unavailable: makes the error of a provider that does not run, from the reason; None where it
             always runs, so that only the graph can be at fault.
     """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
+    rest: "Provider | None" = None
     unavailable: Callable[[str], PromptServeError] | None = None
+
+    @property
+    def all(self) -> "tuple[Provider, ...]":
+        """This provider, and those of the rest."""
+        return (self,) if self.rest is None else (self, *self.rest.all)
 
 
 CPU = Provider(name="CPUExecutionProvider")
@@ -45,7 +52,7 @@ def open_session(path: Path, provider: Provider, *, threads: int) -> ort.Inferen
         BundleInvalid: the graph cannot be loaded.
     """
     options = _session_options(threads)
-    providers = [(provider.name, dict(provider.options))]
+    providers = [(one.name, dict(one.options)) for one in provider.all]
     try:
         session = ort.InferenceSession(str(path), sess_options=options, providers=providers)
     # ONNX Runtime's own exceptions share no base class but Exception.
@@ -55,7 +62,7 @@ def open_session(path: Path, provider: Provider, *, threads: int) -> ort.Inferen
     active = session.get_providers()[0]
     if active != provider.name:
         raise _failure(provider, path, f"the session runs on {active}")
-    if misplaced := nodes_on_other_providers(session, provider.name):
+    if misplaced := nodes_on_other_providers(session, *(one.name for one in provider.all)):
         nodes = ", ".join(f"{count} {op}" for op, count in misplaced.most_common())
         raise _failure(
             provider,

@@ -5,6 +5,7 @@ A failed or interrupted export leaves an existing bundle unchanged.
 
 import contextlib
 import datetime
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,15 +19,19 @@ from prompt_serve.bundle import (
     IMAGE_ENCODER,
     IMAGE_ROWS,
     MANIFEST,
+    OPENVINO_IMAGE_ENCODER,
     PROMPTED_IMAGE_ENCODER,
     TEXT_ENCODER,
     TOKEN_EMBEDDING,
     TOKENIZER,
+    Bundle,
     Manifest,
     TowerSize,
     digest_file,
     manifest_json,
 )
+from prompt_serve.engines.onnx_session import available_cores
+from prompt_serve.engines.openvino_images import OpenVinoImages
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.graphs import (
     image_graph,
@@ -34,14 +39,14 @@ from prompt_serve.export.graphs import (
     row_graph,
     text_graph,
 )
-from prompt_serve.export.parity import check_parity
+from prompt_serve.export.openvino_int8 import quantize_for_openvino
+from prompt_serve.export.parity import check_openvino, check_parity
 from prompt_serve.export.quantize import quantize, quantized_share
+from prompt_serve.export.samples import calibration_pixels
 from prompt_serve.export.shared_weights import share_weights
 from prompt_serve.files import atomic_folder
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import Precision
-
-_DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16}
 
 
 def export_bundle(
@@ -49,6 +54,8 @@ def export_bundle(
     out: Path,
     *,
     precision: Precision = "fp32",
+    openvino: bool = False,
+    calibrate: Path | None = None,
     report: Callable[[str], None] | None = None,
 ) -> Manifest:
     """Export a backbone to a folder that ``bundle.open_bundle`` reads.
@@ -57,9 +64,16 @@ def export_bundle(
         backbone: backbone from ``load_backbone``.
         out: folder to write. An existing bundle is replaced.
         precision: precision of the image encoder; the text encoder is always float32.
+        openvino: check the image encoder in OpenVINO as well, and write its graph of an int8
+            bundle; a bf16 bundle always needs it.
+        calibrate: images that the int8 graph for OpenVINO is quantized with; None: those that are
+            shipped.
         report: called with one line per step and per parity figure.
 
     Raises:
+        DependencyMissing: OpenVINO or NNCF is needed and not installed.
+        ProviderUnavailable: OpenVINO does not compute this precision on this machine.
+        DatasetInvalid: there are no images to calibrate with.
         ExportParityFailed: the graphs differ from the PyTorch model; nothing was written.
         BundleInvalid: ``out`` exists and is not a bundle, or cannot be written.
     """
@@ -69,14 +83,20 @@ def export_bundle(
     # Readable for all: a service may run as another user.
     with _writable(out), atomic_folder(out, mode=0o755) as folder:
         _write_files(backbone, folder, precision, report)
+        if openvino and precision == "int8":
+            _write_openvino(backbone, folder / OPENVINO_IMAGE_ENCODER, calibrate, report)
         parity = check_parity(
             backbone,
             folder / IMAGE_ENCODER,
             folder / TEXT_ENCODER,
-            precision=precision,
+            precision="fp32" if precision == "bf16" else precision,
             report=report,
         )
         manifest = _manifest(backbone, folder, precision, parity)
+        if precision == "bf16" or (openvino and precision != "fp16"):
+            engine = OpenVinoImages(Bundle(folder, manifest), threads=available_cores())
+            parity |= check_openvino(backbone, engine, report)
+            manifest = manifest.model_copy(update={"parity": parity})
         (folder / MANIFEST).write_text(manifest_json(manifest), encoding="utf-8")
     return manifest
 
@@ -99,7 +119,7 @@ def _write_image_encoder(
     backbone: Backbone, path: Path, precision: Precision, report: Callable[[str], None]
 ) -> None:
     if precision != "int8":
-        onnx.save(image_graph(backbone, _DTYPES[precision]), path)
+        onnx.save(image_graph(backbone, _dtype(precision)), path)
         return
     model = image_graph(backbone)
     share = quantized_share(model)
@@ -111,9 +131,25 @@ def _write_image_encoder(
     quantize(model, path)
 
 
+def _write_openvino(
+    backbone: Backbone, path: Path, calibrate: Path | None, report: Callable[[str], None]
+) -> None:
+    images = calibration_pixels(backbone.preprocessing, calibrate)
+    report(f"quantizing the image encoder for OpenVINO with {len(images)} images")
+    with tempfile.TemporaryDirectory() as folder:
+        graph = Path(folder) / IMAGE_ENCODER
+        onnx.save(image_graph(backbone), graph)
+        quantize_for_openvino(graph, path, images)
+
+
+def _dtype(precision: Precision) -> torch.dtype:
+    """Return the type in which the graph is exported; int8 is quantized afterwards."""
+    return torch.float16 if precision == "fp16" else torch.float32
+
+
 def _write_prompted_encoder(backbone: Backbone, folder: Path, precision: Precision) -> None:
     path = folder / PROMPTED_IMAGE_ENCODER
-    model = prompted_image_graph(backbone, _DTYPES.get(precision, torch.float32))
+    model = prompted_image_graph(backbone, _dtype(precision))
     if precision == "int8":
         quantize(model, path)
         model = onnx.load(path)

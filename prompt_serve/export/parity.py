@@ -5,8 +5,9 @@ open_clip computes it. For class names that is ``encode_text`` on padded token i
 comparison covers tokenizer, assembly, shared prefix and graph.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import onnxruntime
 import torch
 
 from prompt_serve.bundle import IMAGE_ROWS, PROMPTED_IMAGE_ENCODER
+from prompt_serve.engines.interface import ImageEngine
 from prompt_serve.engines.onnx_images import PromptedImages
 from prompt_serve.errors import ExportParityFailed
 from prompt_serve.export.prompted_parity import prompted_difference
@@ -31,6 +33,7 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray, IntArray, PixelArray, Precision
 
 Report = Callable[[str], None]
+EncodeImages = Callable[[PixelArray], FloatArray]  # pixels (B, S, S, 3) -> features (B, E)
 
 # Features have unit length, so one limit fits all widths. Two float32 implementations of the same
 # tower differ by 1e-7 to 2e-6; a wrong mean, activation or mask by at least 1e-3.
@@ -38,7 +41,12 @@ FP32_LIMIT = 1e-5
 # Largest difference of one feature. float16 has 11 bits of precision and the errors of a dozen
 # layers add up (3e-4 measured); seven-bit weights are off by 1 % each (up to 7e-3 measured). Larger
 # differences are errors of the export, not rounding.
-IMAGE_LIMITS: dict[Precision, float] = {"fp32": FP32_LIMIT, "fp16": 5e-3, "int8": 3e-2}
+IMAGE_LIMITS: dict[Precision, float] = {
+    "fp32": FP32_LIMIT,
+    "bf16": 1e-2,  # eight bits of precision; 2e-3 measured
+    "fp16": 5e-3,
+    "int8": 3e-2,
+}
 # Share of the drawings that fall into another class, which is what users would notice. The goal is
 # one in a hundred; three are tolerated, because a drawing between two classes may go either way.
 DISAGREEMENT_LIMIT = 0.03
@@ -72,7 +80,7 @@ def check_parity(
         backbone: backbone that was exported.
         image_encoder: image graph; the prompted one is in the same folder.
         text_encoder: text graph.
-        precision: precision of the image graph.
+        precision: precision of the image graph; of a bf16 bundle, that is float32.
         report: called with one line per comparison.
 
     Returns:
@@ -85,16 +93,48 @@ def check_parity(
     Raises:
         ExportParityFailed: a difference is above its limit; the message lists all such differences.
     """
-    images = open_session(image_encoder)
+    images = partial(run, open_session(image_encoder))
     text = open_session(text_encoder)
+    return _checked(
+        [
+            *compare_images(backbone, images, precision),
+            *([] if precision == "fp32" else [disagreement(backbone, images)]),
+            *compare_prompted(backbone, image_encoder.parent, precision),
+            compare_names(backbone, text),
+            compare_contexts(backbone, text),
+            compare_deep(backbone, text),
+        ],
+        partial(_way_out, precision),
+        report,
+    )
+
+
+def check_openvino(backbone: Backbone, engine: ImageEngine, report: Report) -> dict[str, float]:
+    """Compare the image encoder that OpenVINO runs with the backbone, in the engine's precision.
+
+    Returns:
+        The differences, for the manifest: ``openvino_image_random`` and so on; see
+        ``check_parity``.
+
+    Raises:
+        ExportParityFailed: a difference is above its limit.
+    """
     differences = [
-        *compare_images(backbone, images, precision),
-        *([] if precision == "fp32" else [disagreement(backbone, images)]),
-        *compare_prompted(backbone, image_encoder.parent, precision),
-        compare_names(backbone, text),
-        compare_contexts(backbone, text),
-        compare_deep(backbone, text),
+        *compare_images(backbone, engine.encode, engine.precision),
+        disagreement(backbone, engine.encode),
     ]
+    return _checked(
+        [replace(one, name=f"{engine.name}_{one.name}") for one in differences],
+        lambda _: "Export with --no-openvino, or choose other images with --calibrate.",
+        report,
+    )
+
+
+def _checked(
+    differences: Sequence[Difference],
+    way_out: Callable[[list[Difference]], str],
+    report: Report,
+) -> dict[str, float]:
     for difference in differences:
         report(f"parity: {difference.name} {difference.value:.1e} (limit {difference.limit:.0e})")
     failed = [d for d in differences if not d.passed]
@@ -103,14 +143,14 @@ def check_parity(
             "The exported graphs do not compute what the PyTorch model computes, "
             "so nothing was written: "
             + "; ".join(f"{d.name} is {d.value:.1e}, allowed {d.limit:.0e}" for d in failed)
-            + f". {_way_out(precision, failed)}",
+            + f". {way_out(failed)}",
             differences={d.name: d.value for d in differences},
         )
     return {d.name: d.value for d in differences}
 
 
 def compare_images(
-    backbone: Backbone, session: onnxruntime.InferenceSession, precision: Precision
+    backbone: Backbone, encode: EncodeImages, precision: Precision
 ) -> list[Difference]:
     """Compare random pixels, drawings and, if they are installed, the package's sample images."""
     sets = {
@@ -123,7 +163,7 @@ def compare_images(
         if len(pixels) == 0:
             continue
         expected = backbone.encode_images(torch.from_numpy(pixels)).cpu().numpy()
-        actual = run(session, pixels)
+        actual = encode(pixels)
         limit = IMAGE_LIMITS[precision]
         found.append(Difference(name=name, value=_largest(expected, actual), limit=limit))
         cosine = min(cosine, float((expected * actual).sum(axis=1).min()))
@@ -148,7 +188,7 @@ def compare_prompted(backbone: Backbone, folder: Path, precision: Precision) -> 
     return [Difference(name="image_prompted", value=value, limit=IMAGE_LIMITS[precision])]
 
 
-def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> Difference:
+def disagreement(backbone: Backbone, encode: EncodeImages) -> Difference:
     """Measure the share of drawings, 0 to 1, that are classified differently than in float32.
 
     There are twenty classes. Class features are means of float32 features, relative to the mean of
@@ -167,7 +207,7 @@ def disagreement(backbone: Backbone, session: onnxruntime.InferenceSession) -> D
         np.stack([features[learn & (labels == c)].mean(axis=0) for c in range(_CLASSES)]) - center
     )
     expected = ((features[~learn] - center) @ classes.T).argmax(axis=1)
-    tested = _in_batches(lambda p: run(session, p), pixels[~learn])
+    tested = _in_batches(encode, pixels[~learn])
     actual = ((tested - center) @ classes.T).argmax(axis=1)
     return Difference(
         name="image_disagreement",

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.image_folders import Ignored, find_images
 from prompt_serve.preprocess import Preprocessing, pixels_from_bytes, to_pixels
 from prompt_serve.types import IntArray, PixelArray
 
@@ -22,6 +24,7 @@ NAMES = (
 )
 TEMPLATES = ("a photo of a {}.", "{}")
 
+CALIBRATION_IMAGES = 96
 _CANVAS = 96  # side of a drawing in pixels, before preprocessing
 
 
@@ -40,6 +43,31 @@ def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
     pixels = [pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen]
     size = preprocessing.image_size
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), dtype=np.uint8)
+
+
+def calibration_pixels(preprocessing: Preprocessing, folder: Path | None) -> PixelArray:
+    """Load images to fix the scales of activations with: (N, S, S, 3).
+
+    Args:
+        preprocessing: preprocessing of the backbone.
+        folder: the user's images, of which up to ``CALIBRATION_IMAGES`` are taken, evenly spread;
+            None: the package's sample images and drawings.
+
+    Raises:
+        DatasetInvalid: there is no image in the folder.
+        InputRejected: one of them cannot be read.
+    """
+    if folder is None:
+        drawn, _ = drawn_pixels(preprocessing, classes=CALIBRATION_IMAGES // 2, count=1)
+        return np.concatenate([sample_pixels(preprocessing, count=CALIBRATION_IMAGES // 2), drawn])
+    paths = find_images(folder, Ignored())
+    if not paths:
+        raise DatasetInvalid(
+            f"There are no images in {folder}. --calibrate takes a folder of them."
+        )
+    step = max(1, len(paths) // CALIBRATION_IMAGES)
+    chosen = paths[::step][:CALIBRATION_IMAGES]
+    return np.stack([pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen])
 
 
 def drawn_pixels(

@@ -15,6 +15,7 @@ from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget
+from prompt_serve.service.engine_choice import chosen_before
 from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
@@ -54,12 +55,18 @@ class Core:
         self.settings = settings
         self.bundle: Bundle = open_bundle(settings.bundle_path)
         self._startup.done("bundle")
+        chosen = chosen_before()
         self.engine = Engine(
             self.bundle,
             cuda_device=settings.cuda_device,
             threads=settings.inference_threads or available_cores(),
             max_batch=settings.batch_size,
+            engine=chosen.name if chosen else settings.engine_name,
         )
+        self.engine_info = self.engine.info
+        if chosen is not None:
+            why = {"reason": chosen.reason, "images_per_s": chosen.images_per_s}
+            self.engine_info = self.engine_info.model_copy(update=why)
         self._startup.done("sessions")
         self.engine.warm_up()
         self._startup.done("warm-up")
@@ -74,13 +81,15 @@ class Core:
         self._watch = RegistryWatch(self.resolver, self.settings.stale_tasks_s)
         self._startup.done("registry")
         _log.info(
-            "ready in %s: %s (%s) on %s, batches of up to %d, %d tasks",
+            "ready in %s: %s (%s) on %s, batches of up to %d, %d tasks. Engine %s: %s",
             self._startup,
             self.bundle.manifest.backbone.id,
             self.bundle.manifest.precision,
             self.engine.provider,
             settings.batch_size,
             n_tasks,
+            self.engine_info.name,
+            self.engine_info.reason,
         )
 
     def close(self) -> None:
@@ -112,6 +121,7 @@ class Core:
             text_provider=self.engine.text_provider,
             device=self.settings.device,
             runtime=self.engine.runtime,
+            engine=self.engine_info,
             cold_start_s=self._startup.seconds,
             tasks=count,
             revision=revision,

@@ -12,6 +12,7 @@ import httpx
 
 from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
+from prompt_serve.service.engine_choice import choose_for_workers
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.settings import Settings
@@ -24,18 +25,20 @@ _SELF = "prompt_serve.service.preflight"
 
 
 def check(settings: Settings) -> None:
-    """Check that bundle, device and identity provider are usable.
+    """Check that bundle, engine, device and identity provider are usable.
 
     Raises:
         ConfigInvalid: images are fetched by URL, and the certificates for that cannot be read; or
             there are no trusted keys where the settings name them; or the settings of the identity
             provider are incomplete.
-        DependencyMissing: trusted keys need the extra ``signing``, an identity provider ``oidc``.
+        DependencyMissing: an extra is missing: ``signing`` for trusted keys, ``oidc`` for an
+            identity provider, ``openvino`` for that engine.
         BundleInvalid: the bundle is missing, incomplete or damaged.
-        ProviderUnavailable: CUDA was requested and does not run.
+        ProviderUnavailable: the engine or the device that was requested does not run.
     """
     token_verifier(settings)
     open_bundle(settings.bundle_path)
+    choose_for_workers(settings)
     if settings.cuda_device is not None:
         _check_cuda()
     if settings.image_urls:
@@ -64,7 +67,13 @@ def _check_certificates() -> None:
 
 def _open_on_device(settings: Settings) -> None:
     bundle = open_bundle(settings.bundle_path, verify=False)
-    Engine(bundle, cuda_device=settings.cuda_device, threads=1, max_batch=1).warm_up()
+    Engine(
+        bundle,
+        cuda_device=settings.cuda_device,
+        threads=1,
+        max_batch=1,
+        engine=settings.engine_name,
+    ).warm_up()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Backbones as people use them, at full size, with random weights."""
 
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from prompt_serve.engines.encoders import Encoders
 from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.graphs import image_graph
-from prompt_serve.export.parity import compare_images, open_session
+from prompt_serve.export.parity import compare_images, open_session, run
 from prompt_serve.export.prompted_parity import every_kind, features_with
 from prompt_serve.export.quiet import quiet_libraries
 from prompt_serve.export.samples import random_pixels
@@ -68,9 +69,9 @@ def test_other_image_towers_compute_the_same(spec: str, tmp_path: Path) -> None:
         backbone = load_backbone(spec)
     onnx.save(image_graph(backbone), tmp_path / "image.onnx")
 
-    session = open_session(tmp_path / "image.onnx")
+    encode = partial(run, open_session(tmp_path / "image.onnx"))
 
-    for difference in compare_images(backbone, session, "fp32"):
+    for difference in compare_images(backbone, encode, "fp32"):
         assert difference.passed, difference
 
 

@@ -99,6 +99,7 @@ def environment(home: Path, bundle: Path, **settings: str) -> dict[str, str]:
         "BENTOML_DO_NOT_TRACK": "True",
         "OMP_NUM_THREADS": "1",
         "PROMPT_SERVE_ENV_FILE": "",  # a developer's own .env in the checkout is not read
+        "PROMPT_SERVE_ENGINE": "onnxruntime",  # no measurement at every start
         "PROMPT_SERVE_HOME": str(home),
         "PROMPT_SERVE_BUNDLE": str(bundle),
         **{f"PROMPT_SERVE_{name.upper()}": value for name, value in settings.items()},

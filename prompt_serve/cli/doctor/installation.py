@@ -12,9 +12,9 @@ from prompt_serve.cli.doctor.findings import Checked
 from prompt_serve.cli.failures import EXTRAS
 
 PACKAGES = (
-    "torch", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-gpu", "bentoml", "fastapi",
-    "sqlalchemy", "psycopg", "tokenizers", "numpy", "pillow", "pillow-heif", "pydantic", "httpx",
-    "click", "safetensors", "pyarrow", "huggingface_hub",
+    "torch", "open_clip_torch", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "nncf",
+    "bentoml", "fastapi", "sqlalchemy", "psycopg", "tokenizers", "numpy", "pillow", "pillow-heif",
+    "pydantic", "httpx", "click", "safetensors", "pyarrow", "huggingface_hub",
 )  # fmt: skip
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 

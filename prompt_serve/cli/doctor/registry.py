@@ -88,14 +88,25 @@ def _bundle(path: Path, *, served: bool) -> dict[str, Any]:
 
 
 def check_device(settings: "Settings") -> Checked:
-    """Try CUDA, if it is requested, as a start of the service does."""
+    """Check the engine and, if it is requested, CUDA, as a start of the service does.
+
+    Nothing is measured.
+    """
+    from prompt_serve.bundle import open_bundle
+    from prompt_serve.engines import openvino_images
+    from prompt_serve.engines.choice import check_engine
     from prompt_serve.service import preflight
 
-    facts = {"requested": settings.device}
-    if settings.cuda_device is None:
-        return Checked(facts=facts)
+    facts: dict[str, Any] = {
+        "requested": settings.device,
+        "engine": settings.engine,
+        "engines": ["onnxruntime", *(["openvino"] if openvino_images.is_installed() else [])],
+    }
     try:
-        preflight.check(settings)
+        bundle = open_bundle(settings.bundle_path, verify=False)
+        check_engine(bundle, settings.engine_name, cuda_device=settings.cuda_device)
+        if settings.cuda_device is not None:
+            preflight.check(settings)
     except BundleInvalid:
         return Checked(facts=facts)  # reported with the bundles
     except PromptServeError as error:

@@ -63,6 +63,8 @@ def _info(client: "Client") -> dict[str, Any]:
         "precision": info.precision,
         "fingerprint": info.backbone.fingerprint,
         "provider": info.provider,
+        "engine": None if info.engine is None else info.engine.name,
+        "engine_reason": None if info.engine is None else info.engine.reason,
         "tasks": info.tasks,
         "revision": info.revision,
     }

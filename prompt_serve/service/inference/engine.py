@@ -13,9 +13,9 @@ from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.prompts.sequences import Sequences
-from prompt_serve.schemas import DEFAULT_TEMPLATE
+from prompt_serve.schemas import DEFAULT_TEMPLATE, EngineInfo
 from prompt_serve.service.tasks.feature_queue import at_low_priority
-from prompt_serve.types import FloatArray, PixelArray
+from prompt_serve.types import EngineName, FloatArray, PixelArray
 
 
 class Engine:
@@ -26,14 +26,22 @@ class Engine:
         cuda_device: index of a CUDA device; None runs on the CPU.
         threads: number of threads of the CPU kernels.
         max_batch: maximum number of images per call.
+        engine: runs the image encoder; None chooses the fastest.
 
     Raises:
-        ProviderUnavailable: CUDA was requested and does not run.
+        ProviderUnavailable: the engine cannot run this bundle on this device.
+        DependencyMissing: the engine is not installed.
         BundleInvalid: the graphs cannot be loaded.
     """
 
     def __init__(
-        self, bundle: Bundle, *, cuda_device: int | None, threads: int, max_batch: int
+        self,
+        bundle: Bundle,
+        *,
+        cuda_device: int | None,
+        threads: int,
+        max_batch: int,
+        engine: EngineName | None = "onnxruntime",
     ) -> None:
         self.bundle = bundle
         encoders = Encoders.open(
@@ -41,12 +49,19 @@ class Engine:
             cuda_device=cuda_device,
             threads=threads,
             max_batch=max_batch,
+            engine=engine,
             # Its threads yield to those of the image encoder: an upload can wait.
             open_text=at_low_priority,
         )
         self._images, self._text = encoders.images, encoders.text
         self.provider, self.text_provider = encoders.provider, encoders.text.provider
         self.runtime = encoders.images.engine.runtime
+        self.info = EngineInfo(
+            name=encoders.images.engine.name,
+            reason=encoders.chosen.reason,
+            images_per_s=dict(encoders.chosen.images_per_s),
+            placement=dict(encoders.images.engine.placement),
+        )
         self.last_text_success = float("-inf")  # on time.monotonic()
         self._probe_prompt = _probe_prompt(bundle)
 
