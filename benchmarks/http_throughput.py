@@ -8,6 +8,9 @@ Both alternate within one run, so that other load on the machine affects both:
   decoded pixels, at the service's batch size;
 * http: JPEG files sent to ``bentoml serve`` from a client process (``http_client``).
 
+The client shares the cores with the service, so its CPU is counted apart: the last column is the
+ratio on what it leaves to the service.
+
 The same is then measured for single requests: raw is decode + preprocess + a batch of one.
 """
 
@@ -45,10 +48,16 @@ class Load:
     seconds: float
     statuses: Counter[str]
     latencies_ms: Sequence[float]
+    cpu_s: float  # of the client
 
     @property
     def images_per_s(self) -> float:
         return len(self.latencies_ms) / self.seconds
+
+    @property
+    def left_to_service(self) -> float:
+        """Share of the machine's CPU that the client did not use."""
+        return 1 - self.cpu_s / (self.seconds * available_cores())
 
 
 def main() -> None:
@@ -154,11 +163,13 @@ def throughput(
     failed = sum(count for status, count in statuses.items() if status != "200")
     http = [load.images_per_s for load in loads]
     print(f"\nconcurrency {options.concurrency}, {options.tasks} task(s), batches of {len(pixels)}")
-    print(f"{'round':>8} {'raw img/s':>10} {'http img/s':>11} {'ratio':>7}")
-    for n, (r, h) in enumerate(zip(raw, http, strict=True)):
-        print(f"{n + 1:>8} {r:>10.2f} {h:>11.2f} {h / r:>7.3f}")
-    print(f"{'all':>8} {np.mean(raw):>10.2f} {np.mean(http):>11.2f} "
-          f"{np.mean(http) / np.mean(raw):>7.3f}")  # fmt: skip
+    left = [load.left_to_service for load in loads]
+    print(f"{'round':>8} {'raw img/s':>10} {'http img/s':>11} {'ratio':>7} {'client apart':>13}")
+    for n, (r, h, own) in enumerate(zip(raw, http, left, strict=True)):
+        print(f"{n + 1:>8} {r:>10.2f} {h:>11.2f} {h / r:>7.3f} {h / r / own:>13.3f}")
+    ratio = np.mean(http) / np.mean(raw)
+    print(f"{'all':>8} {np.mean(raw):>10.2f} {np.mean(http):>11.2f} {ratio:>7.3f} "
+          f"{ratio / np.mean(left):>13.3f}")  # fmt: skip
     p50, p99 = np.percentile(latencies, [50, 99])
     print(f"requests {len(latencies)}, failed {failed}, p50 {p50:.0f} ms, p99 {p99:.0f} ms")
 
@@ -226,6 +237,7 @@ def run_client(
         seconds=answer["seconds"],
         statuses=Counter(answer["statuses"]),
         latencies_ms=[1000 * s for s in answer["latencies_s"]],
+        cpu_s=answer["cpu_s"],
     )
 
 

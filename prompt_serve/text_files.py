@@ -45,7 +45,7 @@ def _decoded(data: bytes, encoding: str) -> str:
 
 def is_utf8(text: str) -> bool:
     """Return False if the text holds bytes that are not UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def not_utf8(path: Path, text: str) -> str:

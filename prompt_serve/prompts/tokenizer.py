@@ -93,7 +93,9 @@ class Tokenizer:
 
 def clean(text: str) -> str:
     """Clean as open_clip: fix mojibake, unescape HTML twice, collapse white space, lower-case."""
-    fixed = html.unescape(html.unescape(ftfy.fix_text(text)))
+    # In printable ASCII there is no mojibake, and without & no HTML: most class names.
+    is_plain = text.isascii() and text.isprintable() and "&" not in text
+    fixed = text if is_plain else html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(fixed.split()).lower()
 
 

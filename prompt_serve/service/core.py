@@ -19,6 +19,7 @@ from prompt_serve.service.engine_choice import chosen_before
 from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
+from prompt_serve.service.inference.encoded_classes import EncodedClasses
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.inference.task_scorer import TaskScorer
 from prompt_serve.service.observability import metrics
@@ -147,7 +148,10 @@ class Core:
         cache = TaskCache(self.settings.feature_cache_bytes)
         signatures = SignaturePolicy(self.settings.trusted_keys_path)
         self._features = TaskFeatures(
-            self.registry, self.bundle, self.engine.encode_text, self.engine.image_rows
+            self.registry,
+            self.bundle,
+            EncodedClasses(self.engine.encode_text),
+            self.engine.image_rows,
         )
         self.resolver = TaskResolver(
             self.registry, self._features, cache, self.settings.stale_tasks_s

@@ -1,10 +1,13 @@
+import html
+import random
 from pathlib import Path
 
+import ftfy
 import pytest
 from open_clip.tokenizer import SimpleTokenizer, default_bpe
 from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES, OPENAI_IMAGENET_TEMPLATES
 
-from prompt_serve.prompts.tokenizer import Tokenizer
+from prompt_serve.prompts.tokenizer import Tokenizer, clean
 
 ODD = (
     "",
@@ -89,3 +92,12 @@ def test_the_bundles_json_gives_the_same_ids(ours: Tokenizer, tiny_bundle: Path)
     assert Tokenizer.from_json(tiny_bundle / "tokenizer.json").encode_many(
         texts
     ) == ours.encode_many(texts)
+
+
+def test_plain_texts_are_cleaned_as_all_others() -> None:
+    rng = random.Random(0)
+    plain = "".join(chr(code) for code in range(32, 127))
+    texts = ["".join(rng.choices(plain, k=rng.randrange(1, 40))) for _ in range(2_000)]
+    for text in [*texts, "  A  b ", "&amp;amp;", "a&lt", "\x7f", "a\x1b[1mb", "\ta\r\nb"]:
+        fixed = html.unescape(html.unescape(ftfy.fix_text(text)))
+        assert clean(text) == " ".join(fixed.split()).lower()

@@ -41,6 +41,8 @@ class SharedRead(Generic[_T]):
             self._running = self._next = None
         if self._running is None:
             answer = self._begin(loop.create_future())
+        elif self._running.done():  # it is late, and goes on
+            return None
         else:
             answer = self._next = self._next or loop.create_future()
         # Shielded: of a request that is cancelled, the others still wait.

@@ -1,0 +1,120 @@
+"""One read for all who ask before it begins; never one that began before the question."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from prompt_serve.errors import NotReady
+from prompt_serve.service.scheduling import shared_read
+from prompt_serve.service.scheduling.shared_read import SharedRead
+
+
+class Source:
+    """A number that is read in a thread, each time only when ``go`` is released."""
+
+    def __init__(self) -> None:
+        self.value = 0
+        self.reads = 0
+        self.go = threading.Semaphore(0)
+        self.began = threading.Semaphore(0)
+        self._pool = ThreadPoolExecutor(8)
+
+    def start(self) -> Future[int]:
+        return self._pool.submit(self._read)
+
+    def _read(self) -> int:
+        value = self.value  # seen when the read begins
+        self.reads += 1
+        self.began.release()
+        self.go.acquire(timeout=30)
+        return value
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.parametrize("followers", [1, 2, 3, 10, 100])
+def test_who_asks_during_a_read_gets_the_next_one(
+    followers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 30)
+    source = Source()
+
+    async def main() -> None:
+        shared = SharedRead(source.start)
+        first = asyncio.create_task(shared.result())
+        await until(lambda: source.reads == 1)
+        source.value = 1  # as by an upload that was answered
+        others = [asyncio.create_task(shared.result()) for _ in range(followers)]
+        await asyncio.sleep(0)
+        source.go.release(2)
+
+        assert await first == 0
+        assert await asyncio.gather(*others) == [1] * followers
+        assert source.reads == 2
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_caller_does_not_end_the_read_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 30)
+    source = Source()
+
+    async def main() -> None:
+        shared = SharedRead(source.start)
+        tasks = [asyncio.create_task(shared.result()) for _ in range(4)]
+        await until(lambda: source.reads == 1)
+        tasks[0].cancel()
+        tasks[2].cancel()
+        source.go.release(2)
+
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(one, asyncio.CancelledError) for one in found] == [True, False] * 2
+        assert [found[1], found[3]] == [0, 0]
+
+    asyncio.run(main())
+
+
+def test_callers_of_a_slow_read_are_told_to_read_on_their_own() -> None:
+    source = Source()
+
+    async def main() -> None:
+        shared = SharedRead(source.start)
+        slow = asyncio.create_task(shared.result())
+        await until(lambda: source.reads == 1)
+        waiting = asyncio.create_task(shared.result())
+        assert await slow is None
+        assert await waiting is None
+        async with asyncio.timeout(30):
+            assert [await shared.result() for _ in range(3)] == [None] * 3  # at once
+        source.go.release(3)
+        await until(lambda: source.reads == 2)  # the next one began when the slow one had ended
+        assert await shared.result() == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_failed_read_is_nobodys_answer(stopping: bool) -> None:
+    def fail() -> Future[int]:
+        if stopping:
+            raise RuntimeError("the pool was shut down")
+        failed: Future[int] = Future()
+        failed.set_exception(NotReady("The registry cannot be read.", retry_after_s=1.0))
+        return failed
+
+    async def main() -> None:
+        shared = SharedRead(fail)
+        for _ in range(3):
+            assert await shared.result() is None
+        assert await asyncio.gather(*(shared.result() for _ in range(3))) == [None] * 3
+
+    asyncio.run(main())
