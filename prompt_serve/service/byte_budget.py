@@ -6,12 +6,14 @@ is then refused with Overloaded; what can never fit is refused at once with Requ
 
 A quarter of the budget is for bodies, the rest for the work on them: whatever was read can be
 decoded and answered, no two requests wait for each other, and large images keep no small body out.
+The last eighth of each part is for callers that hold nothing of it: nobody can fill it alone.
 """
 
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ Part = Literal["bodies", "work"]
 MAX_WAIT_S = 5.0
 RETRY_AFTER_S = 2.0
 
+_ROOM_SHARE = 8  # an eighth of a part is for callers that hold nothing of it
 _MEMORY_SHARE = 3  # a third of the memory: the model and the class features need the rest
 _DEFAULT_RANGE = (128 * 2**20, 2 * 2**30)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -50,6 +53,7 @@ class ByteBudget:
         self._limits = None if limit_bytes is None else _parts_of(limit_bytes)
         self._lock = threading.Lock()  # guards everything below, and the bytes of reservations
         self._in_use: dict[Part, int] = {"bodies": 0, "work": 0}
+        self._held: Counter[tuple[Part, Hashable]] = Counter()  # by caller
         self._waiting: list[_Waiter] = []
 
     @property
@@ -57,9 +61,13 @@ class ByteBudget:
         """Bytes that are reserved now."""
         return sum(self._in_use.values())
 
-    def reservation(self) -> "Reservation":
-        """Return a reservation of nothing yet; whoever asks for it releases it."""
-        return Reservation(self)
+    def reservation(self, caller: Hashable = None) -> "Reservation":
+        """Return a reservation of nothing yet; whoever asks for it releases it.
+
+        Args:
+            caller: that it is for; None: of nobody in particular.
+        """
+        return Reservation(self, caller)
 
     @contextmanager
     def reserved(self, size_bytes: int) -> Iterator[None]:
@@ -103,6 +111,10 @@ class ByteBudget:
     def _change(self, reservation: "Reservation", part: Part, size_bytes: int) -> None:
         reservation.held[part] += size_bytes
         self._in_use[part] += size_bytes
+        if reservation.caller is not None:
+            self._held[part, reservation.caller] += size_bytes
+            if not self._held[part, reservation.caller]:
+                del self._held[part, reservation.caller]
         if self._on_change is not None:
             self._on_change(size_bytes)
 
@@ -133,7 +145,10 @@ class ByteBudget:
     def _fits(self, waiter: "_Waiter") -> bool:
         if self._limits is None or not waiter.size_bytes:
             return True
-        return self._in_use[waiter.part] + waiter.size_bytes <= self._limits[waiter.part]
+        limit, part, reservation = self._limits[waiter.part], waiter.part, waiter.reservation
+        if self._held[part, reservation.caller] > reservation.held[part]:  # by other requests
+            limit -= limit // _ROOM_SHARE
+        return self._in_use[part] + waiter.size_bytes <= limit
 
     def _never_fits(self, needed: int, part: Part) -> RequestTooLarge:
         limit = 0 if self._limits is None else self._limits[part]
@@ -152,7 +167,8 @@ class Reservation:
     ``held`` and ``is_released`` belong to the budget.
     """
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, caller: Hashable) -> None:
+        self.caller = caller
         self.held: dict[Part, int] = {"bodies": 0, "work": 0}
         self.is_released = False
         self._budget = budget
