@@ -6,12 +6,14 @@ is then refused with Overloaded; what can never fit is refused at once with Requ
 
 A quarter of the budget is for bodies, the rest for the work on them: whatever was read can be
 decoded and answered, no two requests wait for each other, and large images keep no small body out.
+The last eighth of each part is for callers that hold nothing of it: nobody can fill it alone.
 """
 
 import asyncio
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ Part = Literal["bodies", "work"]
 MAX_WAIT_S = 5.0
 RETRY_AFTER_S = 2.0
 
+_ROOM_SHARE = 8  # an eighth of a part is for callers that hold nothing of it
 _MEMORY_SHARE = 3  # a third of the memory: the model and the class features need the rest
 _DEFAULT_RANGE = (128 * 2**20, 2 * 2**30)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -50,6 +53,7 @@ class ByteBudget:
         self._limits = None if limit_bytes is None else _parts_of(limit_bytes)
         self._lock = threading.Lock()  # guards everything below, and the bytes of reservations
         self._in_use: dict[Part, int] = {"bodies": 0, "work": 0}
+        self._held: Counter[tuple[Part, Hashable]] = Counter()  # by caller
         self._waiting: list[_Waiter] = []
 
     @property
@@ -57,9 +61,13 @@ class ByteBudget:
         """Bytes that are reserved now."""
         return sum(self._in_use.values())
 
-    def reservation(self) -> "Reservation":
-        """Return a reservation of nothing yet; whoever asks for it releases it."""
-        return Reservation(self)
+    def reservation(self, caller: Hashable = None) -> "Reservation":
+        """Return a reservation of nothing yet; whoever asks for it releases it.
+
+        Args:
+            caller: that it is for; None: of nobody in particular.
+        """
+        return Reservation(self, caller)
 
     @contextmanager
     def reserved(self, size_bytes: int) -> Iterator[None]:
@@ -83,7 +91,7 @@ class ByteBudget:
             needed = reservation.held[part] + size_bytes
             if self._limits is not None and needed > self._limits[part]:
                 raise self._never_fits(needed, part)
-            if self._fits(size_bytes, part):
+            if self._fits(reservation, size_bytes, part):
                 self._change(reservation, part, size_bytes)
                 return None
             waiter = _Waiter(reservation, size_bytes, part)
@@ -108,6 +116,10 @@ class ByteBudget:
             return
         reservation.held[part] += size_bytes
         self._in_use[part] += size_bytes
+        if reservation.caller is not None:
+            self._held[part, reservation.caller] += size_bytes
+            if not self._held[part, reservation.caller]:
+                del self._held[part, reservation.caller]
         if self._on_change is not None:
             self._on_change(size_bytes)
 
@@ -128,17 +140,20 @@ class ByteBudget:
     def _grant(self) -> None:
         """Grant what fits, the oldest first; small ones may overtake large ones."""
         for waiter in list(self._waiting):
-            if self._fits(waiter.size_bytes, waiter.part):
+            if self._fits(waiter.reservation, waiter.size_bytes, waiter.part):
                 self._waiting.remove(waiter)
                 if waiter.granted.set_running_or_notify_cancel():
                     waiter.is_granted = True
                     self._change(waiter.reservation, waiter.part, waiter.size_bytes)
                     waiter.granted.set_result(None)
 
-    def _fits(self, size_bytes: int, part: Part) -> bool:
+    def _fits(self, reservation: "Reservation", size_bytes: int, part: Part) -> bool:
         if self._limits is None or not size_bytes:
             return True
-        return self._in_use[part] + size_bytes <= self._limits[part]
+        limit = self._limits[part]
+        if self._held[part, reservation.caller] > reservation.held[part]:  # by other requests
+            limit -= limit // _ROOM_SHARE
+        return self._in_use[part] + size_bytes <= limit
 
     def _never_fits(self, needed: int, part: Part) -> RequestTooLarge:
         limit = 0 if self._limits is None else self._limits[part]
@@ -157,7 +172,8 @@ class Reservation:
     ``held`` and ``is_released`` belong to the budget.
     """
 
-    def __init__(self, budget: ByteBudget) -> None:
+    def __init__(self, budget: ByteBudget, caller: Hashable) -> None:
+        self.caller = caller
         self.held: dict[Part, int] = {"bodies": 0, "work": 0}
         self.is_released = False
         self._budget = budget

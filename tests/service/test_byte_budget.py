@@ -81,6 +81,33 @@ def test_one_part_keeps_nothing_out_of_the_other() -> None:
     assert budget.in_use == 1000
 
 
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("sizes", [(100, 100, 50), (50,) * 20, (1,) * 1000, (7,) * 200, (218, 32)])
+def test_no_caller_takes_the_last_of_it_alone(part: Part, sizes: tuple[int, ...]) -> None:
+    budget = ByteBudget(1000, max_wait_s=0)
+    held = []
+    for size in sizes * 4:
+        reservation = budget.reservation("greedy")
+        with contextlib.suppress(Overloaded):
+            reservation.grow(size, part)
+            held.append(reservation)
+    assert budget.in_use <= LIMITS[part] - LIMITS[part] // 8
+    assert budget.in_use > LIMITS[part] // 2
+
+    small = budget.reservation("modest")
+    small.grow(LIMITS[part] // 8, part)
+    with pytest.raises(Overloaded):
+        budget.reservation("modest").grow(1, part)
+    for one in (*held, small):
+        one.release()
+    assert budget.in_use == 0
+    whole = budget.reservation("greedy")
+    for size in (1, LIMITS[part] - 1):  # one request may take all of it, also bit by bit
+        whole.grow(size, part)
+    whole.release()
+    assert not budget._held
+
+
 def test_small_reservations_overtake_large_ones_and_empty_ones_never_wait() -> None:
     budget = ByteBudget(1000, max_wait_s=30)
     first, large, small = (budget.reservation() for _ in range(3))

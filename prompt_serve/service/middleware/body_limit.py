@@ -75,8 +75,9 @@ class BodyLimitMiddleware:
         if announced is not None and announced > self._max_bytes:
             await _reject(scope, receive, send, self._too_large(scope), discard=not waits)
             return
-        memory = (self._budget() or UNLIMITED).reservation()
-        current_request().memory = memory
+        request = current_request()
+        memory = (self._budget() or UNLIMITED).reservation(request.turn.caller or None)
+        request.memory = memory
         try:
             try:
                 await memory.grow_async((announced or 0) * BODY_FACTOR, "bodies")

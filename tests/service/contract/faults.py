@@ -324,14 +324,17 @@ HEADERS = (
     "if-match", "if-none-match", "content-type", "accept", "x-request-id", "range", "expect-ct",
     "accept-encoding", "origin", "traceparent", "authorization", "x-api-key", "content-encoding",
 )  # fmt: skip
+_latin = st.text(
+    st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=20
+)
 header_texts = st.one_of(
     st.sampled_from(
         ["*", '"x"', 'W/"x"', ",", '"' + "0" * 64 + '"', "bytes=0-", "gzip", "Basic x", "Bearer",
          "Bearer ps_x", "multipart/form-data", "image/", "/", "*/*;q=x", "text/html", "a" * 4000,
          "00-00-00-00", "application/x-ndjson", NPY, SAFETENSORS, "Basic //8="]
     ),
-    st.text(st.characters(min_codepoint=0x21, max_codepoint=0xFF, exclude_characters="\x7f"),
-            max_size=20),
+    _latin,
+    st.tuples(st.sampled_from(["Basic", "Bearer", "bytes", "W/"]), _latin).map(" ".join),
 )  # fmt: skip
 
 

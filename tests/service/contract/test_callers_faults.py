@@ -1,6 +1,7 @@
 """Faults of callers are answered with a problem document of a documented status, never 5xx.
 
-``make test`` runs a few cases of each kind, the same each time; ``make test-all`` thousands.
+``make test`` runs a few cases of each kind, the same each time; ``make test-all`` at least
+``CASES``.
 """
 
 import re
@@ -18,7 +19,8 @@ from tests.service.contract.generated import seeded
 from tests.service.process import Served
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
-FEW, MANY = 40, 1750
+CASES = 20_000
+FEW, MANY = 40, -(-CASES // len(KINDS))
 
 
 class Caller:
