@@ -175,8 +175,8 @@ def _best_of_rows(
     totals = weights.sum(axis=-1, keepdims=True)
     labels = first_largest(logits, k)
     # As np.take_along_axis does, which takes longer than all else here for one image and one task.
-    images, tasks = np.ogrid[: len(logits), : logits.shape[1]]
-    own = images[..., np.newaxis], tasks[..., np.newaxis], labels
+    images, tasks = (np.arange(size) for size in logits.shape[:2])
+    own = images[:, np.newaxis, np.newaxis], tasks[:, np.newaxis], labels
     return labels, logits[own], weights[own] / totals
 
 

@@ -131,7 +131,16 @@ class Core:
 
     async def registry_state(self) -> tuple[int, int]:
         """Return the revision of the registry and the number of tasks."""
-        return await self.threads.read(lambda: (self.registry.revision(), self.registry.count()))
+        known = await self._known.result()
+        count = None if known is None else self.resolver.known_count(known)
+        if known is None or count is None:
+            return await self.threads.read(self._read_state)
+        return known.revision, count
+
+    def _read_state(self) -> tuple[int, int]:
+        self.registry.revision()  # raises in an outage, in which the resolver goes on
+        known = self.resolver.read_known()
+        return known.revision, self.resolver.count(known)
 
     @property
     def image_size(self) -> int:
@@ -156,6 +165,7 @@ class Core:
         self.resolver = TaskResolver(
             self.registry, self._features, cache, self.settings.stale_tasks_s
         )
+        self._known = self.threads.shared_read(self.resolver.read_known)
         self.database.after_change = self.resolver.end_outage
         self.catalog = TaskCatalog(self.registry, fingerprint)
         self.store = TaskStore(self.registry, self._features, cache, self.catalog, signatures)
@@ -196,5 +206,6 @@ class Core:
                 manifest,
                 resolver=self.resolver,
                 threads=self.threads,
+                known=self._known,
             ),
         )

@@ -40,8 +40,9 @@ from prompt_serve.service.inference.requests import (
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.deadline import Deadline
+from prompt_serve.service.scheduling.shared_read import SharedRead
 from prompt_serve.service.settings import Settings
-from prompt_serve.service.tasks.resolver import TaskResolver
+from prompt_serve.service.tasks.resolver import KnownVersions, TaskResolver
 from prompt_serve.service.worker_threads import WorkerThreads
 from prompt_serve.tasks.image_passes import ImagePasses
 from prompt_serve.tasks.predictions import NamedTasks, Predictions, predictions_of_passes
@@ -71,6 +72,7 @@ class TaskScorer:
         manifest: of the backbone that runs here.
         resolver: finds the tasks of names and tags.
         threads: for everything that blocks.
+        known: reads what the resolver knows, for many requests at once.
     """
 
     def __init__(
@@ -80,12 +82,13 @@ class TaskScorer:
         *,
         resolver: TaskResolver,
         threads: WorkerThreads,
+        known: SharedRead[KnownVersions],
     ) -> None:
         self._settings = settings
         self._manifest = manifest
         self._resolver = resolver
         self._threads = threads
-        self._known = threads.shared_read(resolver.read_known)
+        self._known = known
 
     async def answer(
         self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode

@@ -123,6 +123,15 @@ class TaskResolver:
         found = [versions[name] for name in names if name in versions]
         return found if len(found) == len(names) else None
 
+    def known_count(self, known: "KnownVersions") -> int | None:
+        """Return the number of tasks without reading; None if it has to be read. Does not block."""
+        return None if self._outage.tolerated else known.of(permissions()).count
+
+    def count(self, known: "KnownVersions") -> int:
+        """Return the number of tasks, read at the revision of ``known`` or a later one."""
+        found = known.of(permissions()).count = self._registry.count()
+        return found
+
     def loaded(self, versions: Sequence[str]) -> list[Task] | None:
         """Return the tasks of versions if all of them are in memory; else None. Does not block."""
         return self._cache.found(versions)
@@ -317,10 +326,11 @@ class TaskResolver:
 
 @dataclass
 class _KnownNames:
-    """Versions that names pointed at, and selections of tasks by tag (None: all)."""
+    """Versions that names pointed at, selections of tasks by tag (None: all), number of tasks."""
 
     versions: dict[str, str] = field(default_factory=dict)
     selections: dict[str | None, dict[str, str]] = field(default_factory=dict)
+    count: int | None = None
 
 
 @dataclass
