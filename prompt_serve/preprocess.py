@@ -72,6 +72,8 @@ _LAST_ROWS = 18
 _SLOW_FORMS = {"ppm_plain": "a plain (text) PPM, PGM or PBM", "bmp_rle": "a run-length encoded BMP"}
 _MAX_SLOW_PIXELS = 500_000
 _MAX_SLOW_BYTES = 2 * 2**20
+# Decoders of WebP and AVIF hold the interpreter's lock for about 8 ms per megapixel.
+_MAX_LOCKED_PIXELS = 2_000_000
 # Memory at the peak of decoding, measured by benchmarks/decoding_memory.py; a pixel of Pillow's RGB
 # has 4 bytes, and a turned or composited image is there twice. Of a JPEG, the pixels that are
 # decoded count.
@@ -162,6 +164,19 @@ def decoding_bytes(
             _scale(image, min_side)
         coefficients = declared * _COEFFICIENT_BYTES if is_decoded_whole(data) else 0
         return _FIXED_BYTES + coefficients + image.width * image.height * per_pixel
+
+
+def keeps_threads_waiting(data: bytes, *, max_pixels: int | None = None) -> bool:
+    """Return True for an image whose decoder would hold the interpreter's lock for long.
+
+    Raises:
+        ImageTooLarge, ImageInvalid: as ``decode_image``, as far as the header shows it.
+    """
+    if not (data.startswith(b"RIFF") or data[4:8] == b"ftyp") or _is_heif(data):
+        return False
+    max_pixels = max_image_pixels() if max_pixels is None else max_pixels
+    with _image_errors(data), _opened(data, max_pixels) as image:
+        return image.width * image.height > _MAX_LOCKED_PIXELS
 
 
 @contextmanager

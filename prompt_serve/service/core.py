@@ -7,12 +7,10 @@ so routes call them in ``core.threads``.
 
 import logging
 import threading
-from functools import partial
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.engines.onnx_session import available_cores
-from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.engine_choice import chosen_before
@@ -21,6 +19,7 @@ from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.encoded_classes import EncodedClasses
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.inference.image_decoder import ImageDecoder
 from prompt_serve.service.inference.task_scorer import TaskScorer
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.startup_timer import StartupTimer
@@ -97,6 +96,7 @@ class Core:
         """Finish admitted requests and running changes, then stop all threads."""
         self._watch.close()
         self.batcher.stop(self.settings.shutdown_timeout_s)
+        self._decoder.close()
         self.health.close()
         # Computations of class features end first where they take longer than that.
         ending = threading.Timer(self.settings.shutdown_timeout_s, self._features.close)
@@ -173,13 +173,11 @@ class Core:
 
     def _connect_requests(self) -> None:
         settings, manifest = self.settings, self.bundle.manifest
+        self._decoder = ImageDecoder(
+            manifest.preprocessing, settings.max_image_pixels, self.budget.reserved
+        )
         self.batcher = Batcher(
-            partial(
-                pixels_from_bytes,
-                preprocessing=manifest.preprocessing,
-                max_pixels=settings.max_image_pixels,
-                reserve=self.budget.reserved,
-            ),
+            self._decoder,
             self.engine.encode_images,
             max_batch=settings.batch_size,
             max_queue_images=settings.max_queue_images,
