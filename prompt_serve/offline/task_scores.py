@@ -88,7 +88,7 @@ class TaskScorer:
         self, stack: "_Stack", features: FloatArray, scores: TaskScores, pool: ThreadPoolExecutor
     ) -> None:
         n, columns = len(features), len(stack.matrix)
-        rows = min(n, max(_MIN_ROWS, _BLOCK_LOGITS // columns))
+        rows = max(1, min(n, max(_MIN_ROWS, _BLOCK_LOGITS // columns)))
         cached = max(1, _CACHED_LOGITS // columns)
         logits = np.empty((rows, columns), dtype=np.float32)
         for start in range(0, n, rows):
