@@ -35,11 +35,11 @@ def random_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
     return np.random.default_rng(0).integers(0, 256, size=shape, dtype=np.uint8)
 
 
-def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
-    """Load up to ``count`` of the package's sample images, evenly spread: (N, S, S, 3)."""
+def sample_pixels(preprocessing: Preprocessing, *, count: int, first: int = 0) -> PixelArray:
+    """Load up to ``count`` of the package's sample images, evenly spread from ``first``."""
     folder = Path(str(resources.files("prompt_serve") / "assets" / "emoji"))
     paths = sorted(folder.glob("*/*/*.png"))
-    chosen = paths[:: max(1, len(paths) // count)][:count]
+    chosen = paths[first :: max(1, len(paths) // count)][:count]
     pixels = [pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen]
     size = preprocessing.image_size
     return np.stack(pixels) if pixels else np.zeros((0, size, size, 3), dtype=np.uint8)
@@ -48,30 +48,33 @@ def sample_pixels(preprocessing: Preprocessing, *, count: int) -> PixelArray:
 def calibration_pixels(preprocessing: Preprocessing, folder: Path | None) -> PixelArray:
     """Load images to fix the scales of activations with: (N, S, S, 3).
 
+    Half of them are sample images and drawings in any case, so that a folder of similar images
+    leaves no others out of the scales. None of them is an image of the parity checks.
+
     Args:
         preprocessing: preprocessing of the backbone.
         folder: the user's images, of which up to ``CALIBRATION_IMAGES`` are taken, evenly spread;
-            None: the package's sample images and drawings.
+            None: no more than the package's.
 
     Raises:
         DatasetInvalid: there is no image in the folder.
         InputRejected: one of them cannot be read.
     """
+    half = CALIBRATION_IMAGES // 2
+    drawn, _ = drawn_pixels(preprocessing, classes=half, count=1, seed=1)
+    shipped = np.concatenate([sample_pixels(preprocessing, count=half, first=5), drawn])
     if folder is None:
-        drawn, _ = drawn_pixels(preprocessing, classes=CALIBRATION_IMAGES // 2, count=1)
-        return np.concatenate([sample_pixels(preprocessing, count=CALIBRATION_IMAGES // 2), drawn])
+        return shipped
     paths = find_images(folder, Ignored())
     if not paths:
-        raise DatasetInvalid(
-            f"There are no images in {folder}. --calibrate takes a folder of them."
-        )
-    step = max(1, len(paths) // CALIBRATION_IMAGES)
-    chosen = paths[::step][:CALIBRATION_IMAGES]
-    return np.stack([pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen])
+        raise DatasetInvalid(f"There are no images in {folder}, which --calibrate names.")
+    chosen = paths[:: max(1, len(paths) // CALIBRATION_IMAGES)][:CALIBRATION_IMAGES]
+    own = [pixels_from_bytes(path.read_bytes(), preprocessing) for path in chosen]
+    return np.concatenate([np.stack(own), shipped])
 
 
 def drawn_pixels(
-    preprocessing: Preprocessing, *, classes: int, count: int
+    preprocessing: Preprocessing, *, classes: int, count: int, seed: int = 0
 ) -> tuple[PixelArray, IntArray]:
     """Draw two colored shapes on a background, with small variations within a class.
 
@@ -79,11 +82,12 @@ def drawn_pixels(
         preprocessing: preprocessing of the backbone.
         classes: number of classes.
         count: number of drawings per class.
+        seed: of the drawings.
 
     Returns:
         Pixels (classes * count, S, S, 3) and labels (classes * count,).
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     pixels = []
     for _ in range(classes):
         colors, corners = rng.integers(0, 256, size=(3, 3)), rng.integers(8, 56, size=(2, 2))

@@ -16,10 +16,18 @@ from prompt_serve.errors import DatasetInvalid, ExportParityFailed, ProviderUnav
 from prompt_serve.export import parity
 from prompt_serve.export.build import export_bundle
 from prompt_serve.export.prompted_parity import every_kind
-from prompt_serve.export.samples import CALIBRATION_IMAGES, calibration_pixels, random_pixels
+from prompt_serve.export.samples import (
+    CALIBRATION_IMAGES,
+    calibration_pixels,
+    drawn_pixels,
+    random_pixels,
+    sample_pixels,
+)
 from prompt_serve.training.clip.backbone import Backbone
+from prompt_serve.types import FloatArray, PixelArray
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         find_spec("openvino") is None or find_spec("nncf") is None,
         reason="needs pip install 'prompt-serve[openvino-int8]'",
@@ -96,23 +104,52 @@ def test_bf16_runs_in_bf16_or_says_that_it_cannot(tiny_backbone: Backbone, tmp_p
     assert bundle.manifest.parity["image_random"] <= parity.FP32_LIMIT  # the stored graph
 
 
-def test_a_graph_that_openvino_computes_differently_is_not_written(
-    tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", ["shifted", "swapped", "one image", "not finite", "constant"])
+def test_features_that_openvino_computes_differently_stop_the_export(
+    int8: Bundle, tiny_backbone: Backbone, monkeypatch: pytest.MonkeyPatch, error: str
 ) -> None:
-    monkeypatch.setattr(OpenVinoImages, "encode", lambda self, pixels: np.ones((len(pixels), 24)))
+    encode = OpenVinoImages.encode
 
-    with pytest.raises(ExportParityFailed, match=r"openvino_image_random is .*--no-openvino"):
-        export_bundle(tiny_backbone, tmp_path / "bundle", openvino=True)
+    def wrong(engine: OpenVinoImages, pixels: PixelArray) -> FloatArray:
+        features = encode(engine, pixels)
+        if error == "shifted":
+            features = np.roll(features, 1, axis=1)
+        elif error == "swapped":
+            features = features[::-1]
+        elif error == "one image":
+            features[0] = -features[0]
+        elif error == "not finite":
+            features[-1, -1] = np.nan
+        else:
+            features[:] = features[0]
+        return features
 
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(OpenVinoImages, "encode", wrong)
+    with pytest.raises(ExportParityFailed, match=r"openvino_image_\w+ is .*--no-openvino"):
+        parity.check_openvino(tiny_backbone, OpenVinoImages(int8, threads=1), lambda line: None)
 
 
-def test_calibration_takes_the_users_images_or_the_shipped_ones(
+def test_calibration_takes_the_users_images_and_the_shipped_ones(
     tiny_backbone: Backbone, photos: Path, tmp_path: Path
 ) -> None:
     preprocessing = tiny_backbone.preprocessing
 
-    assert len(calibration_pixels(preprocessing, photos)) == 6
-    assert len(calibration_pixels(preprocessing, None)) >= CALIBRATION_IMAGES / 2
+    shipped = calibration_pixels(preprocessing, None)
+    assert len(shipped) == CALIBRATION_IMAGES
+    own = calibration_pixels(preprocessing, photos)
+    assert len(own) == 6 + CALIBRATION_IMAGES
+    np.testing.assert_array_equal(own[6:], shipped)
     with pytest.raises(DatasetInvalid, match="no images in"):
         calibration_pixels(preprocessing, tmp_path)
+
+
+def test_no_calibration_image_is_one_of_the_parity_checks(tiny_backbone: Backbone) -> None:
+    preprocessing = tiny_backbone.preprocessing
+    checked = [
+        *sample_pixels(preprocessing, count=5),
+        *drawn_pixels(preprocessing, classes=20, count=8)[0],
+    ]
+
+    calibrated = {one.tobytes() for one in calibration_pixels(preprocessing, None)}
+
+    assert not calibrated & {one.tobytes() for one in checked}
