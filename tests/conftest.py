@@ -3,6 +3,10 @@
 torch is imported by the fixtures that need it: ``make pythons`` runs tests where it is missing.
 """
 
+import hashlib
+import shutil
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +19,9 @@ from tests.drawings import draw_dataset
 
 if TYPE_CHECKING:
     from prompt_serve.training.clip.backbone import Backbone
+
+_ROOT = Path(__file__).parents[1]
+_BUILD = _ROOT / "build" / "tests"
 
 
 @pytest.fixture
@@ -42,11 +49,37 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """The random two-layer backbone, exported in fp32; without torch, the one that is shipped."""
     if find_spec("torch") is None:
         return shipped_bundle(SHIPPED[0])
+    from filelock import FileLock  # comes with torch
+
     from prompt_serve.export.build import export_bundle
 
-    folder = tmp_path_factory.mktemp("bundles") / "tiny"
-    export_bundle(request.getfixturevalue("tiny_backbone"), folder)
-    return folder
+    # An export takes 13 s of a core: processes that test the same code share it.
+    made = _BUILD / f"tiny-bundle-{_code_digest()}"
+    _BUILD.mkdir(parents=True, exist_ok=True)
+    with FileLock(_BUILD / "tiny-bundle.lock"):
+        if not made.exists():
+            for old in _BUILD.glob("tiny-bundle-*"):
+                shutil.rmtree(old)
+            export_bundle(request.getfixturevalue("tiny_backbone"), made)
+        return Path(shutil.copytree(made, tmp_path_factory.mktemp("bundles") / "tiny"))
+
+
+def _code_digest() -> str:
+    """Return a digest of all code of the package and of the packages that an export uses."""
+    digest = hashlib.sha256((_ROOT / "tests" / "backbones.py").read_bytes())
+    for file in sorted((_ROOT / "prompt_serve").rglob("*.py")):
+        digest.update(str(file.relative_to(_ROOT)).encode() + b"\0" + file.read_bytes() + b"\0")
+    for name in (
+        "torch",
+        "onnx",
+        "onnxscript",
+        "onnxruntime-gpu",
+        "onnxruntime",
+        "open_clip_torch",
+    ):
+        with suppress(PackageNotFoundError):
+            digest.update(f"{name} {version(name)}".encode())
+    return digest.hexdigest()[:16]
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,19 @@ import io
 import statistics
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 import pytest
 from PIL import Image
 
+from prompt_serve.prompts.prompt_file import to_bytes
+from tests.golden import GOLDEN
 from tests.service.process import Served
 from tests.service.prompts import picture
-from tests.service.secured_service import SecuredService
+from tests.service.secured_service import SecuredService, open_keys
 
 PNG = {"content-type": "image/png"}
 IMAGES = 16  # of a heavy request
@@ -86,3 +89,47 @@ def test_single_images_get_their_turn_without_keys(served: Served, number: int) 
 def test_single_images_get_their_turn_next_to_another_key(secured: SecuredService) -> None:
     with secured.client(secured.admin) as heavy, secured.client(secured.infer) as single:
         _check_turns(heavy, single, "turns-by-key", 2)
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.parametrize("same_key", [True, False], ids=["same key", "another key"])
+def test_small_changes_do_not_wait_behind_a_large_upload(
+    secured: SecuredService, same_key: bool
+) -> None:
+    with open_keys(secured.served.home) as keys:
+        other, _ = keys.create(f"other-{same_key}", "admin")
+    names = [f"class number {n} of this task" for n in range(40_000)]
+    large = {"name": "queue/large", "class_names": names}
+    file = to_bytes(replace(GOLDEN["zero_shot"], name="foreign"))
+    answers: list[int] = []
+    with (
+        secured.client(secured.admin) as heavy,
+        secured.client(secured.admin if same_key else other) as light,
+    ):
+        small: list[Callable[[], httpx.Response]] = [
+            lambda: light.post("/v1/tasks", json={"name": "queue/a", "class_names": ["a", "b"]}),
+            lambda: light.put("/v1/tasks/queue/a/tags", json={"tags": ["x"]}),
+            lambda: light.post("/v1/tasks", json={"name": "queue/a", "class_names": ["a", "c"]}),
+            lambda: light.post("/v1/tasks/queue/a/rollback"),
+            lambda: light.put("/v1/tasks/queue/b/alias", json={"of": "queue/a"}),
+            lambda: light.put("/v1/tasks/queue/c", content=file),  # of another backbone
+            lambda: light.delete("/v1/tasks/queue/a"),
+        ]
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                heavy.post("/v1/tasks", json=large, timeout=300).status_code
+            )
+        )
+        thread.start()
+        statuses = []
+        while thread.is_alive() and len(statuses) < 2 * len(small):
+            statuses.append(small[len(statuses) % len(small)]().status_code)
+        before = thread.is_alive()
+        thread.join(300)
+
+    assert before, f"{len(statuses)} small changes took as long as the large one"
+    # The alias stays from the first round.
+    assert statuses == [201, 200, 200, 200, 201, 422, 204, 201, 200, 200, 200, 200, 422, 204]
+    assert answers == [201]
