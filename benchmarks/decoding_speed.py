@@ -46,7 +46,7 @@ def main() -> None:
         image_size=options.side, mean=(0.5,) * 3, std=(0.25,) * 3, decoding="scaled"
     )
     full = replace(scaled, decoding="full")
-    small = photographs(options.folder, 200)
+    small = photographs(options.folder)
     print(f"{'file':24} {'MB':>6} | {'full: decode':>13} {'resize':>7} {'both':>6} |", end="")
     print(f" {'scaled':>6} {'client':>7} {'KB sent':>8}")
     for megapixels in (0.3, *MEGAPIXELS):

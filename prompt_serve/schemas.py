@@ -490,7 +490,7 @@ class Resizing(Schema):
     resize_mode: str = Field(description="shortest (then the middle is cut out) or squash.")
     decoding: str = Field(
         description="scaled: large JPEGs are decoded at a half, quarter or eighth of their size, "
-        "at twice the image size or more; full: at full size."
+        "at three times the image size or more; full: at full size."
     )
 
 
