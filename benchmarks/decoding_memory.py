@@ -2,7 +2,7 @@
 
 ``prompt_serve.preprocess`` reserves so many bytes per pixel of each format before it decodes.
 
-    python -m benchmarks.decoding_memory
+    python -m benchmarks.decoding_memory [PART_OF_A_NAME]
 """
 
 import io
@@ -27,7 +27,9 @@ def peak():
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 data = sys.stdin.buffer.read()
-preprocessing = Preprocessing(image_size=224, mean=(0, 0, 0), std=(1, 1, 1))
+preprocessing = Preprocessing(
+    image_size=224, mean=(0, 0, 0), std=(1, 1, 1), decoding=sys.argv[1]
+)
 before = peak()
 pixels_from_bytes(data, preprocessing)
 print(peak() - before)
@@ -83,9 +85,9 @@ def files() -> Iterator[tuple[str, bytes]]:
     yield "PFM", saved(floats, "PPM")
 
 
-def peak_bytes(data: bytes) -> int:
+def peak_bytes(data: bytes, decoding: str) -> int:
     """Return the growth of the memory of a process that decodes one image."""
-    command = [sys.executable, "-c", _DECODE]
+    command = [sys.executable, "-c", _DECODE, decoding]
     done = subprocess.run(command, input=data, capture_output=True, check=True)
     return int(done.stdout)
 
@@ -93,10 +95,19 @@ def peak_bytes(data: bytes) -> int:
 def main() -> None:
     """Print a line per file."""
     print(f"{'file':24} {'bytes per pixel':>16} {'reserved':>9} {'file, MiB':>10}")
+    part = sys.argv[1] if len(sys.argv) > 1 else ""
     for name, data in files():
-        peak, reserved = peak_bytes(data) / SIDE**2, decoding_bytes(data) / SIDE**2
-        late = "" if peak <= reserved else "  TOO LITTLE"
-        print(f"{name:24} {peak:16.1f} {reserved:9.1f} {len(data) / 2**20:10.1f}{late}", flush=True)
+        if part not in name:
+            continue
+        for decoding, min_side in (("full", None), ("scaled", 448))[: 1 + ("JPEG" in name)]:
+            peak = peak_bytes(data, decoding) / SIDE**2
+            reserved = decoding_bytes(data, min_side=min_side) / SIDE**2
+            late = "" if peak <= reserved else "  TOO LITTLE"
+            shown = name if decoding == "full" else f"{name}, scaled"
+            print(
+                f"{shown:24} {peak:16.1f} {reserved:9.1f} {len(data) / 2**20:10.1f}{late}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

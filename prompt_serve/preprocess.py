@@ -2,10 +2,11 @@
 
 A JPEG that is much larger than what the image tower sees is decoded at 1/2, 1/4 or 1/8 of its size,
 which libjpeg does as part of the inverse DCT: a photograph of 12 megapixels takes a quarter of the
-time. Its shorter side stays at twice the tower's or more. ``Preprocessing.decoding`` says so; it is
-part of what keys the feature cache, but not of the backbone's fingerprint: as with the precisions
-of a bundle, the features are the same to 0.999 in cosine (benchmarks/decoding_agreement.py), and a
-prompt learned with one is served with the other. Other formats are decoded at full size.
+time. Its shorter side stays at three times the tower's or more. ``Preprocessing.decoding`` says so.
+It is part of what keys the feature cache, but not of the backbone's fingerprint: as with the
+precisions of a bundle, the features are the same to 0.999 in cosine
+(benchmarks/decoding_agreement.py), and a prompt learned with one is served with the other. Other
+formats are decoded at full size.
 
 Unusual images:
 
@@ -82,7 +83,9 @@ _MOST_BYTES_PER_PIXEL = 24  # TIFF, AVIF, HEIF
 _COEFFICIENT_BYTES = 8  # per declared pixel of a JPEG with several scans: all are in memory
 _FIXED_BYTES = 2**20
 
-DECODED_SIDES = 2  # sides of the tower's square that the shorter side of a scaled JPEG has at least
+# Sides of the tower's square that the shorter side of a scaled JPEG has at least. With 2, single
+# features of the shipped backbones differ by 0.996 in cosine (benchmarks/decoding_agreement.py).
+DECODED_SIDES = 3
 
 RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -506,6 +506,17 @@ class EngineInfo(Schema):
     )
 
 
+class Resizing(Schema):
+    """How the service makes the square of ``image_size`` that the image tower sees."""
+
+    interpolation: str = Field(description="bicubic or bilinear, as Pillow does it.")
+    resize_mode: str = Field(description="shortest (then the middle is cut out) or squash.")
+    decoding: str = Field(
+        description="scaled: large JPEGs are decoded at a half, quarter or eighth of their size, "
+        "at three times the image size or more; full: at full size."
+    )
+
+
 class ServiceInfo(Schema):
     """Response of ``GET /v1/info``."""
 
@@ -513,6 +524,10 @@ class ServiceInfo(Schema):
     backbone: BackboneRef
     precision: Precision
     image_size: int
+    resizing: Resizing | None = Field(
+        default=None,
+        description="How images are resized, for clients that do it; null: an earlier service.",
+    )
     logit_scale: float
     provider: str  # execution provider that actually runs the image encoder
     text_provider: str | None = None  # and the text encoder

@@ -20,6 +20,7 @@ from prompt_serve.client.embedding import (
     combine_embeddings,
     rows_of_embeddings,
 )
+from prompt_serve.client.images import preprocessing_of
 from prompt_serve.client.retries import RetryPolicy
 from prompt_serve.client.scoring import (
     CHUNK_IMAGES,
@@ -62,6 +63,7 @@ class AsyncClient(TaskCalls):
         concurrency: int = 4,
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
+        resize: bool = False,
     ) -> None:
         """Make a client; it connects with the first call.
 
@@ -73,6 +75,8 @@ class AsyncClient(TaskCalls):
             concurrency: maximum number of requests in flight when many images are sent.
             headers: HTTP headers sent with every request.
             api_key: API key; None for the environment's PROMPT_SERVE_API_KEY, "" for none.
+            resize: resize images here, as the service would, and send what its model sees: the same
+                answers, with some 90 KB instead of megabytes per photograph.
 
         Raises:
             ConfigInvalid: an argument is out of range.
@@ -87,6 +91,7 @@ class AsyncClient(TaskCalls):
         )
         self._retry = RetryPolicy(retries=retries)
         self._concurrency = concurrency
+        self._resize = resize
         self._service: ServiceInfo | None = None
 
     @property
@@ -345,9 +350,10 @@ class AsyncClient(TaskCalls):
     async def _plan(self, chunk_size: int, options: ClassifyOptions | None = None) -> Plan:
         if self._service is None:
             self._service = await self.info()
-        return plan_for(
+        plan = plan_for(
             self._service, options, concurrency=self._concurrency, chunk_size=chunk_size
         )
+        return replace(plan, resize=preprocessing_of(self._service)) if self._resize else plan
 
 
 class Scorer:

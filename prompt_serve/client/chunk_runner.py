@@ -35,9 +35,10 @@ class ChunkRunner(ABC, Generic[Result]):
             max_images=self.plan.chunk_size,
             request_bytes=self.plan.request_bytes,
             max_bytes=self.plan.max_body_bytes,
+            resize=self.plan.resize,
         )
         async with self._slots:
-            # In a thread: reading files and encoding PNGs would block the event loop.
+            # In a thread: reading, resizing and encoding images would block the event loop.
             while (request := await asyncio.to_thread(next, requests, None)) is not None:
                 if isinstance(request, UnreadableImage):
                     results[request.index] = self._failed(request, request.error)

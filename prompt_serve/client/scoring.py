@@ -31,6 +31,8 @@ from prompt_serve.schemas import ImageResult, ServiceInfo
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+    from prompt_serve.preprocess import Preprocessing
+
 CHUNK_IMAGES = 32
 # Large enough that the cost per request is negligible, small enough to hold little memory.
 REQUEST_BYTES = 8 * 2**20
@@ -52,6 +54,7 @@ class Plan:
     max_tasks: int
     max_embeddings: int
     streams: bool = False  # ask for NDJSON, which any number of tasks fits
+    resize: "Preprocessing | None" = None  # images are resized before they are sent
 
     @property
     def depth(self) -> int:

@@ -42,6 +42,7 @@ class Client(SyncTaskCalls):
         concurrency: int = 4,
         headers: Mapping[str, str] | None = None,
         api_key: str | None = None,
+        resize: bool = False,
     ) -> None:
         """Make a client; it connects with the first call. See ``AsyncClient``."""
         self._client = AsyncClient(
@@ -51,6 +52,7 @@ class Client(SyncTaskCalls):
             concurrency=concurrency,
             headers=headers,
             api_key=api_key,
+            resize=resize,
         )
         self._loop = LoopThread("prompt-serve client")
         self._close = weakref.finalize(self, _close, self._loop, self._client)

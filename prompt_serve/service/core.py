@@ -11,7 +11,8 @@ import threading
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle, open_bundle
 from prompt_serve.engines.onnx_session import available_cores
-from prompt_serve.schemas import ServiceInfo
+from prompt_serve.preprocess import Preprocessing
+from prompt_serve.schemas import Resizing, ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget
 from prompt_serve.service.engine_choice import chosen_before
 from prompt_serve.service.health import Health
@@ -117,6 +118,7 @@ class Core:
             backbone=manifest.backbone,
             precision=manifest.precision,
             image_size=manifest.preprocessing.image_size,
+            resizing=_resizing_of(manifest.preprocessing),
             logit_scale=manifest.logit_scale,
             provider=self.engine.provider,
             text_provider=self.engine.text_provider,
@@ -207,3 +209,11 @@ class Core:
                 known=self._known,
             ),
         )
+
+
+def _resizing_of(preprocessing: Preprocessing) -> Resizing:
+    return Resizing(
+        interpolation=preprocessing.interpolation,
+        resize_mode=preprocessing.resize_mode,
+        decoding=preprocessing.decoding,
+    )

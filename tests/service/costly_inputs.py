@@ -65,6 +65,12 @@ def _images(side: int) -> dict[str, Make]:
         "jpeg": lambda: saved(Image.new("RGB", size), "JPEG"),
         "jpeg, progressive": lambda: saved(Image.new("RGB", size), "JPEG", **scans),
         "jpeg cut": lambda: saved(Image.new("RGB", size), "JPEG", **scans)[:-4],
+        "webp, noise": lambda: saved(_noise(side), "WEBP", quality=40, method=0),
+        "jpeg, noise": lambda: saved(_noise(side), "JPEG", quality=40),
+        "jpeg, scans": lambda: _jpeg_of_scans(side, 100),
+        "jpeg, too many scans": lambda: _jpeg_of_scans(side, 20_000),
+        "avif, noise": lambda: saved(_noise(side), "AVIF", speed=10, quality=30),
+        "avif, alpha": lambda: saved(Image.new("RGBA", size, (1, 2, 3, 4)), "AVIF", speed=10),
         "avif": lambda: saved(Image.new("RGB", size), "AVIF", speed=10),
         "gif": lambda: saved(Image.new("P", size), "GIF", transparency=0),
         "bmp, run-length": lambda: _run_length(side, bytes(2000)),
@@ -79,6 +85,19 @@ def _run_length(side: int, body: bytes) -> bytes:
     info = struct.pack("<IIIHHIIIIII", 40, side, side, 1, 8, 1, len(body), 0, 0, 256, 0)
     offset = 14 + 40 + 1024
     return struct.pack("<2sIHHI", b"BM", offset, 0, 0, offset) + info + bytes(1024) + body
+
+
+def _noise(side: int) -> Image.Image:
+    tile = np.random.default_rng(0).integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
+    return Image.fromarray(tile).resize((side, side))
+
+
+def _jpeg_of_scans(side: int, count: int) -> bytes:
+    """A progressive JPEG with so many scans, most of them of a few bytes."""
+    jpeg = saved(_noise(side), "JPEG", progressive=True, quality=30)
+    last = jpeg.rindex(b"\xff\xda")
+    scan = jpeg[last : last + 20]
+    return jpeg[:-2] + scan * (count - jpeg.count(b"\xff\xda")) + jpeg[-2:]
 
 
 def _png_of_chunks(side: int) -> bytes:

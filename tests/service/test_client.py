@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -176,3 +177,40 @@ def test_the_shell_scores_a_folder(
     assert result.exit_code == 0, result.output
     assert "5 images, 5 rows" in result.stdout
     assert out.is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"), [("JPEG", (900, 700)), ("PNG", (301, 200)), ("WEBP", (1501, 1400))]
+)
+def test_resized_images_get_the_answers_of_whole_ones(
+    served: Served, squares: str, tmp_path: Path, kind: str, size: tuple[int, int]
+) -> None:
+    paths = [tmp_path / f"{index}.{kind.lower()}" for index in range(3)]
+    for index, path in enumerate(paths):
+        noise = np.random.default_rng(index).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize(size).save(path, kind)
+
+    with Client(served.url) as client, Client(served.url, resize=True) as resizing:
+        whole, resized = (c.embed(paths).vectors for c in (client, resizing))
+        rows = [list(c.score(paths, squares)) for c in (client, resizing)]
+
+    np.testing.assert_allclose(resized, whole, atol=1e-5)  # batches may differ
+    assert [row.class_name for row in rows[0]] == [row.class_name for row in rows[1]]
+
+
+def test_score_resizes_on_request(served: Served, squares: str, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((700, 500)).save(photos / f"{index}.jpg")
+    tables = []
+    for options in ([], ["--resize"]):
+        out = tmp_path / f"scores{len(options)}.jsonl"
+        arguments = ["score", str(photos), "--task", squares, "-o", str(out), "--url", served.url]
+        done = CliRunner().invoke(main, [*arguments, "--no-progress", *options])
+        assert done.exit_code == 0, done.output
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        tables.append([(row["source"], row["class_name"]) for row in rows])
+    assert len(tables[0]) == 3
+    assert tables[0] == tables[1]

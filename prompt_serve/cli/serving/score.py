@@ -86,6 +86,12 @@ _ALL_TASKS = "*"
     help="Maximum number of images per request, within the service's own limits.",
 )
 @click.option(
+    "--resize",
+    is_flag=True,
+    help="Resize images here and send what the model sees: the same scores, with some 90 KB "
+    "instead of megabytes per photograph.",
+)
+@click.option(
     "--retry-for",
     "retry_for_s",
     type=click.FloatRange(min=0),
@@ -114,6 +120,7 @@ def score(
     overwrite: bool,
     concurrency: int,
     chunk_size: int,
+    resize: bool,
     retry_for_s: float,
     progress: bool,
     as_json: bool,
@@ -177,7 +184,7 @@ def score(
     done = contents.done
     counts = Counter[str]()
     started = time.monotonic()
-    with service.client(concurrency=concurrency) as client:
+    with service.client(concurrency=concurrency, resize=resize) as client:
         versions = _task_versions(client, tasks, tags)
         remaining = _unfinished(paths, versions.keys(), done, top_tasks)
         if len(remaining) < len(paths):
