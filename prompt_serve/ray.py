@@ -12,10 +12,12 @@ import contextlib
 import logging
 import os
 import pickle
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     import ray.data
 
 CORES_PER_WORKER = 4
+_CONNECT_TIMEOUT_S = 10.0
 _TASK_CORES = 1e-3  # tasks that score are short, and must not wait for a core of the encoders
 
 
@@ -142,13 +145,14 @@ def cluster(address: str | None) -> Iterator[None]:
             extra="ray",
         ) from error
     try:
+        _check_reachable(address)
         ray.init(
             address,
             include_dashboard=False if address is None else None,
             log_to_driver=False,
             logging_level="warning",
         )
-    except ConnectionError as error:
+    except OSError as error:  # Ray's own is a ConnectionError
         raise ConfigInvalid(
             f"There is no Ray cluster at {address}: {error}. Start one with: ray start --head"
         ) from error
@@ -156,6 +160,13 @@ def cluster(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raise an OSError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    parts = urlsplit(address if address and "://" in address else f"//{address or ''}")
+    if parts.hostname and parts.port:
+        socket.create_connection((parts.hostname, parts.port), _CONNECT_TIMEOUT_S).close()
 
 
 @dataclass(frozen=True)
