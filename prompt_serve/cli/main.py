@@ -68,7 +68,7 @@ COMMANDS: dict[str, LazyCommand] = {
     ),
     "cache": LazyCommand(
         "Learning",
-        "prompt_serve.cli.learning.cache",
+        "prompt_serve.cli.cache",
         "cache",
         "Show and clear the caches.",
     ),
