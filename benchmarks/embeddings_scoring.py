@@ -20,6 +20,7 @@ import numpy as np
 
 from prompt_serve.offline.columns import ScoreColumns, score_schema
 from prompt_serve.offline.parts import PartFolder
+from prompt_serve.offline.score_job import ROWS_PER_TABLE
 from prompt_serve.offline.task_scores import TaskScorer
 from prompt_serve.scoring import unit
 from prompt_serve.tasks.predictions import NamedTasks
@@ -52,6 +53,7 @@ def main() -> None:
     ratios: dict[str, list[float]] = {"scored": [], "in a table": [], "in a part": []}
     gflops = []
     batches = max(1, arguments.rows // BATCH)
+    images = max(1, ROWS_PER_TABLE // len(tasks))
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(arguments.turns + 1):
             cpu = dict.fromkeys(("sgemm", *ratios), 0.0)
@@ -60,13 +62,15 @@ def main() -> None:
             with out.writer("part-0.parquet", score_schema(), {}) as part:
                 for _ in range(batches):
                     cpu["sgemm"] += _cpu(lambda: _products(batch, stacked))
-                    start = time.process_time()
-                    scores = scorer([batch] * len(tasks))
-                    cpu["scored"] += time.process_time() - start
-                    table = columns.table(sources, scores, {})
-                    cpu["in a table"] += time.process_time() - start
-                    part.write(table)
-                    cpu["in a part"] += time.process_time() - start
+                    for first in range(0, BATCH, images):
+                        rows = slice(first, first + images)
+                        start = time.process_time()
+                        scores = scorer([batch[rows]] * len(tasks))
+                        cpu["scored"] += time.process_time() - start
+                        table = columns.table(sources[rows], scores, {})
+                        cpu["in a table"] += time.process_time() - start
+                        part.write(table)
+                        cpu["in a part"] += time.process_time() - start
             size = Path(folder, "part-0.parquet").stat().st_size
             if turn:  # the first is a warm-up
                 flops = 2.0 * batches * stacked.shape[0] * BATCH * arguments.width

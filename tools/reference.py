@@ -36,6 +36,11 @@ _OTHER_VARIABLES = [
         "`~/.cache/prompt-serve`",
         "Folder of the image features of training.",
     ],
+    [
+        "`PROMPT_SERVE_CACHE_LIMIT`",
+        "`20GB`",
+        "Maximum size of these; those that were not used for longest are removed.",
+    ],
     ["`PROMPT_SERVE_ENV_FILE`", "`.env`", "File of variables; empty: none."],
     ["`PROMPT_SERVE_SECRETS_DIR`", "unset", "Folder with one file per variable."],
 ]

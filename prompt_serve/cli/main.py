@@ -66,6 +66,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "export",
         "Export a backbone to ONNX.",
     ),
+    "cache": LazyCommand(
+        "Learning",
+        "prompt_serve.cli.cache",
+        "cache",
+        "Show and clear the caches.",
+    ),
     "predict": LazyCommand(
         "Without a service",
         "prompt_serve.cli.serving.predict",

@@ -1,6 +1,6 @@
 """From a shard to features: encode its images, or read its embeddings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -44,7 +44,7 @@ def encoded_batches(shard: Shard, model: Model) -> Iterator[EncodedBatch]:
         for batch in cast(EmbeddingShard, shard).batches(EMBEDDINGS_PER_BATCH):
             yield unit_batch(batch, width, shard.name)
     else:
-        yield from _encoded_images(cast(ImageShard, shard), model)
+        yield from encoded_images(cast(ImageShard, shard).items(), model)
 
 
 def check_fingerprint(shard: Shard, model: Model) -> None:
@@ -85,15 +85,16 @@ def unit_batch(batch: EmbeddingBatch, width: int, name: str) -> EncodedBatch:
     return EncodedBatch(batch.sources, unit, errors)
 
 
-def _encoded_images(shard: ImageShard, model: Model) -> Iterator[EncodedBatch]:
+def encoded_images(items: Iterable[Item], model: Model) -> Iterator[EncodedBatch]:
+    """Yield the features of images, batch by batch."""
     sources: list[str] = []
 
     def images() -> Iterator[str | bytes | PromptServeError]:
-        for item in shard.items():
+        for item in items:
             sources.append(item.source)
             yield _image(item)
 
-    outcomes = encoded(images(), model.encoders, model.passes, decode_threads=model.decode_threads)
+    outcomes = encoded(images(), model.encoders, model.passes, decode_threads=model.threads)
     waiting: list[Outcome] = []
     for some in outcomes:
         waiting += some

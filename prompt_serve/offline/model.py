@@ -1,6 +1,7 @@
 """``Model``: prompts over one bundle, ready to predict in this process."""
 
 import os
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -34,20 +35,40 @@ class Model:
 
     Args:
         tasks: the prompts by name, ready to score.
-        encoders: of their bundle.
-        decode_threads: number of images decoded at once; 0: one per core.
+        bundle: their bundle.
+        device: cpu, cuda or cuda:N.
+        threads: threads of the image encoder on a CPU, and images decoded at once; 0: one per
+            core.
+        encoders: of the bundle; None: they are opened when an image is encoded.
     """
 
-    def __init__(self, tasks: NamedTasks, encoders: Encoders, *, decode_threads: int = 0) -> None:
+    def __init__(
+        self,
+        tasks: NamedTasks,
+        bundle: Bundle,
+        *,
+        device: str = "cpu",
+        threads: int = 0,
+        encoders: Encoders | None = None,
+    ) -> None:
         self.tasks = tuple(tasks)
-        self.encoders = encoders
-        self.decode_threads = decode_threads or min(16, available_cores())
+        self.bundle = bundle
+        self.threads = threads or available_cores()
         self.passes = ImagePasses.of(task.image_rows for _, task in self.tasks)
+        self._device, self._opened = device, encoders
+        self._lock = threading.Lock()
 
     @property
-    def bundle(self) -> Bundle:
-        """Bundle that encodes the images."""
-        return self.encoders.bundle
+    def encoders(self) -> Encoders:
+        """Encoders of the bundle.
+
+        Raises:
+            ProviderUnavailable: CUDA was requested and does not run.
+        """
+        with self._lock:
+            if self._opened is None:
+                self._opened = _open(self.bundle, self._device, self.threads)
+            return self._opened
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,7 +106,7 @@ class Model:
             raise ConfigInvalid(f"top_k is {top_k}; expected 1 or more.")
         one, many = one_or_many(images)
         listed = list(many)
-        outcomes = encoded(listed, self.encoders, self.passes, decode_threads=self.decode_threads)
+        outcomes = encoded(listed, self.encoders, self.passes, decode_threads=self.threads)
         scored: list[ImageScores] = []
         for image, outcome in zip(listed, chain.from_iterable(outcomes), strict=True):
             if isinstance(outcome, PromptServeError):
@@ -121,14 +142,18 @@ def load_model(
     paths = named_prompts(prompts)
     read = {name: _read(path) for name, path in paths.items()}
     opened = find_bundle(read, bundle)
-    encoders = Encoders.open(
-        opened, cuda_device=cuda_device(device), threads=threads or available_cores()
-    )
+    encoders = _open(opened, device, threads)
     tasks = [
         (name, load_task(prompt, sha256_of_file(paths[name]), encoders))
         for name, prompt in read.items()
     ]
-    return Model(tasks, encoders)
+    return Model(tasks, opened, device=device, threads=threads, encoders=encoders)
+
+
+def _open(bundle: Bundle, device: str, threads: int) -> Encoders:
+    return Encoders.open(
+        bundle, cuda_device=cuda_device(device), threads=threads or available_cores()
+    )
 
 
 def load_task(prompt: Prompt, version: str, encoders: Encoders) -> Task:

@@ -30,7 +30,7 @@ from prompt_serve.types import FloatArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_ROWS_PER_TABLE = 65_536
+ROWS_PER_TABLE = 65_536
 
 Advance = Callable[[int], object]  # called with the number of images done since the last call
 
@@ -121,7 +121,7 @@ class ShardScorer:
     def _kept_features(self, name: str) -> Iterator[EncodedBatch]:
         assert self.kept is not None  # noqa: S101  # for the type checker
         for own in table_shards(self.kept.join(name), rows_per_shard=2**62, column="embedding"):
-            for batch in cast(EmbeddingShard, own).batches(_ROWS_PER_TABLE):
+            for batch in cast(EmbeddingShard, own).batches(ROWS_PER_TABLE):
                 yield unit_batch(batch, self._width, name)
 
     def write(
@@ -166,7 +166,7 @@ class ShardScorer:
 
     def _tables(self, batch: EncodedBatch) -> Iterator[tuple["pa.Table", Counts]]:
         n_tasks = len(self.model.tasks)
-        rows = max(1, _ROWS_PER_TABLE // n_tasks)
+        rows = max(1, ROWS_PER_TABLE // n_tasks)
         for start in range(0, len(batch.sources), rows):
             stop = min(start + rows, len(batch.sources))
             features = batch.features[start:stop]
@@ -175,7 +175,7 @@ class ShardScorer:
                 for index, error in batch.errors.items()
                 if start <= index < stop
             }
-            scores = self._scorer(self._by_task(features))
+            scores = self._scorer(features_by_task(self.model, features))
             good = np.ones(stop - start, dtype=np.bool_)
             good[list(errors)] = False
             yield (
@@ -188,17 +188,13 @@ class ShardScorer:
                 ),
             )
 
-    def _by_task(self, features: FloatArray) -> list[FloatArray]:
-        of_pass = [np.ascontiguousarray(features[:, index]) for index in range(features.shape[1])]
-        return [of_pass[self.model.passes.index_of(task)] for _, task in self.model.tasks]
-
     @cached_property
     def _scorer(self) -> TaskScorer:
         return TaskScorer(
             self.model.tasks,
             logit_scale=self.model.bundle.manifest.logit_scale,
             top_k=self.job.top_k,
-            threads=self.model.decode_threads,
+            threads=self.model.threads,
         )
 
     @cached_property
@@ -224,6 +220,12 @@ class ShardScorer:
             "precision": manifest.precision,
             "shard": shard.name,
         }
+
+
+def features_by_task(model: Model, features: FloatArray) -> list[FloatArray]:
+    """Return for each task the features (N, E) of its pass, from those of all (N, V, E)."""
+    of_pass = [np.ascontiguousarray(features[:, index]) for index in range(features.shape[1])]
+    return [of_pass[model.passes.index_of(task)] for _, task in model.tasks]
 
 
 def embedding_schema(width: int) -> "pa.Schema":

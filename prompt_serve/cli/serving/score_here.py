@@ -37,6 +37,10 @@ class HereOptions:
     save_embeddings: str | None
     column: str | None
     shard_size: int | None
+    engine: str
+    address: str | None
+    workers: int | None
+    cores_per_worker: int | None
 
 
 # Options that ask a service, and those that are for scoring here, by parameter.
@@ -44,7 +48,8 @@ _OF_SERVICE = (
     *("tasks", "tags", "top_tasks", "mix_versions", "stdout_format", "concurrency", "chunk_size"),
     *("retry_for_s", "deadline_s", "url", "api_key", "timeout_s"),
 )
-_OF_HERE = ("bundle", "device", "save_embeddings", "column", "shard_size")
+_OF_RAY = ("address", "workers", "cores_per_worker")
+_OF_HERE = ("bundle", "device", "save_embeddings", "column", "shard_size", "engine", *_OF_RAY)
 
 
 def here_options(command: Command) -> Command:
@@ -58,9 +63,35 @@ def here_options(command: Command) -> Command:
         own = {name: options.pop(name) for name in _OF_HERE}
         _check_one_way(bool(prompts))
         here = HereOptions(prompts=prompts, **own) if prompts else None
+        if own["engine"] != "ray" and any(own[name] is not None for name in _OF_RAY):
+            raise click.UsageError("--address, --workers and --cores-per-worker need --engine ray.")
         return command(*arguments, here=here, **options)
 
     for option in (
+        click.option(
+            "--cores-per-worker",
+            type=click.IntRange(min=1),
+            help="With --engine ray: cores of an encoder on a CPU.  [default: 4, or all]",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=1),
+            help="With --engine ray: number of encoders.  [default: as many as fit: one per GPU, "
+            "or per --cores-per-worker]",
+        ),
+        click.option(
+            "--address",
+            metavar="ADDRESS",
+            help="With --engine ray: address of the cluster, auto for the one on this machine, or "
+            "ray://HOST:10001.  [default: start one on this machine]",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="With --prompt: score in this process, or on a Ray cluster.",
+        ),
         click.option(
             "--shard-size",
             type=click.IntRange(min=1),
@@ -161,7 +192,16 @@ def score_here(
             err=True,
         )
     with _bar(todo.images, shown=progress) as advance:
-        counts = run_here(scorer, todo.shards, advance)
+        if options.engine == "ray":
+            from prompt_serve.ray import Workers, cluster, run_on_ray
+
+            pool = Workers(count=options.workers, cores=options.cores_per_worker)
+            with cluster(options.address):
+                counts = run_on_ray(
+                    scorer, todo.shards, advance, device=options.device, workers=pool
+                )
+        else:
+            counts = run_here(scorer, todo.shards, advance)
     target.finish(scorer.out.names())
     seconds = time.monotonic() - started
     if as_json:

@@ -21,7 +21,7 @@ from prompt_serve.files import atomic_file, check_writable_folder, sha256_of_fil
 from prompt_serve.preprocess import Preprocessing, decode_image, pixels_from_bytes
 from prompt_serve.scoring import unit
 from prompt_serve.training.data.augment import Augmentation, decoded_side, make_views
-from prompt_serve.training.data.cache_folder import cache_folder
+from prompt_serve.training.data.cache_folder import cache_folder, cache_limit, mark_used, trim
 from prompt_serve.training.data.dataset import ImageSet
 from prompt_serve.training.progress import Advance, no_advance
 from prompt_serve.types import BackboneRef, FloatArray, HalfArray, IntArray, PixelArray
@@ -78,11 +78,13 @@ class FeatureCache:
     """Cache of features on disk, one file per image set.
 
     The key covers everything that the features depend on (backbone, preprocessing, content of every
-    image, number of views and their seed), so an entry is never stale.
+    image, number of views and their seed), so an entry is never stale. Beyond ``cache_limit``, the
+    files that were not used for longest are removed.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or cache_folder("features")
+        self._limit = cache_limit()
         self._read_only = False
 
     def check_writable(self) -> None:
@@ -101,6 +103,7 @@ class FeatureCache:
             stored = np.load(self.path(key), allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
+        mark_used(self.path(key))
         return stored if stored.dtype == np.float16 and stored.shape == shape else None
 
     def store(self, key: str, features: HalfArray) -> None:
@@ -113,6 +116,7 @@ class FeatureCache:
         try:
             with atomic_file(self.path(key), mode=0o600) as temporary, temporary.open("wb") as file:
                 np.save(file, features)
+            trim(self.folder, max(self._limit, self.path(key).stat().st_size))
         except OSError as error:
             self._warn(error)
 
