@@ -66,6 +66,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "export",
         "Export a backbone to ONNX.",
     ),
+    "export-task": LazyCommand(
+        "Learning",
+        "prompt_serve.cli.serving.export_task",
+        "export_task",
+        "Write a task as one ONNX file.",
+    ),
     "tasks": LazyCommand(
         "Serving",
         "prompt_serve.cli.serving.tasks",
