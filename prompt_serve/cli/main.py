@@ -84,6 +84,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "serve",
         "Start the service.",
     ),
+    "export-task": LazyCommand(
+        "Learning",
+        "prompt_serve.cli.serving.export_task",
+        "export_task",
+        "Write a task as one ONNX file.",
+    ),
     "tasks": LazyCommand(
         "Serving",
         "prompt_serve.cli.serving.tasks",

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.required import program_missing
+from tests.npm import check_programs, install
 from tests.service.process import Served
 from tests.service.prompts import picture
 from tests.service.secured_service import SecuredService
@@ -22,18 +22,16 @@ from tests.service.secured_service import SecuredService
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 SOURCES = Path(__file__).parent / "node"
 CLASSES = ["cat", "dog", "rabbit"]
-# Errors of npm that are faults of our files; all others are about the network.
-OUR_FAULTS = ("EUSAGE", "EJSONPARSE", "ERESOLVE", "EINTEGRITY")
+WHAT = "THE TYPESCRIPT CLIENT"
 
 
 @pytest.fixture(scope="module")
 def program(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program in ``client.ts``, compiled with the types of the served document."""
-    if shutil.which("npm") is None or shutil.which("node") is None:
-        program_missing("THE TYPESCRIPT CLIENT IS NOT TESTED HERE: apt-get install nodejs npm")
+    check_programs(WHAT)
     folder = tmp_path_factory.mktemp("node") / "client"
     shutil.copytree(SOURCES, folder, ignore=shutil.ignore_patterns("node_modules"))
-    _install(folder)
+    install(folder, WHAT)
     document = httpx.get(f"{served.url}/v1/openapi.json").raise_for_status()
     (folder / "openapi.json").write_text(document.text)
     _run(
@@ -86,21 +84,6 @@ def test_a_missing_key_is_a_problem_with_its_code(program: Path, secured: Secure
 
     assert done.returncode != 0
     assert "401 not-authenticated: This needs a key." in done.stderr
-
-
-def _install(folder: Path) -> None:
-    """Install the locked packages; skip the test where there is no registry."""
-    options = ["--ignore-scripts", "--no-audit", "--no-fund", "--prefer-offline"]
-    network = ["--fetch-retries=0", "--fetch-timeout=30000"]
-    done = subprocess.run(
-        ["npm", "ci", *options, *network], cwd=folder, capture_output=True, text=True, timeout=300
-    )
-    if done.returncode == 0:
-        return
-    assert not any(code in done.stderr for code in OUR_FAULTS), done.stderr
-    pytest.skip(
-        f"THE TYPESCRIPT CLIENT IS NOT TESTED HERE: npm ci failed: {done.stderr.strip()[:300]}"
-    )
 
 
 def _run(*command: Any, cwd: Path) -> str:

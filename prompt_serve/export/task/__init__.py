@@ -1,0 +1,1 @@
+"""Export a task: image encoder, class features and scoring in one ONNX file."""
