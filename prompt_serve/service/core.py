@@ -15,11 +15,11 @@ from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import pixels_from_bytes
 from prompt_serve.schemas import ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget
-from prompt_serve.service.engine_choice import chosen_before
 from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.inference.engine_choice import chosen_before
 from prompt_serve.service.inference.task_scorer import TaskScorer
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.observability.startup_timer import StartupTimer
