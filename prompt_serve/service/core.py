@@ -14,12 +14,12 @@ from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.schemas import Resizing, ServiceInfo
 from prompt_serve.service.byte_budget import ByteBudget
-from prompt_serve.service.engine_choice import chosen_before
 from prompt_serve.service.health import Health
 from prompt_serve.service.inference.batcher import Batcher
 from prompt_serve.service.inference.classifier import Classifier
 from prompt_serve.service.inference.encoded_classes import EncodedClasses
 from prompt_serve.service.inference.engine import Engine
+from prompt_serve.service.inference.engine_choice import chosen_before
 from prompt_serve.service.inference.image_decoder import ImageDecoder
 from prompt_serve.service.inference.task_scorer import TaskScorer
 from prompt_serve.service.observability import metrics

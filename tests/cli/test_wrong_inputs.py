@@ -65,7 +65,7 @@ WRONG: dict[str, str] = {
     "export ViT-B-32/opnai -o new": "has no pretrained weights called 'opnai'. Known: openai, ",
     "export ViT-B-32/opnai --out new": "Did you mean 'openai'? Write MODEL/TAG",
     "export ViT-B-32/openai@none.pt -o new": "There is no checkpoint file none.pt.",
-    "export embedded -o new --precision fp8": "'fp8' is not one of 'fp32', 'int8', 'fp16'.",
+    "export embedded -o new --precision fp8": "'fp8' is not one of 'fp32', 'int8', 'bf16', 'fp16'.",
     "classify image.png --task pets --top-k 0": "0 is not in the range x>=1.",
     "classify image.png --task pets --deadline x": "'x' is not a valid float",
     "classify image.png --task pets --url ftp://x": "ftp://x",

@@ -5,6 +5,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx
@@ -109,18 +110,34 @@ def test_cuda_that_was_asked_for_is_what_runs(bundle: Bundle, engine: Engine) ->
             "did you mean PROMPT_SERVE_MAX_BATCH?",
         ),
         ({"PROMPT_SERVE_BUNDLE": "/nowhere"}, "There is no bundle in /nowhere"),
+        ({"PROMPT_SERVE_ENGINE": "tensorrt"}, "TensorRT runs on CUDA devices only"),
         pytest.param(
             {"PROMPT_SERVE_DEVICE": "cuda"},
             "CUDA device 0 was requested",
             marks=pytest.mark.skipif(_HAS_GPU, reason="CUDA may well run here"),
         ),
     ],
-    ids=["misspelt settings", "missing bundle", "no CUDA"],
+    ids=["misspelt settings", "missing bundle", "engine of another device", "no CUDA"],
 )
 def test_a_service_that_cannot_run_says_why_and_exits(
     tiny_bundle: Path, tmp_path: Path, settings: dict[str, str], reason: str
 ) -> None:
     assert reason in refused_start(environment(tmp_path, tiny_bundle) | settings)
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs prompt-serve[openvino]")
+def test_all_workers_run_the_engine_that_was_measured(tiny_bundle: Path, tmp_path: Path) -> None:
+    with service(tmp_path, tiny_bundle, engine="auto", workers="2") as running:
+        infos = [httpx.get(f"{running.url}/v1/info", timeout=60).json() for _ in range(20)]
+
+    engines = [info["engine"] for info in infos]
+    assert engines == [engines[0]] * len(infos)
+    assert engines[0]["images_per_s"].keys() == {"onnxruntime", "openvino"}
+    assert engines[0]["name"] in engines[0]["reason"]
+    assert infos[0]["runtime"].startswith(engines[0]["name"])
+    assert running.log.read_text().count(engines[0]["reason"]) >= 2  # a line of each worker
 
 
 def _flip(data: bytes) -> bytes:

@@ -19,16 +19,17 @@ import onnx
 
 from prompt_serve import __version__
 from prompt_serve.bundle import Bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.export.task.encoder import TaskPrecision, encoder_graph
 from prompt_serve.export.task.parity import check_task
 from prompt_serve.export.task.scoring import append_scoring
 from prompt_serve.files import atomic_file
-from prompt_serve.onnx_encoders import OnnxEncoders, available_cores
 from prompt_serve.prompts.class_features import class_features, folded_image
 from prompt_serve.prompts.prompt_file import Prompt, from_bytes, version_of
-from prompt_serve.service.tasks.admission import backbone_of, verified_class_features
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.admission import backbone_of, verified_class_features
+from prompt_serve.tasks.task import Task
 
 LARGEST_BYTES = 2**31 - 1  # of a protobuf message
 
@@ -67,7 +68,7 @@ def export_task(
     """
     prompt = from_bytes(data)
     prompt = replace(prompt, backbone=backbone_of(prompt, bundle))
-    encoders = OnnxEncoders.open(bundle, cuda_device=None, threads=available_cores())
+    encoders = Encoders.open(bundle, cuda_device=None, threads=available_cores())
     task = _task(prompt, version_of(data), encoders)
     model = encoder_graph(bundle, task.image_rows, precision)
     append_scoring(model, task, bundle.manifest.logit_scale)
@@ -88,7 +89,7 @@ def export_task(
     return ExportedTask(metadata=metadata, parity=parity, size_bytes=out.stat().st_size)
 
 
-def _task(prompt: Prompt, version: str, encoders: OnnxEncoders) -> Task:
+def _task(prompt: Prompt, version: str, encoders: Encoders) -> Task:
     """Make the task as the service makes it."""
     side = encoders.bundle.text_side
     features = verified_class_features(

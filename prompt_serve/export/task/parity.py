@@ -13,13 +13,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from prompt_serve.engines.encoders import Encoders
 from prompt_serve.errors import ExportParityFailed
 from prompt_serve.export.samples import drawn_pixels, random_pixels, sample_pixels
 from prompt_serve.export.task.encoder import TaskPrecision
-from prompt_serve.onnx_encoders import OnnxEncoders
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.scoring import calibrated, class_logits
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 from prompt_serve.types import FloatArray, PixelArray
 
 # As ``export.parity.IMAGE_LIMITS``, which needs torch: float32 implementations differ by up to
@@ -34,7 +34,7 @@ Answers = dict[str, NDArray[Any]]
 def check_task(
     path: Path,
     task: Task,
-    encoders: OnnxEncoders,
+    encoders: Encoders,
     rows: ImageRows | None,
     precision: TaskPrecision,
     report: Callable[[str], None],
@@ -93,13 +93,13 @@ def probabilities_of(features: FloatArray, task: Task, logit_scale: float) -> Fl
     return task.label_scores.probabilities(logits / np.float32(logit_scale))
 
 
-def _features(encoders: OnnxEncoders, pixels: PixelArray, rows: ImageRows | None) -> FloatArray:
+def _features(encoders: Encoders, pixels: PixelArray, rows: ImageRows | None) -> FloatArray:
     if rows is None:
         return encoders.encode_pixels(pixels)
     return encoders.prompted.encode(pixels, [rows] * len(pixels))
 
 
-def _samples(encoders: OnnxEncoders) -> list[PixelArray]:
+def _samples(encoders: Encoders) -> list[PixelArray]:
     preprocessing = encoders.preprocessing
     sets = (
         random_pixels(preprocessing, count=3),

@@ -24,7 +24,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from prompt_serve.service.tasks.task import Task
+from prompt_serve.tasks.task import Task
 from prompt_serve.types import FloatArray
 
 

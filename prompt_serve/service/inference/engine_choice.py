@@ -17,7 +17,7 @@ from prompt_serve.schemas import EngineInfo
 from prompt_serve.service.settings import Settings
 
 VARIABLE = "_PROMPT_SERVE_ENGINE"
-_SELF = "prompt_serve.service.engine_choice"
+_SELF = "prompt_serve.service.inference.engine_choice"
 
 
 def choose_for_workers(settings: Settings) -> None:
