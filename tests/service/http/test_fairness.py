@@ -123,7 +123,7 @@ def test_small_changes_do_not_wait_behind_a_large_upload(
             )
         )
         thread.start()
-        statuses = []
+        statuses: list[int] = []
         while thread.is_alive() and len(statuses) < 2 * len(small):
             statuses.append(small[len(statuses) % len(small)]().status_code)
         before = thread.is_alive()
