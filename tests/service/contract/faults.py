@@ -334,7 +334,9 @@ header_texts = st.one_of(
          "00-00-00-00", "application/x-ndjson", NPY, SAFETENSORS, "Basic //8="]
     ),
     _latin,
-    st.tuples(st.sampled_from(["Basic", "Bearer", "bytes", "W/"]), _latin).map(" ".join),
+    st.tuples(st.sampled_from(["Basic", "Bearer", "bytes", "W/"]), _latin).map(
+        lambda parts: " ".join(parts).strip()
+    ),
 )  # fmt: skip
 
 

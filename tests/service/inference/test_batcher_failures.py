@@ -8,8 +8,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from prompt_serve.errors import DeadlineExceeded, NotReady, Overloaded, ServiceError
+from prompt_serve.errors import DeadlineExceeded, ImageInvalid, NotReady, Overloaded, ServiceError
 from prompt_serve.service.inference.batcher import Outcome
+from prompt_serve.service.observability import metrics
+from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.types import FloatArray, PixelArray
 from tests.service.inference.test_batcher import Gate, batcher, first_pixel, outcomes, soon
 
@@ -186,3 +188,173 @@ def test_times_of_batches_are_known() -> None:
         outcomes(request)
         until(lambda: running.running_for_s == 0.0)
         assert before <= running.last_success <= time.monotonic()
+
+
+def counted() -> dict[str, float]:
+    """Return all numbers of the metrics that the batcher keeps, by series."""
+    kept = (
+        *(metrics.queue_images, metrics.queue_bytes, metrics.queue_wait_seconds),
+        *(metrics.decode_seconds, metrics.batch_images, metrics.inference_seconds),
+        *(metrics.image_passes, metrics.images),
+    )
+    return {
+        sample.name + "".join(f" {value}" for value in sample.labels.values()): sample.value
+        for metric in kept
+        for family in metric.collect()
+        for sample in family.samples
+    }
+
+
+def changes(before: dict[str, float]) -> dict[str, float]:
+    after = counted()
+    return {name.removeprefix("prompt_serve_"): after[name] - before.get(name, 0) for name in after}
+
+
+@pytest.mark.parametrize(("sizes", "max_batch"), [((1,), 4), ((3,), 1), ((2, 5), 4), ((4, 4), 8)])
+def test_metrics_count_every_image_once(sizes: tuple[int, ...], max_batch: int) -> None:
+    before = counted()
+    gate = Gate()
+    with batcher(gate, max_batch=max_batch) as running:
+        first = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(TIMEOUT_S)
+        requests = [running.submit([b"\x02" * 10] * size, soon()) for size in sizes]
+        in_queue = changes(before)
+        gate.open.set()
+        for request in (first, *requests):
+            outcomes(request)
+        until(lambda: changes(before)["batch_images_sum"] == 1 + sum(sizes))
+    found = changes(before)
+
+    images = 1 + sum(sizes)
+    assert (in_queue["queue_images"], in_queue["queue_bytes"]) == (images, 1 + 10 * sum(sizes))
+    assert (found["queue_images"], found["queue_bytes"]) == (0, 0)
+    assert found["queue_wait_seconds_count"] == found["decode_seconds_count"] == images
+    assert found["batch_images_count"] == found["inference_seconds_count"] == len(gate.batches)
+    assert found["image_passes_total plain"] == images
+    assert found["image_passes_total prompted"] == 0
+    assert found["images_total answered"] == images
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 5])
+def test_metrics_tell_images_of_each_end_apart(n_images: int) -> None:
+    def decode(data: bytes) -> PixelArray:
+        raise ImageInvalid("none")
+
+    before = counted()
+    gate = Gate()
+    with batcher(gate, decode=decode) as running:
+        outcomes(running.submit([b"\x01"] * n_images, soon()))
+    with batcher(gate) as running:
+        blocking = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(TIMEOUT_S)
+        cancelled = running.submit([b"\x02"] * n_images, soon())
+        late = running.submit([b"\x03"] * n_images, soon())
+        cancelled.cancel()
+        running.expire(late)
+        gate.open.set()
+        outcomes(blocking)
+    found = {name: value for name, value in changes(before).items() if "images_total" in name}
+
+    assert found == {
+        "images_total answered": 1,
+        "images_total refused": n_images,
+        "images_total abandoned": n_images,
+        "images_total failed": n_images,
+    }
+
+
+@pytest.mark.parametrize("n_images", [1, 3, 6])
+def test_stages_of_a_request_last_as_long_as_its_images_are_in_them(n_images: int) -> None:
+    """Decoding, waiting and inference follow each other, within the time of the request."""
+    gate = Gate()
+
+    def decode(data: bytes) -> PixelArray:
+        time.sleep(0.01)
+        return np.full((2, 2, 3), data[0], dtype=np.uint8)
+
+    context = RequestContext()
+    with batcher(gate, decode=decode, max_batch=8) as running:
+        blocking = running.submit([b"\x01"], soon())
+        assert gate.entered.wait(TIMEOUT_S)
+        before = time.monotonic()
+        with request_scope(context):
+            request = running.submit([b"\x02"] * n_images, soon())
+        until(lambda: changes({})["decode_seconds_count"] > 0 and len(running._ready) == n_images)
+        opened = time.monotonic()
+        gate.open.set()
+        outcomes(request)
+        outcomes(blocking)
+        after = time.monotonic()
+    stages = context.timings.by_stage()
+
+    assert list(stages) == ["decode", "queue", "inference"]
+    decoding, queue, inference = stages.values()
+    assert before <= decoding.started < decoding.ended <= opened
+    assert decoding.busy_s >= 0.01 * n_images
+    assert decoding.started <= queue.started <= opened <= queue.ended <= inference.started
+    assert queue.busy_s >= n_images * (queue.ended - opened)
+    assert inference.started <= inference.ended <= after
+    assert inference.busy_s == pytest.approx(inference.elapsed_s)  # once for all its images
+
+
+@pytest.mark.parametrize("waiting", [1, 5, 20])
+@pytest.mark.parametrize("batch_s", [0.02, 0.06])
+def test_retry_after_follows_the_last_batches(waiting: int, batch_s: float) -> None:
+    """The estimate is the time per image of the batches so far, times the images in excess."""
+    gate = Gate()
+    gate.open.set()
+
+    def slow(pixels: PixelArray) -> FloatArray:
+        time.sleep(batch_s)
+        return gate(pixels)
+
+    with batcher(slow, max_batch=2, max_queue_images=20) as running:
+        started = time.monotonic()
+        outcomes(running.submit([b"\x01"] * 8, soon()))
+        per_image_s = (time.monotonic() - started) / 8
+        gate.open.clear()
+        held = running.submit([b"\x01"] * 20, soon())
+        with pytest.raises(Overloaded) as refused:
+            running.submit([b"\x01"] * waiting, soon())
+        gate.open.set()
+        outcomes(held)
+
+    # Before anything waited, the time of the batches alone counts; per_image_s has more in it.
+    least = waiting * batch_s / 2
+    assert max(0.1, least) - 0.06 <= refused.value.retry_after_s
+    assert refused.value.retry_after_s <= max(0.1, waiting * per_image_s * 1.5) + 0.06
+
+
+@pytest.mark.parametrize("sizes", [(10, 10), (15, 3), (19, 1), (1, 1, 1)])
+def test_a_queue_full_of_bytes_says_so(sizes: tuple[int, ...]) -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_bytes=20) as running:
+        held = [running.submit([b"\x01" * size], soon()) for size in sizes]
+        full = sum(sizes)
+        with pytest.raises(Overloaded) as refused:
+            running.submit([b"\x01" * (21 - full)], soon())
+        running.check_room(1, 20 - full)
+        gate.open.set()
+        for request in held:
+            outcomes(request)
+
+    assert str(refused.value) == (
+        f"{len(sizes)} images are waiting, {full} bytes, {21 - full} more would exceed the maximum "
+        f"of 20. Retry in 1.0 s."
+    )
+    assert refused.value.facts["waiting"] == len(sizes)
+
+
+def test_the_delay_of_a_batch_ends_when_the_batcher_stops_or_the_batch_is_full() -> None:
+    gate = Gate()
+    gate.open.set()
+    with batcher(gate, max_batch=3, max_queue_delay_ms=60_000.0) as running:
+        full = [running.submit([b"\x01"], soon(90)) for _ in range(3)]
+        for request in full:
+            outcomes(request)
+        alone = running.submit([b"\x02"], soon(90))
+        until(lambda: len(running._ready) == 1)
+        running.stop(timeout_s=0.05)
+
+    assert gate.batches == [3]
+    assert texts(outcomes(alone)) == ["The service is stopping."]
