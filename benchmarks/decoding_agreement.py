@@ -7,8 +7,8 @@ Large photographs are made of real ones, since none are at hand, in two ways:
     enlarged   one real photograph, enlarged with Lanczos, with sensor noise of 4 levels added; what
                it shows is natural.
 
-Both are stored as JPEG (quality 90), at sizes that are no multiples of 8. The class is that of the
-nearest mean of the training images' features, over the classes of all folders.
+Both are stored as JPEG (quality 90), at sizes that are no multiples of 8. The class is that of a
+ridge regression on the training images' features, over the classes of all folders.
 
     python -m benchmarks.decoding_agreement ../shared/data/flowers ../shared/data/trash
 """
@@ -27,12 +27,12 @@ from prompt_serve.bundle import SHIPPED, open_bundle, shipped_bundle
 from prompt_serve.engines.encoders import Encoders
 from prompt_serve.engines.onnx_session import available_cores
 from prompt_serve.preprocess import Preprocessing, decode_image, pixels_from_bytes
-from prompt_serve.scoring import unit
 from prompt_serve.types import FloatArray
 
 MEGAPIXELS = (2.0, 6.0, 12.0)
 NOISE = 4.0
-PER_CLASS = 40  # images of which a class mean is made
+PER_CLASS = 40  # training images
+RIDGE = 0.1  # of the mean variance
 _ASPECT = 4 / 3
 _TILE = 213
 
@@ -83,21 +83,24 @@ def jpeg(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def class_means(folders: Sequence[Path], encoders: Encoders) -> FloatArray:
-    """Return the mean features of the training images of each class: (C, E)."""
+def classifier(folders: Sequence[Path], encoders: Encoders) -> tuple[FloatArray, FloatArray]:
+    """Fit a ridge regression of the classes on the training images' features.
+
+    Returns:
+        Weights (E, C) and biases (C,).
+    """
     classes = [path for folder in folders for path in sorted(folder.glob("train/*"))]
-    return unit(
-        np.stack(
-            [
-                features_of(
-                    [path.read_bytes() for path in sorted(images.iterdir())[:PER_CLASS]],
-                    encoders,
-                    encoders.preprocessing,
-                ).mean(axis=0)
-                for images in classes
-            ]
-        )
+    files = [sorted(images.iterdir())[:PER_CLASS] for images in classes]
+    features = features_of(
+        [path.read_bytes() for paths in files for path in paths], encoders, encoders.preprocessing
     )
+    labels = np.repeat(np.arange(len(classes)), [len(paths) for paths in files])
+    center = features.mean(axis=0)
+    x, y = features - center, np.eye(len(classes), dtype=np.float32)[labels]
+    gram = x.T @ x
+    ridge = RIDGE * np.trace(gram) / len(gram) * np.eye(len(gram), dtype=np.float32)
+    weights: FloatArray = np.linalg.solve(gram + ridge, x.T @ (y - y.mean(axis=0)))
+    return weights, y.mean(axis=0) - center @ weights
 
 
 def features_of(
@@ -109,7 +112,11 @@ def features_of(
 
 
 def compared(
-    files: Sequence[bytes], encoders: Encoders, means: FloatArray, floors: Sequence[int]
+    files: Sequence[bytes],
+    encoders: Encoders,
+    weights: FloatArray,
+    biases: FloatArray,
+    floors: Sequence[int],
 ) -> Iterator[str]:
     """Yield a line per floor."""
     scaled = replace(encoders.preprocessing, decoding="scaled")
@@ -118,7 +125,8 @@ def compared(
         preprocess.DECODED_SIDES = floor
         features = features_of(files, encoders, scaled)
         cosines = (full * features).sum(axis=1)
-        same = ((full @ means.T).argmax(axis=1) == (features @ means.T).argmax(axis=1)).mean()
+        before, after = (one @ weights + biases for one in (full, features))
+        same = (before.argmax(axis=1) == after.argmax(axis=1)).mean()
         width, height = decode_image(files[0], min_side=scaled.decoded_side).size
         yield (
             f"floor {floor}: {width:4} x {height:4}, cosine min {cosines.min():.5f}, "
@@ -140,15 +148,15 @@ def main() -> None:
         )
         for name in SHIPPED
     ]
-    means = [class_means(options.folders, one) for one in encoders]
+    classifiers = [classifier(options.folders, one) for one in encoders]
     images = photographs(options.folders[0])
     kinds: dict[str, Make] = {"mosaic": mosaic, "enlarged": enlarged}
     for megapixels in options.megapixels:
         for kind, make in kinds.items():
             rng = np.random.default_rng(0)
             files = [jpeg(make(images, megapixels, rng)) for _ in range(options.images)]
-            for one, of_classes in zip(encoders, means, strict=True):
-                for line in compared(files, one, of_classes, options.floors):
+            for one, fitted in zip(encoders, classifiers, strict=True):
+                for line in compared(files, one, *fitted, options.floors):
                     print(f"{one.ref.id:12} {megapixels:4g} MP {kind:8} {line}", flush=True)
 
 
