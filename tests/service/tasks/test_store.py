@@ -19,8 +19,8 @@ from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import Condition
 from prompt_serve.service.storage.registry import Registry
-from prompt_serve.service.tasks import admission
 from prompt_serve.service.tasks.feature_queue import NICENESS
+from prompt_serve.tasks import admission
 from prompt_serve.tasks.admission import check_backbone
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.evaluate import class_features_of
