@@ -53,7 +53,7 @@ def _flops_per_image(encode: Callable[[Tensor], Tensor], pixels: np.ndarray) -> 
     with FlopCounterMode(display=False) as counter:
         encode(torch.from_numpy(pixels))
     torch.backends.mha.set_fastpath_enabled(was_fast)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def _peak_flops() -> float:
