@@ -212,7 +212,7 @@ def changes(before: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize(("sizes", "max_batch"), [((1,), 4), ((3,), 1), ((2, 5), 4), ((4, 4), 8)])
 def test_metrics_count_every_image_once(sizes: tuple[int, ...], max_batch: int) -> None:
-    before = counted()
+    before, started = counted(), time.monotonic()
     gate = Gate()
     with batcher(gate, max_batch=max_batch) as running:
         first = running.submit([b"\x01"], soon())
@@ -233,10 +233,14 @@ def test_metrics_count_every_image_once(sizes: tuple[int, ...], max_batch: int) 
     assert found["image_passes_total plain"] == images
     assert found["image_passes_total prompted"] == 0
     assert found["images_total answered"] == images
+    for stage in ("queue_wait_seconds", "decode_seconds", "inference_seconds"):
+        assert 0 <= found[f"{stage}_sum"] <= images * (time.monotonic() - started)
 
 
 @pytest.mark.parametrize("n_images", [1, 2, 5])
-def test_metrics_tell_images_of_each_end_apart(n_images: int) -> None:
+def test_metrics_tell_images_of_each_end_apart(
+    n_images: int, caplog: pytest.LogCaptureFixture
+) -> None:
     def decode(data: bytes) -> PixelArray:
         raise ImageInvalid("none")
 
@@ -261,6 +265,7 @@ def test_metrics_tell_images_of_each_end_apart(n_images: int) -> None:
         "images_total abandoned": n_images,
         "images_total failed": n_images,
     }
+    assert not caplog.records  # a cancelled request is no error
 
 
 @pytest.mark.parametrize("n_images", [1, 3, 6])
@@ -343,6 +348,30 @@ def test_a_queue_full_of_bytes_says_so(sizes: tuple[int, ...]) -> None:
         f"of 20. Retry in 1.0 s."
     )
     assert refused.value.facts["waiting"] == len(sizes)
+
+
+def test_retry_after_of_a_queue_full_of_bytes_follows_their_share() -> None:
+    gate = Gate()
+    gate.open.set()
+
+    def slow(pixels: PixelArray) -> FloatArray:
+        time.sleep(0.1)
+        return gate(pixels)
+
+    with batcher(slow, max_batch=1, max_queue_bytes=100) as running:
+        outcomes(running.submit([b"\x01"] * 4, soon()))
+        gate.open.clear()
+        held = running.submit([b"\x01" * 10] * 10, soon())
+        waits = []
+        for size in (20, 100):
+            with pytest.raises(Overloaded) as refused:
+                running.submit([b"\x01" * size], soon())
+            waits.append(refused.value.retry_after_s)
+        gate.open.set()
+        outcomes(held)
+
+    assert waits[0] >= 0.2  # of two images
+    assert waits[1] == pytest.approx(5 * waits[0], rel=0.5)
 
 
 def test_the_delay_of_a_batch_ends_when_the_batcher_stops_or_the_batch_is_full() -> None:
