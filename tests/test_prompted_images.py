@@ -116,6 +116,7 @@ def test_rows_in_steps_of_powers_of_two_change_nothing(
     assert shapes <= {1, 2, 4, 8, 16}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("pool", "final_ln_after_pool"), [("tok", True), ("avg", False)])
 def test_towers_that_pool_otherwise(pool: str, final_ln_after_pool: bool, tmp_path: Path) -> None:
     folder = write_tiny_backbone(tmp_path / "backbone")

@@ -178,7 +178,9 @@ def test_a_service_without_ndjson_is_asked_in_groups(service: FakeService, clien
     assert service.behavior.paths.count("POST /v1/classify") == 2
 
 
-@pytest.mark.parametrize(("n_tasks", "images"), [(100, 4), (8000, 2), (10_001, 1)])
+@pytest.mark.parametrize(
+    ("n_tasks", "images"), [(100, 4), (8000, 2), pytest.param(10_001, 1, marks=pytest.mark.long)]
+)
 def test_requests_with_many_tasks_have_fewer_images(
     n_tasks: int, images: int, streaming: FakeService, client: Client
 ) -> None:

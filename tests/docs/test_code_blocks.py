@@ -59,6 +59,11 @@ TASKS = {
     "docs/how-to/score.md": {"pets": "pets.safetensors", "colors": "red blue"},
 }
 LONG = {
+    "docs/how-to/backup.md": "starts services of its own",
+    "docs/how-to/keys.md": "starts services of its own",
+    "docs/how-to/many-tasks.md": "starts services of its own",
+    "docs/how-to/signing.md": "starts services of its own",
+    "docs/how-to/tasks.md": "starts services of its own",
     "docs/api/training.md": "learns a prompt",
     "docs/how-to/data-as-you-have-it.md": "compares methods",
     "docs/how-to/train.md": "learns nine tasks",

@@ -37,6 +37,7 @@ def test_a_backend_developer_with_curl_and_a_generated_client(tmp_path: Path) ->
     _run("backend.sh", tmp_path)
 
 
+@pytest.mark.long
 def test_a_platform_engineer(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "colors", test=2)
     programs = postgres_programs()

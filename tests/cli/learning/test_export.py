@@ -39,4 +39,4 @@ def test_help_has_an_example_that_names_the_options() -> None:
 
     assert result.exit_code == 0
     assert "Example: prompt-serve export embedded -o bundles/embedded" in result.output
-    assert "--precision [fp32|int8|fp16]" in result.output
+    assert "--precision [fp32|int8|bf16|fp16]" in result.output

@@ -133,16 +133,17 @@ def test_threads_have_a_process_each_and_closing_ends_them(decoder: ImageDecoder
 
 
 _PARENT = """
-import sys
+import signal, sys
 from contextlib import nullcontext
 from prompt_serve.preprocess import Preprocessing
 from prompt_serve.service.inference.image_decoder import ImageDecoder
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # of background jobs it is ignored
 preprocessing = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 decoder = ImageDecoder(preprocessing, 50_000_000, lambda _: nullcontext())
 decoder(sys.stdin.buffer.read())
 print(*decoder.process_ids, flush=True)
-import signal; signal.pause()
+signal.pause()
 """
 
 
@@ -160,7 +161,10 @@ def test_processes_end_with_their_parent(end: signal.Signals) -> None:
         assert psutil.pid_exists(pid)
 
         parent.send_signal(end)
-        parent.wait(PATIENCE_S)
+        try:
+            parent.wait(PATIENCE_S)
+        finally:
+            parent.kill()
 
     wait_until_gone(pid)
 
