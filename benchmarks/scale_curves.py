@@ -74,7 +74,7 @@ def main() -> None:
         for n in curve.points if options.points is None else options.points:
             keep(options.curve, {"n": n, **curve.measure(n, folder, bundle)})
     rows = kept(options.curve)
-    print(table(rows))
+    print(*(table(curve, panel, rows) for panel in curve.panels), sep="\n\n")
     draw(curve, rows, RESULTS / f"{options.curve}.svg")
 
 
@@ -319,11 +319,12 @@ def rounded(row: Row) -> Row:
     return {name: value if name == "n" else float(f"{value:.3g}") for name, value in row.items()}
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Format rows as a table of Markdown."""
-    names = list(rows[0]) if rows else []
+def table(curve: Curve, panel: Panel, rows: Sequence[Row]) -> str:
+    """Format the rows of a plot as a table of Markdown."""
+    names = ["n", *panel.columns]
     cells = [[f"{row[name]:,.10g}" if name in row else "" for name in names] for row in rows]
-    lines = [names, ["---"] * len(names), *cells]
+    header = [f"{panel.label} by {curve.label}", *panel.columns.values()]
+    lines = [header, ["---"] * len(names), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
