@@ -125,23 +125,33 @@ def uploads(client: "Client", times: int = 30) -> Row:
 
 
 def classes(n: int, folder: Path, bundle: Path) -> Row:
-    """Measure one task of ``n`` classes: its upload, memory, and images against it."""
-    with tempfile.TemporaryDirectory() as home, connected(Path(home), bundle) as (served, client):
-        client.upload(CLASSES, "warm-up")
-        client.classify("fresh")
-        memory, used = memory_bytes(served), cpu_s(served)
-        times = [timed_ms(lambda: client.upload(n, "kind"))]
-        client.classify("fresh")
-        row = {"memory_mib": (memory_bytes(served) - memory) / MIB}
-        row["file_mib"] = len(client.ask("GET", "/v1/tasks/fresh/file")) / MIB
-        for turn in range(1, min(30, 30_000 // n)):
-            times.append(timed_ms(partial(client.upload, n, f"kind {turn}")))
-        row["upload_ms"] = float(np.median(times))
-        row["upload_cpu_ms"] = 1000 * (cpu_s(served) - used) / len(times)
-        row["classify_ms"] = p50_ms(lambda _: client.classify("fresh"), 300)
-        body = pixels(32)
-        of_32 = p50_ms(lambda _: client.classify("fresh", body=body), 100)
-        row["classify_of_32_ms"] = of_32 / 32
+    """Measure one task of ``n`` classes: its upload, images against it, and a restart."""
+    with tempfile.TemporaryDirectory() as home:
+        with connected(Path(home), bundle) as (served, client):
+            row = answers_of_classes(n, served, client)
+        with connected(Path(home), bundle) as (served, client):
+            client.json("/v1/info")
+            memory = memory_bytes(served)
+            row["first_ms"] = timed_ms(lambda: client.classify("fresh"))
+            row["loaded_mib"] = (memory_bytes(served) - memory) / MIB
+    return row
+
+
+def answers_of_classes(n: int, served: Served, client: "Client") -> Row:
+    client.upload(CLASSES, "warm-up")
+    client.classify("fresh")
+    memory, used = memory_bytes(served), cpu_s(served)
+    times = [timed_ms(lambda: client.upload(n, "kind"))]
+    client.classify("fresh")
+    row = {"uploaded_mib": (memory_bytes(served) - memory) / MIB}
+    row["file_mib"] = len(client.ask("GET", "/v1/tasks/fresh/file")) / MIB
+    for turn in range(1, min(30, 30_000 // n)):
+        times.append(timed_ms(partial(client.upload, n, f"kind {turn}")))
+    row["upload_ms"] = float(np.median(times))
+    row["upload_cpu_ms"] = 1000 * (cpu_s(served) - used) / len(times)
+    row["classify_ms"] = p50_ms(lambda _: client.classify("fresh"), 300)
+    body = pixels(32)
+    row["classify_of_32_ms"] = p50_ms(lambda _: client.classify("fresh", body=body), 100) / 32
     return row
 
 
@@ -191,7 +201,7 @@ def images_per_request(n: int, folder: Path, bundle: Path) -> Row:
         ):
             add_task(served)
             for concurrency in (1, 4):
-                seconds = argparse.Namespace(seconds=3)
+                seconds = argparse.Namespace(seconds=2)
                 found = load(seconds, photos.parent, served, head.encode() + body, concurrency)
                 if found.failed:
                     raise RuntimeError(f"{found.failed} requests of {n} images failed")
@@ -341,8 +351,10 @@ def draw(curve: Curve, rows: Sequence[Row], path: Path) -> None:
         ):
             for column, legend in panel.columns.items():
                 found = [(row["n"], row[column]) for row in rows if row.get(column, 0) > 0]
-                axes.loglog(*zip(*found, strict=True), "o-", label=legend, markersize=4)
+                xs, ys = zip(*found, strict=True) if found else ((), ())
+                axes.loglog(xs, ys, "o-", label=legend, markersize=4)
             axes.set(xlabel=curve.label, ylabel=panel.label)
+            axes.minorticks_off()
             axes.grid(visible=True, color="#e4e6ea")
             axes.legend(frameon=False)
         figure.savefig(path, metadata={"Date": None})
@@ -399,9 +411,17 @@ CURVES = {
                 {
                     "classify_ms": "one image per request",
                     "classify_of_32_ms": "32 images per request",
+                    "first_ms": "first image after a restart",
                 },
             ),
-            Panel("MiB", {"memory_mib": "memory", "file_mib": "prompt file"}),
+            Panel(
+                "MiB",
+                {
+                    "uploaded_mib": "memory, after the upload",
+                    "loaded_mib": "memory, after a restart",
+                    "file_mib": "prompt file",
+                },
+            ),
         ),
     ),
     "tasks-per-image": Curve(
