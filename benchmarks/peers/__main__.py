@@ -23,15 +23,14 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks.encoder_speed import product_peak
 from benchmarks.http_throughput import N_IMAGES, Load, write_images
 from benchmarks.peers import bentoml, fastapi, infinity, litserve, own
 from benchmarks.peers.environments import NotInstalled
+from benchmarks.peers.peaks import product_peak
 from benchmarks.peers.peer import Peer, Work
 from benchmarks.peers.report import Measured, chart, section, table
 from benchmarks.peers.weights import write_weights
 from drills.chaos import write_table
-from prompt_serve.engines.onnx_session import available_cores
 from tests.service.process import ROOT
 
 PEERS: dict[str, Callable[[Work], list[Peer]]] = {
@@ -132,9 +131,8 @@ def measure(
         The figures, the reasons of those that did not run, and the share of the machine's CPU that
         all servers took while none was asked.
     """
-    cores = available_cores()
-    peaks = {kind: cores * product_peak(kind) for kind in {peer.precision for peer in peers}}
-    alone, failed = encoders_alone(peers, work, options.seconds / 2)
+    peaks = {precision: product_peak(precision) for precision in ("fp32", "bf16", "int8")}
+    before, failed = encoders_alone(peers, work, options.seconds / 3)
     loads: dict[str, list[Load]] = {}
     with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as name:
         folder, ports = Path(name), dict[str, int]()
@@ -160,10 +158,17 @@ def measure(
                     continue
                 loads.setdefault(peer.label, []).append(found)
                 print(f"{peer.label}: {found.images_per_s:.1f} images/s", file=sys.stderr)
+    running = [peer for peer in peers if peer.label not in failed]
+    after, _ = encoders_alone(running, work, options.seconds / 3)
     measured = [
-        Measured(peer, loads[peer.label], *alone[peer.encoder], peaks[peer.precision])
-        for peer in peers
-        if peer.label not in failed
+        Measured(
+            peer,
+            loads[peer.label],
+            (before[peer.encoder][0] + after[peer.encoder][0]) / 2,
+            before[peer.encoder][1],
+            peaks[peer.precision],
+        )
+        for peer in running
     ]
     return measured, failed, idle
 
@@ -181,7 +186,7 @@ def encoders_alone(
     failed: dict[str, str] = {}
     for peer in peers:
         if peer.encoder in answers:
-            continue
+            continue  # servers of one encoder share its figure
         command = [*peer.alone, str(work.photographs), str(seconds)]
         try:
             done = subprocess.run(
