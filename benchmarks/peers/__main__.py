@@ -12,6 +12,7 @@ every round. The client is a process of its own, whose CPU is counted apart.
 import argparse
 import contextlib
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -84,7 +85,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--only", nargs="+", choices=PEERS, default=list(PEERS), help="servers to measure")
     add("--concurrency", type=int, default=16, help="requests in flight [default: %(default)s]")
-    add("--seconds", type=float, default=10, help="seconds per turn [default: %(default)s]")
+    add("--seconds", type=float, default=8, help="seconds per turn [default: %(default)s]")
     add("--rounds", type=int, default=2, help="turns per server [default: %(default)s]")
     photographs = ROOT.parent / "shared" / "data" / "flowers"
     add("--photographs", type=Path, default=photographs, help="folder of JPEGs; if missing: drawn")
@@ -117,8 +118,8 @@ def described_peers(work: Work, names: Sequence[str]) -> tuple[list[Peer], dict[
         print(f"{name}: environment", file=sys.stderr)
         try:
             peers += PEERS[name](work)
-        except NotInstalled as error:
-            missing[name] = str(error)
+        except (NotInstalled, subprocess.CalledProcessError) as error:
+            missing[name] = reason(error)
     return peers, missing
 
 
@@ -159,13 +160,13 @@ def measure(
                 loads.setdefault(peer.label, []).append(found)
                 print(f"{peer.label}: {found.images_per_s:.1f} images/s", file=sys.stderr)
     running = [peer for peer in peers if peer.label not in failed]
-    after, _ = encoders_alone(running, work, options.seconds / 3)
+    alone = before, encoders_alone(running, work, options.seconds / 3)[0]
     measured = [
         Measured(
             peer,
             loads[peer.label],
-            (before[peer.encoder][0] + after[peer.encoder][0]) / 2,
-            before[peer.encoder][1],
+            statistics.mean(found[peer.encoder][0] for found in alone if peer.encoder in found),
+            alone[0][peer.encoder][1],
             peaks[peer.precision],
         )
         for peer in running

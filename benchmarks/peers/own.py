@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -49,6 +50,7 @@ def own_peer(work: Work, engine: str, precision: str) -> Peer:
 @contextlib.contextmanager
 def served(bundle: Path, engine: str) -> Iterator[int]:
     with (
+        contextlib.suppress(subprocess.TimeoutExpired),  # of stopping; it was killed then
         tempfile.TemporaryDirectory() as folder,
         service(Path(folder), bundle, engine=engine) as found,
     ):
