@@ -12,7 +12,6 @@ every round. The client is a process of its own, whose CPU is counted apart.
 import argparse
 import contextlib
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -165,7 +164,7 @@ def measure(
         Measured(
             peer,
             loads[peer.label],
-            statistics.mean(found[peer.encoder][0] for found in alone if peer.encoder in found),
+            max(found[peer.encoder][0] for found in alone if peer.encoder in found),
             alone[0][peer.encoder][1],
             peaks[peer.precision],
         )
