@@ -11,7 +11,7 @@ SERVE_INSTALLED := $(SERVE_VENV)/.installed
 SUPPLY_VENV ?= .venv-supply
 SUPPLY_INSTALLED := $(SUPPLY_VENV)/.installed
 
-.PHONY: help install check fix test test-all soak chaos mutation pythons docs quickstart demo serve pretrain lock sbom audit clean
+.PHONY: help install check fix test test-all soak chaos mutation bench pythons docs quickstart demo serve pretrain lock sbom audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ chaos: $(INSTALLED) ## each fault on its own under load: tries, wrong, lost, rec
 mutation: $(INSTALLED) ## which changes of the core no test notices (about an hour)
 	$(BIN)/python -m pip install --quiet --requirement tools/mutation.txt
 	$(BIN)/python -m tools.mutation $(ARGS)
+
+bench: $(INSTALLED) ## the service beside other servers, same weights, in turns (ARGS=--write: into the page)
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 pythons: $(INSTALLED) ## core, client and service on every other Python found, 3.11 to 3.14 (no torch)
 	$(BIN)/python -m tools.pythons

@@ -1,7 +1,7 @@
 """Lightweight load generator: prepared requests over raw asyncio sockets.
 
-Run by ``http_throughput`` and ``front`` in a process of its own. It shares the machine's cores with
-the service, so it parses only the status and length of a response. Prints one JSON line.
+Run by ``http_throughput``, ``front`` and ``peers`` in a process of its own. It shares the machine's
+cores with the service, so it parses only the status and length of a response. Prints one JSON line.
 """
 
 import argparse
@@ -17,12 +17,14 @@ async def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--images", type=Path, help="folder of files to classify")
     parser.add_argument("--tasks", type=int, default=1)
-    parser.add_argument("--request", type=Path, help="file of one complete request, in their place")
+    parser.add_argument(
+        "--request", type=Path, nargs="+", help="files of complete requests, in their place"
+    )
     parser.add_argument("--concurrency", type=int, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     options = parser.parse_args()
     if options.request is not None:
-        requests = [options.request.read_bytes()]
+        requests = [path.read_bytes() for path in options.request]
     else:
         requests = prepare(sorted(options.images.iterdir()), options.tasks)
     statuses: Counter[int] = Counter()

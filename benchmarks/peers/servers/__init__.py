@@ -1,0 +1,1 @@
+"""Servers of the peers; each runs in its own environment, and imports nothing of the project."""
