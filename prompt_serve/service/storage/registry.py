@@ -228,7 +228,7 @@ class Registry:
 
     def pinned(self) -> list[str]:
         """Return the versions that pinned tasks point at."""
-        query = sa.select(task.c.version).distinct().where(task.c.pinned)
+        query = sa.select(task.c.version).where(task.c.pinned)
         return self._db.read(lambda db: list(db.execute(query).scalars()))
 
     def history(self, name: str, before: int | None, limit: int) -> list[StoredChange]:
