@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.gpu_peer import print_peer
 from benchmarks.rates import images_per_s
 from prompt_serve.bundle import open_bundle
 from prompt_serve.engines.batch_sizes import batch_buckets
@@ -66,6 +65,8 @@ def main() -> None:
             print(f"batch {batch:4d}, {name}: {rate:9,.0f} images/s, {p50_ms:8.2f} ms (median)")
     print_differences(engine, pixels, kinds)
     if options.peer is not None:
+        from benchmarks.gpu_peer import print_peer  # needs PyTorch, the rest does not
+
         print_peer(options.peer, pixels, seconds=options.seconds)
 
 

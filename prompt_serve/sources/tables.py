@@ -41,8 +41,8 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class TableShard:
-    """Rows of a table with images: some row groups or record batches."""
+class _Rows:
+    """Rows of a table: some row groups or record batches."""
 
     path: str
     groups: tuple[int, ...]
@@ -57,6 +57,11 @@ class TableShard:
     @property
     def size(self) -> int:
         return self.n_rows
+
+
+@dataclass(frozen=True)
+class TableShard(_Rows):
+    """Rows of a table with images."""
 
     def items(self) -> Iterator[Item]:
         row = self.first_row
@@ -69,23 +74,10 @@ class TableShard:
 
 
 @dataclass(frozen=True)
-class EmbeddingTableShard:
+class EmbeddingTableShard(_Rows):
     """Rows of a table with embeddings."""
 
-    path: str
-    groups: tuple[int, ...]
-    first_row: int
-    n_rows: int
-    columns: Columns
     fingerprint: str | None
-
-    @property
-    def name(self) -> str:
-        return f"{self.path} rows {self.first_row}+{self.n_rows} {self.columns.column}"
-
-    @property
-    def size(self) -> int:
-        return self.n_rows
 
     def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
         row = self.first_row
@@ -191,7 +183,7 @@ def _opened(path: str) -> Iterator[_Parquet | _Arrow]:
             )
 
 
-def _read(shard: TableShard | EmbeddingTableShard, rows: int) -> "Iterator[pa.RecordBatch]":
+def _read(shard: _Rows, rows: int) -> "Iterator[pa.RecordBatch]":
     of = shard.columns
     names = [of.column, *([of.source] if of.source else []), *(of.error or ())]
     with _opened(shard.path) as table:
@@ -254,7 +246,7 @@ def _plain(kind: "pa.DataType") -> "pa.DataType":
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
-def _names(batch: "pa.RecordBatch", shard: TableShard | EmbeddingTableShard, row: int) -> list[str]:
+def _names(batch: "pa.RecordBatch", shard: _Rows, row: int) -> list[str]:
     """Return names of the rows: of their column, else of the file and the number."""
     column = shard.columns.source
     values = [None] * batch.num_rows if column is None else batch.column(column).to_pylist()
