@@ -10,6 +10,7 @@ An error that lists several faults has one further line per fault.
 
 import errno
 import os
+import re
 
 import click
 
@@ -39,6 +40,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "pyarrow": ("tables", "Parquet tables need"),
     "fsspec": ("s3", "URLs of images need"),
 }
+
+# Click names its types where a reader expects numbers: "'x' is not a valid integer range".
+_NUMBER_TYPE = re.compile(r"is not a valid (?:(integer)|float)(?: range)?\.?$")
 
 # Errors of the operating system about a path that was given, not about the disk behind it.
 _WRONG_PATHS = {errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
@@ -92,6 +96,9 @@ def os_error_line(error: OSError) -> str:
 
 def _usage_line(error: click.UsageError) -> str:
     message = " ".join(error.format_message().split())
+    message = _NUMBER_TYPE.sub(
+        lambda match: f"is not a {'whole ' if match[1] else ''}number.", message
+    )
     context = error.ctx
     if context is None:
         return message
