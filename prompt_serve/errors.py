@@ -7,6 +7,8 @@
     ├── ResultsInvalid
     ├── DependencyMissing
     ├── DownloadFailed
+    ├── HubFailed
+    │   └── HubRefused
     ├── BackboneError
     │   ├── BackboneUnavailable
     │   └── BackboneUnsupported
@@ -136,6 +138,19 @@ class DownloadFailed(PromptServeError):
     """A file could not be downloaded: there is no network, or the host did not send it."""
 
     code = "download-failed"
+
+
+class HubFailed(PromptServeError):
+    """The Hugging Face Hub cannot be reached, or failed."""
+
+    code = "hub-failed"
+
+
+class HubRefused(HubFailed):
+    """The Hub has no such repository, revision or file, or the token does not allow this."""
+
+    code = "hub-refused"
+    misuse = True
 
 
 class BackboneError(PromptServeError):

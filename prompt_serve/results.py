@@ -1,17 +1,43 @@
 """Results of scoring: what a task says about an image, from a service or from this process."""
 
 import html
-from collections.abc import Iterable, Iterator, Sequence
+import importlib
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
-from prompt_serve.errors import ConfigInvalid, DependencyMissing, TaskNotFound, did_you_mean
+from prompt_serve.errors import (
+    ConfigInvalid,
+    DependencyMissing,
+    TaskNotFound,
+    counted,
+    did_you_mean,
+)
 from prompt_serve.schemas import ClassScore, ImageResult, Problem
 
 if TYPE_CHECKING:
     import pandas as pd
+    import polars as pl
 
 _SHOWN_ROWS = 100  # in a notebook
+# Columns of a frame, and the Python type of their values.
+_ROW_COLUMNS: dict[str, Any] = {
+    "source": str,
+    "task": str,
+    "class_name": str,
+    "probability": float,
+    "unknown": bool,
+    "labels": list[str],
+    "similarity": float,
+    "version": str,
+    "error": str,
+}
+_CLASS_COLUMNS: dict[str, Any] = {
+    "class_name": str,
+    "label": int,
+    "probability": float,
+    "logit": float,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +66,14 @@ class ScoredImage:
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a frame with one row per class, best first; needs pandas."""
-        return _pandas().DataFrame([score.model_dump() for score in self.classes])
+        return _pandas_frame(_class_cells(self), _CLASS_COLUMNS)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Return a frame with one row per class, best first; needs polars."""
+        return _polars_frame(_class_cells(self), _CLASS_COLUMNS)
 
     def _repr_html_(self) -> str:
-        return _html_table([self])
+        return _html_of_rows([self])
 
 
 @dataclass(frozen=True)
@@ -120,10 +150,14 @@ class ImageScores:
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a frame with one row per task; needs pandas."""
-        return _frame(self.rows)
+        return to_pandas(self.rows)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Return a frame with one row per task; needs polars."""
+        return to_polars(self.rows)
 
     def _repr_html_(self) -> str:
-        return _html_table(self.rows)
+        return _html_of_rows(self.rows)
 
 
 @dataclass(frozen=True)
@@ -151,10 +185,40 @@ class ScoreList(Sequence[ImageScores]):
 
     def to_pandas(self) -> "pd.DataFrame":
         """Return a frame with one row per image and task; needs pandas."""
-        return _frame(self.rows)
+        return to_pandas(self.rows)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Return a frame with one row per image and task; needs polars."""
+        return to_polars(self.rows)
 
     def _repr_html_(self) -> str:
-        return _html_table(self.rows)
+        return _html_of_rows(self.rows)
+
+
+class ScoreStream(Iterator[ScoredImage]):
+    """Rows of a stream of images, in its order, made while they are taken.
+
+    Args:
+        rows: generator of the rows.
+    """
+
+    def __init__(self, rows: Generator[ScoredImage, None, None]) -> None:
+        self._rows = rows
+
+    def __next__(self) -> ScoredImage:
+        return next(self._rows)
+
+    def close(self) -> None:
+        """Stop; images that were not scored yet are not."""
+        self._rows.close()
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Return a frame of the remaining rows; needs pandas."""
+        return to_pandas(self)
+
+    def to_polars(self) -> "pl.DataFrame":
+        """Return a frame of the remaining rows; needs polars."""
+        return to_polars(self)
 
 
 def scored_rows(
@@ -184,41 +248,75 @@ def scored_rows(
     ]
 
 
-def _frame(rows: Iterable[ScoredImage]) -> "pd.DataFrame":
-    columns = ("source", "task", "class_name", "probability", "unknown", "labels", "similarity")
-    return _pandas().DataFrame(
-        [
-            {name: getattr(row, name) for name in columns}
-            | {"version": row.version, "error": row.error and row.error.detail}
-            for row in rows
-        ],
-        columns=[*columns, "version", "error"],
-    )
+def to_pandas(rows: Iterable[ScoredImage]) -> "pd.DataFrame":
+    """Return a frame with one row per image and task; needs pandas."""
+    return _pandas_frame(_row_cells(rows), _ROW_COLUMNS)
 
 
-def _pandas() -> Any:
+def to_polars(rows: Iterable[ScoredImage]) -> "pl.DataFrame":
+    """Return a frame with one row per image and task; needs polars."""
+    return _polars_frame(_row_cells(rows), _ROW_COLUMNS)
+
+
+def _row_cells(rows: Iterable[ScoredImage]) -> list[dict[str, Any]]:
+    return [
+        {name: getattr(row, name) for name in _ROW_COLUMNS}
+        | {
+            "labels": None if row.labels is None else list(row.labels),
+            "error": row.error and row.error.detail,
+        }
+        for row in rows
+    ]
+
+
+def _class_cells(row: ScoredImage) -> list[dict[str, Any]]:
+    return [score.model_dump() for score in row.classes]
+
+
+def _pandas_frame(cells: list[dict[str, Any]], columns: dict[str, Any]) -> "pd.DataFrame":
+    return _imported("pandas").DataFrame(cells, columns=list(columns))
+
+
+def _polars_frame(cells: list[dict[str, Any]], columns: dict[str, Any]) -> "pl.DataFrame":
+    # Types are named: a column without a value, or a frame without a row, shows none.
+    pl = _imported("polars")
+    types = {
+        name: pl.List(pl.String) if kind == list[str] else kind for name, kind in columns.items()
+    }
+    return pl.DataFrame(cells, schema=types)
+
+
+def _imported(package: str) -> Any:
     try:
-        import pandas
+        return importlib.import_module(package)
     except ImportError as error:
-        raise DependencyMissing("A frame needs pandas: pip install pandas", missing="pandas") from (
-            error
-        )
-    return pandas
+        raise DependencyMissing(
+            f"A frame needs {package}: pip install {package}", missing=package
+        ) from error
 
 
-def _html_table(rows: Iterable[ScoredImage]) -> str:
-    """Return a table for a notebook, of the first rows."""
+def html_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for a notebook; every text is escaped."""
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in titles)
+    lines = (
+        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>" for cells in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+
+
+def _html_of_rows(rows: Iterable[ScoredImage]) -> str:
+    """Return a table of the first rows, and how many more there are."""
     listed = list(rows)
-    lines = []
-    for row in listed[:_SHOWN_ROWS]:
-        answer = row.class_name if row.labels is None else ", ".join(row.labels) or "no label"
-        if row.error is not None:
-            cells = [row.source, row.task, row.error.detail, ""]
-        else:
-            note = " (unknown)" if row.unknown else ""
-            cells = [row.source, row.task, f"{answer}{note}", f"{row.probability:.1%}"]
-        lines.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>")
-    more = len(listed) - len(lines)
-    rest = f"<p>and {more:,} more rows</p>" if more else ""
-    head = "".join(f"<th>{title}</th>" for title in ("image", "task", "class", "probability"))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>{rest}"
+    shown = html_table(
+        ("image", "task", "class", "probability"), map(_html_cells, listed[:_SHOWN_ROWS])
+    )
+    more = len(listed) - _SHOWN_ROWS
+    return f"{shown}<p>and {counted(more, 'more row')}</p>" if more > 0 else shown
+
+
+def _html_cells(row: ScoredImage) -> tuple[str, str, str, str]:
+    if row.error is not None:
+        return row.source, row.task, row.error.detail, ""
+    answer = row.class_name if row.labels is None else ", ".join(row.labels) or "no label"
+    note = " (unknown)" if row.unknown else ""
+    return row.source, row.task, f"{answer}{note}", f"{row.probability:.1%}"

@@ -39,6 +39,9 @@ EXTRAS: dict[str, tuple[str, str]] = {
     "nncf": ("openvino-int8", "An int8 graph for OpenVINO needs"),
     "pyarrow": ("tables", "Parquet tables need"),
     "fsspec": ("s3", "URLs of images need"),
+    "huggingface_hub": ("hub", "The Hugging Face Hub needs"),
+    "mlflow": ("mlflow", "MLflow needs"),
+    "tensorboardX": ("tensorboard", "TensorBoard needs"),
 }
 
 # Click names its types where a reader expects numbers: "'x' is not a valid integer range".

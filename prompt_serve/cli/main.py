@@ -66,6 +66,18 @@ COMMANDS: dict[str, LazyCommand] = {
         "export",
         "Export a backbone to ONNX.",
     ),
+    "push": LazyCommand(
+        "Sharing",
+        "prompt_serve.cli.hub",
+        "push",
+        "Push a prompt file to the Hugging Face Hub.",
+    ),
+    "pull": LazyCommand(
+        "Sharing",
+        "prompt_serve.cli.hub",
+        "pull",
+        "Pull a prompt file from the Hugging Face Hub.",
+    ),
     "cache": LazyCommand(
         "Learning",
         "prompt_serve.cli.cache",

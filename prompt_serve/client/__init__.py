@@ -7,6 +7,6 @@ from prompt_serve.client.async_client import AsyncClient
 from prompt_serve.client.embedding import Embeddings
 from prompt_serve.client.sync_client import Client
 from prompt_serve.images.image_source import ImageSource
-from prompt_serve.results import ScoredImage
+from prompt_serve.results import ScoredImage, ScoreStream
 
-__all__ = ["AsyncClient", "Client", "Embeddings", "ImageSource", "ScoredImage"]
+__all__ = ["AsyncClient", "Client", "Embeddings", "ImageSource", "ScoreStream", "ScoredImage"]

@@ -22,7 +22,7 @@ from prompt_serve.client.scoring import (
 from prompt_serve.client.sync_task_calls import SyncTaskCalls
 from prompt_serve.client.wire import single_result
 from prompt_serve.images.image_source import ImageSource, one_or_many
-from prompt_serve.results import ScoredImage
+from prompt_serve.results import ScoredImage, ScoreStream
 from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, ServiceInfo
 
 
@@ -166,12 +166,23 @@ class Client(SyncTaskCalls):
         retry_for_s: float = 60.0,
         deadline_s: float | None = None,
         progress: bool = False,
-    ) -> Generator[ScoredImage, None, None]:
+    ) -> ScoreStream:
         """Score a stream of images of any length; see ``AsyncClient.score``.
 
-        ``images`` is consumed in the thread that iterates over the rows.
+        ``images`` is consumed in the thread that iterates over the rows. ``to_pandas()`` and
+        ``to_polars()`` of the stream make a frame of them.
         """
         options = ClassifyOptions.from_arguments(tasks, tags, top_k, deadline_s, top_tasks)
+        return ScoreStream(self._scored(images, options, chunk_size, retry_for_s, progress))
+
+    def _scored(
+        self,
+        images: Iterable[ImageSource],
+        options: ClassifyOptions,
+        chunk_size: int,
+        retry_for_s: float,
+        progress: bool,
+    ) -> Generator[ScoredImage, None, None]:
         scorer = self._loop.run(self._client.scorer, options, chunk_size, retry_for_s)
         chunks = chunks_of(images, scorer.plan.chunk_size)
 

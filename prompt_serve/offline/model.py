@@ -19,7 +19,7 @@ from prompt_serve.offline.bundles import find_bundle
 from prompt_serve.offline.image_features import encoded
 from prompt_serve.prompts.class_features import class_features
 from prompt_serve.prompts.prompt_file import Prompt, read_prompt_file
-from prompt_serve.results import ImageScores, ScoreList, scored_rows
+from prompt_serve.results import ImageScores, ScoreList, html_table, scored_rows
 from prompt_serve.schemas import DEFAULT_TOP_K, ImageResult, Problem
 from prompt_serve.tasks.admission import verified_class_features
 from prompt_serve.tasks.image_passes import ImagePasses
@@ -28,6 +28,8 @@ from prompt_serve.tasks.task import Task
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Prompts: TypeAlias = PathLike | Sequence[PathLike] | Mapping[str, PathLike]
+
+_SHOWN_NAMES = 8  # classes per task, in a notebook
 
 
 class Model:
@@ -77,6 +79,19 @@ class Model:
 
     def __repr__(self) -> str:
         return f"Model({', '.join(self.names)}; {self.bundle.manifest.backbone.id})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                name,
+                f"{len(task.class_names):,}",
+                _shortened(task.class_names),
+                f"{task.size_bytes:,}",
+                self.bundle.manifest.backbone.id,
+            )
+            for name, task in self.tasks
+        ]
+        return html_table(("task", "classes", "", "bytes in memory", "backbone"), rows)
 
     @overload  # a path is one image, though a text is also an iterable of texts
     def predict(  # type: ignore[overload-overlap]
@@ -182,6 +197,11 @@ def cuda_device(device: str) -> int | None:
     if kind != "cuda" or (colon and not index.isdecimal()):
         raise ConfigInvalid(f"The device is {device!r}; expected cpu, cuda or cuda:N.")
     return int(index or 0)
+
+
+def _shortened(names: Sequence[str]) -> str:
+    """Return the first names, for a table."""
+    return ", ".join([*names[:_SHOWN_NAMES], *(["..."] if len(names) > _SHOWN_NAMES else [])])
 
 
 def _read(path: Path) -> Prompt:

@@ -131,6 +131,22 @@ WRONG: dict[str, str] = {
     "reproduce few-shot --datasets-root empty --out run": "Datasets are missing:",
     "reproduce few-shot --bench icon --icon-folder empty --out run": "empty",
     "data iconbench --offline --cache empty --out run": "is not in empty",
+    # The Hugging Face Hub
+    "push": "Missing argument 'PROMPT'. See prompt-serve push --help.",
+    "push image.png": "Missing argument 'USER/NAME'.",
+    "push none.safetensors me/pets": "'none.safetensors' does not exist.",
+    "push empty me/pets": "'empty' is a directory.",
+    "push bad.safetensors me/pets": "Not a prompt file",
+    "push image.png me/pets": "Not a prompt file",
+    "pull": "Missing argument 'USER/NAME'.",
+    "pull me/pets -o empty": "empty is a folder; name a file in it.",
+    "pull me/pets/more": "'me/pets/more' is not a repository. Expected user/name",
+    "pull me/pe?ts": "'me/pe?ts' is not a repository. Expected user/name",
+    # Trackers
+    f"train photos {OUT} --track wandb": "'wandb' is not one of 'mlflow', 'tensorboard'.",
+    f"train photos {OUT} --track-uri sqlite:///x.db": "--track-uri needs --track mlflow.",
+    f"train photos {OUT} --track-dir runs": "--track-dir needs --track tensorboard.",
+    f"train photos {OUT} --track-run first": "--track-run needs --track.",
     # Keys
     "keygen": "Missing argument 'FILE'.",
     "keygen notes.txt": "notes.txt exists and is not replaced",

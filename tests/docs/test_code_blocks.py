@@ -62,6 +62,7 @@ LONG = {
     "docs/how-to/backup.md": "starts services of its own",
     "docs/how-to/keys.md": "starts services of its own",
     "docs/how-to/many-tasks.md": "starts services of its own",
+    "docs/how-to/mlflow.md": "makes a database of MLflow",
     "docs/how-to/signing.md": "starts services of its own",
     "docs/how-to/tasks.md": "starts services of its own",
     "docs/api/training.md": "learns a prompt",

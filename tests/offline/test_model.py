@@ -1,5 +1,6 @@
 """``prompt_serve.load``: prompts in this process, images of every form, no torch."""
 
+import html
 import io
 import subprocess
 import sys
@@ -17,7 +18,6 @@ from prompt_serve.errors import (
     BackboneUnavailable,
     BundleInvalid,
     ConfigInvalid,
-    DependencyMissing,
     ImageInvalid,
     PromptFileInvalid,
     TaskNotFound,
@@ -179,40 +179,36 @@ def test_an_unknown_device_is_refused(pets: Path, device: str) -> None:
         prompt_serve.load(pets, device=device)
 
 
-def test_results_are_tables_in_notebooks(model: Model, tmp_path: Path) -> None:
+def test_results_are_tables_and_frames(model: Model, tmp_path: Path) -> None:
     odd = tmp_path / "<b>&.png"
     odd.write_bytes(b"no image")
 
     found = model.predict([odd, picture(0)])
 
-    shown = found._repr_html_()
-    assert "&lt;b&gt;&amp;.png" in shown
-    assert "<b>" not in shown
+    assert "&lt;b&gt;&amp;.png" in found._repr_html_()
     assert (found[1].class_name or "?") in found[1]._repr_html_()
-    assert shown.count("<tr>") == 3
-
-
-def test_results_become_frames_where_pandas_is_installed(model: Model) -> None:
-    pandas = pytest.importorskip("pandas")
-    found = model.predict([picture(0), b"no image"])
-
     frame = found.to_pandas()
-
-    assert isinstance(frame, pandas.DataFrame)
-    assert frame["class_name"][0] == found[0].class_name
-    assert list(frame["class_name"].isna()) == [False, True]
-    assert frame["probability"][0] == found[0].probability
-    assert "not an image" in frame["error"][1]
-    assert list(found[0].only.to_pandas()["class_name"]) == [
-        score.class_name for score in found[0].classes
-    ]
+    assert list(frame["class_name"].isna()) == [True, False]
+    assert frame["probability"][1] == found[1].probability
+    assert "not an image" in frame["error"][0]
 
 
-def test_without_pandas_the_error_names_it(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
+@pytest.mark.parametrize("name", ["<script>", 'a"b', "it's", "猫", "&amp;"])
+def test_a_model_is_a_table_in_a_notebook(tmp_path: Path, name: str) -> None:
+    many = [f"class {index}" for index in range(1200)]
+    prompts = {
+        name: zero_shot(tmp_path / "few.safetensors", name, "dog"),
+        "many": zero_shot(tmp_path / "many.safetensors", *many),
+    }
 
-    with pytest.raises(DependencyMissing, match="pip install pandas"):
-        model.predict([picture(0)]).to_pandas()
+    shown = prompt_serve.load(prompts, threads=1)._repr_html_()
+
+    escaped = html.escape(name)
+    assert f"<td>{escaped}</td><td>2</td><td>{escaped}, dog</td>" in shown
+    assert "<td>many</td><td>1,200</td><td>class 0, class 1, " in shown
+    assert "class 8" not in shown
+    assert "embedded" in shown
+    assert "<script" not in shown
 
 
 def test_predicting_needs_neither_torch_nor_the_service(pets: Path, tmp_path: Path) -> None:

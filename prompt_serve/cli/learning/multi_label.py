@@ -32,6 +32,7 @@ _IMAGE_OPTIONS = {"renames", "cache_folder", "no_cache", "device", "workers"}
 _TRAIN_OPTIONS = _IMAGE_OPTIONS | {
     "dataset", "out", "multi_label", "backbone", "method", "seed", "bits", "max_bytes", "name",
     "sign", "stamp", "log_file", "quiet", "as_json",
+    "track", "track_uri", "track_experiment", "track_dir", "track_run",
 }  # fmt: skip
 _EVALUATE_OPTIONS = _IMAGE_OPTIONS | {"prompt_file", "dataset", "part", "backbone", "as_json"}
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -26,11 +26,13 @@ from prompt_serve.cli.learning.train_seeds import parse_seeds, path_of_seed, tra
 from prompt_serve.cli.learning.train_without_torch import torch_is_missing, train_without_torch
 from prompt_serve.cli.output_file import OutputFile, cannot_write, save
 from prompt_serve.cli.signing.signer import Signer
+from prompt_serve.cli.tracking import tracked_runs, tracking_options
 from prompt_serve.cli.user_path import UserPath
 
 if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.multi_label.train import MultiLabelResult
+    from prompt_serve.training.tracking.runs import TrackedRuns
     from prompt_serve.training.without_torch.outcome import TrainingResult
 
 
@@ -96,6 +98,7 @@ if TYPE_CHECKING:
     "--checkpoint", type=OutputFile(),
     help="Checkpoint file, written after every epoch; an interrupted run resumes bit-exactly.",
 )  # fmt: skip
+@tracking_options
 @image_options
 @click.option("--quiet", is_flag=True, help="Show no progress bars and no report.")
 @json_option
@@ -123,6 +126,7 @@ def train(**options: Any) -> None:
     values = _values(options)
     by_itself = is_auto(values)
     _check_options(options, by_itself=by_itself)
+    runs = _runs(options)
     config = make_config(base_settings(values) if by_itself else values)
     cache = feature_cache(options)
     progress = Progress(quiet=options["quiet"])
@@ -139,36 +143,41 @@ def train(**options: Any) -> None:
         progress=progress,
     )
     learn = _train_auto if by_itself else _train_seeds if options["seeds"] else _train_one
-    with _Log(options["log_file"]) as log:
-        report = learn(
-            options,
-            log,
-            {
-                "backbone": backbone,
-                "dataset": dataset,
-                "config": config,
-                "cache": cache,
-                "workers": options["workers"],
-                "progress": progress,
-                "extras": _extras(options),
-            },
+    with _Log(options["log_file"], runs) as log:
+        log.begin(options["seeds"])
+        report = log.finished(
+            learn(
+                options,
+                log,
+                {
+                    "backbone": backbone,
+                    "dataset": dataset,
+                    "config": config,
+                    "cache": cache,
+                    "workers": options["workers"],
+                    "progress": progress,
+                    "extras": _extras(options),
+                },
+            )
         )
     report.print(as_json=options["as_json"], quiet=options["quiet"])
 
 
 def _train_without_torch(options: Mapping[str, Any]) -> None:
     _check_options(options, by_itself=False)
-    with _Log(options["log_file"]) as log:
+    with _Log(options["log_file"], _runs(options)) as log:
         result, dataset = train_without_torch(options, _extras(options))
-        report = _written(result, options, log, dataset)
+        report = log.finished(_written(result, options, log, dataset))
     report.print(as_json=options["as_json"], quiet=options["quiet"])
 
 
 def _train_multi_label(options: Mapping[str, Any]) -> None:
     _check_options(options, by_itself=False)
-    with _Log(options["log_file"]) as log:
-        report = learn_multi_label(
-            options, log.write, lambda result: _stamped(result, stamp=options["stamp"])
+    with _Log(options["log_file"], _runs(options)) as log:
+        report = log.finished(
+            learn_multi_label(
+                options, log.write, lambda result: _stamped(result, stamp=options["stamp"])
+            )
         )
     report.print(as_json=options["as_json"], quiet=options["quiet"])
 
@@ -186,6 +195,14 @@ def _check_options(options: Mapping[str, Any], *, by_itself: bool) -> None:
         from prompt_serve.training.selection.pareto import check_frontier_path
 
         check_frontier_path(options["frontier"])
+
+
+def _runs(options: Mapping[str, Any]) -> "TrackedRuns | None":
+    def name_of(seed: int | None) -> str:
+        name = options["track_run"] or options["name"] or options["out"].stem
+        return name if seed is None else path_of_seed(Path(name), seed).name
+
+    return tracked_runs(options, name_of)
 
 
 def _train_one(options: Mapping[str, Any], log: "_Log", task: Mapping[str, Any]) -> Report:
@@ -294,13 +311,13 @@ def _stamped(result: "TrainingResult | MultiLabelResult", *, stamp: bool) -> Any
 
 
 class _Log:
-    """JSON Lines file, flushed after every line, so that a run can be watched.
+    """Log of a run: a JSON Lines file, flushed after every line, and a tracker.
 
     A run continues without its log if the log cannot be written any more.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, runs: "TrackedRuns | None") -> None:
+        self._path, self._runs = path, runs
         self._file: TextIO | None = None
 
     def __enter__(self) -> "_Log":
@@ -310,10 +327,20 @@ class _Log:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._runs:
+            self._runs.close()
         if self._file:
             self._close(self._file)
 
+    def begin(self, seeds: Sequence[int]) -> None:
+        """Begin the runs of the tracker, one per seed, or one."""
+        for seed in seeds or (None,):
+            if self._runs:
+                self._runs.begin(seed)
+
     def write(self, line: Mapping[str, Any]) -> None:
+        if self._runs:
+            self._runs.line(line)
         if self._file is None:
             return
         try:
@@ -326,6 +353,18 @@ class _Log:
             )
             self._close(self._file)
             self._file = None
+
+    def finished(self, report: Report) -> Report:
+        """Log the outcome of each run; return the report with the places where it is tracked."""
+        if self._runs is None:
+            return report
+        several = isinstance(report.document, list)
+        tracked = [
+            {**document, "tracked": self._runs.finish(document)}
+            for document in (report.document if several else [report.document])
+        ]
+        places = [f"tracked      {one['tracked']}" for one in tracked if one["tracked"]]
+        return Report(tracked if several else tracked[0], [*report.lines, *places])
 
     @staticmethod
     def _close(file: TextIO) -> None:

@@ -45,6 +45,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Output": (
         "out", "report", "name", "sign", "stamp", "log_file", "checkpoint", "quiet", "as_json",
     ),
+    "Tracking": ("track", "track_uri", "track_experiment", "track_dir", "track_run"),
     "Backbone": ("backbone", "precision", "device", "workers", "cache_folder", "no_cache"),
 }  # fmt: skip
 _META_KEY = "prompt_serve.train.method"
