@@ -347,9 +347,13 @@ class Batcher:
     def _prepare(self, image: _QueuedImage) -> None:
         """Decode an image, in the decode pool, and hand it to the inference thread."""
         failure = image.request.skip_reason
+        with self._changed:
+            if image not in self._admitted:
+                return  # its request has ended, and with it all images that are not decoded yet
+            data, image.data = image.data, b""
         if failure is None:
             try:
-                image.pixels = self._timed_decode(image)
+                image.pixels = self._timed_decode(image, data)
             except PromptServeError as error:
                 failure = error
             # This pool's futures are never read: an unexpected error would leave the request
@@ -357,17 +361,16 @@ class Batcher:
             except BaseException as error:
                 _log.exception("an image could not be decoded")
                 failure = _failed("decoding the image", error)
-        image.data = b""
         if failure is None:
             self._mark_ready(image)
         else:
             self._finish(image, failure)
             self._decode_next(image.request)
 
-    def _timed_decode(self, image: _QueuedImage) -> PixelArray:
+    def _timed_decode(self, image: _QueuedImage, data: bytes) -> PixelArray:
         started = time.monotonic()
         try:
-            return self._decode(image.data)
+            return self._decode(data)
         finally:
             ended = time.monotonic()
             image.request.timings.add("decode", started, ended)
@@ -484,6 +487,7 @@ class Batcher:
                 image.data = b""  # the decode pool still refers to the image
                 self._finish(image, outcome)
             if left:
+                left[0].request.undecoded.clear()
                 self._ready.discard(left[0].request.turn)
 
     def _fail_all(self, reason: str) -> None:

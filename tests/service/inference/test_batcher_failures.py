@@ -2,8 +2,10 @@
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -266,6 +268,57 @@ def test_metrics_tell_images_of_each_end_apart(
         "images_total failed": n_images,
     }
     assert not caplog.records  # a cancelled request is no error
+
+
+class _EndsWhenChecked(float):
+    """Deadline during whose check the request ends: after that, nothing may be decoded."""
+
+    end: Callable[[], object] | None = None
+
+    def __lt__(self, now: float) -> bool:
+        end, self.end = self.end, None
+        if end is not None:
+            end()
+        return False
+
+
+@pytest.mark.parametrize("n_images", [1, 2, 5, 9])
+@pytest.mark.parametrize("how", ["cancelled", "expired"])
+@pytest.mark.parametrize("when", ["before its turn", "at the last check"])
+def test_an_ended_request_is_not_decoded_and_counts_once(
+    n_images: int, how: str, when: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoded: list[bytes] = []
+    go = threading.Event()
+
+    def decode(data: bytes) -> PixelArray:
+        decoded.append(data)
+        assert go.wait(TIMEOUT_S)
+        return np.full((2, 2, 3), data[0], dtype=np.uint8)
+
+    before = counted()
+    with batcher(first_pixel, decode=decode) as running:
+        holding = running.submit([b"\x01"] * 2, soon())  # both decode threads
+        until(lambda: len(decoded) == 2)
+        deadline = _EndsWhenChecked(soon())
+        ended = running.submit([b"\x02"] * n_images, deadline)
+        end = ended.cancel if how == "cancelled" else partial(running.expire, ended)
+        if when == "at the last check":
+            deadline.end = end
+        else:
+            end()
+        go.set()
+        outcomes(holding)
+        outcomes(running.submit([b"\x03"] * 2, soon()))  # its turn comes after the ended request's
+        until(lambda: len(running._pool) == 0)
+    found = changes(before)
+
+    assert set(decoded) == {b"\x01", b"\x03"}
+    assert not caplog.records
+    assert found["images_total answered"] == 4
+    assert found["images_total abandoned"] == (n_images if how == "cancelled" else 0)
+    assert found["images_total failed"] == (n_images if how == "expired" else 0)
+    assert (found["queue_images"], found["queue_bytes"]) == (0, 0)
 
 
 @pytest.mark.parametrize("n_images", [1, 3, 6])
