@@ -5,30 +5,34 @@
     python -m benchmarks.peers --write               and into docs/performance.md
 
 Each peer has an environment of its own in build/peers, made at the first run from the package
-index; nothing else is downloaded. All servers run at once, and one at a time is asked, each in
-every round. The client is a process of its own, whose CPU is counted apart.
+index; nothing else is downloaded. One server runs at a time: it is started for its turn, warmed up,
+asked by a client in a process of its own, and stopped with all its processes. A round has a turn of
+every server, so that a drift of the machine shows between the rounds.
 """
 
 import argparse
-import contextlib
-import json
+import signal
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import psutil
-
-from benchmarks.http_throughput import N_IMAGES, Load, write_images
+from benchmarks.http_throughput import N_IMAGES, write_images
 from benchmarks.peers import bentoml, fastapi, infinity, litserve, own
 from benchmarks.peers.environments import NotInstalled
 from benchmarks.peers.peaks import product_peak
 from benchmarks.peers.peer import Peer, Work
 from benchmarks.peers.report import Measured, chart, section, table
+from benchmarks.peers.turns import (
+    Plan,
+    Turn,
+    encoders_alone,
+    in_turns,
+    reason,
+    turn,
+    write_requests,
+)
 from benchmarks.peers.weights import write_weights
 from drills.chaos import write_table
 from tests.service.process import ROOT
@@ -42,16 +46,21 @@ PEERS: dict[str, Callable[[Work], list[Peer]]] = {
 }
 PAGE = ROOT / "docs" / "performance.md"
 CHART = ROOT / "docs" / "results" / "peers.svg"
-CLIENT = ROOT / "benchmarks" / "http_client.py"
-REFERENCE = "open_clip fp32"
-WARM_UP_S = 2.0
+WARM_UP_S = 3.0
 FORM_OF_PHOTOGRAPHS = (500, 375)
 
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as Ctrl-C does: the server is stopped
     build: Path = options.build.resolve()
     build.mkdir(parents=True, exist_ok=True)
+    plan = Plan(
+        rounds=options.rounds,
+        seconds=options.seconds,
+        warm_up_s=WARM_UP_S,
+        concurrency=options.concurrency,
+    )
     with tempfile.TemporaryDirectory() as folder:
         photographs, described = photographs_of(options.photographs, Path(folder) / "images")
         work = Work(build, write_weights(build / "weights"), photographs, options.cache)
@@ -59,21 +68,12 @@ def main() -> None:
         if options.prepare:
             print(*(peer.label for peer in peers), *missing.items(), sep="\n")
             return
-        measured, failed, idle = measure(peers, work, options)
+        measured, failed, peaks = measure(peers, work, plan)
     missing |= failed
     print(table(measured, missing))
     if options.write:
         CHART.write_text(chart(measured), encoding="utf-8")
-        text = section(
-            measured,
-            missing,
-            concurrency=options.concurrency,
-            seconds=options.seconds,
-            rounds=options.rounds,
-            photographs=described,
-            idle=idle,
-            peaks={one.peer.precision: one.peak for one in measured},
-        )
+        text = section(measured, missing, plan=plan, photographs=described, peaks=peaks)
         write_table("peers", f"\n{text}\n", PAGE)
 
 
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     add("--only", nargs="+", choices=PEERS, default=list(PEERS), help="servers to measure")
     add("--concurrency", type=int, default=16, help="requests in flight [default: %(default)s]")
     add("--seconds", type=float, default=8, help="seconds per turn [default: %(default)s]")
-    add("--rounds", type=int, default=2, help="turns per server [default: %(default)s]")
+    add("--rounds", type=int, default=3, help="turns per server [default: %(default)s]")
     photographs = ROOT.parent / "shared" / "data" / "flowers"
     add("--photographs", type=Path, default=photographs, help="folder of JPEGs; if missing: drawn")
     add("--build", type=Path, default=ROOT / "build" / "peers", help="folder of the environments")
@@ -123,116 +123,37 @@ def described_peers(work: Work, names: Sequence[str]) -> tuple[list[Peer], dict[
 
 
 def measure(
-    peers: Sequence[Peer], work: Work, options: argparse.Namespace
-) -> tuple[list[Measured], dict[str, str], float]:
+    peers: Sequence[Peer], work: Work, plan: Plan
+) -> tuple[list[Measured], dict[str, str], dict[str, float]]:
     """Measure all in turns.
 
     Returns:
-        The figures, the reasons of those that did not run, and the share of the machine's CPU that
-        all servers took while none was asked.
+        The figures, the reasons of those that did not run, and the operations per second of one
+        large matrix product, by precision.
     """
     peaks = {precision: product_peak(precision) for precision in ("fp32", "bf16", "int8")}
-    before, failed = encoders_alone(peers, work, options.seconds / 3)
-    loads: dict[str, list[Load]] = {}
-    with contextlib.ExitStack() as stack, tempfile.TemporaryDirectory() as name:
-        folder, ports = Path(name), dict[str, int]()
+    before, missing = encoders_alone(peers, work.photographs, plan.seconds / 3)
+    with tempfile.TemporaryDirectory() as name:
 
-        def ask(peer: Peer, seconds: float) -> Load | None:
-            try:
-                if peer.label not in ports:
-                    write_requests(peer, work.photographs, folder / peer.label)
-                    ports[peer.label] = stack.enter_context(peer.start())
-                return load(ports[peer.label], folder / peer.label, options.concurrency, seconds)
-            except (RuntimeError, subprocess.CalledProcessError) as error:
-                failed[peer.label] = reason(error)
-                return None
+        def take(peer: Peer) -> Turn:
+            folder = Path(name) / peer.label
+            return turn(peer, write_requests(peer, work.photographs, folder), plan)
 
-        for peer in peers:
-            print(f"{peer.label}: start", file=sys.stderr)
-            if peer.label not in failed:
-                ask(peer, WARM_UP_S)
-        idle = psutil.cpu_percent(interval=3) / 100
-        for _ in range(options.rounds):
-            for peer in peers:
-                if peer.label in failed or (found := ask(peer, options.seconds)) is None:
-                    continue
-                loads.setdefault(peer.label, []).append(found)
-                print(f"{peer.label}: {found.images_per_s:.1f} images/s", file=sys.stderr)
-    running = [peer for peer in peers if peer.label not in failed]
-    alone = before, encoders_alone(running, work, options.seconds / 3)[0]
+        encoding = [peer for peer in peers if peer.label not in missing]
+        turns, failed = in_turns(encoding, plan.rounds, take)
+    served = [peer for peer in encoding if peer.label in turns]
+    after, _ = encoders_alone(served, work.photographs, plan.seconds / 3)
     measured = [
         Measured(
             peer,
-            loads[peer.label],
-            max(found[peer.encoder][0] for found in alone if peer.encoder in found),
-            alone[0][peer.encoder][1],
+            turns[peer.label],
+            max(found[peer.encoder][0] for found in (before, after) if peer.encoder in found),
+            before[peer.encoder][1],
             peaks[peer.precision],
         )
-        for peer in running
+        for peer in served
     ]
-    return measured, failed, idle
-
-
-def encoders_alone(
-    peers: Sequence[Peer], work: Work, seconds: float
-) -> tuple[dict[str, tuple[float, float | None]], dict[str, str]]:
-    """Measure every encoder without a server.
-
-    Returns:
-        Images/s and the smallest cosine to open_clip's features of eight photographs in float32,
-        by encoder; and the reasons of those that did not run, by server.
-    """
-    answers: dict[str, dict[str, Any]] = {}
-    failed: dict[str, str] = {}
-    for peer in peers:
-        if peer.encoder in answers:
-            continue  # servers of one encoder share its figure
-        command = [*peer.alone, str(work.photographs), str(seconds)]
-        try:
-            done = subprocess.run(
-                command, cwd=ROOT, env=peer.variables, capture_output=True, text=True, check=True
-            )
-        except subprocess.CalledProcessError as error:
-            failed[peer.label] = reason(error)
-            continue
-        answers[peer.encoder] = found = json.loads(done.stdout.splitlines()[-1])
-        print(f"{peer.encoder} alone: {found['images_per_s']:.1f} images/s", file=sys.stderr)
-    expected = answers.get(REFERENCE, {}).get("features")
-    return {
-        encoder: (found["images_per_s"], smallest_cosine(found["features"], expected))
-        for encoder, found in answers.items()
-    }, failed
-
-
-def reason(error: Exception) -> str:
-    """Return one line for the table."""
-    text = (error.stderr if isinstance(error, subprocess.CalledProcessError) else "") or str(error)
-    return str(text).strip().splitlines()[-1][:200]
-
-
-def smallest_cosine(
-    features: list[list[float]], expected: list[list[float]] | None
-) -> float | None:
-    if expected is None:
-        return None
-    return float((np.array(features) * np.array(expected)).sum(axis=1).min())
-
-
-def write_requests(peer: Peer, photographs: Path, folder: Path) -> None:
-    folder.mkdir()
-    for path in sorted(photographs.iterdir()):
-        (folder / path.with_suffix(".http").name).write_bytes(peer.request(path.read_bytes()))
-
-
-def load(port: int, requests: Path, concurrency: int, seconds: float) -> Load:
-    """Ask one server for some seconds, from a process of its own."""
-    files = map(str, sorted(requests.iterdir()))
-    numbers = ["--port", str(port), "--seconds", str(seconds), "--concurrency", str(concurrency)]
-    command = [sys.executable, str(CLIENT), *numbers, "--request", *files]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    answer = json.loads(done.stdout)
-    latencies_ms = [1000 * s for s in answer["latencies_s"]]
-    return Load(answer["seconds"], Counter(answer["statuses"]), latencies_ms, answer["cpu_s"])
+    return measured, missing | failed, peaks
 
 
 if __name__ == "__main__":

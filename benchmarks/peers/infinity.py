@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from benchmarks.peers.environments import PINNED_TORCH, environment
-from benchmarks.peers.peer import Peer, Work, clean_variables, post, running, versions
+from benchmarks.peers.peer import Peer, Work, clean_variables, post, versions
+from benchmarks.peers.server_process import running
 
 # optimum 2 and click 8.2 changed what this version imports; its extra lacks aiohttp.
 REQUIREMENTS = [

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +13,10 @@ import httpx
 
 from benchmarks.http_throughput import prepared_bundle
 from benchmarks.peers.peer import Peer, Work, clean_variables, post
+from benchmarks.peers.server_process import RunningServer, running
 from benchmarks.peers.weights import BACKBONE, CLASS_NAMES
 from prompt_serve import __version__
-from tests.service.process import service
+from tests.service.process import environment
 
 ENGINES = [
     ("onnxruntime", "fp32"),
@@ -41,19 +41,25 @@ def own_peer(work: Work, engine: str, precision: str) -> Peer:
         encoder=f"{engine} {precision}",
         alone=[sys.executable, "-m", "benchmarks.peers.own_encoder", str(bundle), engine],
         variables=clean_variables(work),
-        start=lambda: served(bundle, engine),
+        start=lambda: served(work, bundle, engine, precision),
         request=lambda data: post("/v1/classify?task=bench", "image/jpeg", data),
         versions=f"prompt-serve {__version__}, {engine} {number}",
     )
 
 
 @contextlib.contextmanager
-def served(bundle: Path, engine: str) -> Iterator[int]:
+def served(work: Work, bundle: Path, engine: str, precision: str) -> Iterator[RunningServer]:
+    log = work.build / f"prompt-serve-{engine}-{precision}.log"
     with (
-        contextlib.suppress(subprocess.TimeoutExpired),  # of stopping; it was killed then
-        tempfile.TemporaryDirectory() as folder,
-        service(Path(folder), bundle, engine=engine) as found,
+        tempfile.TemporaryDirectory() as home,
+        running(command, environment(Path(home), bundle, engine=engine), log, "/readyz") as server,
     ):
         body = {"name": "bench", "class_names": CLASS_NAMES}
-        httpx.post(f"{found.url}/v1/tasks", json=body, timeout=60).raise_for_status()
-        yield int(found.url.rpartition(":")[2])
+        url = f"http://127.0.0.1:{server.port}/v1/tasks"
+        httpx.post(url, json=body, timeout=60).raise_for_status()
+        yield server
+
+
+def command(port: int) -> list[str]:
+    server = [sys.executable, "-m", "bentoml", "serve", "."]
+    return [*server, "--host", "127.0.0.1", "--port", str(port)]

@@ -1,21 +1,16 @@
 """A server to measure: how it starts, which request it takes, and its encoder alone."""
 
-import contextlib
 import os
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
-
 from benchmarks.peers.environments import environment
-from tests.service.process import ROOT, free_port, stop
+from benchmarks.peers.server_process import RunningServer, running
+from tests.service.process import ROOT
 
-START_TIMEOUT_S = 120.0
 BOUNDARY = "photograph-of-the-benchmark"
 
 
@@ -39,7 +34,7 @@ class Peer:
         encoder: names the encoder; those that share one have one figure alone.
         alone: command that prints the rate of the encoder alone.
         variables: environment of ``alone`` and of the server.
-        start: starts the server; gives its port.
+        start: runs the server until the block ends.
         request: makes the request of one photograph.
         versions: of its packages.
     """
@@ -49,7 +44,7 @@ class Peer:
     encoder: str
     alone: Sequence[str]
     variables: dict[str, str]
-    start: Callable[[], AbstractContextManager[int]]
+    start: Callable[[], AbstractContextManager[RunningServer]]
     request: Callable[[bytes], bytes]
     versions: str
 
@@ -120,42 +115,6 @@ def versions(python: Path, *packages: str) -> str:
     command = [str(python), "-c", code, *packages]
     found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return ", ".join(map(" ".join, zip(packages, found, strict=True)))
-
-
-@contextlib.contextmanager
-def running(
-    command: Callable[[int], Sequence[str]], variables: dict[str, str], log: Path, ready: str
-) -> Iterator[int]:
-    """Run a server until the block ends; gives its port once it is ready."""
-    port = free_port()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command(port),
-            cwd=ROOT,
-            env=variables,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    try:
-        wait_until_ready(process, f"http://127.0.0.1:{port}{ready}", log)
-        yield port
-    finally:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            stop(process)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # workers that outlived it
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    give_up = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < give_up and process.poll() is None:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(url, timeout=10).status_code == 200:
-                return
-        time.sleep(0.2)
-    lines = log.read_text(errors="replace").strip().splitlines() or ["no output"]
-    raise RuntimeError(f"did not start: {lines[-1][:150]}")
 
 
 def post(path: str, content_type: str, body: bytes) -> bytes:

@@ -1,5 +1,6 @@
 """Table, chart and sentences of what was measured."""
 
+import html
 import platform
 import subprocess
 import textwrap
@@ -11,9 +12,10 @@ import numpy as np
 
 from benchmarks.http_throughput import Load
 from benchmarks.peers.peer import Peer
+from benchmarks.peers.turns import Plan, Turn
 from drills.chaos import table_header, table_row
 from prompt_serve.engines.onnx_session import available_cores
-from prompt_serve.research.reports.charts import COLORS, GRAY, draw
+from prompt_serve.research.reports.charts import COLORS, GRAY, INK, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +24,8 @@ OWN = "prompt-serve"
 # Of one image in the linear layers of a ViT-B/16; benchmarks.encoder_speed counts them.
 OPERATIONS = 33.7e9
 TITLES = (
-    "server", "images/s", "client apart", "p50 ms", "p99 ms", "failed", "encoder alone",
-    "share of it", "share of the peak", "cosine to fp32",
+    "server", "images/s", "each turn", "p50 ms", "p99 ms", "failed", "start s", "MiB",
+    "encoder alone", "share of it", "share of the peak", "cosine to fp32",
 )  # fmt: skip
 
 
@@ -32,7 +34,6 @@ class Measured:
     """Figures of one server.
 
     Args:
-        loads: one per turn.
         alone: images/s of its encoder without a server.
         cosine: smallest between a feature of its encoder and open_clip's in float32; None if that
             was not measured.
@@ -40,10 +41,19 @@ class Measured:
     """
 
     peer: Peer
-    loads: Sequence[Load]
+    turns: Sequence[Turn]
     alone: float
     cosine: float | None
     peak: float
+
+    @property
+    def loads(self) -> list[Load]:
+        return [turn.load for turn in self.turns]
+
+    @property
+    def rates(self) -> list[float]:
+        """Images/s of every turn."""
+        return [load.statuses["200"] / load.seconds for load in self.loads]
 
     @property
     def images_per_s(self) -> float:
@@ -71,10 +81,12 @@ class Measured:
         return table_row(
             self.peer.label,
             f"{self.images_per_s:.1f}",
-            f"{self.client_apart:.1f}",
+            " ".join(f"{rate:.1f}" for rate in self.rates),
             f"{self.percentile(50):.0f}",
             f"{self.percentile(99):.0f}",
             f"{self.failed}",
+            f"{np.median([turn.start_s for turn in self.turns]):.1f}",
+            f"{max(turn.memory for turn in self.turns) / 2**20:.0f}",
             f"{self.alone:.1f}",
             f"{self.share_of_encoder:.2f}",
             f"{self.client_apart * OPERATIONS / self.peak:.2f}",
@@ -86,33 +98,58 @@ def table(measured: Sequence[Measured], missing: Mapping[str, str]) -> str:
     """Return the table; servers that were not measured say why in their row."""
     rows = [one.row() for one in sorted(measured, key=lambda one: -one.images_per_s)]
     blank = [""] * (len(TITLES) - 2)
-    rows += [table_row(name, f"not measured: {reason}", *blank) for name, reason in missing.items()]
+    rows += [
+        table_row(name, f"not measured: {in_a_cell(reason)}", *blank)
+        for name, reason in missing.items()
+    ]
     return "\n".join([table_header(*TITLES), *rows])
+
+
+def in_a_cell(text: str) -> str:
+    """Return any text as it stands in a cell of a Markdown table."""
+    return html.escape(text, quote=False).replace("|", "&#124;")
 
 
 def section(
     measured: Sequence[Measured],
     missing: Mapping[str, str],
     *,
-    concurrency: int,
-    seconds: float,
-    rounds: int,
+    plan: Plan,
     photographs: str,
-    idle: float,
     peaks: Mapping[str, float],
 ) -> str:
     """Return what stands between the marks of the page."""
     shown = ", ".join(f"{name} {peak / 1e9:,.0f}" for name, peak in peaks.items())
     packages = sorted({part for one in measured for part in one.peer.versions.split(", ")})
     facts = [
-        f"{machine()}; Python {platform.python_version()}; {photographs}; {concurrency} requests "
-        f"in flight; {rounds} turns of {seconds:g} s per server, one after the other in each "
-        f"round. The idle servers together took {idle:.1%} of the machine.",
+        f"{machine()}; Python {platform.python_version()}; {photographs}; {plan.concurrency} "
+        f"requests in flight; {plan.rounds} rounds, each with a turn of {plan.seconds:g} s per "
+        f"server after {plan.warm_up_s:g} s of warm-up.",
+        steadiness(measured),
         f"The peaks, in GOP/s of one large matrix product on all cores: {shown}.",
         f"Versions: {', '.join(packages)}.",
     ]
-    parts = [wrapped(" ".join(facts)), table(measured, missing), picture(), verdict(measured)]
-    return "\n\n".join(parts)
+    text = " ".join(fact for fact in facts if fact)
+    return "\n\n".join([wrapped(text), table(measured, missing), picture(), verdict(measured)])
+
+
+def steadiness(measured: Sequence[Measured]) -> str:
+    """Say how far the rounds differ, and what the machine did between the turns."""
+    if not measured:
+        return ""
+    others = [turn.others for one in measured for turn in one.turns]
+    drift = ", ".join(f"{share:.3f}" for share in of_rounds(measured))
+    return (
+        f"Rates of the rounds against the mean of all: {drift}. Between the turns, with no server "
+        f"running, {np.median(others):.1%} of the machine was in use (at most {max(others):.1%})."
+    )
+
+
+def of_rounds(measured: Sequence[Measured]) -> list[float]:
+    """Return the rate of every round against that of all rounds, in the mean over the servers."""
+    rates = np.array([one.rates for one in measured])  # (S, rounds)
+    shares = rates / rates.mean(axis=1, keepdims=True)
+    return [float(share) for share in shares.mean(axis=0)]
 
 
 def picture() -> str:
@@ -175,7 +212,9 @@ def chart(measured: Sequence[Measured]) -> str:
         axes.barh(labels, alone, color="none", edgecolor=GRAY, label="encoder alone")
         bars = axes.barh(labels, rates, color=colors, height=0.55)
         axes.bar_label(bars, fmt="%.1f", label_type="center", color="white", fontsize=7.5)
-        axes.set_xlabel("images per second over HTTP; outline: the encoder alone")
+        for one in ordered:
+            axes.plot(one.rates, [one.peer.label] * len(one.rates), "|", color=INK, markersize=6)
+        axes.set_xlabel("images per second over HTTP; outline: the encoder alone; |: each turn")
         axes.grid(axis="y", visible=False)
 
     return str(draw(paint, name="peers", width=7.0, height=0.8 + 0.27 * len(ordered)))
