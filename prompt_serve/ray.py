@@ -1,11 +1,12 @@
-"""Score on a Ray cluster, with Ray Data: for pipelines of one's own, and for ``--engine ray``.
+"""Work on a Ray cluster: score with Ray Data, also in pipelines of one's own, and train many runs.
 
     images      shards -> [actor pool: read, decode, encode] -> features -> [tasks: score, write]
     embeddings  shards -> [tasks: read, score, write]
 
 Ray schedules, moves data and retries; nothing here is distributed. A shard is one row all the way,
 and its part is written whole under its own name: what runs twice after a failure writes the same
-part again. Class features are in Ray's object store, once per node.
+part again. Class features are in Ray's object store, once per node. Training runs are tasks
+(``map_on_ray``).
 """
 
 import contextlib
@@ -13,10 +14,10 @@ import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -29,12 +30,16 @@ from prompt_serve.offline.model import Model, PathLike, Prompts, load_model
 from prompt_serve.offline.score_job import Advance, Counts, ScoreJob, ShardScorer, features_by_task
 from prompt_serve.offline.score_run import NumberedShard
 from prompt_serve.offline.task_scores import TaskScorer
+from prompt_serve.processes import Failed, call_with_threads
 from prompt_serve.sources.shard import Item, holds_embeddings
 from prompt_serve.tasks.predictions import NamedTasks
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray.data
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 CORES_PER_WORKER = 4
 _CONNECT_TIMEOUT_S = 10.0
@@ -124,6 +129,40 @@ def run_on_ray(
             advance(counts.images)
             total += counts
     return total
+
+
+def map_on_ray(
+    function: Callable[[Argument], Result],
+    items: Sequence[Argument],
+    *,
+    cores: int | None = None,
+    gpus: int = 0,
+) -> Iterator[tuple[int, Result | Failed]]:
+    """Yield the index and the outcome of each call, as ``map_in_processes`` does.
+
+    Ray starts again what a dead worker or node was at, three times at most. ``cluster`` has
+    connected.
+
+    Args:
+        function: of a module that is installed on all nodes.
+        items: can be pickled.
+        cores: of each call, for torch and numpy; None: 4, or all if there are fewer.
+        gpus: of each call.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    cores = _cores(Workers(cores=cores))
+    task = ray.remote(num_cpus=cores, num_gpus=gpus, max_calls=1)(call_with_threads)
+    calls = {task.remote(function, item, cores): index for index, item in enumerate(items)}
+    while calls:
+        finished, _ = ray.wait(list(calls))
+        for call in finished:
+            index = calls.pop(call)
+            try:
+                yield index, ray.get(call)
+            except RayError as error:
+                yield index, Failed(f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
 @contextlib.contextmanager

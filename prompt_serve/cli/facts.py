@@ -75,15 +75,22 @@ def print_table(
         empty: sentence for standard error if there are no rows: that there are none, and how to
             get some.
     """
+    lines = table_lines(header, rows, right=right)
+    click.echo("\n".join(lines) if len(lines) > 1 else empty, err=len(lines) == 1)
+
+
+def table_lines(
+    header: Sequence[str], rows: Iterable[Sequence[str]], *, right: Set[str] = frozenset()
+) -> list[str]:
+    """Return the lines of a table: see ``print_table``."""
     lines = [header, *rows]
-    if len(lines) == 1:
-        click.echo(empty, err=True)
-        return
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    shown = []
     for line in lines:
         cells = zip(line, widths, header, strict=True)
-        shown = (f"{cell:{'>' if title in right else '<'}{width}}" for cell, width, title in cells)
-        click.echo("  ".join(shown).rstrip())
+        padded = (f"{cell:{'>' if title in right else '<'}{width}}" for cell, width, title in cells)
+        shown.append("  ".join(padded).rstrip())
+    return shown
 
 
 def print_fields(fields: Mapping[str, object]) -> None:

@@ -42,6 +42,12 @@ COMMANDS: dict[str, LazyCommand] = {
         "train",
         "Learn a prompt from labeled images.",
     ),
+    "train-many": LazyCommand(
+        "Learning",
+        "prompt_serve.cli.learning.many.command",
+        "train_many",
+        "Train and compare many prompts.",
+    ),
     "methods": LazyCommand(
         "Learning",
         "prompt_serve.cli.learning.methods",

@@ -1,5 +1,6 @@
 """The page as one HTML file: no scripts, no network, no other files."""
 
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -23,8 +24,13 @@ def write_evaluation_report(path: Path, facts: EvaluationFacts) -> int:
     Raises:
         OSError: the file cannot be written.
     """
+    return write_page(path, evaluation_html(facts))
+
+
+def write_page(path: Path, page: str) -> int:
+    """Write a page; return its size in bytes."""
     # Lone surrogates cannot be encoded; the page has replaced them in its text.
-    data = evaluation_html(facts).encode("utf-8", "replace")
+    data = page.encode("utf-8", "replace")
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
     return len(data)
@@ -32,8 +38,11 @@ def write_evaluation_report(path: Path, facts: EvaluationFacts) -> int:
 
 def evaluation_html(facts: EvaluationFacts) -> str:
     """Render the page."""
-    parts = sections(facts)
-    title = f"{facts.task}: evaluation"
+    return html_page(f"{facts.task}: evaluation", sections(facts))
+
+
+def html_page(title: str, parts: Sequence[Section]) -> str:
+    """Render a page of sections, with links to them at its top."""
     head = tag(
         "head",
         tag("meta", charset="utf-8"),

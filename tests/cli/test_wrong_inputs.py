@@ -15,9 +15,11 @@ from tests.drawings import draw_dataset, draw_image
 
 OUT = "--out new.safetensors"
 RUN = "--out run --no-cache"
+RUNS = "--out runs"
 
 # Command line -> a part of its error. The folder it runs in has: photos/ (a dataset), notes.txt,
-# image.png, bad.safetensors (text), bad.toml, wrong.toml (a misspelled setting), empty/, table.csv.
+# image.png, bad.safetensors (text), bad.toml, wrong.toml (a misspelled setting), runs.toml (a
+# misspelled method), empty/, table.csv.
 WRONG: dict[str, str] = {
     # Verbs and options
     "trian photos": "No such command 'trian'. Did you mean 'train'? See prompt-serve --help.",
@@ -66,6 +68,15 @@ WRONG: dict[str, str] = {
     f"train photos {OUT} --config bad.toml": "bad.toml is not TOML: ",
     f"train photos {OUT} --config none.toml": "none.toml cannot be read: No such file",
     f"train photos {OUT} --config wrong.toml": "epoch is not a setting. Did you mean 'epochs'",
+    "train-many": "Missing argument 'SPEC'. See prompt-serve train-many --help.",
+    "train-many bad.toml": "Missing option '--out' / '-o'.",
+    f"train-many bad.toml {RUNS}": "bad.toml is not TOML: ",
+    f"train-many none.toml {RUNS}": "none.toml cannot be read: No such file",
+    f"train-many wrong.toml {RUNS}": "epoch is not a key; expected backbone, seeds, shots",
+    f"train-many runs.toml {RUNS}": "methods.dipp: method is 'dipp'; expected one of 'zero-shot'",
+    f"train-many runs.toml {RUNS} --jobs 0": "0 is not in the range x>=1.",
+    f"train-many runs.toml {RUNS} --address auto": "--address needs --engine ray.",
+    f"train-many runs.toml {RUNS} --engine ray --jobs 2": "--jobs needs --engine processes.",
     "methods coo": "Did you mean 'coop' or 'qcoop' or 'kgcoop'? See prompt-serve methods --help.",
     "export embeded -o new": "open_clip has no model 'embeded'. Did you mean 'embedded'",
     "export vitb16/openai -o new": "open_clip has no model 'vitb16'. Did you mean 'ViT-B-16'",
@@ -98,6 +109,10 @@ WRONG: dict[str, str] = {
     f"protocol base-to-new photos {RUN} --methods promtsrc": "Did you mean 'promptsrc'?",
     f"protocol base-to-new photos {RUN} --set epoch=1": "epoch is not a setting.",
     f"protocol base-to-new photos {RUN} --datasets photo": "Did you mean 'photos'?",
+    f"protocol few-shot photos {RUN} --jobs 2": "--jobs needs --engine processes.",
+    f"protocol few-shot photos {RUN} --threads 2": "--threads needs --engine processes or ray.",
+    f"protocol few-shot photos {RUN} --address auto": "--address needs --engine ray.",
+    f"protocol few-shot photos {RUN} --engine rya": "'rya' is not one of 'local', 'processes'",
     f"protocol domain-generalization photos {RUN} --domain x": "'x' is not NAME=DATASET",
     f"protocol cross-dataset photos {RUN} --source photo": "No dataset is named 'photo'; there are",
     # Files that are not there, or are something else
@@ -176,6 +191,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (work / "bad.safetensors").write_text("Buy milk.\n")
     (work / "bad.toml").write_text("epochs = = 3\n")
     (work / "wrong.toml").write_text('method = "coop"\nepoch = 3\n')
+    (work / "runs.toml").write_text('[datasets]\nphotos = "photos"\n[methods.dipp]\n')
     (work / "table.csv").write_text("image\n")
     draw_image(work / "image.png", (200, 0, 0), 1)
     monkeypatch.chdir(work)

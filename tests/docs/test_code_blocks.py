@@ -67,6 +67,7 @@ LONG = {
     "docs/how-to/tasks.md": "starts services of its own",
     "docs/api/training.md": "learns a prompt",
     "docs/how-to/data-as-you-have-it.md": "compares methods",
+    "docs/how-to/train-many.md": "learns twelve tasks",
     "docs/how-to/train.md": "learns nine tasks",
     "docs/protocols.md": "runs a protocol",
     "docs/datasets.md": "runs a protocol",

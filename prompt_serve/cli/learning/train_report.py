@@ -34,8 +34,22 @@ def training_document(
         "unlike_below": None if prompt.sketch is None else prompt.unlike_below,
         "training": dict(prompt.training),
         "metrics": dict(prompt.metrics),
+        "held_out": _held_out(result),
         "notes": list(result.notes),
         "seconds": dict(result.seconds),
+    }
+
+
+def _held_out(result: "TrainingResult | MultiLabelResult") -> dict[str, Any]:
+    """Return by part what the metrics of the file round."""
+    return {
+        part: {
+            "images": comparison.prompt.images,
+            "accuracy": comparison.prompt.accuracy,
+            "zero_shot_accuracy": comparison.zero_shot.accuracy,
+            "calibration_error": comparison.prompt.calibration_error,
+        }
+        for part, comparison in getattr(result, "comparisons", {}).items()
     }
 
 

@@ -1,10 +1,12 @@
 """``prompt-serve protocol``: the papers' protocols on user datasets."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.engine_options import Engine
 from prompt_serve.cli.learning.image_options import pairs
 from prompt_serve.cli.research.protocol_options import (
     DESCRIBED,
@@ -12,10 +14,13 @@ from prompt_serve.cli.research.protocol_options import (
     experiment_of,
     print_tables,
     protocol_options,
-    run_protocol,
 )
+from prompt_serve.cli.research.side_by_side import Source, run_protocol
 from prompt_serve.cli.user_path import UserPath
 from prompt_serve.text_files import expand_user
+
+if TYPE_CHECKING:
+    from prompt_serve.research.datasets.suite import Suite
 
 
 @click.group()
@@ -39,6 +44,18 @@ EXAMPLES = {
 }
 
 
+def suite_of(options: Mapping[str, Any]) -> "Suite":
+    """Return the datasets of the command."""
+    from prompt_serve.research.datasets.user_datasets import folder_suite
+
+    folders = {name: expand_user(folder) for name, folder in options["domains"].items()}
+    return folder_suite(options["sources"], source=options["source"], domains=folders)
+
+
+def schedule_of(options: Mapping[str, Any]) -> None:
+    """Return no schedule: every row has the same settings."""
+
+
 def _command(name: str, summary: str) -> click.Command:
     example = f"prompt-serve protocol {name} {EXAMPLES[name]} --methods coop,dip --out runs/mine"
 
@@ -56,12 +73,12 @@ def _command(name: str, summary: str) -> click.Command:
     )  # fmt: skip
     @protocol_options
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
-        from prompt_serve.research.datasets.user_datasets import folder_suite
-
-        folders = {name: expand_user(folder) for name, folder in domains.items()}
-        suite = folder_suite(sources, source=options["source"], domains=folders)
+        engine = Engine.of(options)
+        options |= {"sources": sources, "domains": domains}
+        suite = suite_of(options)
         check_available(name, suite, options, all_required=True)
-        results = run_protocol(name, suite, experiment_of(options), options)
+        source = Source(suite=suite_of, schedule=schedule_of)
+        results = run_protocol(name, suite, experiment_of(options), options, engine, source)
         print_tables(results, suite, options)
 
     return command

@@ -1,10 +1,12 @@
 """Options that ``prompt-serve protocol`` and ``prompt-serve reproduce`` share."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.engine_options import engine_options
 from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.image_options import Command, device_of, feature_cache, tower_options
 from prompt_serve.cli.learning.train_seeds import parse_seeds
@@ -66,6 +68,7 @@ def protocol_options(command: Command) -> Command:
             help="Run folder: results.jsonl, and one folder per result with prompt, log and "
             "predictions. Results that it already contains are not computed again.",
         ),
+        partial(engine_options, local=True),
         tower_options,
         json_option,
         click.option("--quiet", is_flag=True, help="Print no progress and no tables."),
@@ -145,7 +148,7 @@ def check_available(
     """
     from prompt_serve.research.protocols.preconditions import check_on_disk
 
-    _shots_of(protocol, options)
+    shots_of(protocol, options)
     check_on_disk(
         suite,
         protocol,
@@ -155,20 +158,14 @@ def check_available(
     )
 
 
-def run_protocol(
+def learn(
     protocol: str, suite: "Suite", experiment: "Experiment", options: Mapping[str, Any]
 ) -> "list[Result]":
-    """Check all datasets and the run folder, then run one protocol on a suite.
-
-    Raises:
-        PromptServeError: something is wrong with a dataset or the run folder; nothing was trained.
-    """
+    """Run one protocol on a suite; results in the run folder are not computed again."""
     from prompt_serve.research.protocols import protocols
-    from prompt_serve.research.protocols.preconditions import check_run
     from prompt_serve.research.protocols.summary import BASE_TO_NEW, FEW_SHOT
 
-    datasets, shots = options["datasets"], _shots_of(protocol, options)
-    check_run(suite, experiment, protocol, source=options["source"], datasets=datasets, shots=shots)
+    datasets, shots = options["datasets"], shots_of(protocol, options)
     if protocol == FEW_SHOT:
         return protocols.few_shot_learning(suite, experiment, datasets=datasets, shots=shots)
     if protocol == BASE_TO_NEW:
@@ -183,7 +180,12 @@ def run_protocol(
     )
 
 
-def _shots_of(protocol: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+def shots_of(protocol: str, options: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the numbers of shots of a protocol.
+
+    Raises:
+        click.UsageError: several for a protocol that takes one.
+    """
     from prompt_serve.research.protocols import protocols
     from prompt_serve.research.protocols.summary import FEW_SHOT
 

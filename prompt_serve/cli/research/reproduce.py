@@ -1,10 +1,12 @@
 """``prompt-serve reproduce``: run the papers' benchmarks and compare with their figures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from prompt_serve.cli.engine_options import Engine
 from prompt_serve.cli.output_file import OutputFile, save
 from prompt_serve.cli.research.data import root_option
 from prompt_serve.cli.research.protocol_options import (
@@ -13,9 +15,9 @@ from prompt_serve.cli.research.protocol_options import (
     experiment_of,
     print_tables,
     protocol_options,
-    run_protocol,
     tables,
 )
+from prompt_serve.cli.research.side_by_side import Source, run_protocol
 from prompt_serve.cli.user_path import UserPath
 from prompt_serve.files import atomic_file
 
@@ -61,10 +63,12 @@ def reproduce(protocol: str, **options: Any) -> None:
         --methods coop,dip,qcoop:bits=1 --out runs/papers
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
-    suite = _suite(options)
+    engine = Engine.of(options)
+    suite = suite_of(options)
     check_available(protocol, suite, options)
-    experiment = experiment_of(options, _schedule(options))
-    results = run_protocol(protocol, suite, experiment, options)
+    experiment = experiment_of(options, schedule_of(options))
+    source = Source(suite=suite_of, schedule=schedule_of)
+    results = run_protocol(protocol, suite, experiment, options, engine, source)
     if options["markdown"]:
         text = tables(results, suite, options["datasets"], markdown=True)
         save(options["markdown"], lambda path: _write_text(path, f"{text}\n"))
@@ -76,7 +80,8 @@ def _write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _suite(options: dict[str, Any]) -> "Suite":
+def suite_of(options: Mapping[str, Any]) -> "Suite":
+    """Return the datasets of the command."""
     if options["bench"] == "icon":
         from prompt_serve.research.iconbench.suite import icon_suite
 
@@ -90,7 +95,8 @@ def _suite(options: dict[str, Any]) -> "Suite":
     return papers_suite(Path(options["root"]), templates=options["templates"])
 
 
-def _schedule(options: dict[str, Any]) -> "Schedule":
+def schedule_of(options: Mapping[str, Any]) -> "Schedule":
+    """Return the training schedule of the command."""
     from prompt_serve.research.protocols.experiment import equal_schedule
     from prompt_serve.research.protocols.icon_schedule import icon_schedule
     from prompt_serve.research.protocols.schedules import paper_schedule

@@ -62,6 +62,7 @@ class Experiment:
     settings: Mapping[str, Any] = field(default_factory=dict)  # for all rows, such as epochs
     schedule: Schedule = equal_schedule  # overridden by ``settings`` and by the rows
     out: Path | None = None  # run folder; results found there are not trained again
+    appends: bool = True  # to the results file of the run folder; False: the caller does
     cache: FeatureCache | None = None
     workers: int = 4
     progress: Progress = SILENT
@@ -179,6 +180,11 @@ class _PlannedRun:
     config: TrainConfig
 
 
+def trains_alone(config: TrainConfig) -> bool:
+    """Return True for a run that needs the image tower at every step; others train together."""
+    return METHODS[config.method].prompts_images(config.settings)
+
+
 class _Session:
     """Runs that are still to train on one dataset, and their results."""
 
@@ -194,7 +200,7 @@ class _Session:
         self._drawn = drawn
         self._experiment, self._suite, self._dataset = experiment, suite, dataset
         self._protocol_tests, self._shots = protocol_tests, shots
-        self._done = {result.run_id: result for result in _stored_results(experiment.out)}
+        self._done = {result.run_id: result for result in stored_results(experiment.out)}
         self._prepared: dict[tuple[str, bool], ImageData] = {}
         self._ids: list[str] = []
         self._planned: list[_PlannedRun] = []
@@ -235,17 +241,17 @@ class _Session:
 
     def batches(self) -> Iterator[list[_PlannedRun]]:
         """Yield runs to train together; runs that need the image tower at every step go alone."""
-        together = [planned for planned in self._planned if not self._as_pixels(planned.config)]
+        together = [planned for planned in self._planned if not trains_alone(planned.config)]
         if together:
             yield together
-        yield from ([planned] for planned in self._planned if self._as_pixels(planned.config))
+        yield from ([planned] for planned in self._planned if trains_alone(planned.config))
 
     def store(self, planned_runs: Sequence[_PlannedRun], learned: Sequence[TrainingResult]) -> None:
         """Test finished prompts and append their results."""
         for planned, result in zip(planned_runs, learned, strict=True):
             lines = [self._tested(tests, planned, result) for tests in self._protocol_tests]
             self._done |= {line.run_id: line for line in lines}
-            if self._experiment.out:
+            if self._experiment.out and self._experiment.appends:
                 append_results(self._experiment.out, lines)
             for line in lines:
                 self._experiment.on_result(line)
@@ -289,7 +295,7 @@ class _Session:
             prompt = replace(prompt, templates=(test.template,))
         if names != prompt.class_names or not prompt.encodings:
             prompt = with_classes(prompt, names, backbone)
-        data = self._data(test, as_pixels=self._as_pixels(planned.config))
+        data = self._data(test, as_pixels=trains_alone(planned.config))
         logits = prompt_logits(prompt, backbone, data)
         probabilities = calibrated(logits, prompt.temperature)
         best = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP_CLASSES]
@@ -362,9 +368,7 @@ class _Session:
             environment=environment(),
         )
 
-    def _as_pixels(self, config: TrainConfig) -> bool:
-        return METHODS[config.method].prompts_images(config.settings)
 
-
-def _stored_results(out: Path | None) -> Sequence[Result]:
+def stored_results(out: Path | None) -> Sequence[Result]:
+    """Return the results in a run folder; none if there is no such file yet."""
     return read_results(out) if out and (out / FILE_NAME).exists() else ()

@@ -20,6 +20,7 @@ import numpy as np
 
 from prompt_serve import __version__
 from prompt_serve.errors import ResultsInvalid
+from prompt_serve.files import atomic_file
 from prompt_serve.types import FloatArray, IntArray
 
 FORMAT = 1
@@ -143,6 +144,12 @@ def append_results(folder: Path, results: Iterable[Result]) -> None:
     text = "".join(f"{result.to_json()}\n" for result in results)
     with (folder / FILE_NAME).open("a", encoding="utf-8") as file:
         file.write(text)
+
+
+def replace_results(folder: Path, results: Iterable[Result]) -> None:
+    """Write the results file anew, atomically: who reads it finds whole lines."""
+    with atomic_file(folder / FILE_NAME) as temporary:
+        temporary.write_text("".join(f"{result.to_json()}\n" for result in results), "utf-8")
 
 
 @cache

@@ -1,6 +1,9 @@
 """``prompt-serve protocol`` and ``reproduce`` on small drawn datasets and the shipped sample."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from prompt_serve.research.protocols.results import read_results
 from tests.cli.conftest import Run
 from tests.drawings import draw_dataset
 
+TIMEOUT_S = 400
 QUICK = ("--set", "epochs=2", "--set", "views=1", "--no-cache")
 
 
@@ -208,3 +212,74 @@ def test_a_run_folder_of_other_results_is_refused_for_all_datasets_at_once(
     else:
         assert answer.stderr.startswith(f"Error: {file}, line 1 is not a protocol result")
         assert answer.stderr.count("\n") == 1
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """Content of a run folder, without times."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    for name, content in found.items():
+        if name.endswith(".jsonl"):
+            lines = [json.loads(line) for line in content.splitlines()]
+            found[name] = json.dumps([line | {"seconds": None} for line in lines]).encode()
+    return found
+
+
+SIDE_BY_SIDE = {
+    "few-shot": ("--shots", "1,2", "--methods", "zero-shot,coop,dip,vpt"),
+    "base-to-new": ("--shots", "2", "--methods", "coop,maple"),
+    "cross-dataset": ("--shots", "2", "--methods", "zero-shot,coop,vpt"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+@pytest.mark.parametrize("name", SIDE_BY_SIDE)
+def test_the_results_side_by_side_are_those_of_one_after_the_other(
+    name: str, engine: str, paints: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    if engine == "ray":
+        pytest.importorskip("ray")
+    second = draw_dataset(tmp_path / "second", train=4, test=2)
+
+    def done(out: str, *options: str) -> subprocess.CompletedProcess[str]:
+        words = ("protocol", name, paints, second, "--seeds", "1,2", "--backbone", tiny_folder,
+                 "--out", tmp_path / out, *SIDE_BY_SIDE[name], *QUICK, *options)  # fmt: skip
+        return subprocess.run(
+            [sys.executable, "-m", "prompt_serve", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=TIMEOUT_S,
+        )
+
+    alone, beside = done("alone"), done("beside", "--engine", engine)
+
+    assert alone.returncode == 0, alone.stderr
+    assert beside.returncode == 0, beside.stderr
+    assert stored(tmp_path / "beside") == stored(tmp_path / "alone")
+    assert beside.stdout == alone.stdout
+    assert sorted(beside.stderr.splitlines()) == sorted(alone.stderr.splitlines())
+    again = done("beside", "--engine", engine)
+    assert again.stdout == alone.stdout
+    assert again.stderr == ""  # nothing was trained again
+
+
+@pytest.mark.long
+def test_a_part_that_fails_is_named_and_the_others_are_stored(
+    run: Run, paints: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    few = draw_dataset(tmp_path / "few", train=1, test=2)
+
+    answer = run(
+        "protocol", "few-shot", few, paints, "--methods", "coop", "--seeds", "1", "--shots", "2",
+        "--backbone", tiny_folder, "--out", tmp_path / "run", "--set", "n_ctx=200",
+        "--engine", "processes", *QUICK,
+    )  # fmt: skip
+
+    assert answer.exit_code == 1, answer.output
+    assert "Error: 2 parts of the run failed" in answer.stderr
+    assert "few, coop: " in answer.stderr
+    assert "Traceback" not in answer.stderr

@@ -1,0 +1,1 @@
+"""``prompt-serve train-many``: train and measure the runs of one file."""

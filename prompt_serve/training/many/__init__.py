@@ -1,0 +1,1 @@
+"""Train many prompts: datasets, methods, numbers of shots and seeds of one file."""
