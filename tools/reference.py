@@ -34,12 +34,12 @@ _OTHER_VARIABLES = [
     [
         "`PROMPT_SERVE_CACHE`",
         "`~/.cache/prompt-serve`",
-        "Folder of the image features of training.",
+        "Folder of the image features of training, and of images copied for it.",
     ],
     [
         "`PROMPT_SERVE_CACHE_LIMIT`",
         "`20GB`",
-        "Maximum size of these; those that were not used for longest are removed.",
+        "Maximum size of each of the two; files that were not used for longest are removed.",
     ],
     ["`PROMPT_SERVE_ENV_FILE`", "`.env`", "File of variables; empty: none."],
     ["`PROMPT_SERVE_SECRETS_DIR`", "unset", "Folder with one file per variable."],

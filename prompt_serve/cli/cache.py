@@ -8,10 +8,11 @@ from prompt_serve.errors import counted
 
 @click.group()
 def cache() -> None:
-    """Show and clear the caches of image features, datasets and backbones.
+    """Show and clear the caches of image features, images, datasets and backbones.
 
     They are in PROMPT_SERVE_CACHE, by default ~/.cache/prompt-serve. PROMPT_SERVE_CACHE_LIMIT (20GB
-    by default) limits the image features: those that were not used for longest are removed.
+    by default) limits the image features, and the images copied from object stores, tables and
+    archives: those that were not used for longest are removed.
 
     \b
     prompt-serve cache info

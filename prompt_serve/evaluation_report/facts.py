@@ -37,6 +37,7 @@ class EvaluationFacts:
     zero_shot_accuracy: float | None = None  # of the class names alone, on the same images
     notes: Sequence[str] = ()  # warnings and remarks, shown at the top
     left_out: Sequence[str] | None = None  # what was not evaluated, a line each; None: not known
+    names: Sequence[str] | None = None  # N names of the images; None: those of their files
 
     def __post_init__(self) -> None:
         shape, expected = self.logits.shape, (len(self.labels), len(self.class_names))
@@ -62,6 +63,7 @@ class EvaluationFacts:
         zero_shot_accuracy: float | None = None,
         notes: Sequence[str] = (),
         left_out: Sequence[str] | None = None,
+        names: Sequence[str] | None = None,
     ) -> "EvaluationFacts":
         """Return the facts of a prompt, with its temperature, thresholds and sketch.
 
@@ -77,6 +79,7 @@ class EvaluationFacts:
             zero_shot_accuracy: of the class names alone, on the same images.
             notes: warnings and remarks.
             left_out: what was not evaluated, a line each.
+            names: N names of the images; None: those of their files.
         """
         if prompt.sketch is not None and features is not None:
             similarities = prompt.sketch.similarities(features)
@@ -98,6 +101,7 @@ class EvaluationFacts:
             zero_shot_accuracy=zero_shot_accuracy,
             notes=notes,
             left_out=left_out,
+            names=names,
         )
 
     @property

@@ -1,6 +1,7 @@
 """Sections of the page: summary, classes, confusions, mistakes, threshold, calibration, data."""
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import NamedTuple
 
 from prompt_serve.calibration import BINS, confidence_bins
@@ -212,8 +213,9 @@ def _mistakes(facts: EvaluationFacts) -> Markup:
 def _mistake(facts: EvaluationFacts, image: int) -> Markup:
     true = facts.class_names[facts.labels[image]]
     predicted = facts.class_names[facts.predicted[image]]
-    path, confidence = facts.paths[image], float(facts.confidence[image])
-    picture = thumbnail(path)
+    confidence = float(facts.confidence[image])
+    picture = thumbnail(facts.paths[image])
+    name = facts.paths[image].name if facts.names is None else PurePath(facts.names[image]).name
     return tag(
         "li",
         tag("img", src=picture.source, alt=f"{true}, predicted {predicted}")
@@ -223,7 +225,7 @@ def _mistake(facts: EvaluationFacts, image: int) -> Markup:
             number(confidence, f"{percent(confidence)}\N{NO-BREAK SPACE}%")),
         tag("div", "true class ", tag("b", true)),
         tag("small", "answered with unknown") if facts.unknown[image] else None,
-        tag("small", shortened(path.name, 60)),
+        tag("small", shortened(name, 60)),
     )  # fmt: skip
 
 

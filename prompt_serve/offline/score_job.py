@@ -21,7 +21,7 @@ from prompt_serve.offline.encoding import (
 )
 from prompt_serve.offline.model import Model, load_model
 from prompt_serve.offline.parts import PartFolder
-from prompt_serve.offline.task_scores import TaskScorer
+from prompt_serve.offline.task_scores import TaskScorer, best_tasks
 from prompt_serve.sources.shard import EmbeddingShard, Shard, digest, holds_embeddings
 from prompt_serve.sources.tables import table_shards
 from prompt_serve.tasks.image_passes import PLAIN
@@ -44,6 +44,7 @@ class ScoreJob:
     device: str = "cpu"
     threads: int = 0
     top_k: int = 1
+    top_tasks: int | None = None  # rows per image, of the best tasks; None: all tasks
     out: str  # folder of parts
     embeddings: str | None = None  # folder to keep the embeddings in
 
@@ -96,7 +97,10 @@ class ShardScorer:
     def part(self, index: int, shard: Shard) -> str:
         """Return the name of a shard's part."""
         versions = [f"{name}={task.version}" for name, task in self.model.tasks]
-        return _part(index, shard.name, *self._backbone, f"top_k={self.job.top_k}", *versions)
+        best = [] if self.job.top_tasks is None else [f"top_tasks={self.job.top_tasks}"]
+        return _part(
+            index, shard.name, *self._backbone, f"top_k={self.job.top_k}", *best, *versions
+        )
 
     def score(self, index: int, shard: Shard, advance: Advance) -> Counts:
         """Score a shard and write its part; the embeddings first, if they are kept."""
@@ -138,9 +142,11 @@ class ShardScorer:
             "tasks": {name: task.version for name, task in self.model.tasks},
             "top_k": self.job.top_k,
         }
+        if self.job.top_tasks is not None:
+            facts["top_tasks"] = self.job.top_tasks
         with self.out.writer(self.part(index, shard), score_schema(), facts) as part:
             for batch in batches:
-                for table, some in self._tables(batch):
+                for table, some in self.tables(batch):
                     part.write(table)
                     counts += some
                 advance(len(batch.sources))
@@ -164,7 +170,10 @@ class ShardScorer:
                     f"Score the images."
                 )
 
-    def _tables(self, batch: EncodedBatch) -> Iterator[tuple["pa.Table", Counts]]:
+    def tables(self, batch: EncodedBatch) -> Iterator[tuple["pa.Table", Counts]]:
+        """Yield tables of the scores of some images, with the numbers of what is in them."""
+        import pyarrow.compute as pc
+
         n_tasks = len(self.model.tasks)
         rows = max(1, ROWS_PER_TABLE // n_tasks)
         for start in range(0, len(batch.sources), rows):
@@ -176,15 +185,17 @@ class ShardScorer:
                 if start <= index < stop
             }
             scores = self._scorer(features_by_task(self.model, features))
-            good = np.ones(stop - start, dtype=np.bool_)
-            good[list(errors)] = False
+            table = self._columns.table(batch.sources[start:stop], scores, errors)
+            if self.job.top_tasks is not None:
+                k = min(self.job.top_tasks, n_tasks)
+                table = table.take(best_tasks(scores, k, errors).reshape(-1))
             yield (
-                self._columns.table(batch.sources[start:stop], scores, errors),
+                table,
                 Counts(
                     stop - start,
-                    (stop - start) * n_tasks,
-                    len(errors) * n_tasks,
-                    int(scores.unknown[good].sum()),
+                    table.num_rows,
+                    table.num_rows - table["error_code"].null_count,
+                    pc.sum(table["unknown"]).as_py() or 0,
                 ),
             )
 

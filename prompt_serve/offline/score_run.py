@@ -51,8 +51,8 @@ def pending(
     if strange := [name for name in found if name not in expected]:
         raise ConfigInvalid(
             f"{scorer.out.path} has {counted(len(strange), 'part')} of other images, prompts, "
-            f"backbone or --top-k, such as {strange[0]}. Name another folder, or replace them with "
-            f"--overwrite."
+            f"backbone, --top-k or --top-tasks, such as {strange[0]}. Name another folder, or "
+            f"replace them with --overwrite."
         )
     done = {expected[name] for name in found}
     rest = [(index, shard) for index, shard in enumerate(shards) if index not in done]

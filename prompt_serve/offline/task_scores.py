@@ -5,7 +5,7 @@ a few large matrix products. What follows a product (softmax, best classes) runs
 blocks that fit into a core's cache.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -39,6 +39,25 @@ class TaskScores:
     probabilities: FloatArray  # (N, T, k)
     unknown: BoolArray  # (N, T)
     of_labels: dict[int, LabelColumns]  # by index of the multi-label tasks
+
+
+def best_tasks(scores: TaskScores, k: int, failed: Iterable[int]) -> IntArray:
+    """Return the rows (N, k) of the best tasks of each image, out of N x T rows.
+
+    Tasks are ordered by the probability of their best class; those that find the image unknown
+    come after the others, and equal ones keep their order, as in an answer of the service.
+
+    Args:
+        scores: of N images and T tasks.
+        k: number of tasks per image, at most T.
+        failed: images without a score, whose tasks keep their order.
+    """
+    n, n_tasks = scores.unknown.shape
+    ranks = np.where(scores.unknown, 2.0, 0.0) - scores.probabilities[..., 0].astype(np.float64)
+    ranks[list(failed)] = 0.0
+    order = np.argsort(ranks, axis=1, kind="stable")
+    rows: IntArray = order[:, :k] + np.arange(n)[:, np.newaxis] * n_tasks
+    return rows
 
 
 class TaskScorer:

@@ -4,10 +4,18 @@ fsspec is imported for URLs only: local files need no extra.
 """
 
 import glob
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
-from prompt_serve.errors import ConfigInvalid, DatasetInvalid, DependencyMissing, ImageInvalid
+from prompt_serve.errors import (
+    ConfigInvalid,
+    DatasetInvalid,
+    DependencyMissing,
+    ImageInvalid,
+    PromptServeError,
+)
 from prompt_serve.image_folders import Ignored, find_images, is_hidden
 from prompt_serve.text_files import expand_user
 
@@ -17,6 +25,11 @@ if TYPE_CHECKING:
 # Extra of the package that installs the file system of a protocol.
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "hf": "hf"}
 _WILDCARDS = "*?["
+# What file systems call that which changes with an object's content, in the order of preference.
+_VERSION_KEYS = (
+    *("ETag", "etag", "md5Hash", "blob_id", "mtime"),
+    *("LastModified", "last_modified", "updated", "created"),
+)
 
 
 def is_url(path: str) -> bool:
@@ -77,6 +90,87 @@ def filesystem_of(url: str) -> "tuple[AbstractFileSystem, str]":
     except ValueError as error:
         raise ConfigInvalid(f"{url} cannot be opened: {error}") from error
     return filesystem, path
+
+
+@contextmanager
+def store_errors(path: str) -> Iterator[None]:
+    """Raise what goes wrong with a file or URL as one error; a missing file stays one.
+
+    The clients of object stores raise errors of their own, not only those of files.
+
+    Raises:
+        DatasetInvalid: it cannot be read.
+        FileNotFoundError: it does not exist.
+    """
+    try:
+        yield
+    except (PromptServeError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DatasetInvalid(f"{path} cannot be read: {reason}", []) from error
+
+
+def read_file(path: str) -> bytes:
+    """Return the content of a file or URL.
+
+    Raises:
+        DatasetInvalid: it cannot be read.
+        FileNotFoundError: it does not exist.
+    """
+    with store_errors(path):
+        if not is_url(path):
+            return Path(path).read_bytes()
+        filesystem, inner = filesystem_of(path)
+        return cast(bytes, filesystem.cat_file(inner))
+
+
+def version_of(path: str) -> str | None:
+    """Return a text that changes with the content of a file or URL; None if nothing does.
+
+    Raises:
+        DatasetInvalid: it cannot be read.
+        FileNotFoundError: it does not exist.
+    """
+    with store_errors(path):
+        if not is_url(path):
+            status = Path(path).stat()
+            return f"{status.st_size} {status.st_mtime_ns}"
+        filesystem, inner = filesystem_of(path)
+        return _version(filesystem.info(inner))
+
+
+class StoredFile(NamedTuple):
+    """File of an object store."""
+
+    name: str  # below the folder that was listed
+    url: str
+    version: str | None  # changes with the content
+
+
+def stored_files(url: str) -> list[StoredFile]:
+    """Return all files below a folder of an object store, sorted.
+
+    Raises:
+        DatasetInvalid: it cannot be read.
+    """
+    with store_errors(url):
+        filesystem, inner = filesystem_of(url)
+        filesystem.invalidate_cache()
+        # The name of a revision, for example, is part of what is found, if not of what was asked.
+        root = str(filesystem.info(inner)["name"]).rstrip("/")
+        found: dict[str, dict[str, Any]] = filesystem.find(inner, detail=True)
+    return [
+        StoredFile(
+            name.removeprefix(root).lstrip("/"), _url(filesystem, name), _version(found[name])
+        )
+        for name in sorted(found)
+    ]
+
+
+def _version(info: dict[str, Any]) -> str | None:
+    known = next((info[key] for key in _VERSION_KEYS if info.get(key)), None)
+    return None if known is None else f"{info.get('size')} {known}"
 
 
 def list_files(path: str, suffixes: frozenset[str], ignored: Ignored) -> list[str]:

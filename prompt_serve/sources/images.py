@@ -1,7 +1,7 @@
 """Shards of image files, and of tar archives such as WebDataset's."""
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -47,19 +47,32 @@ class TarShard:
         return None
 
     def items(self) -> Iterator[Item]:
-        suffixes = image_suffixes()
-        try:
-            with open_binary(self.path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
-                for member in archive:
-                    path = PurePosixPath(member.name)
-                    if (
-                        member.isfile()
-                        and path.suffix.lower() in suffixes
-                        and not any(map(is_hidden, path.parts))
-                    ):
-                        yield Item(f"{self.path}/{member.name}", _read(archive, member))
-        except (tarfile.TarError, EOFError) as error:
-            yield Item(self.path, ImageInvalid(f"{self.path} is damaged or cut short: {error}."))
+        for name, data in tar_members(self.path, image_suffixes()):
+            yield Item(f"{self.path}/{name}" if name else self.path, data)
+
+
+def tar_members(path: str, suffixes: Collection[str]) -> Iterator[tuple[str, bytes | ImageInvalid]]:
+    """Yield the names and contents of an archive's files, read in one pass.
+
+    Hidden files are left out. The name is empty where the archive itself is damaged; nothing can be
+    read after that.
+
+    Args:
+        path: archive, or its URL.
+        suffixes: of the files to read, in lower case.
+    """
+    try:
+        with open_binary(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                if (
+                    member.isfile()
+                    and name.suffix.lower() in suffixes
+                    and not any(map(is_hidden, name.parts))
+                ):
+                    yield member.name, _read(archive, member)
+    except (tarfile.TarError, EOFError) as error:
+        yield "", ImageInvalid(f"{path} is damaged or cut short: {error}.")
 
 
 def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | ImageInvalid:

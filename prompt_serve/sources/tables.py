@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prompt_serve.errors import DatasetInvalid, ImageInvalid
+from prompt_serve.errors import DatasetInvalid, DependencyMissing, ImageInvalid
 from prompt_serve.sources.files import is_url, open_binary
 from prompt_serve.sources.shard import EmbeddingBatch, Item
 from prompt_serve.types import FloatArray
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TABLE_SUFFIXES = (".parquet", ".pq", ".arrow", ".feather")
 METADATA_KEY = b"prompt_serve"
 _EMBEDDINGS = ("embedding", "embeddings", "vector", "features")
-_IMAGES = ("image", "images", "bytes", "image_bytes", "data", "jpg", "png", "webp")
+IMAGE_COLUMNS = ("image", "images", "bytes", "image_bytes", "data", "jpg", "png", "webp")
 _PATHS = ("path", "file_name", "filename", "source", "url", "file")
 _IMAGES_PER_BATCH = 64  # whose bytes are in memory at once
 
@@ -106,7 +106,7 @@ def table_shards(
     Raises:
         DatasetInvalid: not such a file, or no column has images or embeddings.
     """
-    with _opened(path) as table:
+    with opened_table(path) as table:
         columns = _columns(path, table.schema, column)
         fingerprint = _fingerprint(table.schema)
         sizes = table.group_sizes()
@@ -168,8 +168,19 @@ class _Arrow:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[_Parquet | _Arrow]:
-    import pyarrow as pa
+def opened_table(path: str) -> Iterator[_Parquet | _Arrow]:
+    """Open a Parquet, Arrow or Feather file, or its URL.
+
+    Raises:
+        DatasetInvalid: not such a file.
+        DependencyMissing: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise DependencyMissing(
+            "Reading Parquet needs pyarrow: pip install 'prompt-serve[tables]'"
+        ) from error
 
     kind = _Parquet if path.lower().endswith((".parquet", ".pq")) else _Arrow
     # A memory-mapped Arrow file takes no memory for what is not read.
@@ -183,10 +194,21 @@ def _opened(path: str) -> Iterator[_Parquet | _Arrow]:
             )
 
 
+def label_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
+    """Return the names of a column's classes that Hugging Face datasets keep in the schema."""
+    try:
+        found = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        feature = found["info"]["features"][column]
+        names = feature.get("names") or feature["feature"]["names"]  # the latter of a list
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return ()
+    return tuple(map(str, names))
+
+
 def _read(shard: _Rows, rows: int) -> "Iterator[pa.RecordBatch]":
     of = shard.columns
     names = [of.column, *([of.source] if of.source else []), *(of.error or ())]
-    with _opened(shard.path) as table:
+    with opened_table(shard.path) as table:
         yield from table.batches(shard.groups, list(dict.fromkeys(names)), rows)
 
 
@@ -200,10 +222,10 @@ def _columns(path: str, schema: "pa.Schema", column: str | None) -> Columns:
     candidates = (
         [column]
         if column is not None
-        else [by_name[name] for name in (*_EMBEDDINGS, *_IMAGES, *_PATHS) if name in by_name]
+        else [by_name[name] for name in (*_EMBEDDINGS, *IMAGE_COLUMNS, *_PATHS) if name in by_name]
     )
     for name in candidates:
-        kind = _kind(schema.field(name).type)
+        kind = column_kind(schema.field(name).type)
         if kind is not None:
             sources = [
                 by_name[one]
@@ -224,7 +246,8 @@ def _columns(path: str, schema: "pa.Schema", column: str | None) -> Columns:
     )
 
 
-def _kind(kind: "pa.DataType") -> str | None:
+def column_kind(kind: "pa.DataType") -> str | None:
+    """Return what a column of a type may hold: embeddings, bytes, struct or paths; else None."""
     import pyarrow as pa
 
     types = pa.types

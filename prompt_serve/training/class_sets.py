@@ -11,7 +11,7 @@ from prompt_serve.prompts.encodings import Dense
 from prompt_serve.prompts.probe import probe
 from prompt_serve.prompts.prompt_file import Prompt, check_class_names
 from prompt_serve.training.clip.backbone import Backbone
-from prompt_serve.training.data.dataset import ImageSet, LabeledImage, Split
+from prompt_serve.training.data.dataset import ImageSet, Split
 from prompt_serve.training.evaluate import probed_features
 
 
@@ -28,7 +28,7 @@ def of_labels(images: ImageSet, labels: Sequence[int]) -> ImageSet:
     return ImageSet(
         class_names=tuple(images.class_names[label] for label in labels),
         items=tuple(
-            LabeledImage(item.path, new_labels[item.label])
+            replace(item, label=new_labels[item.label])
             for item in images.items
             if item.label in new_labels
         ),
@@ -121,7 +121,6 @@ def relabeled(images: ImageSet, class_names: Sequence[str], *, fewer_ok: bool = 
             faults,
         )
     items = (
-        LabeledImage(item.path, labels[nfc(images.class_names[item.label])])
-        for item in images.items
+        replace(item, label=labels[nfc(images.class_names[item.label])]) for item in images.items
     )
     return ImageSet(class_names=tuple(class_names), items=tuple(items))

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from prompt_serve.training.data.dataset import Split
@@ -113,11 +113,11 @@ def _duplicates(dataset: Split, workers: int) -> list[str]:
     """Find files with equal bytes: across parts, across classes, and within a class."""
     items = [(part, item) for part, images in dataset.parts.items() for item in images.items]
     digests = file_digests([item.path for _, item in items], workers=workers)
-    seen: dict[str, tuple[str, int, Path]] = {}
+    seen: dict[str, tuple[str, int, PurePath]] = {}
     found: dict[str, list[str]] = {}
     for (part, item), digest in zip(items, digests, strict=True):
         if digest not in seen:
-            seen[digest] = (part, item.label, item.path)
+            seen[digest] = (part, item.label, PurePath(item.name))
             continue
         other_part, other_label, other = seen[digest]
         kind = (
@@ -127,7 +127,7 @@ def _duplicates(dataset: Split, workers: int) -> list[str]:
             if other_part != part
             else "twice in a class"
         )
-        pair = f"{_shortened(other.name)} = {_shortened(item.path.name)}"
+        pair = f"{_shortened(other.name)} = {_shortened(PurePath(item.name).name)}"
         found.setdefault(kind, []).append(pair)
     return [
         f"Equal images {kind}: {len(pairs)} ({_listed(pairs)}). "

@@ -12,6 +12,7 @@ from prompt_serve.training.data.dataset import Split
 from prompt_serve.training.data.features import FeatureCache
 from prompt_serve.training.data.few_shot import Sampler, few_shot, shot_faults
 from prompt_serve.training.data.loading import OnBadImage, check_images, read_dataset
+from prompt_serve.training.data.tables import USUAL_COLUMNS, ColumnNames
 from prompt_serve.training.loop import OnEpoch, check_names
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.progress import SILENT, Progress, StageTimer
@@ -20,11 +21,12 @@ from prompt_serve.training.without_torch.outcome import NO_EXTRAS, Extras, Train
 
 
 def open_dataset(
-    source: Path,
+    source: str | Path,
     backbone: Backbone,
     config: TrainConfig,
     *,
     images: Path | None = None,
+    columns: ColumnNames = USUAL_COLUMNS,
     rename: Mapping[str, str] | None = None,
     on_bad_image: OnBadImage = "error",
     workers: int = 4,
@@ -47,9 +49,12 @@ def open_dataset(
     split = read_dataset(
         source,
         images=images,
+        columns=columns,
         rename=rename,
         repairs=(check_images(on_bad_image=on_bad_image, workers=workers, progress=progress),),
         checks=(too_few, too_long),
+        workers=workers,
+        progress=progress,
     )
     equal = equal_names_notes(split.class_names, backbone.tokenizer)
     return replace(split, notes=(*split.notes, *equal))

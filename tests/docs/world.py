@@ -13,6 +13,7 @@ import pyarrow.parquet
 
 from tests.drawings import draw_image
 from tests.service.process import ROOT
+from tests.sources import labeled_forms
 
 _PETS = {"cat": (30, 30, 220), "dog": (30, 200, 30), "guinea pig": (220, 30, 30)}
 _FLOWERS = {"daisy": (220, 220, 30), "rose": (220, 30, 120), "tulip": (240, 140, 30)}
@@ -39,6 +40,7 @@ def make_world(folder: Path, environment: Mapping[str, str]) -> Path:
             _draw(folder / name / part, classes, 20, seed=10 * number + len(part))
     for name in ("birds.csv", "night.parquet"):
         _table(folder, name)
+    _packed(folder)
     _draw(folder / "sketches", {name: _PETS[name] for name in ("cat", "dog")}, 6, seed=8)
     for number, name in enumerate(("scenes.csv", "other-scenes.csv")):
         _scenes(folder, name, seed=9 + number)
@@ -76,6 +78,18 @@ def _table(folder: Path, name: str) -> None:
         pyarrow.csv.write_csv(table, folder / name)
     else:
         pyarrow.parquet.write_table(table, folder / name)
+
+
+def _packed(folder: Path) -> None:
+    """Write the pets as a table with their bytes, and as archives of WebDataset."""
+    images = labeled_forms.images_of(folder / "pets")
+    source = labeled_forms.parquet_bytes(images, folder / "packed")
+    table = pyarrow.parquet.read_table(source)
+    pyarrow.parquet.write_table(
+        table.rename_columns(["image", "species", "split"]), folder / "packed.parquet"
+    )
+    shutil.rmtree(folder / "packed")
+    labeled_forms.webdataset("text")(images, folder / "shards")
 
 
 def _scenes(folder: Path, name: str, seed: int) -> None:

@@ -15,10 +15,8 @@ from prompt_serve.image_folders import Ignored
 from prompt_serve.sources.plan import shards_of
 from tests.cli.conftest import Run, run
 from tests.offline.prompts import zero_shot
+from tests.sources.stores import running_s3
 from tests.sources.test_plan import IMAGES, NUMBERS, content, vectors_of
-
-moto_server = pytest.importorskip("moto.server")
-s3fs = pytest.importorskip("s3fs")
 
 __all__ = ["run"]  # a fixture
 
@@ -26,22 +24,11 @@ __all__ = ["run"]  # a fixture
 @pytest.fixture(scope="module")
 def store() -> Iterator[Any]:
     """A bucket of images, an archive and tables; the environment names the server."""
-    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        s3fs.S3FileSystem.clear_instance_cache()
-        files = s3fs.S3FileSystem()
+    with running_s3() as files:
         files.mkdir("photos")
         files.mkdir("results")
         _fill(files)
         yield files
-        s3fs.S3FileSystem.clear_instance_cache()
-    server.stop()
 
 
 def _fill(files: Any) -> None:

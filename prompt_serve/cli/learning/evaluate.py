@@ -1,7 +1,6 @@
 """``prompt-serve evaluate``: the accuracy of a prompt file on a dataset."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,6 +8,7 @@ import click
 from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.learning.evaluation_report import write_report
 from prompt_serve.cli.learning.image_options import (
+    column_names,
     device_of,
     feature_cache,
     image_options,
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("prompt_file", metavar="PROMPT", type=UserPath())
-@click.argument("dataset", type=UserPath())
+@click.argument("dataset", type=UserPath(path_type=str))
 @click.option(
     "--part", type=click.Choice(["train", "val", "test"]),
     help="Part of DATASET to evaluate, all its images. [default: test, or the only part]",
@@ -116,14 +116,17 @@ def _dataset(options: Mapping[str, Any], progress: Any) -> "Split":
     split = read_dataset(
         options["dataset"],
         images=options["images"],
+        columns=column_names(options),
         rename=options["renames"],
         repairs=(checked,),
+        workers=options["workers"],
+        progress=progress,
     )
     report_notes(split)
     return split
 
 
-def _part(split: "Split", requested: str | None, source: Path) -> tuple[str, "ImageSet"]:
+def _part(split: "Split", requested: str | None, source: str) -> tuple[str, "ImageSet"]:
     from prompt_serve.errors import DatasetInvalid
 
     parts = split.parts

@@ -53,6 +53,7 @@ def write_report(
         labels=data.labels,
         logits=logits_of(prompt, backbone, features),
         paths=[item.path for item in images.items],
+        names=[item.name for item in images.items],
         features=features,
         file_bytes=options["prompt_file"].stat().st_size,
         zero_shot_accuracy=zero_shot,
@@ -94,6 +95,7 @@ def write_training_report(
         labels=scores.labels,
         logits=scores.logits,
         paths=[image.path for image in scores.images],
+        names=[image.name for image in scores.images],
         similarities=scores.similarities,
         file_bytes=file_bytes,
         zero_shot_accuracy=result.comparisons[scores.part].zero_shot.accuracy

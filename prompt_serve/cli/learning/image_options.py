@@ -10,6 +10,7 @@ from prompt_serve.cli.user_path import UserPath
 if TYPE_CHECKING:
     from prompt_serve.training.data.dataset import Split
     from prompt_serve.training.data.features import FeatureCache
+    from prompt_serve.training.data.tables import ColumnNames
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,7 +37,7 @@ def pairs(expected: str) -> Callable[..., dict[str, str]]:
 
 
 def image_options(command: Command) -> Command:
-    """Add options for class names, image folder, bad images, feature cache and device."""
+    """Add options for class names, columns, bad images, feature cache and device."""
     for option in (
         click.option(
             "--class-name", "renames", multiple=True, metavar="OLD=NEW",
@@ -47,6 +48,16 @@ def image_options(command: Command) -> Command:
             "--images", type=UserPath(),
             help="Folder that the paths in a split_zhou_*.json are relative to. "
             "[default: found beside it]",
+        ),
+        click.option(
+            "--image-column", metavar="NAME",
+            help="Column of images in a table: paths, URLs or bytes. [default: image or bytes in "
+            "Parquet, else path or file_name]",
+        ),
+        click.option(
+            "--label-column", metavar="NAME",
+            help="Column of labels in a table, or field in the .json files of a WebDataset. "
+            "[default: label]",
         ),
         click.option(
             "--on-bad-image", type=click.Choice(["error", "skip"]), default="error",
@@ -80,6 +91,13 @@ def tower_options(command: Command) -> Command:
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def column_names(options: Mapping[str, Any]) -> "ColumnNames":
+    """Return the names of the columns of a table."""
+    from prompt_serve.training.data.tables import ColumnNames
+
+    return ColumnNames(image=options["image_column"], label=options["label_column"])
 
 
 def report_notes(dataset: "Split") -> None:

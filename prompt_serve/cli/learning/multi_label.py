@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from prompt_serve.cli.facts import Report, print_document
-from prompt_serve.cli.learning.image_options import device_of, feature_cache
+from prompt_serve.cli.learning.image_options import column_names, device_of, feature_cache
 from prompt_serve.cli.learning.select_method import AUTO_METHOD, MAX_BYTES
 from prompt_serve.cli.learning.train_report import training_document
 from prompt_serve.cli.learning.train_without_torch import (
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from prompt_serve.training.multi_label.train import MultiLabelResult
 
 LABELS_SHOWN = 40
-_IMAGE_OPTIONS = {"renames", "cache_folder", "no_cache", "device", "workers"}
+_IMAGE_OPTIONS = {
+    "renames", "image_column", "label_column", "cache_folder", "no_cache", "device", "workers",
+}  # fmt: skip
 _TRAIN_OPTIONS = _IMAGE_OPTIONS | {
     "dataset", "out", "multi_label", "backbone", "method", "seed", "bits", "max_bytes", "name",
     "sign", "stamp", "log_file", "quiet", "as_json",
@@ -74,6 +76,7 @@ def learn_multi_label(
     encoder = _open_encoder(options["backbone"], options["device"])
     dataset = read_multi_label(
         options["dataset"],
+        columns=column_names(options),
         rename=options["renames"],
         workers=options["workers"],
         progress=progress,
@@ -114,6 +117,7 @@ def evaluate_multi_label(prompt: "Prompt", options: Mapping[str, Any]) -> None:
     progress = Progress(quiet=options["as_json"])
     dataset = read_multi_label(
         options["dataset"],
+        columns=column_names(options),
         rename=options["renames"],
         to_learn=False,
         workers=options["workers"],

@@ -10,7 +10,12 @@ import click
 
 from prompt_serve.cli.facts import Report, json_option
 from prompt_serve.cli.learning.evaluation_report import write_training_report
-from prompt_serve.cli.learning.image_options import device_of, feature_cache, image_options
+from prompt_serve.cli.learning.image_options import (
+    column_names,
+    device_of,
+    feature_cache,
+    image_options,
+)
 from prompt_serve.cli.learning.multi_label import learn_multi_label
 from prompt_serve.cli.learning.prompt_backbone import remember_backbone
 from prompt_serve.cli.learning.select_method import (
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
 
 
 @click.command(cls=TrainCommand)
-@click.argument("dataset", type=UserPath())
+@click.argument("dataset", type=UserPath(path_type=str))
 @click.option(
     "--out", "-o", type=OutputFile(), required=True,
     help="Prompt file to write, such as pets.safetensors.",
@@ -106,11 +111,16 @@ def train(**options: Any) -> None:
     """Learn a classifier for DATASET and write it to a prompt file.
 
     DATASET is a folder with one folder of images per class (or with train, val and test folders of
-    such), a CSV or Parquet table with the columns path, label and optionally split, or CoOp's
-    split_zhou_*.json. By default all images are used and a method is chosen; test images are used
-    once, at the end. Prompts hold out some training images where there are none to validate on.
+    such), a folder with metadata.csv, a CSV, JSON or Parquet table with paths or bytes of images,
+    labels and optionally split, tar archives (WebDataset), a pattern of these, a URL (s3://, gs://,
+    hf://datasets/), or CoOp's split_zhou_*.json. By default all images are used and a method is
+    chosen; test images are used once, at the end. Prompts hold out some training images where there
+    are none to validate on.
 
-    Example: prompt-serve train flowers/ --out flowers.safetensors
+    \b
+    prompt-serve train flowers/ --out flowers.safetensors
+    prompt-serve train s3://bucket/flowers/ --out flowers.safetensors
+    prompt-serve train 'shards/*.tar' --label-column species --out flowers.safetensors
     """
     if options["multi_label"]:
         _train_multi_label(options)
@@ -137,6 +147,7 @@ def train(**options: Any) -> None:
         backbone,
         config,
         images=options["images"],
+        columns=column_names(options),
         rename=options["renames"],
         on_bad_image=options["on_bad_image"],
         workers=options["workers"],

@@ -149,6 +149,7 @@ def _dataset(
     encoders: "Encoders",
     progress: "Progress",
 ) -> "Split":
+    from prompt_serve.cli.learning.image_options import column_names
     from prompt_serve.prompts.equal_names import equal_names_notes
     from prompt_serve.training.data.few_shot import shot_faults
     from prompt_serve.training.data.loading import check_images, read_dataset
@@ -162,9 +163,12 @@ def _dataset(
     split = read_dataset(
         options["dataset"],
         images=options["images"],
+        columns=column_names(options),
         rename=options["renames"],
         repairs=(checked,),
         checks=(too_few,),
+        workers=options["workers"],
+        progress=progress,
     )
     equal = equal_names_notes(split.class_names, encoders.bundle.tokenizer)
     return replace(split, notes=(*split.notes, *equal))

@@ -7,6 +7,7 @@ import click
 
 from prompt_serve.cli.facts import json_option, print_document
 from prompt_serve.cli.learning.image_options import (
+    column_names,
     device_of,
     feature_cache,
     image_options,
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("dataset", type=UserPath())
+@click.argument("dataset", type=UserPath(path_type=str))
 @click.option(
     "--backbone", default="embedded", show_default=True,
     help="Frozen CLIP: embedded, MODEL/TAG such as ViT-B-16/openai, MODEL/TAG@FILE or "
@@ -74,6 +75,7 @@ def baselines(**options: Any) -> None:
         backbone,
         config,
         images=options["images"],
+        columns=column_names(options),
         rename=options["renames"],
         on_bad_image=options["on_bad_image"],
         workers=options["workers"],

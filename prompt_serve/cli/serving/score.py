@@ -149,12 +149,16 @@ def score(
     find photos -name '*.jpg' | prompt-serve score - --task pets --out - | jq .class_name
     prompt-serve score photos/ --prompt pets.safetensors --out scores/ --save-embeddings features/
     """
+    if target == str(DASH) and as_json:
+        raise click.UsageError("--json and --out - would both write to standard output.")
     if here is not None:
         score_here(
             inputs,
             target,
             here,
             top_k=top_k,
+            top_tasks=top_tasks,
+            stdout_format=stdout_format,
             resume=resume,
             overwrite=overwrite,
             progress=progress,
@@ -175,8 +179,6 @@ def score(
     )
 
     check_tasks(tasks, tags)
-    if out == DASH and as_json:
-        raise click.UsageError("--json and --out - would both write to standard output.")
     notes_to_stderr = as_json or out == DASH
     check_output(out, resume=resume, overwrite=overwrite)
     paths = image_paths(inputs)

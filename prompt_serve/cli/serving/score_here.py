@@ -20,7 +20,8 @@ from prompt_serve.errors import ConfigInvalid, counted
 from prompt_serve.files import check_writable, check_writable_folder
 
 if TYPE_CHECKING:
-    from prompt_serve.offline.score_job import Counts
+    from prompt_serve.offline.score_job import Counts, ShardScorer
+    from prompt_serve.offline.score_run import NumberedShard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -45,7 +46,7 @@ class HereOptions:
 
 # Options that ask a service, and those that are for scoring here, by parameter.
 _OF_SERVICE = (
-    *("tasks", "tags", "top_tasks", "mix_versions", "stdout_format", "concurrency", "chunk_size"),
+    *("tasks", "tags", "mix_versions", "concurrency", "chunk_size"),
     *("retry_for_s", "deadline_s", "url", "api_key", "timeout_s"),
 )
 _OF_RAY = ("address", "workers", "cores_per_worker")
@@ -150,26 +151,34 @@ def score_here(
     options: HereOptions,
     *,
     top_k: int,
+    top_tasks: int | None,
+    stdout_format: str,
     resume: bool,
     overwrite: bool,
     progress: bool,
     as_json: bool,
 ) -> None:
-    """Score images or embeddings, and write a folder of parts or one file."""
+    """Score images or embeddings, and write a folder of parts, one file, or standard output."""
     from prompt_serve.image_folders import Ignored
     from prompt_serve.offline.model import named_prompts
     from prompt_serve.offline.score_job import ScoreJob, ShardScorer
-    from prompt_serve.offline.score_run import pending, run_here
+    from prompt_serve.offline.score_run import Pending, pending, run_here
     from prompt_serve.sources.plan import shards_of
 
     started = time.monotonic()
-    target = _Target.of(out, resume=resume, overwrite=overwrite)
+    to_stdout = out == str(DASH)
+    if to_stdout:
+        _check_stdout(options.engine, resume=resume)
+        target = _Target(out, None)
+    else:
+        target = _Target.of(out, resume=resume, overwrite=overwrite)
     prompts = {name: str(path) for name, path in named_prompts(options.prompts).items()}
     job = ScoreJob(
         prompts=prompts,
         bundle=options.bundle,
         device=options.device,
         top_k=top_k,
+        top_tasks=top_tasks,
         out=target.parts,
         embeddings=options.save_embeddings,
     )
@@ -185,14 +194,20 @@ def score_here(
     scorer = ShardScorer(job, job.load())
     for shard in shards:
         scorer.check(shard)
-    todo = pending(scorer, shards, resume=resume, overwrite=overwrite)
+    todo = (
+        Pending(list(enumerate(shards)), 0)
+        if to_stdout
+        else pending(scorer, shards, resume=resume, overwrite=overwrite)
+    )
     if todo.done:
         click.echo(
             f"Skipped {todo.done:,} of {counted(len(shards), 'part')} that are there already.",
             err=True,
         )
     with _bar(todo.images, shown=progress) as advance:
-        if options.engine == "ray":
+        if to_stdout:
+            counts = _print_scores(scorer, todo.shards, advance, stdout_format)
+        elif options.engine == "ray":
             from prompt_serve.ray import Workers, cluster, run_on_ray
 
             pool = Workers(count=options.workers, cores=options.cores_per_worker)
@@ -202,15 +217,46 @@ def score_here(
                 )
         else:
             counts = run_here(scorer, todo.shards, advance)
-    target.finish(scorer.out.names())
+    if not to_stdout:
+        target.finish(scorer.out.names())
     seconds = time.monotonic() - started
     if as_json:
         print_document(_summary(counts, len(todo.shards), seconds, out))
     else:
-        click.echo(_line(counts, len(todo.shards), seconds, out))
+        name = "standard output" if to_stdout else out
+        click.echo(_line(counts, len(todo.shards), seconds, name), err=to_stdout)
     if counts.rows and counts.errors == counts.rows and not todo.done:
         click.echo("Error: No image could be scored; see the column 'error'.", err=True)
         raise click.exceptions.Exit(1)
+
+
+def _check_stdout(engine: str, *, resume: bool) -> None:
+    if resume:
+        raise ConfigInvalid("A table on standard output cannot be resumed; name a file or folder.")
+    if engine == "ray":
+        raise click.UsageError("--engine ray writes parts; --out - is for one process.")
+
+
+def _print_scores(
+    scorer: "ShardScorer",
+    shards: Sequence["NumberedShard"],
+    advance: Callable[[int], object],
+    stdout_format: str,
+) -> "Counts":
+    """Write rows to standard output as soon as they are known."""
+    from prompt_serve.cli.serving.score_tables import open_table
+    from prompt_serve.offline.score_job import Counts
+
+    total = Counts()
+    with open_table(DASH, stdout_format=stdout_format) as output:
+        for index, shard in shards:
+            for batch in scorer.features(index, shard):
+                for table, counts in scorer.tables(batch):
+                    for row in table.to_pylist():
+                        output.write(row)
+                    total += counts
+                advance(len(batch.sources))
+    return total
 
 
 @contextmanager
@@ -245,8 +291,6 @@ class _Target:
         from prompt_serve.sources.files import is_url
 
         out = out.removeprefix("file://")
-        if out == str(DASH):
-            raise ConfigInvalid("Scores without a service go to a file or folder; name one.")
         path = Path(out)
         if is_url(out):
             return cls(out, None)

@@ -38,6 +38,12 @@ class LabeledImage:
 
     path: Path
     label: int
+    source: str = ""  # name of the image for people, if the file is a copy of it
+
+    @property
+    def name(self) -> str:
+        """Name of the image for people."""
+        return self.source or str(self.path)
 
 
 @dataclass(frozen=True, kw_only=True)

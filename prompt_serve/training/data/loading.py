@@ -1,4 +1,4 @@
-"""Read a dataset from disk and check it; one error lists all faults."""
+"""Read a dataset and check it; one error lists all faults."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +12,10 @@ from prompt_serve.preprocess import decode_image
 from prompt_serve.prompts.prompt_file import check_class_names
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, Split, limited
 from prompt_serve.training.data.folders import read_folder
-from prompt_serve.training.data.manifests import read_split_file, read_table
+from prompt_serve.training.data.image_store import ImageStore
+from prompt_serve.training.data.manifests import is_split_file, labeled_images, read_split_file
+from prompt_serve.training.data.opening import ImageTree, opened
+from prompt_serve.training.data.tables import USUAL_COLUMNS, ColumnNames, Table
 from prompt_serve.training.progress import SILENT, Advance, Progress, no_advance
 
 Check = Callable[[Split], Sequence[str]]  # returns further faults of a split, one line each
@@ -22,35 +25,58 @@ SKIPPED_SHOWN = 20  # unreadable images listed in a note
 
 
 def read_dataset(
-    source: Path,
+    source: str | Path,
     *,
     images: Path | None = None,
+    columns: ColumnNames = USUAL_COLUMNS,
     rename: Mapping[str, str] | None = None,
     repairs: Sequence[Repair] = (),
     checks: Sequence[Check] = (),
+    workers: int = 4,
+    progress: Progress = SILENT,
 ) -> Split:
-    """Read a folder, a CSV or Parquet manifest, or a ``split_zhou_*.json``.
+    """Read a dataset: folders, a table, archives, or the URL of these.
+
+    Images that are not files of this machine are copied (see ``ImageStore``).
 
     Args:
-        source: a folder with one folder per class, or with train/[val/]test folders of such; or a
-            manifest with the columns path, label and optionally split; or a split file of CoOp.
+        source: a folder with one folder per class, or with train/[val/]test folders of such; a
+            folder with images and metadata.csv, .jsonl or .parquet; a CSV, JSON, Parquet or Arrow
+            table with paths or bytes of images, labels and optionally split; tar archives
+            (WebDataset); a folder or pattern of tables or archives; a URL of these (s3://, gs://,
+            hf://datasets/); or a split file of CoOp.
         images: the folder that the paths in a split file are relative to; guessed where None.
+        columns: names of columns in tables.
         rename: new names of classes, by the name in the source.
         repairs: applied before the checks, such as ``check_images``.
         checks: further checks of the classes and numbers of images.
+        workers: files of object stores read at once.
+        progress: shows a progress bar while they are read.
 
     Raises:
         DatasetInvalid: lists all faults.
     """
-    if source.is_dir():
-        dataset = read_folder(source)
-    elif not source.is_file():
-        raise DatasetInvalid(f"There is no folder or file {source}.", [])
-    elif source.suffix.lower() == ".json":
-        dataset = read_split_file(source, images)
+    if is_split_file(str(source)):
+        dataset = read_split_file(Path(source), images)
     else:
-        dataset = read_table(source)
+        store = ImageStore(workers=workers, progress=progress)
+        with opened(str(source), columns, store) as found:
+            dataset = labeled_images(found) if isinstance(found, Table) else _of_tree(found)
     return checked(dataset, str(source), rename=rename, repairs=repairs, checks=checks)
+
+
+def _of_tree(tree: ImageTree) -> RawDataset:
+    dataset = read_folder(tree.root)
+    files = tree.located([item.path for items in dataset.items.values() for item in items])
+    for part, items in dataset.items.items():
+        dataset.items[part] = [
+            LabeledImage(files[item.path][0], item.label, files[item.path][1])
+            for item in items
+            if item.path in files
+        ]
+    dataset.faults = tree.named(dataset.faults)
+    dataset.notes = tree.named(dataset.notes)
+    return dataset
 
 
 def checked(
@@ -131,7 +157,7 @@ def _faults(items: Sequence[LabeledImage], workers: int, advance: Advance) -> di
         try:
             decode_image(item.path.read_bytes())
         except (ImageInvalid, ImageTooLarge, OSError) as error:
-            return f"{item.path}: {error}"
+            return f"{item.name}: {error}"
         finally:
             advance(1)
         return None

@@ -1,14 +1,17 @@
-"""Read datasets described by a file: a CSV or Parquet table, or CoOp's split file."""
+"""Datasets with a row per image: a table of any kind, or CoOp's split file."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import nfc
+from prompt_serve.sources.files import is_url
 from prompt_serve.text_files import is_utf8, local_path, read_text
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, limited, part_of
-from prompt_serve.training.data.tables import LABEL_SEPARATOR, Row, read_rows
+from prompt_serve.training.data.tables import LABEL_SEPARATOR, Row, Table
 
 # Image folders beside a split_zhou_*.json in the layouts of CoOp's DATASETS.md.
 _IMAGE_FOLDERS = (
@@ -22,53 +25,55 @@ _IMAGE_FOLDERS = (
 )
 
 
-def read_table(path: Path) -> RawDataset:
-    """Read a table with the columns ``path``, ``label`` and, optionally, ``split``.
+def labeled_images(table: Table) -> RawDataset:
+    """Return the images of a table with one label per image.
 
-    ``path`` is relative to the table, ``label`` is the class name, ``split`` is train, val or test;
-    other columns are ignored. Classes are sorted by name; images keep the order of the table.
+    Classes are sorted by name; images keep the order of the table.
 
     Raises:
-        DatasetInvalid: the file is not a table, or its text is not UTF-8.
+        DatasetInvalid: the table is text that is not UTF-8.
     """
-    table = read_rows(path, ("path", "label", "split"))
-    columns = table.columns
-    faults = [
-        f"column {name!r} is missing; the table has {', '.join(filter(None, columns)) or 'none'}"
-        for name in ("path", "label")
-        if name not in columns
-    ] + [
-        f"{columns.count(name)} columns are called {name!r}"
-        for name in ("path", "label", "split")
-        if columns.count(name) > 1
-    ]
-    if faults:
-        return RawDataset(faults=faults)
     faults = table.faults
     several: list[str] = []
-    named: list[tuple[str, Path, str]] = []
+    named: list[_Named] = []
     for number, row in enumerate(table.rows, start=1):
         part = part_of_row(row)
-        file, name = row["path"], row["label"]
+        name = row["label"]
+        place = place_of_row(number, row)
         if part is None:
             faults.append(split_fault(number, row))
         elif LABEL_SEPARATOR in name:
-            several.append(f"row {number}: {name!r}")
-        elif not file or not name:
-            faults.append(f"row {number}: {'label' if file else 'path'} is empty")
+            several.append(f"{place}: {name!r}")
+        elif not row["path"] or not name:
+            faults.append(f"{place}: {'label' if row['path'] else 'path'} is empty")
+        elif "file" not in row:
+            faults.append(f"{place}: no such file")
         else:
-            named.append((part, local_path(file, path.parent), nfc(name)))
+            named.append(_Named(part, Path(row["file"]), nfc(name), row.get("source", "")))
     dataset = _labeled(named, [*_several_labels(several, named), *limited(faults)])
+    dataset.notes += table.notes
     if table.not_utf8 and not _names_are_files(dataset, named):
         raise DatasetInvalid(table.not_utf8, [])  # the faults of its rows have this one cause
     return dataset
 
 
-def _names_are_files(dataset: RawDataset, named: list[tuple[str, Path, str]]) -> bool:
+class _Named(NamedTuple):
+    part: str
+    file: Path
+    label: str
+    source: str
+
+
+def _names_are_files(dataset: RawDataset, named: Sequence[_Named]) -> bool:
     """Return True where what is not UTF-8 in a table is the name of files that are there."""
     return all(map(is_utf8, dataset.class_names)) and all(
-        file.is_file() for _, file, _ in named if not is_utf8(str(file))
+        one.file.is_file() for one in named if not is_utf8(str(one.file))
     )
+
+
+def place_of_row(number: int, row: Row) -> str:
+    """Return how a row is called in messages: its image if that is in the table, or its number."""
+    return row.get("source") or f"row {number}"
 
 
 def part_of_row(row: Row) -> str | None:
@@ -78,14 +83,14 @@ def part_of_row(row: Row) -> str | None:
 
 def split_fault(number: int, row: Row) -> str:
     """Return the fault of a row whose ``split`` is not the name of a part."""
-    return f"row {number}: split {row['split']!r}; expected train, val or test"
+    return f"{place_of_row(number, row)}: split {row['split']!r}; expected train, val or test"
 
 
-def _several_labels(cells: Sequence[str], named: Sequence[tuple[str, Path, str]]) -> list[str]:
+def _several_labels(cells: Sequence[str], named: Sequence[_Named]) -> list[str]:
     """Return a line if images have several labels, in one cell or on several rows."""
     names: dict[Path, dict[str, None]] = {}
-    for _, file, name in named:
-        names.setdefault(file, {})[name] = None
+    for one in named:
+        names.setdefault(one.file, {})[one.label] = None
     found = [*cells, *(f"{f}: {', '.join(own)}" for f, own in names.items() if len(own) > 1)]
     if not found:
         return []
@@ -93,6 +98,13 @@ def _several_labels(cells: Sequence[str], named: Sequence[tuple[str, Path, str]]
         f"images with several labels: {len(found):,} (the first is {found[0]}); learn them with "
         f"train --multi-label"
     ]
+
+
+def is_split_file(source: str) -> bool:
+    """Return True for JSON on this machine that is not a list of objects, which is a table."""
+    if not source.lower().endswith(".json") or is_url(source) or not Path(source).is_file():
+        return False
+    return not re.match(r"\s*\[\s*\{", read_text(Path(source)))
 
 
 def read_split_file(path: Path, images: Path | None) -> RawDataset:
@@ -120,15 +132,16 @@ def read_split_file(path: Path, images: Path | None) -> RawDataset:
     return dataset
 
 
-def _labeled(named: list[tuple[str, Path, str]], faults: list[str]) -> RawDataset:
-    names = sorted({name for part, _, name in named if part == "train"})
+def _labeled(named: Sequence[_Named], faults: list[str]) -> RawDataset:
+    names = sorted({one.label for one in named if one.part == "train"})
     labels = {name: label for label, name in enumerate(names)}
     dataset = RawDataset(class_names=tuple(names), faults=faults)
-    unknown = sorted({name for _, _, name in named} - set(names))
+    unknown = sorted({one.label for one in named} - set(names))
     dataset.faults += limited([f"label {name!r} has no training image" for name in unknown])
-    for part, file, name in named:
-        if name in labels:
-            dataset.items.setdefault(part, []).append(LabeledImage(file, labels[name]))
+    for one in named:
+        if one.label in labels:
+            item = LabeledImage(one.file, labels[one.label], one.source)
+            dataset.items.setdefault(one.part, []).append(item)
     dataset.faults += missing_files(dataset)
     return dataset
 

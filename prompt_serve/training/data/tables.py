@@ -1,63 +1,213 @@
-"""Read the rows of CSV and Parquet tables, as spreadsheets and other programs write them."""
+"""Read the rows of CSV, JSON and Parquet tables, as spreadsheets and other programs write them."""
 
 import csv
 import io
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prompt_serve.errors import DatasetInvalid, DependencyMissing
-from prompt_serve.text_files import LONGEST_FIELD, is_utf8, not_utf8, read_text
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.sources.files import is_url, read_file, version_of
+from prompt_serve.sources.tables import (
+    IMAGE_COLUMNS,
+    TABLE_SUFFIXES,
+    TableShard,
+    column_kind,
+    label_names,
+    opened_table,
+    table_shards,
+)
+from prompt_serve.text_files import LONGEST_FIELD, decode_text, is_utf8, local_path, not_utf8
 from prompt_serve.training.data.dataset import limited
+from prompt_serve.training.data.image_store import ImageStore
 
 LABEL_SEPARATOR = ";"  # between the labels of an image
 DELIMITERS = (",", ";", "\t", "|")
+TEXT_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_PATH_COLUMNS = ("path", "file_name", "filename")
 _SEPARATOR_LINE = re.compile(r"sep=([,;\t|:])\r?\n")  # Excel's first line, as in "sep=;"
+_PACKED = ("bytes", "struct")  # kinds of columns that hold images
+_ROWS_PER_BATCH = 65_536
+_ROWS_PER_SHARD = 1024  # of images, whose copies are made together
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 Row = dict[str, str]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ColumnNames:
+    """Names of the columns of a table; None: those that such columns usually have."""
+
+    image: str | None = None
+    label: str | None = None
+
+    @property
+    def label_name(self) -> str:
+        """Name of the column of labels, in lower case."""
+        return "label" if self.label is None else _column_name(self.label)
+
+    def image_name(self, columns: Sequence[str], packed: Sequence[str] = ()) -> str:
+        """Return the name of the column of images, or the one that is missing.
+
+        Args:
+            columns: of the table.
+            packed: those of them that hold the bytes of images, and come before paths.
+        """
+        if self.image is not None:
+            return _column_name(self.image)
+        return next((name for name in (*packed, *_PATH_COLUMNS) if name in columns), "path")
+
+
+USUAL_COLUMNS = ColumnNames()
+
+
 @dataclass(kw_only=True)
 class Table:
-    """Rows by column name; names are in lower case, values without spaces around them."""
+    """Rows with ``path``, ``label`` and, where the table has parts, ``split``.
+
+    Values have no spaces around them. ``file`` of a row is its image on this machine, and
+    ``source`` the name of the image if that file is a copy.
+    """
+
+    rows: list[Row]
+    faults: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    not_utf8: str = ""  # says that the file's text is not UTF-8; empty where it is
+
+
+@dataclass(kw_only=True)
+class _Cells:
+    """All cells of a table of texts, by column name in lower case."""
 
     columns: list[str]
     rows: list[Row]
     faults: list[str] = field(default_factory=list)
-    not_utf8: str = ""  # says that the file's text is not UTF-8; empty where it is
+    not_utf8: str = ""
 
 
-def read_rows(path: Path, expected: Sequence[str]) -> Table:
-    """Read a .csv, .tsv or .parquet file.
+def is_table(path: str) -> bool:
+    """Return True for the suffixes of tables."""
+    return path.lower().endswith((*TEXT_SUFFIXES, *TABLE_SUFFIXES))
 
-    The delimiter of a CSV file is the one that finds most of the ``expected`` columns. Labels that
-    are whole numbers written as fractions (1.0) are read as whole numbers.
+
+def read_table_rows(path: str, columns: ColumnNames, store: ImageStore) -> Table:
+    """Read a .csv, .tsv, .json, .jsonl, .parquet, .arrow or .feather file, or its URL.
+
+    The delimiter of a CSV file is the one that finds most of the expected columns. Labels that
+    are whole numbers written as fractions (1.0) are read as whole numbers. Images that are in the
+    table or in an object store are copied.
 
     Raises:
-        DatasetInvalid: the file is not a table.
+        DatasetInvalid: the file is not a table, or cannot be read.
     """
-    suffix = path.suffix.lower()
-    if suffix in (".parquet", ".pq"):
-        table = _read_parquet(path)
-    elif suffix in (".csv", ".tsv"):
-        table = _read_csv(path, expected)
+    suffix = Path(path).suffix.lower()
+    if suffix in TABLE_SUFFIXES:
+        return _read_arrow(path, columns, store)
+    if suffix in (".csv", ".tsv"):
+        cells = _read_csv(path, ("label", "split", *_PATH_COLUMNS, *_named(columns)))
+    elif suffix in TEXT_SUFFIXES:
+        cells = _read_json(path)
     else:
         raise DatasetInvalid(
-            f"{path} is not a dataset file; expected a .csv, .tsv, .parquet or .json file.", []
+            f"{path} is not a dataset file; expected a .csv, .tsv, .json, .jsonl, .parquet or "
+            f".arrow table, or a .tar archive.",
+            [],
         )
-    _without_fractions(table.rows, "label")
+    image = columns.image_name(cells.columns)
+    if faults := _column_faults(cells.columns, image, columns):
+        return Table(rows=[], faults=faults)
+    names = {"path": image, "label": columns.label_name, "split": "split"}
+    names = {key: name for key, name in names.items() if name in cells.columns}
+    rows = [{key: row[name] for key, name in names.items()} for row in cells.rows]
+    table = Table(rows=rows, faults=cells.faults, not_utf8=cells.not_utf8)
+    locate(table, path, store)
     return table
 
 
-def _read_csv(path: Path, expected: Sequence[str]) -> Table:
-    text = read_text(path)
+def _named(columns: ColumnNames) -> list[str]:
+    return [_column_name(name) for name in (columns.image, columns.label) if name is not None]
+
+
+def _column_faults(columns: Sequence[str], image: str, names: ColumnNames) -> list[str]:
+    listed = ", ".join(filter(None, columns)) or "none"
+    options = {image: "--image-column", names.label_name: "--label-column"}
+    return [
+        f"column {name!r} is missing; the table has {listed} (name the column with {option})"
+        for name, option in options.items()
+        if name not in columns
+    ] + [
+        f"{columns.count(name)} columns are called {name!r}"
+        for name in (*options, "split")
+        if columns.count(name) > 1
+    ]
+
+
+def locate(table: Table, path: str, store: ImageStore) -> None:
+    """Find the images of rows that name them by path: relative to the table, or a URL.
+
+    Those in an object store are copied; a row whose URL does not exist gets no ``file``.
+    """
+    _without_fractions(table.rows)
+    base = path.rpartition("/")[0]
+    urls: dict[int, str] = {}  # by the index of the row
+    for number, row in enumerate(table.rows):
+        if row.get("file") or not row["path"]:
+            continue
+        if is_url(row["path"]):
+            urls[number] = row["path"]
+        elif is_url(path):
+            urls[number] = f"{base}/{row['path'].removeprefix('./')}"
+        else:
+            row["file"] = str(local_path(row["path"], Path(path).parent))
+    if not urls:
+        return
+    copies = store.fetch(urls.values())
+    for number, url in urls.items():
+        table.rows[number]["source"] = url
+        if url in copies:
+            table.rows[number]["file"] = str(copies[url])
+
+
+def _read_json(path: str) -> _Cells:
+    """Read objects: one per line, or a list of them."""
+    text = _text_of(path)
+    try:
+        if path.lower().endswith(".json"):
+            entries = json.loads(text)
+        else:
+            entries = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise DatasetInvalid(f"{path} is not JSON: {error}.", []) from error
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise DatasetInvalid(
+            f"{path} is not a table: expected objects such as "
+            f'{{"file_name": "1.jpg", "label": "cat"}}.',
+            [],
+        )
+    columns = list(dict.fromkeys(_column_name(name) for entry in entries for name in entry))
+    rows = [{_column_name(name): value for name, value in entry.items()} for entry in entries]
+    return _Cells(
+        columns=columns,
+        rows=[_row(columns, [row.get(name) for name in columns]) for row in rows],
+    )
+
+
+def _text_of(path: str) -> str:
+    try:
+        return decode_text(read_file(path))
+    except FileNotFoundError as error:
+        raise DatasetInvalid(f"There is no folder or file {path}.", []) from error
+
+
+def _read_csv(path: str, expected: Sequence[str]) -> _Cells:
+    text = _text_of(path)
     content, delimiters = text.lstrip("\r\n"), list(DELIMITERS)
     if separator := _SEPARATOR_LINE.match(content):
         content, delimiters = content[separator.end() :], [str(separator[1])]
-    elif path.suffix.lower() == ".tsv":
+    elif path.lower().endswith(".tsv"):
         delimiters.insert(0, "\t")
     csv.field_size_limit(LONGEST_FIELD)
     try:
@@ -71,11 +221,11 @@ def _read_csv(path: Path, expected: Sequence[str]) -> Table:
     except csv.Error as error:
         raise DatasetInvalid(f"{path} is not a CSV file: {error}.", []) from error
     columns = header[1]
-    return Table(
+    return _Cells(
         columns=columns,
         rows=[_row(columns, line) for line in lines],
         faults=_line_faults(columns, lines),
-        not_utf8="" if is_utf8(text) else not_utf8(path, text),
+        not_utf8="" if is_utf8(text) else not_utf8(Path(path), text),
     )
 
 
@@ -94,11 +244,11 @@ def _column_name(name: str) -> str:
 
 def _row(columns: Sequence[str], values: Sequence[Any]) -> Row:
     """Return stripped text by column; missing values are empty."""
-    texts = ["" if _missing(value) else _text(value) for value in values]
+    texts = ["" if _missing(value) else as_text(value) for value in values]
     return dict(zip(columns, texts + [""] * len(columns), strict=False))
 
 
-def _text(value: Any) -> str:
+def as_text(value: Any) -> str:
     """Return a cell as a CSV table has it; a list of labels is joined."""
     return LABEL_SEPARATOR.join(map(str, value)) if isinstance(value, list) else str(value).strip()
 
@@ -119,26 +269,86 @@ def _line_faults(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> list
     )
 
 
-def _read_parquet(path: Path) -> Table:
-    try:
-        import pyarrow as arrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise DependencyMissing(
-            "Reading Parquet needs pyarrow: pip install 'prompt-serve[tables]'"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise DatasetInvalid(f"{path} is not a Parquet file: {error}", []) from error
-    columns = [_column_name(name) for name in table.column_names]
-    values = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return Table(columns=columns, rows=[_row(columns, row) for row in values])
+def _read_arrow(path: str, names: ColumnNames, store: ImageStore) -> Table:
+    """Read labels, and paths or bytes of images; the labels may be numbers of named classes."""
+    with opened_table(path) as table:
+        schema, size = table.schema, sum(table.group_sizes())
+        by_name = {_column_name(name): name for name in reversed(schema.names)}
+        columns = [_column_name(name) for name in schema.names]
+        kinds = {name: column_kind(schema.field(by_name[name]).type) for name in by_name}
+        image = names.image_name(
+            columns, [name for name in IMAGE_COLUMNS if kinds.get(name) in _PACKED]
+        )
+        if faults := _column_faults(columns, image, names):
+            return Table(rows=[], faults=faults)
+        if kinds[image] not in (*_PACKED, "paths"):
+            kind = schema.field(by_name[image]).type
+            return Table(rows=[], faults=[f"column {image!r} has {kind}; expected images"])
+        cells = {"label": by_name[names.label_name]}
+        if "split" in by_name:
+            cells["split"] = by_name["split"]
+        if kinds[image] == "paths":
+            cells["path"] = by_name[image]
+        groups = range(len(table.group_sizes()))
+        read = list(dict.fromkeys(cells.values()))
+        values: dict[str, list[Any]] = {name: [] for name in read}
+        for batch in table.batches(groups, read, _ROWS_PER_BATCH):
+            for name in read:
+                values[name] += batch.column(name).to_pylist()
+        of_classes = {name: label_names(schema, name) for name in read}
+    rows: list[Row] = [{} for _ in range(size)]
+    for key, name in cells.items():
+        for row, value in zip(rows, _named_values(values[name], of_classes[name]), strict=True):
+            row[key] = "" if _missing(value) else as_text(value)
+    found = Table(rows=rows)
+    if kinds[image] in _PACKED:
+        _unpack(found, path, by_name[image], store)
+    locate(found, path, store)
+    return found
 
 
-def _without_fractions(rows: Sequence[Row], column: str) -> None:
-    """Write 1.0 as 1 where every value of a column is a whole number written so, or is empty."""
-    given = [row[column] for row in rows if row.get(column)]
+def _named_values(values: Sequence[Any], names: Sequence[str]) -> Iterator[Any]:
+    """Replace the numbers of named classes by the names; -1 stands for no class."""
+
+    def name(value: Any) -> Any:
+        if isinstance(value, list):
+            return [name(one) for one in value]
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        return names[value] if 0 <= value < len(names) else None if value < 0 else value
+
+    return map(name, values) if names else iter(values)
+
+
+def _unpack(table: Table, path: str, column: str, store: ImageStore) -> None:
+    """Copy the images in a column of bytes; a row group whose copies are there is not read."""
+    version = version_of(path)
+    origin = path if is_url(path) else str(Path(path).absolute())
+    places = [store.place(f"{origin}#{row} {column}", version) for row in range(len(table.rows))]
+    for shard in table_shards(path, rows_per_shard=_ROWS_PER_SHARD, column=column):
+        assert isinstance(shard, TableShard)  # noqa: S101  # for the type checker
+        rows = range(shard.first_row, shard.first_row + shard.n_rows)
+        there = [store.holds(places[row], version) for row in rows]
+        items = iter(()) if all(there) else shard.items()
+        for row in rows:
+            table.rows[row]["path"] = f"{path}#{row}"
+        for row, item in zip(rows, items, strict=False):
+            if isinstance(item.data, bytes):
+                store.keep(places[row], item.data)
+            elif item.data is None:  # the image is in a file of its own
+                table.rows[row]["path"] = item.source
+                if not is_url(item.source):
+                    table.rows[row]["file"] = item.source
+            else:  # an empty file is an unreadable image, as in a folder
+                store.keep(places[row], b"")
+        for row in rows:
+            if places[row].is_file():
+                table.rows[row] |= {"file": str(places[row]), "source": f"{path}#{row}"}
+
+
+def _without_fractions(rows: Sequence[Row]) -> None:
+    """Write labels such as 1.0 as 1, where all labels are whole numbers written so, or empty."""
+    given = [row["label"] for row in rows if row["label"]]
     if given and all(map(_WHOLE.fullmatch, given)):
         for row in rows:
-            row[column] = row[column].partition(".")[0]
+            row["label"] = row["label"].partition(".")[0]

@@ -1,7 +1,7 @@
 """Images with any number of labels: read from a table or from nested folders, and checked."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +9,19 @@ import numpy as np
 from prompt_serve.errors import DatasetInvalid, PromptFileInvalid
 from prompt_serve.image_folders import Ignored, find_images, nfc
 from prompt_serve.prompts.prompt_file import check_class_names
-from prompt_serve.text_files import local_path
 from prompt_serve.training.data.dataset import ImageSet, LabeledImage, limited
 from prompt_serve.training.data.features import file_digests
 from prompt_serve.training.data.folders import part_folders
+from prompt_serve.training.data.image_store import ImageStore
 from prompt_serve.training.data.loading import image_faults, rename_faults
 from prompt_serve.training.data.manifests import (
+    is_split_file,
     part_of_row,
+    place_of_row,
     split_fault,
 )
-from prompt_serve.training.data.tables import LABEL_SEPARATOR, read_rows
+from prompt_serve.training.data.opening import ImageTree, opened
+from prompt_serve.training.data.tables import LABEL_SEPARATOR, USUAL_COLUMNS, ColumnNames, Table
 from prompt_serve.training.progress import SILENT, Progress
 from prompt_serve.types import BoolArray
 
@@ -31,6 +34,7 @@ class LabeledPart:
 
     paths: tuple[Path, ...]
     labels: BoolArray  # (N, C)
+    sources: Mapping[Path, str] = field(default_factory=dict)  # names of images that are copies
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -38,7 +42,7 @@ class LabeledPart:
     @property
     def images(self) -> ImageSet:
         """The files as an image set; the label of its items means nothing."""
-        items = tuple(LabeledImage(path, 0) for path in self.paths)
+        items = tuple(LabeledImage(path, 0, self.sources.get(path, "")) for path in self.paths)
         return ImageSet(class_names=("any",), items=items)
 
 
@@ -56,6 +60,7 @@ class _Listing:
     """Names of the labels of each image, by part, and the faults of the source."""
 
     images: dict[str, dict[Path, set[str]]] = field(default_factory=dict)
+    sources: dict[Path, str] = field(default_factory=dict)  # names of images that are copies
     faults: list[str] = field(default_factory=list)
     notes: tuple[str, ...] = ()
 
@@ -64,21 +69,23 @@ class _Listing:
 
 
 def read_multi_label(
-    source: Path,
+    source: str | Path,
     *,
+    columns: ColumnNames = USUAL_COLUMNS,
     rename: Mapping[str, str] | None = None,
     to_learn: bool = True,
     workers: int = 4,
     progress: Progress = SILENT,
 ) -> MultiLabelDataset:
-    """Read a table or nested folders, and decode every image once.
+    """Read labeled images or nested folders, and decode every image once.
 
-    A table has the columns path, label and optionally split; ``label`` is empty, a label, or
-    several separated by ``;``, and an image may be on several rows. In folders, every folder on the
-    way to an image is one of its labels.
+    The sources are those of ``read_dataset``, but for split files. In a table, the label of an
+    image is empty, a label, or several separated by ``;``, and an image may be on several rows. In
+    folders, every folder on the way to an image is one of its labels.
 
     Args:
-        source: folder, or .csv, .tsv or .parquet file.
+        source: folder, table or archive, or the URL of one.
+        columns: names of columns in tables.
         rename: new names of labels, by the name in the source.
         to_learn: expect training images with each label and without it.
         workers: threads that decode images.
@@ -87,16 +94,13 @@ def read_multi_label(
     Raises:
         DatasetInvalid: lists all faults.
     """
-    if source.is_dir():
-        listing = _read_folders(source)
-    elif not source.is_file():
-        raise DatasetInvalid(f"There is no folder or file {source}.", [])
-    elif source.suffix.lower() == ".json":
+    if is_split_file(str(source)):
         raise DatasetInvalid(
             f"{source} has one class per image; expected a folder or a table for --multi-label.", []
         )
-    else:
-        listing = _read_table(source)
+    store = ImageStore(workers=workers, progress=progress)
+    with opened(str(source), columns, store) as content:
+        listing = _read_table(content) if isinstance(content, Table) else _read_folders(content)
     rename = rename or {}
     found = tuple(sorted(listing.names(_PARTS)))
     faults = [*listing.faults, *rename_faults(found, rename)]
@@ -105,7 +109,7 @@ def read_multi_label(
     dataset = MultiLabelDataset(
         class_names=class_names,
         parts={
-            part: _labeled_part(listing.images[part], found)
+            part: _labeled_part(listing.images[part], found, listing.sources)
             for part in _PARTS
             if listing.images.get(part)
         },
@@ -140,7 +144,7 @@ def matched(dataset: MultiLabelDataset, class_names: Sequence[str]) -> dict[str,
     for name, part in dataset.parts.items():
         labels = np.zeros((len(part), len(class_names)), dtype=bool)
         labels[:, places] = part.labels
-        parts[name] = LabeledPart(paths=part.paths, labels=labels)
+        parts[name] = replace(part, labels=labels)
     return parts
 
 
@@ -157,42 +161,43 @@ def conflicting_copies(dataset: MultiLabelDataset, *, workers: int = 4) -> list[
     return pairs
 
 
-def _read_folders(root: Path) -> _Listing:
+def _read_folders(tree: ImageTree) -> _Listing:
     ignored = Ignored()
-    parts = part_folders(root, Ignored()) or {"train": root}
-    images = {
-        part: {
-            path: set(map(nfc, path.relative_to(folder).parts[:-1]))
-            for path in find_images(folder, ignored)
+    parts = part_folders(tree.root, Ignored()) or {"train": tree.root}
+    listing = _Listing()
+    for part, folder in parts.items():
+        files = tree.located(find_images(folder, ignored))
+        listing.images[part] = {
+            file: set(map(nfc, path.relative_to(folder).parts[:-1]))
+            for path, (file, _) in files.items()
         }
-        for part, folder in parts.items()
-    }
-    return _Listing(images=images, notes=(f"{ignored}.",) if ignored else ())
+        listing.sources |= {file: source for file, source in files.values() if source}
+    listing.notes = (f"{ignored}.",) if ignored else ()
+    return listing
 
 
-def _read_table(path: Path) -> _Listing:
-    table = read_rows(path, ("path", "label", "split"))
+def _read_table(table: Table) -> _Listing:
     if table.not_utf8:
         raise DatasetInvalid(table.not_utf8, [])
-    missing = [name for name in ("path", "label") if name not in table.columns]
-    if missing:
-        has = ", ".join(filter(None, table.columns)) or "none"
-        return _Listing(faults=[f"column {n!r} is missing; the table has {has}" for n in missing])
-    listing = _Listing()
+    listing = _Listing(notes=tuple(table.notes))
     faults = table.faults
     part_of: dict[Path, str] = {}
     for number, row in enumerate(table.rows, start=1):
-        part, file = part_of_row(row), row["path"]
-        names = {nfc(name.strip()) for name in row["label"].split(LABEL_SEPARATOR)} - {""}
-        image = local_path(file, path.parent)
+        part, place = part_of_row(row), place_of_row(number, row)
         if part is None:
             faults.append(split_fault(number, row))
-        elif not file:
-            faults.append(f"row {number}: path is empty")
-        elif part_of.setdefault(image, part) != part:
-            faults.append(f"row {number}: {file} is in {part_of[image]} and in {part}")
-        else:
-            listing.images.setdefault(part, {}).setdefault(image, set()).update(names)
+            continue
+        if not row["path"] or "file" not in row:
+            faults.append(f"{place}: {'no such file' if row['path'] else 'path is empty'}")
+            continue
+        image = Path(row["file"])
+        names = {nfc(name.strip()) for name in row["label"].split(LABEL_SEPARATOR)} - {""}
+        if part_of.setdefault(image, part) != part:
+            faults.append(f"{place}: {row['path']} is in {part_of[image]} and in {part}")
+            continue
+        listing.images.setdefault(part, {}).setdefault(image, set()).update(names)
+        if "source" in row:
+            listing.sources[image] = row["source"]
     listing.faults += limited(faults)
     listing.faults += _without_missing_files(listing)
     return listing
@@ -208,12 +213,14 @@ def _without_missing_files(listing: _Listing) -> list[str]:
     return limited([f"{path}: no such file" for path in missing])
 
 
-def _labeled_part(images: Mapping[Path, set[str]], names: Sequence[str]) -> LabeledPart:
+def _labeled_part(
+    images: Mapping[Path, set[str]], names: Sequence[str], sources: Mapping[Path, str]
+) -> LabeledPart:
     places = {name: place for place, name in enumerate(names)}
     labels = np.zeros((len(images), len(names)), dtype=bool)
     for row, own in enumerate(images.values()):
         labels[row, [places[name] for name in own]] = True
-    return LabeledPart(paths=tuple(images), labels=labels)
+    return LabeledPart(paths=tuple(images), labels=labels, sources=sources)
 
 
 def _label_faults(dataset: MultiLabelDataset) -> list[str]:

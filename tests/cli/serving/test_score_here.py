@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import prompt_serve
 from prompt_serve.bundle import open_bundle, shipped_bundle
+from prompt_serve.prompts.prompt_file import read_prompt_file, write_prompt_file
 from tests.cli.conftest import Run
 from tests.offline.prompts import zero_shot
 from tests.service.prompts import picture
@@ -168,7 +170,7 @@ def test_parts_of_something_else_are_not_mixed(
     replaced = run("score", *words, "--overwrite")
 
     assert refused.exit_code == 2
-    assert "of other images, prompts, backbone or --top-k" in refused.stderr
+    assert "of other images, prompts, backbone, --top-k or --top-tasks" in refused.stderr
     assert kept == before
     assert replaced.exit_code == 0, replaced.output
     assert rows_of(out) != before or change == ["--shard-size", "5"]
@@ -289,7 +291,7 @@ def test_embeddings_are_scored_as_written_down(
         (["--prompt", "P", "--out", "x", "--retry-for", "3"], "--retry-for is for a service"),
         (["--task", "pets", "--out", "x.csv", "--bundle", "b"], "--bundle is for scoring without"),
         (["--task", "p", "--out", "x.csv", "--save-embeddings", "e"], "needs --prompt FILE"),
-        (["--prompt", "P", "--out", "-"], "name one"),
+        (["--prompt", "P", "--out", "-", "--resume"], "cannot be resumed"),
         (["--prompt", "P", "--out", "x.txt"], "expected the suffix"),
         (["--prompt", "missing.safetensors", "--out", "x"], "missing.safetensors"),
         (["--prompt", "P", "--prompt", "P", "--out", "x"], "same name"),
@@ -343,3 +345,69 @@ def test_embeddings_of_another_backbone_are_refused(run: Run, files: Files, tmp_
 
     assert done.exit_code == 2
     assert "made by a backbone with the fingerprint" in done.stderr
+
+
+@pytest.mark.parametrize(("form", "top_k"), [("jsonl", 1), ("jsonl", 3), ("csv", 1), ("csv", 2)])
+@pytest.mark.parametrize("size", [5, 4096])
+def test_standard_output_has_the_rows_of_the_parts(
+    run: Run, files: Files, tmp_path: Path, form: str, top_k: int, size: int
+) -> None:
+    words = [files["photos"], *prompts(files, "pets", "colors"), "--top-k", top_k,
+             "--shard-size", size]  # fmt: skip
+    assert run("score", *words, "--out", tmp_path / f"scores.{form}").exit_code == 0
+
+    done = run("score", *words, "--out", "-", "--format", form, "--no-progress")
+
+    assert done.exit_code == 0, done.output
+    assert done.stdout_bytes == (tmp_path / f"scores.{form}").read_bytes()
+    assert done.stderr.startswith(f"standard output: {N + 1} images, {2 * N + 2} rows in ")
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
+def test_the_best_tasks_of_an_image_are_those_the_service_would_give(
+    run: Run, files: Files, tmp_path: Path, k: int
+) -> None:
+    """By the probability of the best class; those that find the image unknown come last."""
+    folder = tmp_path / "prompts"
+    folder.mkdir()
+    classes = {"pets": ("cat", "dog", "fish"), "colors": ("red", "blue"), "same": ("red", "blue")}
+    made = [zero_shot(folder / f"{name}.safetensors", *own) for name, own in classes.items()]
+    pets = read_prompt_file(made[0])
+    write_prompt_file(replace(pets, name="sure", unknown_below=0.999), folder / "sure.safetensors")
+    words: list[Path | str] = [files["photos"]]
+    for path in sorted(folder.iterdir()):
+        words += ["--prompt", path]
+
+    every = run("score", *words, "--out", "-", "--no-progress")
+    best = run("score", *words, "--out", "-", "--no-progress", "--top-tasks", k)
+
+    assert every.exit_code == best.exit_code == 0, best.output
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for row in map(json.loads, every.stdout.splitlines()):
+        by_image.setdefault(row["source"], []).append(row)
+    assert {row["unknown"] for rows in by_image.values() for row in rows} >= {True, False}
+    expected = [row for rows in by_image.values() for row in sorted(rows, key=_rank)[:k]]
+    assert list(map(json.loads, best.stdout.splitlines())) == expected
+    assert len(expected) == min(k, 4) * (N + 1)
+
+
+def _rank(row: dict[str, Any]) -> tuple[bool, float]:
+    return bool(row["unknown"]), -(row["probability"] or 0.0)
+
+
+def test_parts_with_other_best_tasks_are_other_parts(
+    run: Run, files: Files, tmp_path: Path
+) -> None:
+    out = tmp_path / "scores"
+    words = [files["photos"], *prompts(files, "pets", "colors"), "--out", out]
+    assert run("score", *words, "--top-tasks", 1).exit_code == 0
+
+    refused = run("score", *words, "--top-tasks", 2, "--resume")
+    done = run("score", *words, "--top-tasks", 1, "--resume")
+
+    assert refused.exit_code == 2
+    assert "of other images, prompts, backbone, --top-k or --top-tasks" in refused.stderr
+    assert done.exit_code == 0
+    facts = json.loads((pq.read_metadata(next(out.iterdir())).metadata or {})[b"prompt_serve"])
+    assert facts["top_tasks"] == 1
+    assert len(rows_of(out)) == N + 1

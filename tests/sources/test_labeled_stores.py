@@ -1,0 +1,171 @@
+"""Labeled data in object stores, read by ``train``: S3, Google Cloud Storage, Hugging Face."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prompt_serve.errors import DatasetInvalid
+from prompt_serve.training.data.loading import check_images, read_dataset
+from tests.cli.conftest import Run, caches, run
+from tests.drawings import draw_dataset
+from tests.sources import labeled_forms as forms
+from tests.sources.hub_files import running_hub
+from tests.sources.labeled_forms import FORMS, Images, images_of
+from tests.sources.stores import Publish, bucket_store, hub_store, running_gcs, running_s3
+from tests.training.data.test_labeled_sources import content
+
+__all__ = ["caches", "run"]  # fixtures
+
+STORES = {
+    "s3": lambda: bucket_store(running_s3, "s3"),
+    "gs": lambda: bucket_store(running_gcs, "gs"),
+    "hf": hub_store,
+}
+REMOTE_FORMS = {"folder": forms.folder, **FORMS}
+
+
+@pytest.fixture(scope="module", params=list(STORES))
+def publish(request: pytest.FixtureRequest) -> Iterator[Publish]:
+    with STORES[request.param]() as publish:
+        yield publish
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_dataset(tmp_path_factory.mktemp("pets") / "pets", train=3, test=1)
+
+
+@pytest.fixture(scope="module")
+def images(pets: Path) -> Images:
+    return images_of(pets)
+
+
+@pytest.mark.parametrize("form", ["folder", *forms.short_first(FORMS)])
+def test_every_form_in_a_store_is_the_folder_it_was_made_of(
+    publish: Publish, pets: Path, images: Images, tmp_path: Path, form: str
+) -> None:
+    root = tmp_path / "data"
+    url = publish(REMOTE_FORMS[form](images, root), root)
+
+    first = read_dataset(url)
+    again = read_dataset(url)
+
+    assert content(first) == content(again) == content(read_dataset(pets))
+    assert first == again
+    assert all(item.name.startswith(url.partition("://")[0]) for item in first.train.items)
+
+
+@pytest.mark.parametrize(
+    "form", ["folder", pytest.param("Parquet of datasets", marks=pytest.mark.long)]
+)
+def test_the_prompt_learned_in_a_store_is_that_of_the_folder(
+    publish: Publish, run: Run, pets: Path, images: Images, tmp_path: Path, form: str
+) -> None:
+    root = tmp_path / "data"
+    url = publish(REMOTE_FORMS[form](images, root), root)
+    words = ["--method", "class-vectors", "--name", "pets", "--quiet"]
+
+    for of, out in ((pets, "folder"), (url, "store")):
+        done = run("train", of, *words, "--out", tmp_path / f"{out}.safetensors")
+        assert done.exit_code == 0, done.output
+    measured = [
+        run("evaluate", tmp_path / "store.safetensors", of, "--json").stdout for of in (pets, url)
+    ]
+
+    assert (tmp_path / "store.safetensors").read_bytes() == (
+        tmp_path / "folder.safetensors"
+    ).read_bytes()
+    assert measured[0] == measured[1]
+    assert json.loads(measured[1])["images"] == 4
+
+
+def test_unreadable_images_of_a_store_are_named_by_their_urls(
+    publish: Publish, images: Images, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    forms.folder(images, root)
+    (root / "train" / "red" / "bad.png").write_bytes(b"no image")
+    (root / "train" / "red" / "notes.txt").write_bytes(b"no image")
+    url = publish(root, root)
+
+    with pytest.raises(DatasetInvalid, match=f"{url}/train/red/bad.png: "):
+        read_dataset(url, repairs=[check_images()])
+    notes = read_dataset(url, repairs=[check_images(on_bad_image="skip")]).notes
+
+    assert notes[0] == "1 file ignored: 1 .txt."
+    assert f"{url}/train/red/bad.png" in notes[1]
+
+
+@pytest.mark.parametrize("missing", ["/nothing", "/train/nothing.tar", "/*.parquet", "/{0..3}.tar"])
+def test_what_is_not_in_a_store_is_one_error(
+    publish: Publish, images: Images, tmp_path: Path, missing: str
+) -> None:
+    root = tmp_path / "data"
+    url = publish(forms.folder(images, root), root)
+
+    with pytest.raises(DatasetInvalid, match=r"(?i)no(t| such)? .*folder"):
+        read_dataset(url + missing)
+
+
+def test_a_table_on_this_machine_may_name_urls(
+    publish: Publish, pets: Path, images: Images, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    url = publish(forms.folder(images, root), root)
+    lines = [f"{url}/{one.part}/{one.label}/{one.name},{one.label},{one.part}" for one in images]
+    (tmp_path / "m.csv").write_text("path,label,split\n" + "\n".join(lines) + "\n")
+    (tmp_path / "gone.csv").write_text(
+        "path,label,split\n" + "\n".join(lines) + f"\n{url}/gone.png,red,train\n"
+    )
+
+    assert content(read_dataset(tmp_path / "m.csv")) == content(read_dataset(pets))
+    with pytest.raises(DatasetInvalid, match=f"{url}/gone.png: no such file"):
+        read_dataset(tmp_path / "gone.csv")
+
+
+def test_a_changed_object_is_read_again(images: Images, tmp_path: Path) -> None:
+    with running_s3() as files:
+        files.mkdir("pets")
+        for number, one in enumerate(images):
+            files.pipe_file(f"pets/{one.part}/{one.label}/{one.name}", images[number].data)
+        before = content(read_dataset("s3://pets"))
+        first = images[0]
+        files.pipe_file(f"pets/{first.part}/{first.label}/{first.name}", images[1].data)
+
+        after = content(read_dataset("s3://pets"))
+
+    changed = [a != b for a, b in zip(after["train"], before["train"], strict=True)]
+    assert changed == [True] + 11 * [False]
+
+
+@pytest.mark.long
+def test_the_command_reads_the_hub_that_the_environment_names(
+    pets: Path, images: Images, tmp_path: Path
+) -> None:
+    """As the user has it: HF_ENDPOINT, and a process of its own."""
+    forms.parquet_of_datasets(images, tmp_path / "data")
+    with running_hub() as hub:
+        hub.add("someone/pets", tmp_path / "data")
+        words = ["--method", "class-vectors", "--name", "pets", "--quiet"]
+        environment = {
+            **os.environ,
+            "HF_ENDPOINT": hub.url,
+            "PROMPT_SERVE_CACHE": str(tmp_path / "cache"),
+            "HF_HOME": str(tmp_path / "hf"),
+        }
+        made: list[bytes] = []
+        for of in (str(pets), "hf://datasets/someone/pets"):
+            out = tmp_path / f"{len(made)}.safetensors"
+            command = [sys.executable, "-m", "prompt_serve", "train", of, *words, "-o", str(out)]
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, done.stderr
+            made.append(out.read_bytes())
+
+    assert made[0] == made[1]
