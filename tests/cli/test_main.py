@@ -79,7 +79,7 @@ def test_help_lists_the_commands_and_imports_nothing_heavy() -> None:
     for name in ("tasks", "classify", "score"):
         assert f"\n  {name} " in done.stdout
     sections = re.findall(r"^(\w+):$", done.stdout, re.MULTILINE)
-    assert sections == ["Options", "Learning", "Serving", "Research"]
+    assert sections == ["Options", "Learning", "Sharing", "Serving", "Research"]
     assert done.stderr.strip() == ""
 
 
