@@ -2,6 +2,7 @@
 
     python -m benchmarks.front                       CPU and latency per request, of one process
     python -m benchmarks.front --workers 1 2 4 8     what so many processes deliver on one device
+    python -m benchmarks.front --against CHECKOUT    in turns with the service of another checkout
 
 The encoder is a graph without work, of 32 x 32 pixels: decoding and encoding are measured apart, in
 this process, and are small. With several processes it also waits ``--encoder-ms`` per image, as a
@@ -61,6 +62,8 @@ def main() -> None:
         bundle = null_bundle(folder / "bundle")
         if options.workers:
             scaling(options, folder, bundle)
+        elif options.against:
+            compare(options, folder, bundle)
         else:
             with service(folder / "home", bundle, **dict(map(pair, options.set))) as served:
                 add_task(served)
@@ -74,6 +77,7 @@ def parse() -> argparse.Namespace:
     add = parser.add_argument
     add("--workers", type=int, nargs="+", default=[], help="numbers of processes to compare")
     add("--encoder-ms", type=float, default=0.125, help="per image [default: %(default)s]")
+    add("--against", type=Path, help="another checkout, whose service is measured in turns")
     add("--concurrency", type=int, default=16, help="requests in flight [default: %(default)s]")
     add("--seconds", type=float, default=5, help="seconds per load [default: %(default)s]")
     add("--rounds", type=int, default=3, help="loads of each kind [default: %(default)s]")
@@ -164,6 +168,32 @@ def per_request(options: argparse.Namespace, folder: Path, served: Served, bundl
                   f"{found.p99_ms:>7.2f} {found.failed}")  # fmt: skip
             if concurrency == 1 and kind == "classify JPEG":
                 print(f"{'':>16} added to decode + batch of one: {found.p50_ms - raw_ms:.2f} ms")
+
+
+def compare(options: argparse.Namespace, folder: Path, bundle: Path) -> None:
+    """Measure both services in turns: what else the machine does is then the same for both."""
+    settings = dict(map(pair, options.set))
+    with (
+        service(folder / "now", bundle, **settings) as now,
+        service(folder / "other", bundle, checkout=str(options.against), **settings) as other,
+    ):
+        add_task(now)
+        add_task(other)
+        print(f"{options.against} and here, each figure of both in this order")
+        print(f"{'request':>16} {'concurrency':>11} {'server ms':>15} {'ratio':>5} "
+              f"{'requests/s':>11} {'p50 ms':>11} failed")  # fmt: skip
+        for concurrency in (options.concurrency, 1):
+            for kind, request in requests_by_kind().items():
+                turns = [
+                    [load(options, folder, one, request, concurrency) for one in (other, now)]
+                    for _ in range(options.rounds)
+                ]
+                old, new = (median_of(loads) for loads in zip(*turns, strict=True))
+                ratio = float(np.median([a.server_ms / b.server_ms for a, b in turns]))
+                print(f"{kind:>16} {concurrency:>11} {old.server_ms:>7.3f} {new.server_ms:>7.3f} "
+                      f"{ratio:>5.2f} {old.requests_per_s:>5.0f} {new.requests_per_s:>5.0f} "
+                      f"{old.p50_ms:>5.2f} {new.p50_ms:>5.2f} "
+                      f"{old.failed + new.failed}")  # fmt: skip
 
 
 def scaling(options: argparse.Namespace, folder: Path, bundle: Path) -> None:

@@ -33,17 +33,31 @@ class Served:
 
 @contextlib.contextmanager
 def service(
-    home: Path, bundle: Path, *, host: str = "127.0.0.1", target: str = ".", **settings: str
+    home: Path,
+    bundle: Path,
+    *,
+    host: str = "127.0.0.1",
+    target: str = ".",
+    checkout: str = str(ROOT),
+    **settings: str,
 ) -> Iterator[Served]:
     """Run ``bentoml serve`` in the checkout until it is ready and the block ends."""
-    with starting_service(home, bundle, host=host, target=target, **settings) as served:
+    with starting_service(
+        home, bundle, host=host, target=target, checkout=checkout, **settings
+    ) as served:
         wait_until_ready(served)
         yield served
 
 
 @contextlib.contextmanager
 def starting_service(
-    home: Path, bundle: Path, *, host: str = "127.0.0.1", target: str = ".", **settings: str
+    home: Path,
+    bundle: Path,
+    *,
+    host: str = "127.0.0.1",
+    target: str = ".",
+    checkout: str = str(ROOT),
+    **settings: str,
 ) -> Iterator[Served]:
     """Run ``bentoml serve``, which may not be ready yet; it is stopped as by Ctrl-C at the end."""
     home.mkdir(parents=True, exist_ok=True)
@@ -52,8 +66,8 @@ def starting_service(
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "bentoml", "serve", target, "--host", host, "--port", str(port)],
-            cwd=ROOT,
-            env=environment(home, bundle, **settings),
+            cwd=checkout,
+            env=environment(home, bundle, **settings) | {"PYTHONPATH": _path(checkout)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -63,6 +77,10 @@ def starting_service(
         yield served
     finally:
         stop(process)
+
+
+def _path(checkout: str) -> str:
+    return os.pathsep.join([checkout, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def refused_start(settings: dict[str, str], *options: str) -> str:

@@ -18,9 +18,10 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 
@@ -35,6 +36,7 @@ from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.fair_pool import FairPool
+from prompt_serve.service.scheduling.loop_results import at_end_of_step
 from prompt_serve.service.scheduling.turns import Turns
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -244,16 +246,20 @@ class Batcher:
             self._admitted.update(admitted)
             self._admitted_passes += len(images) * len(rows)
             self._admitted_bytes += size_bytes
+            request.undecoded.extend(image for image in admitted if image.pixels is None)
         metrics.queue_images.inc(len(admitted))
         metrics.queue_bytes.inc(size_bytes)
         request.future.add_done_callback(self._drop_if_cancelled)
-        for image in admitted:
+        at_end_of_step(partial(self._begin, request, admitted))
+        return request.future
+
+    def _begin(self, request: PendingRequest, images: Sequence[_QueuedImage]) -> None:
+        """Let the threads have the images of an admitted request."""
+        for image in images:
             if image.pixels is not None:
                 self._mark_ready(image)
-        request.undecoded.extend(image for image in admitted if image.pixels is None)
         for _ in range(min(self._max_batch, len(request.undecoded))):
             self._decode_next(request)
-        return request.future
 
     def check_room(self, passes: int, size_bytes: int) -> None:
         """Raise what ``submit`` would raise for this many passes, images of ``size_bytes``."""
@@ -449,9 +455,13 @@ class Batcher:
         _record_batch(batch, started, self._last_success)
         with self._changed:
             self._drain_rate.add_batch(len(batch), min(image.admitted_at for image, _ in batch))
-        for (image, index), row in zip(batch, features, strict=True):
-            if (of_all := image.encoded(index, row)) is not None:
-                self._finish(image, of_all)
+        self._finish_all(
+            [
+                (image, of_all)
+                for (image, index), row in zip(batch, features, strict=True)
+                if (of_all := image.encoded(index, row)) is not None
+            ]
+        )
 
     def _retry_in_halves(self, batch: list[_Pass], error: Exception) -> None:
         """Retry a failed batch in halves, so that one image does not fail the others."""
@@ -464,16 +474,23 @@ class Batcher:
         self._infer(batch[middle:])
 
     def _finish(self, image: _QueuedImage, outcome: Outcome) -> None:
+        self._finish_all([(image, outcome)])
+
+    def _finish_all(self, outcomes: Iterable[tuple[_QueuedImage, Outcome]]) -> None:
+        finished: list[tuple[_QueuedImage, Outcome]] = []
         with self._changed:
-            if image not in self._admitted:
-                return  # finished meanwhile, when the batcher stopped
-            self._admitted.remove(image)
-            self._admitted_passes -= image.passes
-            self._admitted_bytes -= image.size_bytes
+            for image, outcome in outcomes:
+                if image not in self._admitted:
+                    continue  # finished meanwhile, for example when the batcher stopped
+                self._admitted.remove(image)
+                self._admitted_passes -= image.passes
+                self._admitted_bytes -= image.size_bytes
+                finished.append((image, outcome))
             if self._closed_reason is not None:
                 self._changed.notify_all()  # stop() waits for the last image
-        _count_finished(image, outcome)
-        image.request.set_result(image.index, outcome)
+        _count_finished(finished)
+        for image, outcome in finished:
+            image.request.set_result(image.index, outcome)
 
     def _drop_if_cancelled(self, future: Future[list[Outcome]]) -> None:
         if future.cancelled():
@@ -485,7 +502,7 @@ class Batcher:
             left = [image for image in self._admitted if image.request.future is future]
             for image in left:
                 image.data = b""  # the decode pool still refers to the image
-                self._finish(image, outcome)
+            self._finish_all((image, outcome) for image in left)
             if left:
                 left[0].request.undecoded.clear()
                 self._ready.discard(left[0].request.turn)
@@ -493,8 +510,7 @@ class Batcher:
     def _fail_all(self, reason: str) -> None:
         with self._changed:
             left = list(self._admitted)
-        for image in left:
-            self._finish(image, NotReady(reason, retry_after_s=1.0))
+        self._finish_all((image, NotReady(reason, retry_after_s=1.0)) for image in left)
 
 
 def _lower_priority() -> None:
@@ -523,15 +539,20 @@ def _record_batch(batch: Sequence[_Pass], started: float, ended: float) -> None:
         request.timings.add("inference", started, ended)
 
 
-def _count_finished(image: _QueuedImage, outcome: Outcome) -> None:
-    metrics.queue_images.dec()
-    metrics.queue_bytes.dec(image.size_bytes)
+def _count_finished(finished: Sequence[tuple[_QueuedImage, Outcome]]) -> None:
+    """Count images that have left the queue, each series once for all of them."""
+    if not finished:
+        return
+    metrics.queue_images.dec(len(finished))
+    metrics.queue_bytes.dec(sum(image.size_bytes for image, _ in finished))
+    for result, count in Counter(_result_of(image, outcome) for image, outcome in finished).items():
+        metrics.images_of(result).inc(count)
+
+
+def _result_of(image: _QueuedImage, outcome: Outcome) -> str:
     if image.request.future.cancelled():
-        metrics.images_abandoned.inc()
-    elif isinstance(outcome, PromptServeError):
-        metrics.images.labels(metrics.result_of(outcome)).inc()
-    else:
-        metrics.images_answered.inc()
+        return "abandoned"
+    return metrics.result_of(outcome) if isinstance(outcome, PromptServeError) else "answered"
 
 
 def _size_bytes(image: ImageData) -> int:

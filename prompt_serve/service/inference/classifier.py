@@ -26,6 +26,7 @@ from prompt_serve.service.inference.task_scorer import TaskScorer, check_count
 from prompt_serve.service.inference.url_fetcher import UrlImageLoader
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.deadline import Deadline
+from prompt_serve.service.scheduling.loop_results import LoopResults
 from prompt_serve.service.settings import Settings
 
 
@@ -47,6 +48,7 @@ class Classifier:
         self._batcher = batcher
         self._scorer = scorer
         self._urls = UrlImageLoader(settings)
+        self._results = LoopResults()
 
     async def classify(
         self, images: Sequence[ImageItem], query: TaskQuery, deadline: Deadline | None = None
@@ -190,7 +192,7 @@ class Classifier:
         expiry = asyncio.get_running_loop().call_later(left_s, self._batcher.expire, future)
         try:
             # Canceled when the client disconnects; its images then leave the queue.
-            return await asyncio.wrap_future(future)
+            return await self._results.of(future)
         finally:
             expiry.cancel()
 

@@ -1,10 +1,14 @@
 """Cancel the work of a request when its client disconnects."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
+
+# Of the ASGI scope: has ``watch``, which takes a function to call on a disconnect, or None.
+EXTENSION = "prompt_serve.disconnect"
 
 _T = TypeVar("_T")
 
@@ -23,19 +27,40 @@ async def cancel_on_disconnect(request: Request, work: Coroutine[Any, Any, _T]) 
     assert working is not None  # noqa: S101 (a coroutine runs in a task)
     has_left = False
 
-    async def watch() -> None:
+    def leave() -> None:
         nonlocal has_left
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        has_left = True
-        working.cancel()
+        if not has_left:
+            has_left = True
+            working.cancel()
 
-    watching = asyncio.create_task(watch())
     try:
-        return await work
+        with _watching(request, leave):
+            return await work
     except asyncio.CancelledError:
         if has_left and not working.uncancel():
             raise ClientDisconnect from None
         raise  # cancelled by somebody else, too
+
+
+@contextmanager
+def _watching(request: Request, leave: Callable[[], None]) -> Iterator[None]:
+    """Call ``leave`` if the client disconnects during the block."""
+    extension = request.scope.get("extensions", {}).get(EXTENSION)
+    if extension is not None:
+        extension["watch"](leave)
+        try:
+            yield
+        finally:
+            extension["watch"](None)
+        return
+
+    async def wait() -> None:  # another server
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        leave()
+
+    watching = asyncio.create_task(wait())
+    try:
+        yield
     finally:
         watching.cancel()

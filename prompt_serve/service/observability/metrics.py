@@ -15,7 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +36,7 @@ from prometheus_client import (  # noqa: E402 (see above)
     disable_created_metrics,
     generate_latest,
     multiprocess,
+    values,
 )
 
 from prompt_serve.errors import PromptServeError  # noqa: E402 (see above)
@@ -47,6 +48,11 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10, 60)
 _UPLOAD_SECONDS = (0.01, 0.05, 0.1, 0.5, 1, 5, 30, 120)
 _IMAGES = (1, 2, 4, 8, 16, 32, 64)
+
+if _PROMETHEUS_FOLDER in os.environ:
+    # As prometheus_client would, which asks the system for the process with every sample, in case
+    # it was forked; workers are not.
+    values.ValueClass = values.MultiProcessValue(partial(int, os.getpid()))  # type: ignore[no-untyped-call]
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # they would double the series of histograms
 
@@ -171,13 +177,18 @@ _MAX_KEYS = 200
 _key_names: set[str] = set()
 
 cache_hits, cache_misses = cache_lookups.labels("hit"), cache_lookups.labels("miss")
-images_answered, images_abandoned = images.labels("answered"), images.labels("abandoned")
 plain_passes, prompted_passes = image_passes.labels("plain"), image_passes.labels("prompted")
 # Create the series at zero, so that the first event shows in a rate.
-for _result in ("refused", "failed"):
+for _result in ("answered", "abandoned", "refused", "failed"):
     images.labels(_result)
+for _result in ("stored", "refused", "failed"):
     uploads.labels(_result)
-uploads.labels("stored")
+
+
+@cache
+def images_of(result: str) -> Counter:
+    """Return the counter of images with this result."""
+    return images.labels(result)
 
 
 @cache

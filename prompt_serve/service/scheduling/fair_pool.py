@@ -30,11 +30,14 @@ class FairPool:
         max_per_caller: int | None = None,
         initializer: Callable[[], object] | None = None,
     ) -> None:
+        self._threads = threads
         self._max_per_caller = max_per_caller or threads
         self._lock = threading.Lock()  # guards everything below
         self._waiting: Turns[_Work] = Turns()
         self._running: Counter[Hashable] = Counter()
-        # Its own queue holds only calls of _run_waiting, at least one per item that waits here.
+        self._active = 0  # calls of _run_waiting that have not found the queue empty
+        self._is_shut_down = False
+        # Its own queue holds only calls of _run_waiting, at most one per thread.
         self._pool = ThreadPoolExecutor(threads, name, initializer=initializer)
 
     def __len__(self) -> int:
@@ -49,12 +52,13 @@ class FairPool:
         """
         future: Future[_T] = Future()
         with self._lock:
+            if self._is_shut_down:
+                raise RuntimeError("the pool was shut down")
             self._waiting.extend(turn, [(turn, future, lambda: function(*args))])
-        try:
-            self._pool.submit(self._run_waiting)
-        except RuntimeError:
-            self._cancel_waiting()
-            raise
+            # Waking a thread takes longer than much of what they run; those that run go on.
+            if self._active < self._threads:
+                self._active += 1
+                self._pool.submit(self._run_waiting)
         return future
 
     def shutdown(self, *, wait: bool) -> None:
@@ -63,9 +67,12 @@ class FairPool:
         Args:
             wait: return when the running calls have ended.
         """
-        self._cancel_waiting()
-        self._pool.shutdown(wait=wait, cancel_futures=True)
-        self._cancel_waiting()
+        with self._lock:
+            self._is_shut_down = True
+            left = list(iter(self._waiting.pop, None))
+        for _, future, _ in left:
+            future.cancel()
+        self._pool.shutdown(wait=wait)
 
     def _run_waiting(self) -> None:
         """Run waiting calls until none is left whose caller may hold one more thread."""
@@ -82,17 +89,11 @@ class FairPool:
     def _next(self) -> _Work | None:
         with self._lock:
             work = self._waiting.pop(lambda caller: self._running[caller] < self._max_per_caller)
-            if work is not None:
+            if work is None:
+                self._active -= 1
+            else:
                 self._running[work[0].caller] += 1
             return work
-
-    def _cancel_waiting(self) -> None:
-        while True:
-            with self._lock:
-                work = self._waiting.pop()
-            if work is None:
-                return
-            work[1].cancel()
 
 
 def _run(future: Future[_T], call: Callable[[], _T]) -> None:

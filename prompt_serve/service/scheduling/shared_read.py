@@ -10,9 +10,11 @@ its own, and a thread is woken once instead of once per request.
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Generic, TypeVar
 
 from prompt_serve.errors import PromptServeError
+from prompt_serve.service.scheduling.loop_results import at_end_of_step
 
 PATIENCE_S = 0.25
 
@@ -30,6 +32,7 @@ class SharedRead(Generic[_T]):
         self._start = start
         self._running: asyncio.Future[_T | None] | None = None
         self._next: asyncio.Future[_T | None] | None = None
+        self._has_begun = False  # the running one; those who ask in one step of the loop share it
 
     async def result(self) -> _T | None:
         """Return what the next read returns; None if it fails or takes more than a moment.
@@ -40,7 +43,11 @@ class SharedRead(Generic[_T]):
         if self._running is not None and self._running.get_loop() is not loop:
             self._running = self._next = None
         if self._running is None:
-            answer = self._begin(loop.create_future())
+            self._has_begun = False
+            answer = self._running = loop.create_future()
+            at_end_of_step(partial(self._begin, answer))
+        elif not self._has_begun:
+            answer = self._running
         elif self._running.done():  # it is late, and goes on
             return None
         else:
@@ -48,17 +55,16 @@ class SharedRead(Generic[_T]):
         # Shielded: of a request that is cancelled, the others still wait.
         return await asyncio.shield(answer)
 
-    def _begin(self, answer: asyncio.Future[_T | None]) -> asyncio.Future[_T | None]:
+    def _begin(self, answer: asyncio.Future[_T | None]) -> None:
         loop = answer.get_loop()
-        self._running = answer
+        self._running, self._has_begun = answer, True
         timer = loop.call_later(PATIENCE_S, self._answer_late, answer)
         try:
             reading = self._start()
         except RuntimeError:  # the service is stopping
             self._end(answer, timer, None)
-            return answer
-        reading.add_done_callback(lambda done: self._report(loop, answer, timer, done))
-        return answer
+        else:
+            reading.add_done_callback(lambda done: self._report(loop, answer, timer, done))
 
     def _report(
         self,

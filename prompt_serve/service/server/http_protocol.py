@@ -6,20 +6,25 @@
 - Connections end if they are idle, if a request's headers take too long, and if the client does not
   read its answer.
 - A stop finishes requests, also those of connections that were only just accepted.
+- The head of an answer is sent with the beginning of its body: one system call, one packet.
+- An app can be called when its client disconnects (``middleware.cancel_on_disconnect``), which
+  takes no task that waits for it.
 """
 
 import asyncio
 import re
 import sys
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn.config
 from uvicorn.config import Config
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from prompt_serve.schemas import Problem
+from prompt_serve.service.middleware.cancel_on_disconnect import EXTENSION
 from prompt_serve.service.problems import MEDIA_TYPE
 
 HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its headers
@@ -67,6 +72,7 @@ class HttpProtocol(H11Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
         self._is_refused = False
         self._is_stopping = False
+        self._on_disconnect: Callable[[], object] | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -79,6 +85,7 @@ class HttpProtocol(H11Protocol):
             if timer is not None:
                 timer.cancel()
         super().connection_lost(exc)
+        self._report_disconnect()
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
@@ -90,6 +97,28 @@ class HttpProtocol(H11Protocol):
             self._head_timer.cancel()
         if self._is_stopping and self.cycle is not None:
             self.cycle.keep_alive = False
+
+    def handle_events(self) -> None:
+        former = self.cycle
+        super().handle_events()
+        if self.cycle is not former:  # its task has not begun yet
+            self._on_disconnect = None
+            self.cycle.transport = cast("asyncio.Transport", _AnswerTransport(self.cycle))
+            self.cycle.scope["extensions"] = {EXTENSION: {"watch": self._watch}}
+
+    def _watch(self, on_disconnect: Callable[[], object] | None) -> None:
+        """Call a function when the client of the current request disconnects; None: no longer."""
+        self._on_disconnect = on_disconnect
+        if on_disconnect is None:
+            return
+        if self.cycle.disconnected:
+            self.loop.call_soon(self._report_disconnect)
+        else:
+            self.flow.resume_reading()  # else the end of the connection would not be seen
+
+    def _report_disconnect(self) -> None:
+        if self._on_disconnect is not None and self.cycle.disconnected:
+            self._on_disconnect()
 
     def shutdown(self) -> None:
         """Finish the request at hand, and one that a new connection is about to send."""
@@ -152,6 +181,30 @@ class HttpProtocol(H11Protocol):
             self.transport.abort()
             return
         self._stall_timer = self.loop.call_later(STALL_TIMEOUT_S, self._await_reader, size)
+
+
+class _AnswerTransport:
+    """Transport for one answer that holds its head back until its body begins."""
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._transport = cycle.transport
+        self._head: bytes | None = None  # b"" once it was sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+            return
+        head, self._head = self._head, b"" if self._cycle.response_started else None
+        self._transport.write(head + data if head else data)
+
+    def close(self) -> None:
+        if self._head:
+            self.write(b"")
+        self._transport.close()
 
 
 def install() -> None:

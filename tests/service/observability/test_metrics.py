@@ -12,7 +12,7 @@ from prompt_serve.service.observability import metrics
 _WORKER = """
 import os, sys
 from prompt_serve.service.observability import metrics
-metrics.images_answered.inc(3)
+metrics.images_of("answered").inc(3)
 metrics.queue_images.inc(2)
 metrics.decode_seconds.observe(0.01)
 if "orderly" in sys.argv: metrics.remove_this_worker()

@@ -90,7 +90,7 @@ def test_a_pool_that_ends_cancels_what_waits_and_refuses_the_rest() -> None:
     pool.shutdown(wait=False)
 
     assert all(future.cancelled() for future in waiting)
-    with pytest.raises(RuntimeError, match="shutdown"):
+    with pytest.raises(RuntimeError, match="shut down"):
         pool.submit(Turn("c", 0), held)
     held.go.set()
     assert running.result(20) is None

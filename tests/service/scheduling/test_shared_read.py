@@ -62,6 +62,19 @@ def test_who_asks_during_a_read_gets_the_next_one(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("callers", [1, 2, 3, 10, 100])
+def test_all_who_ask_in_one_step_of_the_loop_share_a_read(callers: int) -> None:
+    source = Source()
+
+    async def main() -> None:
+        shared = SharedRead(source.start)
+        source.go.release(1)
+        assert await asyncio.gather(*(shared.result() for _ in range(callers))) == [0] * callers
+        assert source.reads == 1
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_caller_does_not_end_the_read_of_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
