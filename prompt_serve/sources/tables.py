@@ -27,6 +27,7 @@ METADATA_KEY = b"prompt_serve"
 _EMBEDDINGS = ("embedding", "embeddings", "vector", "features")
 IMAGE_COLUMNS = ("image", "images", "bytes", "image_bytes", "data", "jpg", "png", "webp")
 _PATHS = ("path", "file_name", "filename", "source", "url", "file")
+_ARROW_FILE = b"ARROW1"  # first bytes of a file; a stream has none
 _IMAGES_PER_BATCH = 64  # whose bytes are in memory at once
 
 
@@ -150,19 +151,26 @@ class _Arrow:
     def __init__(self, file: Any) -> None:
         import pyarrow as pa
 
-        self._file = pa.ipc.open_file(file)
-        self.schema: pa.Schema = self._file.schema
+        begin = file.read(len(_ARROW_FILE))
+        file.seek(0)
+        if begin == _ARROW_FILE:
+            reader = pa.ipc.open_file(file)
+            self._batch, n_batches = reader.get_batch, reader.num_record_batches
+        else:  # a stream, as Hugging Face datasets saves them: batches can be read in turn only
+            reader = pa.ipc.open_stream(file)
+            batches = list(reader)
+            self._batch, n_batches = batches.__getitem__, len(batches)
+        self.schema: pa.Schema = reader.schema
+        self._groups = range(n_batches)
 
     def group_sizes(self) -> list[int]:
-        return [
-            self._file.get_batch(group).num_rows for group in range(self._file.num_record_batches)
-        ]
+        return [self._batch(group).num_rows for group in self._groups]
 
     def batches(
         self, groups: Sequence[int], columns: list[str], rows: int
     ) -> "Iterator[pa.RecordBatch]":
         for group in groups:
-            batch = self._file.get_batch(group).select(columns)
+            batch = self._batch(group).select(columns)
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
 
@@ -189,9 +197,8 @@ def opened_table(path: str) -> Iterator[_Parquet | _Arrow]:
         try:
             yield kind(file)
         except pa.ArrowInvalid as error:
-            raise DatasetInvalid(f"{path} is not a {kind.__name__[1:]} file: {error}", []) from (
-                error
-            )
+            name = "a Parquet" if kind is _Parquet else "an Arrow"
+            raise DatasetInvalid(f"{path} is not {name} file: {error}", []) from error
 
 
 def label_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:

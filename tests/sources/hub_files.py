@@ -71,7 +71,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             url = urlsplit(self.path)
-            path = unquote(url.path)
+            path = url.path  # a revision may have an escaped slash
             hub.requests.append(path)
             if match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)(/revision/[^/]+)?", path):
                 if self._known(match[1]):
@@ -79,21 +79,21 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             elif match := re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/tree/[^/]+(?:/(.*))?", path):
                 if self._known(match[1]):
                     recursive = "recursive=true" in url.query.lower()
-                    tree = hub.tree(match[1], match[2] or "", recursive=recursive)
+                    tree = hub.tree(match[1], unquote(match[2] or ""), recursive=recursive)
                     self._missing("EntryNotFound") if tree is None else self._json(tree)
             elif match := re.fullmatch(r"/datasets/([^/]+/[^/]+)/resolve/[^/]+/(.*)", path):
                 if self._known(match[1]):
-                    if match[2] not in hub.datasets[match[1]]:
+                    if unquote(match[2]) not in hub.datasets[match[1]]:
                         self._missing("EntryNotFound")
                     else:
                         self._send(302, b"", {"Location": f"/cdn/{match[1]}/{match[2]}"})
             elif match := re.fullmatch(r"/cdn/([^/]+/[^/]+)/(.*)", path):
-                self._file(hub.datasets[match[1]][match[2]])
+                self._file(hub.datasets[match[1]][unquote(match[2])])
             else:
                 self._missing("RepoNotFound")
 
         def do_POST(self) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path = urlsplit(self.path).path
             hub.requests.append(path)
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             match = re.fullmatch(r"/api/datasets/([^/]+/[^/]+)/paths-info/[^/]+", path)

@@ -182,6 +182,20 @@ def arrow_dictionary(images: Images, out: Path) -> Path:
     return out / "pets.arrow"
 
 
+def saved_to_disk(images: Images, out: Path) -> Path:
+    """As ``save_to_disk`` of Hugging Face datasets: streams in Arrow's format."""
+    for part, own in _by_part(images).items():
+        (out / PARTS[part]).mkdir(parents=True)
+        found = _packed(own, classes(images), struct=True)
+        with (
+            pa.OSFile(str(out / PARTS[part] / "data-00000-of-00001.arrow"), "wb") as file,
+            pa.ipc.new_stream(file, found.schema) as writer,
+        ):
+            writer.write_table(found, max_chunksize=4)
+        _write(out / PARTS[part] / "state.json", b"{}")
+    return out
+
+
 def _tar(path: Path, files: Iterable[tuple[str, bytes]], mode: str = "w") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]  # a mode
@@ -238,6 +252,7 @@ FORMS: dict[str, Form] = {
     "Parquet of datasets": parquet_of_datasets,
     "Parquet with bytes": parquet_bytes,
     "Arrow": arrow_dictionary,
+    "Arrow of datasets": saved_to_disk,
     "WebDataset, .cls text": webdataset("text"),
     "WebDataset, .cls number": webdataset("number"),
     "WebDataset, .json": webdataset("json"),

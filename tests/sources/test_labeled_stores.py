@@ -11,8 +11,10 @@ import pytest
 
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.training.data.loading import check_images, read_dataset
+from prompt_serve.training.multi_label.dataset import read_multi_label
 from tests.cli.conftest import Run, caches, run
 from tests.drawings import draw_dataset
+from tests.offline.prompts import zero_shot
 from tests.sources import labeled_forms as forms
 from tests.sources.hub_files import running_hub
 from tests.sources.labeled_forms import FORMS, Images, images_of
@@ -126,6 +128,57 @@ def test_a_table_on_this_machine_may_name_urls(
     assert content(read_dataset(tmp_path / "m.csv")) == content(read_dataset(pets))
     with pytest.raises(DatasetInvalid, match=f"{url}/gone.png: no such file"):
         read_dataset(tmp_path / "gone.csv")
+
+
+@pytest.mark.parametrize("pattern", ["/train", "/train/", "/*/red/*.png", "/train/**/0[12].png"])
+def test_a_store_is_scored_without_its_labels(
+    publish: Publish, run: Run, images: Images, tmp_path: Path, pattern: str
+) -> None:
+    root = tmp_path / "data"
+    url = publish(forms.folder(images, root), root)
+    prompt = zero_shot(tmp_path / "colors.safetensors", "red", "blue")
+    expected = {
+        f"{url}/{one.part}/{one.label}/{one.name}"
+        for one in images
+        if (one.label == "red" if "red" in pattern else one.part == "train")
+        and ("0[12]" not in pattern or one.name != "00.png")
+    }
+
+    done = run("score", url + pattern, "--prompt", prompt, "--out", "-", "--no-progress")
+
+    assert done.exit_code == 0, done.output
+    rows = list(map(json.loads, done.stdout.splitlines()))
+    assert {row["source"] for row in rows} == expected
+    assert len(rows) == len(expected)
+    assert not any(row["error"] for row in rows)
+
+
+def test_labels_of_nested_folders_in_a_store_are_read(
+    publish: Publish, images: Images, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    url = publish(forms.folder(images, root), root)
+
+    dataset = read_multi_label(url)
+
+    assert dataset.class_names == ("blue", "green", "red", "yellow")
+    assert {name: len(part) for name, part in dataset.parts.items()} == {"train": 12, "test": 4}
+    names = [item.name for item in dataset.parts["test"].images.items]
+    assert names == [f"{url}/test/{one.label}/{one.name}" for one in images if one.part == "test"]
+
+
+@pytest.mark.parametrize("revision", ["", "@main", "@v1.0", "@refs%2Fconvert%2Fparquet", "@c0ffee"])
+@pytest.mark.parametrize("inside", ["", "/data", "/data/*.parquet"])
+def test_a_revision_of_the_hub_is_read(
+    pets: Path, images: Images, tmp_path: Path, revision: str, inside: str
+) -> None:
+    forms.parquet_of_datasets(images, tmp_path / "data")
+    with hub_store() as publish:
+        name = publish(tmp_path / "data", tmp_path / "data")
+
+        found = content(read_dataset(f"{name}{revision}{inside}"))
+
+    assert found == content(read_dataset(pets))
 
 
 def test_a_changed_object_is_read_again(images: Images, tmp_path: Path) -> None:

@@ -252,7 +252,7 @@ def _wrong(path: Path) -> dict[str, tuple[str, str]]:
         "Fortran order": ("columns.npy", "Fortran order"),
         "not an array": ("text.npy", "not a NumPy file"),
         "not Parquet": ("text.parquet", "not a Parquet file"),
-        "not Arrow": ("text.arrow", "not a Arrow file|not an Arrow file"),
+        "not Arrow": ("text.arrow", "not an Arrow file"),
         "no images": ("labels.parquet", "no column of images or embeddings.*--column"),
     }
 

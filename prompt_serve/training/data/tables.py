@@ -325,25 +325,38 @@ def _unpack(table: Table, path: str, column: str, store: ImageStore) -> None:
     version = version_of(path)
     origin = path if is_url(path) else str(Path(path).absolute())
     places = [store.place(f"{origin}#{row} {column}", version) for row in range(len(table.rows))]
-    for shard in table_shards(path, rows_per_shard=_ROWS_PER_SHARD, column=column):
-        assert isinstance(shard, TableShard)  # noqa: S101  # for the type checker
-        rows = range(shard.first_row, shard.first_row + shard.n_rows)
-        there = [store.holds(places[row], version) for row in rows]
-        items = iter(()) if all(there) else shard.items()
-        for row in rows:
-            table.rows[row]["path"] = f"{path}#{row}"
-        for row, item in zip(rows, items, strict=False):
-            if isinstance(item.data, bytes):
-                store.keep(places[row], item.data)
-            elif item.data is None:  # the image is in a file of its own
-                table.rows[row]["path"] = item.source
-                if not is_url(item.source):
-                    table.rows[row]["file"] = item.source
-            else:  # an empty file is an unreadable image, as in a folder
-                store.keep(places[row], b"")
-        for row in rows:
-            if places[row].is_file():
-                table.rows[row] |= {"file": str(places[row]), "source": f"{path}#{row}"}
+    shards = table_shards(path, rows_per_shard=_ROWS_PER_SHARD, column=column)
+    with store.progress.bar("reading images", len(table.rows), "img") as advance:
+        for shard in shards:
+            assert isinstance(shard, TableShard)  # noqa: S101  # for the type checker
+            _unpack_shard(table, path, shard, places, version, store)
+            advance(shard.n_rows)
+
+
+def _unpack_shard(
+    table: Table,
+    path: str,
+    shard: TableShard,
+    places: Sequence[Path],
+    version: str | None,
+    store: ImageStore,
+) -> None:
+    rows = range(shard.first_row, shard.first_row + shard.n_rows)
+    there = [store.holds(places[row], version) for row in rows]
+    for row in rows:
+        table.rows[row]["path"] = f"{path}#{row}"
+    for row, item in zip(rows, () if all(there) else shard.items(), strict=False):
+        if isinstance(item.data, bytes):
+            store.keep(places[row], item.data)
+        elif item.data is None:  # the image is in a file of its own
+            table.rows[row]["path"] = item.source
+            if not is_url(item.source):
+                table.rows[row]["file"] = item.source
+        else:  # an empty file is an unreadable image, as in a folder
+            store.keep(places[row], b"")
+    for row in rows:
+        if places[row].is_file():
+            table.rows[row] |= {"file": str(places[row]), "source": f"{path}#{row}"}
 
 
 def _without_fractions(rows: Sequence[Row]) -> None:
