@@ -6,7 +6,6 @@ The Hub's own client does the transfers, with its own settings: ``HF_ENDPOINT``,
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import re
 import tempfile
@@ -79,8 +78,7 @@ def push(
         revision: branch; None: the main one.
         private: of a new repository; None: as the account's settings say.
         message: of the commit.
-        base_model: see ``model_card``; None: what open_clip, where it is installed, loads for the
-            name of the backbone.
+        base_model: see ``model_card``.
         license_id: see ``model_card``.
 
     Raises:
@@ -109,7 +107,7 @@ def push(
             file_bytes=len(data),
             version=version_of(data),
             repo_id=repo_id,
-            base_model=base_model or base_model_of(prompt.backbone.id),
+            base_model=base_model,
             license_id=license_id,
         )
         files = {file_name: data} | ({} if kept else {CARD: card.encode()})
@@ -170,17 +168,6 @@ def pull(repo_id: str, *, file_name: str | None = None, revision: str | None = N
     return Pulled(
         repo_id=repo_id, file_name=file_name, commit=info.sha or "", data=data, prompt=prompt
     )
-
-
-def base_model_of(backbone: str) -> str | None:
-    """Return the repository that open_clip loads for MODEL/TAG; None without one, or open_clip."""
-    name, slash, tag = backbone.partition("/")
-    if not slash or importlib.util.find_spec("open_clip") is None:
-        return None
-    import open_clip
-
-    where: str = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
-    return "/".join(where.split("/")[:2]) or None
 
 
 def write(pulled: Pulled, path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from prompt_serve.hub.repository import base_model_of
+from prompt_serve.cli.hub import base_model_of
 from prompt_serve.prompts.prompt_file import MAX_FILE_BYTES, version_of
 from tests.cli.conftest import Run
 from tests.golden import GOLDEN, path_of
