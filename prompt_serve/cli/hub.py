@@ -1,5 +1,6 @@
 """``prompt-serve push`` and ``pull``: prompt files on the Hugging Face Hub."""
 
+import importlib.util
 from pathlib import Path
 
 import click
@@ -22,7 +23,8 @@ from prompt_serve.errors import counted
 @click.option("--message", help="Message of the commit.")
 @click.option(
     "--base-model", metavar="USER/NAME",
-    help="Repository of the backbone on the Hub, for the model card.",
+    help="Repository of the backbone on the Hub, for the model card. [default: what open_clip, if "
+    "it is installed, loads for its name]",
 )  # fmt: skip
 @click.option(
     "--license", "license_id", metavar="NAME",
@@ -41,7 +43,11 @@ def push(prompt_file: Path, repo_id: str, as_json: bool, **options: str | bool |
     prompt-serve push pets.safetensors me/pets --private --license apache-2.0
     """
     from prompt_serve.hub.repository import push
+    from prompt_serve.prompts.prompt_file import read_prompt_file
 
+    options["base_model"] = options["base_model"] or base_model_of(
+        read_prompt_file(prompt_file).backbone.id
+    )
     pushed = push(prompt_file, repo_id, **options)  # type: ignore[arg-type]  # click's values
     kept = [f"Note: {repo_id} has a model card of its own, which was kept."]
     Report(
@@ -113,3 +119,14 @@ def pull(
             f"{prompt.backbone.id}; commit {pulled.commit} of {repo_id}"
         ],
     ).print(as_json=as_json)
+
+
+def base_model_of(backbone: str) -> str | None:
+    """Return the repository that open_clip loads for MODEL/TAG; None without one, or open_clip."""
+    name, slash, tag = backbone.partition("/")
+    if not slash or importlib.util.find_spec("open_clip") is None:
+        return None
+    import open_clip
+
+    where: str = open_clip.get_pretrained_cfg(name, tag).get("hf_hub", "")
+    return "/".join(where.split("/")[:2]) or None

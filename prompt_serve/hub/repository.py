@@ -5,10 +5,11 @@ The Hub's own client does the transfers, with its own settings: ``HF_ENDPOINT``,
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from prompt_serve.prompts.prompt_file import (
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoSibling
 
 SUFFIX = ".safetensors"
 CARD = "README.md"
@@ -138,24 +140,25 @@ def pull(repo_id: str, *, file_name: str | None = None, revision: str | None = N
     Raises:
         PromptFileInvalid: the file is no prompt file.
         HubRefused: there is no such repository, revision or file, or the token does not allow it.
-        HubFailed: the Hub cannot be reached.
+        HubFailed: the Hub cannot be reached, or the file was damaged on the way.
     """
     with _hub_errors(repo_id), tempfile.TemporaryDirectory() as folder:
         api = _api()
         info = api.model_info(repo_id, revision=revision, files_metadata=True)
-        sizes = {file.rfilename: file.size for file in info.siblings or ()}
-        file_name = _only_prompt(repo_id, sizes) if file_name is None else file_name
-        if file_name not in sizes:
+        files = {file.rfilename: file for file in info.siblings or ()}
+        file_name = _only_prompt(repo_id, list(files)) if file_name is None else file_name
+        if file_name not in files:
             raise HubRefused(
-                f"There is no file {file_name!r} in {repo_id}.{did_you_mean(file_name, sizes)}"
+                f"There is no file {file_name!r} in {repo_id}.{did_you_mean(file_name, files)}"
             )
-        if (size := sizes[file_name] or 0) > MAX_FILE_BYTES:
+        if (size := files[file_name].size or 0) > MAX_FILE_BYTES:
             raise PromptFileInvalid(
                 f"{file_name} in {repo_id} has {counted(size, 'byte')}; prompt files have at most "
                 f"{MAX_FILE_BYTES:,}."
             )
         path = api.hf_hub_download(repo_id, file_name, revision=info.sha, local_dir=folder)
         data = Path(path).read_bytes()
+        _check_digest(files[file_name], data)
     try:
         prompt = from_bytes(data)
     except PromptFileInvalid as error:
@@ -190,7 +193,22 @@ def _api() -> "HfApi":
     )
 
 
-def _only_prompt(repo_id: str, names: dict[str, int | None]) -> str:
+def _check_digest(file: "RepoSibling", data: bytes) -> None:
+    """Raise HubFailed if a download is not the file of the commit; the client checks its size."""
+    if file.lfs is not None:
+        expected, found = file.lfs.sha256, hashlib.sha256(data).hexdigest()
+    else:
+        blob = b"blob %d\0" % len(data) + data  # as git hashes a file
+        expected = file.blob_id or ""
+        found = hashlib.sha1(blob, usedforsecurity=False).hexdigest()
+    if expected != found:
+        raise HubFailed(
+            f"{file.rfilename} was damaged on the way: its digest is {found}, that of the commit "
+            f"{expected}. Pull it again."
+        )
+
+
+def _only_prompt(repo_id: str, names: Sequence[str]) -> str:
     prompts = [name for name in names if name.endswith(SUFFIX)]
     if not prompts:
         raise HubRefused(f"There is no prompt file ({SUFFIX}) in {repo_id}.")

@@ -23,6 +23,7 @@ def hub(server: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     constants = pytest.importorskip("huggingface_hub.constants")
     server.repos, server.objects, server.requests = {}, {}, []
     server.failing, server.failing_upload, server.lfs_suffix = None, None, ".bin"
+    server.damages = 0
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     # Read when the client was imported: the token of whoever runs the tests, and another protocol.

@@ -61,6 +61,7 @@ class Hub:
     agents: set[str] = field(default_factory=set)
     lfs_suffix: str = ".bin"  # files with it go to LFS
     failing: int | None = None  # status of every answer
+    damages: int = 0  # bytes of a file after which all are sent as zero
     failing_upload: int | None = None  # status of uploads to the large file storage
 
 
@@ -181,10 +182,17 @@ class _Handler(BaseHTTPRequestHandler):
     def info(self, repo: str, revision: str | None = None) -> None:
         found = self._repo(repo)
         oid = self._commit_of(found, revision or "main")
-        siblings = [
-            {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(data).hexdigest()}
-            for name, data in found.commits[oid].items()
-        ]
+        siblings: list[dict[str, Any]] = []
+        for name, data in found.commits[oid].items():
+            pointer = b"oid sha256:" + hashlib.sha256(data).hexdigest().encode()
+            in_git = pointer if name in found.lfs else data
+            blob = hashlib.sha1(b"blob %d\0" % len(in_git) + in_git).hexdigest()
+            siblings.append({"rfilename": name, "size": len(data), "blobId": blob})
+            if name in found.lfs:
+                digest = hashlib.sha256(data).hexdigest()
+                siblings[-1]["lfs"] = {
+                    "sha256": digest, "size": len(data), "pointerSize": len(pointer),
+                }  # fmt: skip
         self._send(
             {"id": repo, "modelId": repo, "sha": oid, "private": found.private, "tags": [],
              "siblings": siblings, "downloads": 0, "likes": 0}
@@ -238,6 +246,8 @@ class _Handler(BaseHTTPRequestHandler):
             }
             self._send(b"", status=302, headers=headers)
             return
+        if self.command == "GET" and self.hub.damages:
+            data = data[: self.hub.damages] + bytes(len(data) - self.hub.damages)
         self._send(data, headers={**headers, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'})
 
     def batch(self, repo: str) -> None:
@@ -263,7 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def download(self, oid: str) -> None:
         assert self._token is None
-        self._send(self.hub.objects[oid], headers={"ETag": f'"{oid}"'})
+        data = self.hub.objects[oid]
+        if self.command == "GET" and self.hub.damages:
+            data = data[: self.hub.damages] + bytes(len(data) - self.hub.damages)
+        self._send(data, headers={"ETag": f'"{oid}"'})
 
 
 _REPO = r"(?P<repo>[^/]+/[^/]+)"

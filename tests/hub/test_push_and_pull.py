@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from prompt_serve.cli.hub import base_model_of
 from prompt_serve.prompts.prompt_file import MAX_FILE_BYTES, version_of
 from tests.cli.conftest import Run
 from tests.golden import GOLDEN, path_of
@@ -155,6 +156,53 @@ def test_what_is_no_prompt_file_is_neither_pushed_nor_written(
     assert len(repo.commits) == 2
     assert Path("kept.safetensors").read_bytes() == b"before"
     assert sorted(path.name for path in Path().iterdir()) == ["bad.safetensors", "kept.safetensors"]
+
+
+@OF_THE_CLIENT
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("damages", [1, 500, -1])
+def test_a_file_that_was_damaged_on_the_way_is_not_written(
+    hub: Hub, run: Run, suffix: str, damages: int
+) -> None:
+    hub.lfs_suffix = suffix
+    assert run("push", path_of("deep"), "me/pets").exit_code == 0
+    hub.damages = damages % path_of("deep").stat().st_size
+
+    done = run("pull", "me/pets")
+
+    assert done.exit_code == 1, done.output
+    assert "deep.safetensors was damaged on the way: its digest is " in done.stderr
+    assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_a_missing_client_is_said(run: Run, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+
+    done = run(*(["push", path_of("deep")] if command == "push" else ["pull"]), "me/pets")
+
+    assert done.exit_code == 1
+    assert "pip install 'prompt-serve[hub]'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "repo"),
+    [
+        ("ViT-B-16/openai", "timm/vit_base_patch16_clip_224.openai"),
+        ("ViT-B-32/laion2b_s34b_b79k", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+        ("ViT-B-16/openai@weights.pt", None),
+        ("ViT-B-16/random", None),
+        ("nonsense/openai", None),
+        ("embedded", None),
+    ],
+)
+def test_the_base_model_is_the_repository_that_open_clip_loads(
+    backbone: str, repo: str | None
+) -> None:
+    pytest.importorskip("open_clip")
+
+    assert base_model_of(backbone) == repo
 
 
 def test_a_file_that_is_too_large_is_not_downloaded(hub: Hub, run: Run) -> None:
