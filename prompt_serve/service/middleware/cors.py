@@ -1,7 +1,8 @@
 """CORS: origins of web pages that may call the service; none by default."""
 
+from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _REQUEST_HEADERS = (
@@ -23,6 +24,29 @@ _RESPONSE_HEADERS = (
     "X-Request-Id",
 )
 _MAX_AGE_S = 600
+_VARY = (b"vary", b"Origin")
+
+
+class _Cors(CORSMiddleware):
+    """Starlette's middleware, without its copies of headers where no page sent the request."""
+
+    async def simple_response(
+        self, scope: Scope, receive: Receive, send: Send, request_headers: Headers
+    ) -> None:
+        if "origin" in request_headers:
+            await super().simple_response(scope, receive, send, request_headers)
+            return
+
+        async def send_varied(message: Message) -> None:
+            headers = message.get("headers", ())
+            if message["type"] != "http.response.start":
+                await send(message)
+            elif any(name.lower() == b"vary" for name, _ in headers):
+                await self.send(message, send, request_headers)
+            else:
+                await send({**message, "headers": [*headers, _VARY]})
+
+        await self.app(scope, receive, send_varied)
 
 
 def add_cors(app: ASGIApp, origins: str) -> ASGIApp:
@@ -36,7 +60,7 @@ def add_cors(app: ASGIApp, origins: str) -> ASGIApp:
         origins: for example ``https://a.example, https://b.example``; ``*`` for all. Cookies are
             never allowed: keys come in a header.
     """
-    return CORSMiddleware(
+    return _Cors(
         app,
         allow_origins=parse_origins(origins),
         allow_methods=_METHODS,

@@ -7,13 +7,18 @@ The JSON formatter is our own: python-json-logger writes every attribute of a re
 include what BentoML's filter and uvicorn add (``levelname_bracketed``, ``color_message``, ...).
 """
 
+import atexit
 import json
 import logging
 import re
+import threading
+from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, TextIO
 
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.loop_results import at_end_of_step, running_loop
 
 FIELDS = "prompt_serve_fields"  # attribute of a record: its structured fields
 _LOGGERS_WITH_HANDLERS = ("", "bentoml", "uvicorn.error", "circus")
@@ -43,7 +48,42 @@ def configure_logging(log_format: Literal["human", "json"], level: str) -> None:
     for name in _LOGGERS_WITH_HANDLERS:
         for handler in logging.getLogger(name).handlers:
             handler.setFormatter(formatter)
+            handler.filters.clear()  # BentoML's adds what our formatters leave out
+            if type(handler) is logging.StreamHandler and not isinstance(
+                handler.stream, LineStream
+            ):
+                handler.stream = LineStream(handler.stream)
     logging.getLogger("prompt_serve").setLevel(level.upper())
+
+
+class LineStream:
+    """Stream that writes the lines of a step of the event loop together, those of threads at once.
+
+    Each write is a system call during which another thread may take the interpreter's lock.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lines: deque[str] = deque()
+        self._is_due = False
+        self._writing = threading.Lock()
+        atexit.register(self._write_lines)
+
+    def write(self, text: str) -> None:
+        """Write whole lines."""
+        self._lines.append(text)
+        if running_loop() is None:
+            self._write_lines()
+        elif not self._is_due:
+            self._is_due = True
+            at_end_of_step(self._write_lines)
+
+    def _write_lines(self) -> None:
+        with self._writing, suppress(OSError, ValueError):  # nobody reads them any more
+            self._is_due = False
+            lines = [self._lines.popleft() for _ in range(len(self._lines))]
+            self._stream.write("".join(lines))
+            self._stream.flush()
 
 
 class HumanFormatter(logging.Formatter):

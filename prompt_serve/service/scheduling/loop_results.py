@@ -23,12 +23,19 @@ def at_end_of_step(function: Callable[[], object]) -> None:
     What wakes a thread is best done last: it then finds the work of all requests of this step, and
     need not take the interpreter's lock from the loop in between.
     """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
+    loop = running_loop()
+    if loop is None:
         function()
     else:
         loop.call_soon(function)
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """Return the event loop that runs in this thread; None if none does."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 class LoopResults:

@@ -1,12 +1,21 @@
 """Log lines: their format, and secrets that never appear in them."""
 
+import asyncio
+import io
 import json
 import logging
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from prompt_serve.service.observability.logs import FIELDS, HumanFormatter, JsonFormatter, redacted
+from prompt_serve.service.observability.logs import (
+    FIELDS,
+    HumanFormatter,
+    JsonFormatter,
+    LineStream,
+    redacted,
+)
 from prompt_serve.service.observability.request_log import server_timing
 from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.service.stage_timings import StageTimings
@@ -71,6 +80,76 @@ def test_json_lines_have_nothing_that_other_frameworks_put_on_records() -> None:
     members = json.loads(JsonFormatter().format(foreign))
 
     assert members.keys() == {"time", "level", "logger", "message"}
+
+
+class Written(io.StringIO):
+    """Stream that counts its writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = 0
+
+    def write(self, text: str, /) -> int:
+        self.writes += bool(text)
+        return super().write(text)
+
+
+@pytest.mark.parametrize("lines", [1, 2, 8, 40])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_lines_of_one_step_of_the_loop_are_written_together_in_order(
+    lines: int, steps: int
+) -> None:
+    stream = Written()
+    logger = logging.Logger("steps")
+    logger.addHandler(logging.StreamHandler(LineStream(stream)))
+
+    async def main() -> None:
+        for step in range(steps):
+            for line in range(lines):
+                logger.warning("%d.%d", step, line)
+            assert stream.writes == step  # not before the step ends
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+    expected = [f"{step}.{line}" for step in range(steps) for line in range(lines)]
+    assert stream.getvalue().split() == expected
+    assert stream.writes == steps
+
+
+@pytest.mark.parametrize("threads", [1, 2, 6])
+def test_lines_of_threads_are_written_at_once_and_none_is_lost(threads: int) -> None:
+    stream = Written()
+    logger = logging.Logger("threads")
+    logger.addHandler(logging.StreamHandler(LineStream(stream)))
+
+    def write(thread: int) -> None:
+        for line in range(50):
+            logger.warning("%d.%d", thread, line)
+            assert f"{thread}.{line}\n" in stream.getvalue()
+
+    async def main() -> None:
+        async def one(line: int) -> None:
+            logger.warning("loop.%d", line)
+            await asyncio.sleep(0)
+
+        with ThreadPoolExecutor(threads) as pool:
+            written = [pool.submit(write, thread) for thread in range(threads)]
+            for line in range(50):
+                await one(line)
+            for future in written:
+                await asyncio.wrap_future(future)
+
+    asyncio.run(main())
+    writers = [*map(str, range(threads)), "loop"]
+    for writer in writers:
+        own = [line for line in stream.getvalue().split() if line.startswith(f"{writer}.")]
+        assert own == [f"{writer}.{line}" for line in range(50)]
+
+
+def test_a_stream_that_nobody_reads_disturbs_nobody() -> None:
+    stream = io.StringIO()
+    stream.close()
+    LineStream(stream).write("lost\n")
 
 
 def test_server_timing_counts_images_side_by_side_once() -> None:
