@@ -24,7 +24,7 @@ import numpy as np
 
 from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, DependencyMissing, PromptServeError
-from prompt_serve.offline.columns import ScoreColumns
+from prompt_serve.offline.columns import ScoreColumns, score_schema
 from prompt_serve.offline.encoding import encoded_images
 from prompt_serve.offline.model import Model, PathLike, Prompts, load_model
 from prompt_serve.offline.score_job import Advance, Counts, ScoreJob, ShardScorer, features_by_task
@@ -289,7 +289,7 @@ class _ScoreImages:
             )
             for found in encoded_images(items, self._model)
         ]
-        return pa.concat_tables(tables).unify_dictionaries()
+        return pa.concat_tables(tables).cast(score_schema()).unify_dictionaries()
 
 
 def _content(value: Any) -> Any:

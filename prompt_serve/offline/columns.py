@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prompt_serve.offline.task_scores import TaskScorer, TaskScores
-from prompt_serve.types import BoolArray, IntArray
+from prompt_serve.types import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,13 +49,16 @@ class ScoreColumns:
         n, n_tasks = len(sources), len(self._sizes)
         failed = np.zeros(n, dtype=np.bool_)
         failed[list(errors)] = True
-        no_score = np.repeat(failed, n_tasks)
+        no_score = np.repeat(failed, n_tasks) if errors else None
         task = np.tile(np.arange(n_tasks, dtype=np.int32), n)
-        best = self._class_places[scores.labels[..., 0] + self._offsets].reshape(-1)
-        names = pa.array([_utf8(source) for source in sources], pa.string())
+        # Of a task with fewer than k classes some are not of this task, and left out below.
+        places = self._class_places.take(
+            scores.labels + self._offsets[:, np.newaxis], mode="clip"
+        )  # (N, T, k)
+        best = np.ascontiguousarray(places[..., 0]).reshape(-1)
         return pa.Table.from_arrays(
             [
-                names if n_tasks == 1 else names.take(_repeated(n, n_tasks)),
+                self._sources(sources),
                 pa.DictionaryArray.from_arrays(task, self._task_names),
                 pa.DictionaryArray.from_arrays(
                     pa.array(task, pa.int32(), mask=no_score), self._versions
@@ -63,28 +66,52 @@ class ScoreColumns:
                 pa.DictionaryArray.from_arrays(
                     pa.array(best, pa.int32(), mask=no_score), self._class_names
                 ),
-                pa.array(scores.probabilities[..., 0].reshape(-1), mask=no_score),
+                pa.array(
+                    np.ascontiguousarray(scores.probabilities[..., 0]).reshape(-1), mask=no_score
+                ),
                 pa.array(scores.unknown.reshape(-1), mask=no_score),
                 self._labels(scores, failed),
-                self._classes(scores, no_score),
+                self._classes(places, scores.probabilities, no_score),
                 *_error_columns(errors, n, n_tasks),
             ],
-            schema=score_schema(),
+            schema=self.schema,
         )
 
-    def _classes(self, scores: TaskScores, no_score: BoolArray) -> "pa.Array[Any]":
+    @property
+    def schema(self) -> "pa.Schema":
+        """Schema of the tables: ``score_schema`` with dictionaries of the texts that repeat."""
+        import pyarrow as pa
+
+        text, listed = pa.string(), pa.dictionary(pa.int32(), pa.string())
+        return _schema(text if len(self._sizes) == 1 else listed, listed)
+
+    def _sources(self, sources: Sequence[str]) -> "pa.Array[Any]":
+        import pyarrow as pa
+
+        names = pa.array([_utf8(source) for source in sources], pa.string())
+        n_tasks = len(self._sizes)
+        if n_tasks == 1:
+            return names
+        image = np.repeat(np.arange(len(sources), dtype=np.int32), n_tasks)
+        return pa.DictionaryArray.from_arrays(image, names)
+
+    def _classes(
+        self, places: "np.ndarray[Any, Any]", probabilities: FloatArray, no_score: BoolArray | None
+    ) -> "pa.Array[Any]":
         """Return the best classes of every row; a task may have fewer than k."""
         import pyarrow as pa
 
-        n = len(scores.labels)
-        counts = np.tile(np.minimum(self._sizes, self._k), n)
-        counts[no_score] = 0
-        taken = np.arange(self._k) < counts[:, np.newaxis]  # (N * T, k)
-        places = (scores.labels + self._offsets[:, np.newaxis]).reshape(-1, self._k)[taken]
+        counts = np.tile(np.minimum(self._sizes, self._k), len(places))
+        if no_score is not None:
+            counts[no_score] = 0
+        places, probabilities = places.reshape(-1), probabilities.reshape(-1)
+        if counts.sum() < len(places):
+            taken = (np.arange(self._k) < counts[:, np.newaxis]).reshape(-1)
+            places, probabilities = places[taken], probabilities[taken]
         values = pa.StructArray.from_arrays(
             [
-                self._class_names.take(pa.array(self._class_places[places], pa.int32())),
-                pa.array(scores.probabilities.reshape(-1, self._k)[taken]),
+                pa.DictionaryArray.from_arrays(pa.array(places, pa.int32()), self._class_names),
+                pa.array(probabilities),
             ],
             ["class_name", "probability"],
         )
@@ -117,14 +144,20 @@ class ScoreColumns:
 
 
 def score_schema() -> "pa.Schema":
-    """Return the schema of a table of scores."""
+    """Return the schema of scores, as readers find them."""
+    import pyarrow as pa
+
+    return _schema(pa.string(), pa.string())
+
+
+def _schema(source: "pa.DataType", class_name: "pa.DataType") -> "pa.Schema":
     import pyarrow as pa
 
     listed = pa.dictionary(pa.int32(), pa.string())
-    score = pa.struct([("class_name", pa.string()), ("probability", pa.float32())])
+    score = pa.struct([("class_name", class_name), ("probability", pa.float32())])
     return pa.schema(
         [
-            ("source", pa.string()),
+            ("source", source),
             ("task", listed),
             ("version", listed),
             ("class_name", listed),

@@ -14,6 +14,7 @@ from prompt_serve import __version__
 from prompt_serve.errors import ConfigInvalid, PromptUnsupported
 from prompt_serve.offline.columns import ScoreColumns, score_schema
 from prompt_serve.offline.encoding import (
+    EMBEDDINGS_PER_BATCH,
     EncodedBatch,
     check_fingerprint,
     encoded_batches,
@@ -30,7 +31,7 @@ from prompt_serve.types import FloatArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_TABLE = 65_536
+ROWS_PER_TABLE = 2**19
 
 Advance = Callable[[int], object]  # called with the number of images done since the last call
 
@@ -125,7 +126,7 @@ class ShardScorer:
     def _kept_features(self, name: str) -> Iterator[EncodedBatch]:
         assert self.kept is not None  # noqa: S101  # for the type checker
         for own in table_shards(self.kept.join(name), rows_per_shard=2**62, column="embedding"):
-            for batch in cast(EmbeddingShard, own).batches(ROWS_PER_TABLE):
+            for batch in cast(EmbeddingShard, own).batches(EMBEDDINGS_PER_BATCH):
                 yield unit_batch(batch, self._width, name)
 
     def write(
@@ -144,7 +145,8 @@ class ShardScorer:
         }
         if self.job.top_tasks is not None:
             facts["top_tasks"] = self.job.top_tasks
-        with self.out.writer(self.part(index, shard), score_schema(), facts) as part:
+        name = self.part(index, shard)
+        with self.out.writer(name, score_schema(), facts, self._columns.schema) as part:
             for batch in batches:
                 for table, some in self.tables(batch):
                     part.write(table)

@@ -2,14 +2,17 @@
 
 Tasks of about the same number of classes are stacked to one matrix, so that thousands of them cost
 a few large matrix products. What follows a product (softmax, best classes) runs in threads on
-blocks that fit into a core's cache.
+blocks that fit into a core's cache. Tasks of few classes lie across: first the first class of every
+task, then the second ones, so that reductions over the classes are vectorized over the tasks.
 """
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from prompt_serve.scoring import best_labels, first_largest
 from prompt_serve.tasks.predictions import NamedTasks
@@ -17,9 +20,10 @@ from prompt_serve.tasks.task import Task
 from prompt_serve.types import BoolArray, FloatArray, IntArray
 
 _MAX_COLUMNS = 16_384  # of a stacked matrix
-_BLOCK_LOGITS = 4 * 2**20  # of a matrix product
-_CACHED_LOGITS = 2**17  # of a block that is worked on in a thread: 512 KiB
+_BLOCK_LOGITS = 8 * 2**20  # of a matrix product
+_CACHED_LOGITS = 2**18  # of a block that is worked on in a thread: 1 MiB
 _MIN_ROWS = 16
+_MAX_ACROSS = 64  # classes of tasks that lie across
 _NO_CLASS = -1e9  # added to the cosine of a place without a class
 
 
@@ -76,7 +80,9 @@ class TaskScorer:
         self.tasks = tuple(tasks)
         self._logit_scale = logit_scale
         self.k = min(top_k, max(len(task.class_names) for _, task in self.tasks))
-        self._stacks = _stacked([task for _, task in self.tasks], logit_scale)
+        self._stacks = _stacked(
+            [task for _, task in self.tasks], logit_scale, across=_MAX_ACROSS if top_k == 1 else 1
+        )
         self._threads = threads
 
     def __call__(self, features: Sequence[FloatArray]) -> TaskScores:
@@ -123,21 +129,12 @@ class TaskScorer:
         """Select the best classes of cosines (B, T * W), which are overwritten."""
         if stack.padding is not None:
             cosines += stack.padding
-        n = len(cosines)
-        by_task = cosines.reshape(n, len(stack.places), -1)  # (B, T, W)
-        k = min(self.k, by_task.shape[2])
-        labels = first_largest(by_task, k)
-        best = np.take_along_axis(by_task, labels, axis=2)
-        top = best[..., :1]
-        by_task -= top
-        by_task *= stack.slopes
-        np.exp(by_task, out=by_task)
-        totals = by_task.sum(axis=2, keepdims=True)
-        probabilities = np.exp((best - top) * stack.slopes) / totals
-        rows = slice(start, start + n)
-        scores.labels[rows, stack.places, :k] = labels
-        scores.probabilities[rows, stack.places, :k] = probabilities
-        scores.unknown[rows, stack.places] = probabilities[..., 0] < stack.unknown_below
+        best = _best_across if stack.across else _best_along
+        labels, probabilities = best(cosines, stack.slopes, self.k)
+        own = slice(start, start + len(cosines)), stack.columns, slice(labels.shape[2])
+        scores.labels[own] = labels
+        scores.probabilities[own] = probabilities
+        scores.unknown[own[:2]] = probabilities[..., 0] < stack.unknown_below
 
     def _score_labels(
         self, place: int, task: Task, features: FloatArray, scores: TaskScores
@@ -163,19 +160,62 @@ class TaskScorer:
         )
 
 
+def _best_along(cosines: FloatArray, slopes: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+    """Return labels and probabilities (B, T, k) of cosines (B, T * W), task by task."""
+    by_task = cosines.reshape(len(cosines), len(slopes), -1)  # (B, T, W)
+    k = min(k, by_task.shape[2])
+    labels = first_largest(by_task, k)
+    best = np.take_along_axis(by_task, labels, axis=2)
+    top = best[..., :1]
+    by_task -= top
+    by_task *= slopes[:, np.newaxis]
+    np.exp(by_task, out=by_task)
+    totals = by_task.sum(axis=2, keepdims=True)
+    return labels, np.exp((best - top) * slopes[:, np.newaxis]) / totals
+
+
+def _best_across(
+    cosines: FloatArray, slopes: FloatArray, k: int
+) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Return label and probability (B, T, 1) of cosines (B, W * T), class by class."""
+    by_class = cosines.reshape(len(cosines), -1, len(slopes))  # (B, W, T)
+    top = by_class.max(axis=1, keepdims=True)
+    # The first of the largest: 255 stands in the place of every smaller one.
+    labels = (by_class < top).view(np.uint8)
+    labels *= 255
+    labels |= np.arange(by_class.shape[1], dtype=np.uint8)[:, np.newaxis]
+    by_class -= top
+    by_class *= slopes
+    np.exp(by_class, out=by_class)
+    totals = by_class.sum(axis=1)  # (B, T)
+    return labels.min(axis=1)[..., np.newaxis], (1 / totals)[..., np.newaxis]
+
+
 @dataclass(frozen=True)
 class _Stack:
     """Class features of T tasks with at most W classes."""
 
     places: IntArray  # (T,) indices of the tasks
-    matrix: FloatArray  # (T * W, E)
-    padding: FloatArray | None  # (T * W,) far below zero where there is no class
-    slopes: FloatArray  # (T, 1) logit scale / temperature
+    matrix: FloatArray  # (T * W, E); (W * T, E) if they lie across
+    padding: FloatArray | None  # for each row of the matrix, far below zero if it is no class
+    slopes: FloatArray  # (T,) logit scale / temperature
     unknown_below: FloatArray  # (T,)
+    across: bool
+
+    @cached_property
+    def columns(self) -> slice | IntArray:
+        """Places of the tasks as an index; assigning to a slice is faster."""
+        first, n = int(self.places[0]), len(self.places)
+        in_a_row = bool((self.places == np.arange(first, first + n)).all())
+        return slice(first, first + n) if in_a_row else self.places
 
 
-def _stacked(tasks: Sequence[Task], logit_scale: float) -> list[_Stack]:
-    """Stack tasks whose class counts round up to the same power of two, of one pass each."""
+def _stacked(tasks: Sequence[Task], logit_scale: float, *, across: int) -> list[_Stack]:
+    """Stack tasks whose class counts round up to the same power of two, of one pass each.
+
+    Args:
+        across: tasks of at most so many classes lie across, where they are many.
+    """
     groups: dict[tuple[int, bytes | None], list[int]] = {}
     for place, task in enumerate(tasks):
         if task.label_scores is None:
@@ -187,12 +227,16 @@ def _stacked(tasks: Sequence[Task], logit_scale: float) -> list[_Stack]:
         width = max(len(tasks[place].class_names) for place in places)
         per_stack = max(1, _MAX_COLUMNS // width)
         for start in range(0, len(places), per_stack):
-            stacks.append(_stack(tasks, places[start : start + per_stack], width, logit_scale))
+            own = places[start : start + per_stack]
+            stacks.append(_stack(tasks, own, width, logit_scale, across=width <= across))
     return stacks
 
 
-def _stack(tasks: Sequence[Task], places: list[int], width: int, logit_scale: float) -> _Stack:
+def _stack(
+    tasks: Sequence[Task], places: list[int], width: int, logit_scale: float, *, across: bool
+) -> _Stack:
     of = [tasks[place] for place in places]
+    across = across and len(of) >= width  # else the tasks are too few to be a vector
     embed_dim = of[0].class_features.shape[1]
     if len(of) == 1:
         matrix, padding = of[0].class_features, None
@@ -202,6 +246,8 @@ def _stack(tasks: Sequence[Task], places: list[int], width: int, logit_scale: fl
         for index, task in enumerate(of):
             stacked[index, : len(task.class_names)] = task.class_features
             below[index, len(task.class_names) :] = _NO_CLASS
+        if across:
+            stacked, below = stacked.swapaxes(0, 1), below.T
         matrix = stacked.reshape(-1, embed_dim)
         padding = below.reshape(-1) if below.any() else None
     temperatures = np.array([task.temperature for task in of], dtype=np.float32)
@@ -209,8 +255,9 @@ def _stack(tasks: Sequence[Task], places: list[int], width: int, logit_scale: fl
         np.array(places, dtype=np.int64),
         matrix,
         padding,
-        (np.float32(logit_scale) / temperatures)[:, np.newaxis],
+        np.float32(logit_scale) / temperatures,
         np.array([task.unknown_below for task in of], dtype=np.float32),
+        across,
     )
 
 

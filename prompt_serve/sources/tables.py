@@ -153,6 +153,7 @@ class _Arrow:
 
         begin = file.read(len(_ARROW_FILE))
         file.seek(0)
+        reader: Any
         if begin == _ARROW_FILE:
             reader = pa.ipc.open_file(file)
             self._batch, n_batches = reader.get_batch, reader.num_record_batches

@@ -22,7 +22,7 @@ RUNS = "--out runs"
 # misspelled method), empty/, table.csv.
 WRONG: dict[str, str] = {
     # Verbs and options
-    "trian photos": "No such command 'trian'. Did you mean 'train' or 'train-many'? See prompt-serve --help.",
+    "trian photos": "No such command 'trian'. Did you mean 'train' or 'train-many'?",
     "clasify image.png": "No such command 'clasify'. Did you mean 'classify'?",
     "xyzzy": "No such command 'xyzzy'. See prompt-serve --help.",
     "tasks lsit": "No such command 'lsit'. Did you mean 'list'? See prompt-serve tasks --help.",

@@ -51,6 +51,11 @@ COUNTS = {
     "counts of one power of two": [5, 6, 7, 8, 5],
     "all sizes": [1, 2, 3, 9, 33, 64, 65, 200],
     "many small ones": [2] * 300,
+    "as many as they have classes": [10] * 13,
+    "many of ten": [10] * 60,
+    "many of few": [n % 13 + 1 for n in range(200)],
+    "many of sixty-four": [64, 50, 33] * 30,
+    "many of sixty-five": [65] * 90,
     "one large one": [20_000],
 }
 
@@ -90,6 +95,35 @@ def test_rows_are_the_predictions_of_the_service(counts: str, top_k: int) -> Non
             [c.probability for c in own.classes], abs=1e-5
         )
         assert row["class_name"] == own.classes[0].class_name
+
+
+@pytest.mark.parametrize("n_tasks", [1, 3, 40])
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 33, 64])
+def test_of_equal_classes_the_first_is_the_best(n_classes: int, n_tasks: int) -> None:
+    rng = np.random.default_rng(n_classes)
+
+    def exact(n: int) -> FloatArray:
+        """Return vectors of unit length whose products are exact in any order."""
+        return rng.choice([-0.25, 0.25], (n, E)).astype(np.float32)
+
+    images = exact(50)
+    tasks: NamedTasks = [
+        (
+            f"task-{index}",
+            Task(
+                version=f"{index:064x}",
+                class_names=tuple(map(str, range(n_classes))),
+                class_features=exact(3)[rng.integers(0, 3, n_classes)],
+            ),
+        )
+        for index in range(n_tasks)
+    ]
+
+    scores = TaskScorer(tasks, logit_scale=SCALE, top_k=1)([images] * n_tasks)
+
+    for place, (_, one) in enumerate(tasks):
+        best = (images @ one.class_features.T).argmax(axis=1)
+        assert scores.labels[:, place, 0].tolist() == best.tolist()
 
 
 @pytest.mark.parametrize("n", [0, 1, 127, 128, 129, 5000])
