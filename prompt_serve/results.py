@@ -248,17 +248,28 @@ def scored_rows(
     ]
 
 
-def to_pandas(rows: Iterable[ScoredImage]) -> "pd.DataFrame":
-    """Return a frame with one row per image and task; needs pandas."""
-    return _pandas_frame(_row_cells(rows), _ROW_COLUMNS)
+def to_pandas(results: Iterable[ScoredImage | ImageResult]) -> "pd.DataFrame":
+    """Return a frame with one row per image and task; needs pandas.
+
+    Args:
+        results: rows, or what ``Client.classify`` returns for a list, which has no sources.
+    """
+    return _pandas_frame(_row_cells(results), _ROW_COLUMNS)
 
 
-def to_polars(rows: Iterable[ScoredImage]) -> "pl.DataFrame":
-    """Return a frame with one row per image and task; needs polars."""
-    return _polars_frame(_row_cells(rows), _ROW_COLUMNS)
+def to_polars(results: Iterable[ScoredImage | ImageResult]) -> "pl.DataFrame":
+    """Return a frame as ``to_pandas`` does; needs polars."""
+    return _polars_frame(_row_cells(results), _ROW_COLUMNS)
 
 
-def _row_cells(rows: Iterable[ScoredImage]) -> list[dict[str, Any]]:
+def _row_cells(results: Iterable[ScoredImage | ImageResult]) -> list[dict[str, Any]]:
+    rows = (
+        row
+        for one in results
+        for row in (
+            scored_rows(one.index, "", one, [""]) if isinstance(one, ImageResult) else [one]
+        )
+    )
     return [
         {name: getattr(row, name) for name in _ROW_COLUMNS}
         | {

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+import prompt_serve.results
 from prompt_serve.errors import DependencyMissing
 from prompt_serve.results import ImageScores, ScoredImage, ScoreList, ScoreStream
-from prompt_serve.schemas import ClassScore, Problem
+from prompt_serve.schemas import ClassScore, ImageResult, Problem, TaskPrediction
 from tests.parsed_page import Page
 
 ODD_NAMES = [
@@ -76,6 +77,22 @@ def test_a_frame_has_a_row_per_image_and_task(
         ["a.jpg", "pets", None, None, False, None, None, None, "no image"],
     ][:n]
     assert values_of(frame) == expected
+
+
+@pytest.mark.parametrize("package", ["pandas", "polars"])
+def test_a_frame_is_made_of_what_classify_returns(package: str) -> None:
+    pytest.importorskip(package)
+    prediction = TaskPrediction(task="pets", version="ab" * 32, classes=list(ROWS[0].classes))
+    results = [
+        ImageResult(index=0, predictions=[prediction, prediction]),
+        ImageResult(index=1, error=failed(1).error),
+    ]
+
+    frame = getattr(prompt_serve.results, f"to_{package}")(results)
+
+    answered = ["", "pets", "cat", 0.75, False, None, None, "ab" * 32, None]
+    refused = ["", "", None, None, False, None, None, None, "no image"]
+    assert values_of(frame) == [answered, answered, refused]
 
 
 def values_of(frame: Any) -> list[list[Any]]:

@@ -116,10 +116,9 @@ def _summary(prompt: Prompt) -> str:
     count = len(prompt.class_names)
     kind = counted(count, "independent label") if prompt.multi_label else counted(count, "class")
     return (
-        f"A task of [prompt-serve](https://pypi.org/project/prompt-serve/) with {kind}, learned by "
-        f"the method {escaped(prompt.method)} on the frozen CLIP {escaped(prompt.backbone.id)}. "
-        f"The file holds {counted(prompt.learned_numbers, 'learned number')}, and no weights of "
-        f"the CLIP."
+        f"A task of prompt-serve with {kind}, learned by the method {escaped(prompt.method)} on "
+        f"the frozen CLIP {escaped(prompt.backbone.id)}. The file holds "
+        f"{counted(prompt.learned_numbers, 'learned number')}, and no weights of the CLIP."
     )
 
 

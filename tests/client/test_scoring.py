@@ -195,6 +195,20 @@ def test_an_unreachable_service_ends_the_run_after_the_finished_rows(
     assert numbers_of(rows) == numbered(len(rows))
 
 
+@pytest.mark.parametrize("package", ["pandas", "polars"])
+def test_the_rows_that_were_not_taken_become_a_frame(client: Client, package: str) -> None:
+    pytest.importorskip(package)
+    images = [numbered_image(number) for number in range(5)]
+    rows = client.score(images, "pets", chunk_size=2)
+    first = next(rows)
+
+    frame = getattr(rows, f"to_{package}")()
+
+    assert (first.index, len(frame)) == (0, 4)
+    assert list(frame["class_name"]) == [row.class_name for row in client.score(images, "pets")][1:]
+    assert list(rows) == []
+
+
 def test_an_unknown_task_ends_the_run(client: Client) -> None:
     with pytest.raises(TaskNotFound):
         list(client.score([numbered_image(1)], "pest"))

@@ -5,6 +5,7 @@ nothing more is sent to it, and the training continues.
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 # Parts of a line of the log that are no curves.
 _NO_CURVES = ("epoch", "seed", "seconds", "idk", "facts")
+_PASSWORD = re.compile(r"://[^/\s@]+@")  # and user, in a URL
 # Numbers of an outcome beside its metrics.
 _NUMBERS = (
     "learned_numbers", "payload_bytes", "file_bytes", "temperature", "unknown_below",
@@ -132,6 +134,7 @@ class TrackedRuns:
         except Exception as error:  # of any type: trackers raise those of their HTTP clients
             self._failed = True
             reason = " ".join(str(error).split())[:300] or type(error).__name__
+            reason = _PASSWORD.sub("://", reason)
             self._warn(f"The tracker failed: {reason.rstrip('.')}. The run continues without it.")
 
 

@@ -149,6 +149,7 @@ def check_kept(done: Any, photos: Path) -> None:
     document = json.loads(done.stdout)
     assert document["tracked"] is None
     assert document["file_bytes"] == Path("pets.safetensors").stat().st_size
+    assert "secret" not in done.output
     warnings = [line for line in done.stderr.splitlines() if line.startswith("Warning: ")]
     [warning] = warnings
     assert warning.startswith("Warning: The tracker failed: ")
@@ -161,6 +162,7 @@ def check_kept(done: Any, photos: Path) -> None:
     [
         "http://127.0.0.1:9",
         "http://host.invalid",
+        "http://user:secret@127.0.0.1:9",
         "sqlite:////proc/none/mlflow.db",
         "nonsense://x",
         "folder",
@@ -174,6 +176,24 @@ def test_an_mlflow_that_cannot_be_reached_costs_no_training(
     done = run(*command(photos, tiny_folder, *PROMPT, "--track", "mlflow", "--track-uri", uri))
 
     check_kept(done, photos)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("http://host:5000", "http://host:5000"),
+        ("https://user:secret@host/mlflow", "https://host/mlflow"),
+        ("https://token@host", "https://host"),
+        ("postgresql://ps:p@ss@db/runs", "postgresql://db/runs"),
+        ("sqlite:////tmp/a@b/mlflow.db", "sqlite:////tmp/a@b/mlflow.db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_the_place_of_a_run_has_no_password(uri: str, shown: str) -> None:
+    pytest.importorskip("mlflow")
+    from prompt_serve.training.tracking.mlflow_run import without_password
+
+    assert without_password(uri) == shown
 
 
 @pytest.mark.slow
@@ -299,6 +319,7 @@ def test_class_vectors_are_tracked_without_torch(photos: Path, tmp_path: Path) -
     assert events_of(Path("runs/a")).Scalars("test/accuracy")
 
 
+@pytest.mark.slow
 def test_no_tracker_is_imported_unless_asked(photos: Path, tiny_folder: Path) -> None:
     code = (
         "import sys\nfrom prompt_serve.cli.main import main\n"
