@@ -47,7 +47,8 @@ class ImageStore:
         """Return if there is a copy; one without a version may be stale, and counts as none."""
         if version is None or not copy.is_file():
             return False
-        self._note(copy, copy.stat().st_size)
+        mark_used(copy)
+        self._used[copy] = copy.stat().st_size
         return True
 
     def keep(self, copy: Path, data: bytes) -> None:
@@ -66,11 +67,7 @@ class ImageStore:
                 f"PROMPT_SERVE_CACHE.",
                 [],
             ) from error
-        self._note(copy, len(data))
-
-    def _note(self, copy: Path, size: int) -> None:
-        mark_used(copy)
-        self._used[copy] = size
+        self._used[copy] = len(data)
 
     def document(self, source: str, version: str | None) -> Any:
         """Return what was kept with ``keep_document``; None if there is nothing."""

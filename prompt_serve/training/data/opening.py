@@ -160,13 +160,16 @@ def _tree(
     """
     root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="prompt-serve-")))
     placed: dict[Path, str] = {}
+    folders = {root}
     for name, source in sources.items():
         parts = PurePosixPath(name).parts
         if not parts or ".." in parts or parts[0] == "/" or "\0" in name:
             continue
         path = root.joinpath(*parts)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.parent not in folders:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                folders.add(path.parent)
             path.touch()
         except OSError:  # a name that is also a folder's, or too long for a file
             continue
