@@ -154,7 +154,8 @@ def best_classes(
     best: dict[int, BestClasses] = {}
     for width, tasks in groups.items():
         divisors = np.asarray([temperatures[task] for task in tasks], dtype=np.float32)
-        logits = np.full((len(image_features), len(tasks), width), -np.inf, dtype=np.float32)
+        logits = np.empty((len(image_features), len(tasks), width), dtype=np.float32)
+        logits.fill(-np.inf)
         for index, task in enumerate(tasks):
             features = class_features[task]
             logits[:, index, : len(features)] = class_logits(image_features, features, logit_scale)

@@ -64,7 +64,7 @@ def predictions_by_image(
     block = max(1, _LOGITS_PER_BLOCK // max(1, n_classes))
     rows, predictions = iter(features), []
     while images := list(islice(rows, block)):
-        stacked = np.stack(images)  # (B, E)
+        stacked = np.array(images)  # (B, E)
         best = _best(stacked, [task for _, task in tasks], top_k, logit_scale)
         alike = [_similarities(stacked, task) for _, task in tasks]
         for image in range(len(images)):

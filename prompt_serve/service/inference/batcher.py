@@ -348,7 +348,7 @@ class Batcher:
         """Let the decode pool have the next image of a request, if any is left."""
         with self._changed:
             if request.undecoded and not self._stopped:
-                self._pool.submit(request.turn, self._prepare, request.undecoded.popleft())
+                self._pool.start(request.turn, self._prepare, request.undecoded.popleft())
 
     def _prepare(self, image: _QueuedImage) -> None:
         """Decode an image, in the decode pool, and hand it to the inference thread."""
@@ -362,7 +362,7 @@ class Batcher:
                 image.pixels = self._timed_decode(image, data)
             except PromptServeError as error:
                 failure = error
-            # This pool's futures are never read: an unexpected error would leave the request
+            # Nobody reads what this call raises: an unexpected error would leave the request
             # hanging.
             except BaseException as error:
                 _log.exception("an image could not be decoded")
@@ -532,8 +532,10 @@ def _record_batch(batch: Sequence[_Pass], started: float, ended: float) -> None:
     """Record an encoded batch; its time counts once for every request in it."""
     metrics.batch_images.observe(len(batch))
     prompted = sum(image.request.rows[index] is not None for image, index in batch)
-    metrics.prompted_passes.inc(prompted)
-    metrics.plain_passes.inc(len(batch) - prompted)
+    if prompted:
+        metrics.prompted_passes.inc(prompted)
+    if prompted < len(batch):
+        metrics.plain_passes.inc(len(batch) - prompted)
     metrics.inference_seconds.observe(ended - started)
     for request in {image.request for image, _ in batch}:
         request.timings.add("inference", started, ended)

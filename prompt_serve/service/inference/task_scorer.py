@@ -174,7 +174,7 @@ class TaskScorer:
         score = partial(self._predictions, encoded, tasks, top_k)
         multiplications = sum(task.class_features.size for _, task in tasks)
         cost = len(encoded.features) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
-        with metrics.score_seconds.time(), current_request().timings.during("score"):
+        with current_request().timings.during("score", metrics.score_seconds.observe):
             return score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
 
     async def _best(
@@ -241,7 +241,7 @@ class TaskScorer:
             memory = current_request().memory
             await memory.grow_async(size_bytes)
             tasks = await self._load(some)
-            with metrics.score_seconds.time(), current_request().timings.during("score"):
+            with current_request().timings.during("score", metrics.score_seconds.observe):
                 scored = await self._threads.score(partial(score, tasks))
             memory.shrink(size_bytes)
             yield scored

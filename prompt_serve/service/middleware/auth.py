@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 from starlette.concurrency import run_in_threadpool
@@ -265,6 +265,7 @@ def _password(credentials: str) -> str:
         return ""
 
 
+@lru_cache(maxsize=256)  # every request asks, most of them with the same name
 def _is_loopback_name(host: str) -> bool:
     """Return True if a Host header names the loopback interface."""
     name = host.rpartition(":")[0] if re.search(r":\d*$", host) else host

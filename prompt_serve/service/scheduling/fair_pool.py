@@ -1,15 +1,17 @@
 """Thread pool whose waiting work runs in turns of the callers, then of their requests."""
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from prompt_serve.service.scheduling.turns import Turn, Turns
 
+_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_Work = tuple[Turn, Future[Any], Callable[[], Any]]
+_Work = tuple[Turn, Callable[[], object], Callable[[], object]]  # its call, and what cancels it
 
 
 class FairPool:
@@ -30,6 +32,7 @@ class FairPool:
         max_per_caller: int | None = None,
         initializer: Callable[[], object] | None = None,
     ) -> None:
+        self._name = name
         self._threads = threads
         self._max_per_caller = max_per_caller or threads
         self._lock = threading.Lock()  # guards everything below
@@ -51,15 +54,26 @@ class FairPool:
             RuntimeError: the pool was shut down.
         """
         future: Future[_T] = Future()
+        self._add(turn, lambda: _run(future, function, *args), future.cancel)
+        return future
+
+    def start(self, turn: Turn, function: Callable[..., object], *args: object) -> None:
+        """Call ``function`` when the turn has come, for its effects; an error is only logged.
+
+        Raises:
+            RuntimeError: the pool was shut down.
+        """
+        self._add(turn, lambda: function(*args), lambda: None)
+
+    def _add(self, turn: Turn, call: Callable[[], object], cancel: Callable[[], object]) -> None:
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("the pool was shut down")
-            self._waiting.extend(turn, [(turn, future, lambda: function(*args))])
+            self._waiting.extend(turn, [(turn, call, cancel)])
             # Waking a thread takes longer than much of what they run; those that run go on.
             if self._active < self._threads:
                 self._active += 1
                 self._pool.submit(self._run_waiting)
-        return future
 
     def shutdown(self, *, wait: bool) -> None:
         """Cancel what waits and accept nothing more.
@@ -70,16 +84,19 @@ class FairPool:
         with self._lock:
             self._is_shut_down = True
             left = list(iter(self._waiting.pop, None))
-        for _, future, _ in left:
-            future.cancel()
+        for _, _, cancel in left:
+            cancel()
         self._pool.shutdown(wait=wait)
 
     def _run_waiting(self) -> None:
         """Run waiting calls until none is left whose caller may hold one more thread."""
         while (work := self._next()) is not None:
-            turn, future, call = work
+            turn, call, _ = work
             try:
-                _run(future, call)
+                call()
+            # Nobody reads what ``start`` runs raises, and the thread is still needed.
+            except BaseException:
+                _log.exception("a call in the pool %r failed", self._name)
             finally:
                 with self._lock:
                     self._running[turn.caller] -= 1
@@ -96,11 +113,11 @@ class FairPool:
             return work
 
 
-def _run(future: Future[_T], call: Callable[[], _T]) -> None:
+def _run(future: Future[_T], function: Callable[..., _T], *args: object) -> None:
     if not future.set_running_or_notify_cancel():
         return
     try:
-        result = call()
+        result = function(*args)
     # As in concurrent.futures: whoever waits for the result gets the error, whatever it is.
     except BaseException as error:
         future.set_exception(error)

@@ -94,3 +94,42 @@ def test_a_pool_that_ends_cancels_what_waits_and_refuses_the_rest() -> None:
         pool.submit(Turn("c", 0), held)
     held.go.set()
     assert running.result(20) is None
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, MemoryError, SystemExit])
+def test_a_call_that_fails_is_logged_and_its_thread_goes_on(
+    kind: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise kind("reason")
+
+    pool = FairPool(1, "test")
+    for number in range(3):
+        pool.start(Turn("a", number), fail)
+    assert pool.submit(Turn("a", 3), int, "3").result(20) == 3
+    pool.shutdown(wait=True)
+
+    assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [kind] * 3
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("calls", [1, 10, 500])
+def test_every_call_runs_once_and_the_threads_run_side_by_side(threads: int, calls: int) -> None:
+    pool, together = FairPool(threads, "test"), threading.Barrier(threads)
+    for number in range(threads):
+        pool.start(Turn(number, 0), together.wait, 20)  # broken unless all threads are here
+    done: list[int] = []
+    finished = threading.Semaphore(0)
+
+    def note(number: int) -> None:
+        done.append(number)
+        finished.release()
+
+    for number in range(calls):
+        pool.start(Turn(number % 7, number), note, number)
+    for _ in range(calls):
+        assert finished.acquire(timeout=20)
+    pool.shutdown(wait=True)
+
+    assert sorted(done) == list(range(calls))
+    assert not together.broken
