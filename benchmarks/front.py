@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,7 @@ def parse() -> argparse.Namespace:
     add("--encoder-ms", type=float, default=0.125, help="per image [default: %(default)s]")
     add("--against", type=Path, help="another checkout, whose service is measured in turns")
     add("--concurrency", type=int, default=16, help="requests in flight [default: %(default)s]")
+    add("--clients", type=int, default=1, help="client processes [default: %(default)s]")
     add("--seconds", type=float, default=5, help="seconds per load [default: %(default)s]")
     add("--rounds", type=int, default=3, help="loads of each kind [default: %(default)s]")
     add("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the service")
@@ -263,22 +265,44 @@ def timed(work: Callable[[], object], clock: Callable[[], float]) -> float:
 def load(
     options: argparse.Namespace, folder: Path, served: Served, request: bytes, concurrency: int
 ) -> Measured:
-    """Send one request again and again, after a warm-up that does not count."""
+    """Send one request again and again."""
     file = folder / "request"
     file.write_bytes(request)
-    client(served, file, concurrency, WARM_UP_S)
+    per_client = max(1, concurrency // options.clients)
+    return measured(served, file, per_client, clients=options.clients, seconds=options.seconds)
+
+
+def measured(
+    served: Served, request: Path, concurrency: int, *, clients: int, seconds: float
+) -> Measured:
+    """Send a request from all clients at once, after a warm-up that does not count.
+
+    Args:
+        served: the service.
+        request: file with the complete request.
+        concurrency: requests in flight of each client.
+        clients: number of client processes.
+        seconds: of the load.
+    """
+
+    def run(seconds: float) -> list[dict[str, Any]]:
+        with ThreadPoolExecutor(clients) as pool:
+            return list(
+                pool.map(partial(client, served, request, concurrency), [seconds] * clients)
+            )
+
+    run(WARM_UP_S)
     before = cpu_s(served)
-    answer = client(served, file, concurrency, options.seconds)
+    answers = run(seconds)
     used = cpu_s(served) - before
-    latencies = 1000 * np.array(answer["latencies_s"])
-    statuses: Counter[str] = Counter(answer["statuses"])
+    latencies = 1000 * np.concatenate([answer["latencies_s"] for answer in answers])
     return Measured(
-        requests_per_s=len(latencies) / answer["seconds"],
+        requests_per_s=len(latencies) / max(answer["seconds"] for answer in answers),
         server_ms=1000 * used / len(latencies),
-        client_ms=1000 * answer["cpu_s"] / len(latencies),
+        client_ms=1000 * sum(answer["cpu_s"] for answer in answers) / len(latencies),
         p50_ms=float(np.percentile(latencies, 50)),
         p99_ms=float(np.percentile(latencies, 99)),
-        failed=len(latencies) - statuses["200"],
+        failed=len(latencies) - sum(answer["statuses"].get("200", 0) for answer in answers),
     )
 
 

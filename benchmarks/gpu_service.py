@@ -12,13 +12,11 @@ import argparse
 import io
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.front import add_task, client, cpu_s, post
+from benchmarks.front import add_task, measured, post
 from benchmarks.http_throughput import write_images
 from prompt_serve.bundle import open_bundle
 from tests.service.process import Served, service
@@ -91,20 +89,11 @@ def print_load(
     concurrency = (
         options.concurrency if PER_REQUEST[kind] == 1 else max(2, options.concurrency // 8)
     )
-    run = partial(client, served, request, concurrency)
-    run(1.0)
-    before = cpu_s(served)
-    with ThreadPoolExecutor(options.clients) as pool:
-        answers = list(pool.map(run, [options.seconds] * options.clients))
-    used = cpu_s(served) - before
-    latencies = 1000 * np.concatenate([answer["latencies_s"] for answer in answers])
-    images = len(latencies) * PER_REQUEST[kind]
-    failed = len(latencies) - sum(answer["statuses"].get("200", 0) for answer in answers)
-    rate = images / max(answer["seconds"] for answer in answers)
-    client_ms = 1000 * sum(answer["cpu_s"] for answer in answers) / images
-    p50, p99 = np.percentile(latencies, [50, 99])
-    print(f"{workers:>9} {kind:>13} {rate:>9,.0f} {1000 * used / images:>9.3f} {client_ms:>9.3f} "
-          f"{p50:>7.1f} {p99:>7.1f} {failed}", flush=True)  # fmt: skip
+    found = measured(served, request, concurrency, clients=options.clients, seconds=options.seconds)
+    images = PER_REQUEST[kind]
+    print(f"{workers:>9} {kind:>13} {images * found.requests_per_s:>9,.0f} "
+          f"{found.server_ms / images:>9.3f} {found.client_ms / images:>9.3f} "
+          f"{found.p50_ms:>7.1f} {found.p99_ms:>7.1f} {found.failed}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.all_tasks import NDJSON, memory_bytes
-from benchmarks.front import SIDE, add_task, cpu_s, load, null_bundle
+from benchmarks.front import SIDE, add_task, cpu_s, measured, null_bundle
 from benchmarks.http_throughput import write_images
 from benchmarks.many_tasks import HOT, fill
 from prompt_serve.bundle import shipped_bundle
@@ -200,9 +200,10 @@ def images_per_request(n: int, folder: Path, bundle: Path) -> Row:
             service(Path(home), of_kind, **LIMITS) as served,
         ):
             add_task(served)
+            request = photos.with_name("request")
+            request.write_bytes(head.encode() + body)
             for concurrency in (1, 4):
-                seconds = argparse.Namespace(seconds=2)
-                found = load(seconds, photos.parent, served, head.encode() + body, concurrency)
+                found = measured(served, request, concurrency, clients=1, seconds=2)
                 if found.failed:
                     raise RuntimeError(f"{found.failed} requests of {n} images failed")
                 if concurrency == 1:
