@@ -30,9 +30,9 @@ from prompt_serve.offline.model import Model, PathLike, Prompts, load_model
 from prompt_serve.offline.score_job import Advance, Counts, ScoreJob, ShardScorer, features_by_task
 from prompt_serve.offline.score_run import NumberedShard
 from prompt_serve.offline.task_scores import TaskScorer
-from prompt_serve.processes import Failed, call_with_threads
 from prompt_serve.sources.shard import Item, holds_embeddings
 from prompt_serve.tasks.predictions import NamedTasks
+from prompt_serve.training.many.processes import Failed, call_with_threads
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from prompt_serve.processes import Failed
+    from prompt_serve.training.many.processes import Failed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Item = TypeVar("Item")
@@ -105,7 +105,7 @@ class Engine:
                     gpus=1 if self.device.startswith("cuda") else 0,
                 )
         else:
-            from prompt_serve.processes import map_in_processes
+            from prompt_serve.training.many.processes import map_in_processes
 
             at_once, threads = self._shares()
             yield from map_in_processes(function, items, at_once=at_once, threads=threads)
@@ -132,7 +132,7 @@ def _on_gpu(device: str) -> bool:
 
 
 def _threads_of_environment() -> int | None:
-    from prompt_serve.processes import THREADS_VARIABLE
+    from prompt_serve.training.many.processes import THREADS_VARIABLE
 
     value = os.environ.get(THREADS_VARIABLE, "")
     return int(value) if value.isdecimal() and int(value) else None

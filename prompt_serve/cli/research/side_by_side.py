@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from prompt_serve.cli.engine_options import LOCAL, Engine
 from prompt_serve.cli.research.protocol_options import experiment_of, learn, shots_of
 from prompt_serve.errors import PromptServeError, counted
-from prompt_serve.processes import Failed
+from prompt_serve.training.many.processes import Failed
 
 if TYPE_CHECKING:
     from prompt_serve.research.datasets.suite import Suite

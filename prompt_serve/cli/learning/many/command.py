@@ -82,7 +82,7 @@ train_many = engine_options(train_many, local=False)
 def _train(runs: "Sequence[PlannedRun]", engine: Engine, options: Mapping[str, Any]) -> None:
     """Train the runs that are not complete; tell of each that ends."""
     from prompt_serve.cli.learning.many.one_run import RunOrder, train_run
-    from prompt_serve.processes import Failed
+    from prompt_serve.training.many.processes import Failed
     from prompt_serve.training.many.results import row_of
 
     def tell(text: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from prompt_serve.processes import THREADS_VARIABLE, Failed, map_in_processes
+from prompt_serve.training.many.processes import THREADS_VARIABLE, Failed, map_in_processes
 
 TIMEOUT_S = 120
 
@@ -75,7 +75,7 @@ def test_who_stops_asking_leaves_no_process() -> None:
 def test_processes_end_with_the_one_that_started_them(kind: signal.Signals) -> None:
     program = (
         "import time\n"
-        "from prompt_serve.processes import map_in_processes\n"
+        "from prompt_serve.training.many.processes import map_in_processes\n"
         "if __name__ == '__main__':\n"
         "    list(map_in_processes(time.sleep, [300, 300], at_once=2, threads=1))\n"
     )
