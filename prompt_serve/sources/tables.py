@@ -6,7 +6,7 @@ Columns are found by name and type: ``embedding`` (a list of numbers), ``image``
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,16 +153,17 @@ class _Arrow:
 
         begin = file.read(len(_ARROW_FILE))
         file.seek(0)
-        reader: Any
+        self.schema: pa.Schema
+        self._batch: Callable[[int], pa.RecordBatch]
         if begin == _ARROW_FILE:
-            reader = pa.ipc.open_file(file)
-            self._batch, n_batches = reader.get_batch, reader.num_record_batches
+            whole = pa.ipc.open_file(file)
+            self.schema, self._batch = whole.schema, whole.get_batch
+            self._groups = range(whole.num_record_batches)
         else:  # a stream, as Hugging Face datasets saves them: batches can be read in turn only
-            reader = pa.ipc.open_stream(file)
-            batches = list(reader)
-            self._batch, n_batches = batches.__getitem__, len(batches)
-        self.schema: pa.Schema = reader.schema
-        self._groups = range(n_batches)
+            stream = pa.ipc.open_stream(file)
+            batches = list(stream)
+            self.schema, self._batch = stream.schema, batches.__getitem__
+            self._groups = range(len(batches))
 
     def group_sizes(self) -> list[int]:
         return [self._batch(group).num_rows for group in self._groups]
