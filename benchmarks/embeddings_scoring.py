@@ -23,7 +23,7 @@ import pyarrow as pa
 from prompt_serve.offline.columns import ScoreColumns, score_schema
 from prompt_serve.offline.encoding import EMBEDDINGS_PER_BATCH
 from prompt_serve.offline.parts import PartFolder
-from prompt_serve.offline.score_job import ROWS_PER_TABLE
+from prompt_serve.offline.score_job import images_per_table
 from prompt_serve.offline.task_scores import TaskScorer, TaskScores
 from prompt_serve.scoring import unit
 from prompt_serve.tasks.predictions import NamedTasks
@@ -66,7 +66,7 @@ class Work:
                 part.write(table)
 
     def _scores(self) -> Iterator[tuple[slice, TaskScores]]:
-        images = max(1, ROWS_PER_TABLE // len(self.tasks))
+        images = images_per_table(len(self.tasks), self.scorer.k)
         for first in range(0, len(self.batch), images):
             rows = slice(first, first + images)
             yield rows, self.scorer([self.batch[rows]] * len(self.tasks))

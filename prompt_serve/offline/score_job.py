@@ -31,7 +31,8 @@ from prompt_serve.types import FloatArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ROWS_PER_TABLE = 2**19
+_ROWS_PER_TABLE = 2**19
+_CLASSES_PER_TABLE = 2**21
 
 Advance = Callable[[int], object]  # called with the number of images done since the last call
 
@@ -177,7 +178,7 @@ class ShardScorer:
         import pyarrow.compute as pc
 
         n_tasks = len(self.model.tasks)
-        rows = max(1, ROWS_PER_TABLE // n_tasks)
+        rows = images_per_table(n_tasks, self._scorer.k)
         for start in range(0, len(batch.sources), rows):
             stop = min(start + rows, len(batch.sources))
             features = batch.features[start:stop]
@@ -233,6 +234,15 @@ class ShardScorer:
             "precision": manifest.precision,
             "shard": shard.name,
         }
+
+
+def images_per_table(n_tasks: int, k: int) -> int:
+    """Return how many images to score at once: many for one matrix product, few for the memory.
+
+    Args:
+        k: number of classes per row of the output.
+    """
+    return max(1, min(_ROWS_PER_TABLE, _CLASSES_PER_TABLE // k) // n_tasks)
 
 
 def features_by_task(model: Model, features: FloatArray) -> list[FloatArray]:

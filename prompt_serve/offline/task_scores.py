@@ -24,6 +24,7 @@ _BLOCK_LOGITS = 8 * 2**20  # of a matrix product
 _CACHED_LOGITS = 2**18  # of a block that is worked on in a thread: 1 MiB
 _MIN_ROWS = 16
 _MAX_ACROSS = 64  # classes of tasks that lie across
+_MAX_PASSES = 16  # over tasks that lie across, one for each of the best classes
 _NO_CLASS = -1e9  # added to the cosine of a place without a class
 
 
@@ -80,9 +81,8 @@ class TaskScorer:
         self.tasks = tuple(tasks)
         self._logit_scale = logit_scale
         self.k = min(top_k, max(len(task.class_names) for _, task in self.tasks))
-        self._stacks = _stacked(
-            [task for _, task in self.tasks], logit_scale, across=_MAX_ACROSS if top_k == 1 else 1
-        )
+        across = _MAX_ACROSS if top_k <= _MAX_PASSES else 0
+        self._stacks = _stacked([task for _, task in self.tasks], logit_scale, across=across)
         self._threads = threads
 
     def __call__(self, features: Sequence[FloatArray]) -> TaskScores:
@@ -174,21 +174,32 @@ def _best_along(cosines: FloatArray, slopes: FloatArray, k: int) -> tuple[IntArr
     return labels, np.exp((best - top) * slopes[:, np.newaxis]) / totals
 
 
-def _best_across(
-    cosines: FloatArray, slopes: FloatArray, k: int
-) -> tuple[NDArray[np.uint8], FloatArray]:
-    """Return label and probability (B, T, 1) of cosines (B, W * T), class by class."""
+def _best_across(cosines: FloatArray, slopes: FloatArray, k: int) -> tuple[IntArray, FloatArray]:
+    """Return labels and probabilities (B, T, k) of cosines (B, W * T), class by class."""
     by_class = cosines.reshape(len(cosines), -1, len(slopes))  # (B, W, T)
-    top = by_class.max(axis=1, keepdims=True)
-    # The first of the largest: 255 stands in the place of every smaller one.
-    labels = (by_class < top).view(np.uint8)
-    labels *= 255
-    labels |= np.arange(by_class.shape[1], dtype=np.uint8)[:, np.newaxis]
-    by_class -= top
+    k = min(k, by_class.shape[1])
+    labels = np.empty((len(cosines), len(slopes), k), dtype=np.int64)
+    tops = np.empty((len(cosines), len(slopes), k), dtype=np.float32)
+    rest = by_class if k == 1 else by_class.copy()
+    for rank in range(k):
+        tops[..., rank] = rest.max(axis=1)
+        labels[..., rank] = _first_from(tops[..., rank], rest)
+        if rank < k - 1:
+            np.put_along_axis(rest, labels[:, np.newaxis, :, rank], -np.inf, axis=1)
+    by_class -= tops[:, np.newaxis, :, 0]
     by_class *= slopes
     np.exp(by_class, out=by_class)
-    totals = by_class.sum(axis=1)  # (B, T)
-    return labels.min(axis=1)[..., np.newaxis], (1 / totals)[..., np.newaxis]
+    totals = by_class.sum(axis=1)[..., np.newaxis]  # (B, T, 1)
+    return labels, np.exp((tops - tops[..., :1]) * slopes[:, np.newaxis]) / totals
+
+
+def _first_from(tops: FloatArray, by_class: FloatArray) -> NDArray[np.uint8]:
+    """Return the first class (B, T) of each task that is not below its largest value (B, T)."""
+    labels = (by_class < tops[:, np.newaxis]).view(np.uint8)
+    labels *= 255  # where it is below
+    labels |= np.arange(by_class.shape[1], dtype=np.uint8)[:, np.newaxis]
+    first: NDArray[np.uint8] = labels.min(axis=1)
+    return first
 
 
 @dataclass(frozen=True)

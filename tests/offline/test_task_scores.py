@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from prompt_serve.offline.columns import ScoreColumns
+from prompt_serve.offline.score_job import images_per_table
 from prompt_serve.offline.task_scores import TaskScorer
 from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.scoring import LabelScores, unit
@@ -172,3 +173,15 @@ def test_tasks_of_one_image_prompt_are_scored_by_its_features() -> None:
         found = scores.probabilities[:, i]
         expected = [[c.probability for c in own.classes] for [own] in alone]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 40, 1000, 10**7])
+@pytest.mark.parametrize("n_tasks", [1, 3, 1000, 70_000, 10**7])
+def test_what_is_scored_at_once_fits_into_memory(n_tasks: int, k: int) -> None:
+    images = images_per_table(n_tasks, k)
+
+    assert images >= 1
+    # Or one image, which cannot be divided.
+    assert images == 1 or images * n_tasks * k <= 2**21
+    assert images == 1 or images * n_tasks <= 2**19
+    assert (images + 1) * n_tasks > min(2**19, 2**21 // k)
