@@ -66,18 +66,18 @@ def test_class_names_are_shown_on_any_terminal(tmp_path: Path, terminal: dict[st
 
 
 @pytest.mark.parametrize("terminal", TERMINALS, ids=str)
-@pytest.mark.parametrize("name", [b"caf\xe9.png", "🌹.png".encode()])
 def test_file_names_are_shown_on_any_terminal(
-    service: FakeService, tmp_path: Path, terminal: dict[str, str], name: bytes
+    service: FakeService, tmp_path: Path, terminal: dict[str, str]
 ) -> None:
-    path = os.fsencode(tmp_path) + b"/" + name
-    Path(os.fsdecode(path)).write_bytes(numbered_image(7))
+    paths = [os.fsencode(tmp_path) + b"/" + name for name in (b"caf\xe9.png", "🌹.png".encode())]
+    for path in paths:
+        Path(os.fsdecode(path)).write_bytes(numbered_image(7))
 
-    done = prompt_serve("classify", path, "--task", "pets", **terminal)
+    done = prompt_serve("classify", *paths, "--task", "pets", **terminal)
 
     assert done.returncode == 0, done.stderr
-    assert b".png  pets" in done.stdout
-    gone = prompt_serve("classify", path + b"x", "--task", "pets", **terminal)
+    assert done.stdout.count(b".png  pets") == len(paths)
+    gone = prompt_serve("classify", *(path + b"x" for path in paths), "--task", "pets", **terminal)
     assert gone.returncode == 2
 
 
