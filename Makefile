@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 HOME_DIR ?= .prompt-serve
 INSTALLED := $(VENV)/.installed
 SERVE_VENV ?= .venv-serve
-# A process for each core, up to four; a file's tests share one, and so its services.
-PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# A process for each core, up to four; a file's tests share one, and so its services. Files run in the
+# order of tests/conftest.py: slow ones first.
+PARALLEL ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SERVE_INSTALLED := $(SERVE_VENV)/.installed
 SUPPLY_VENV ?= .venv-supply
 SUPPLY_INSTALLED := $(SUPPLY_VENV)/.installed

@@ -24,6 +24,16 @@ _ROOT = Path(__file__).parents[1]
 _BUILD = _ROOT / "build" / "tests"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files with slow tests first: those of a moment fill the end of a parallel run evenly."""
+    slow = {item.path for item in items for name in ("slow", "serve") if _is_marked(item, name)}
+    items.sort(key=lambda item: item.path not in slow)  # stable: a file's tests stay in order
+
+
+def _is_marked(item: pytest.Item, name: str) -> bool:
+    return item.get_closest_marker(name) is not None
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """Completion: in a real bash, and by the protocols of the other shells."""
 
+import functools
+import logging
 import os
 import shutil
 import subprocess
@@ -8,8 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from prompt_serve.cli.completion import ARGUMENTS, OPTIONS, VARIABLE
+from prompt_serve.cli.main import main
 from prompt_serve.training.methods import METHODS
 from tests.cli.test_main import commands
 from tests.client.fake_service import FakeService
@@ -20,24 +24,38 @@ NOWHERE = {"PROMPT_SERVE_URL": "http://127.0.0.1:9"}  # a port where nothing lis
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="the command is not installed")
 
 IN_BASH = """
-eval "$({variable}=bash_source prompt-serve)"
+eval "$SCRIPT"
 complete -p prompt-serve >&2
 COMP_WORDS=("$@")
 COMP_CWORD=$(($# - 1))
 _prompt_serve_completion prompt-serve
-printf '%s\\n' "${{COMPREPLY[@]}}"
+printf '%s\\n' "${COMPREPLY[@]}"
 """
+
+
+@functools.cache
+def script(shell: str) -> str:
+    """Return what the installed command prints for the configuration of a shell."""
+    assert PROGRAM is not None
+    return subprocess.run(
+        [PROGRAM],
+        capture_output=True,
+        text=True,
+        env={**os.environ, VARIABLE: f"{shell}_source"},
+        check=True,
+    ).stdout
 
 
 def in_bash(*words: str, **environment: str) -> list[str]:
     """Return what bash offers for the last of some words."""
     done = subprocess.run(
-        ["bash", "--norc", "-c", IN_BASH.format(variable=VARIABLE), "bash", "prompt-serve", *words],
+        ["bash", "--norc", "-c", IN_BASH, "bash", "prompt-serve", *words],
         capture_output=True,
         text=True,
         env={
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "SCRIPT": script("bash"),
             **NOWHERE,
             **environment,
         },
@@ -111,22 +129,16 @@ def test_without_an_answer_of_the_service_nothing_is_offered_soon(
 
 
 def answered(shell: str, line: str) -> str:
-    """Return the answer of the command to a shell that completes the last word of a line."""
-    assert PROGRAM is not None
+    """Return the answer of the command, in this process, to a shell that completes the last word
+    of a line."""
     words = line.split(" ")
     fish = {"COMP_WORDS": line, "COMP_CWORD": words[-1]}
     others = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
-    done = subprocess.run(
-        [PROGRAM],
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            **NOWHERE,
-            **(fish if shell == "fish" else others),
-            VARIABLE: f"{shell}_complete",
-        },
-    )
+    asked = {**NOWHERE, **(fish if shell == "fish" else others), VARIABLE: f"{shell}_complete"}
+    try:
+        done = CliRunner(env=asked).invoke(main, prog_name="prompt-serve")
+    finally:
+        logging.disable(logging.NOTSET)
     assert done.stderr == ""
     return done.stdout
 
@@ -163,16 +175,7 @@ def test_file_names_are_left_to_the_shell(shell: str, line: str) -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_each_shell_has_a_script(shell: str) -> None:
-    assert PROGRAM is not None
-    done = subprocess.run(
-        [PROGRAM],
-        capture_output=True,
-        text=True,
-        env={**os.environ, VARIABLE: f"{shell}_source"},
-    )
-
-    assert done.returncode == 0
-    assert f"{VARIABLE}={shell}_complete" in done.stdout
+    assert f"{VARIABLE}={shell}_complete" in script(shell)
 
 
 def test_the_tables_name_what_there_is() -> None:

@@ -4,6 +4,7 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,7 +131,7 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path: Path, command: list[st
 def test_standard_output_that_is_full_is_one_line(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "prompt_serve", "methods"],
+            [sys.executable, "-m", "prompt_serve", "data", "list"],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -196,30 +197,35 @@ def gets_folders(folder: Path) -> None:
     ],
 )
 def test_what_was_learned_is_saved_when_the_place_for_it_is_gone(
+    run: Run,
     photos: Path,
     tiny_folder: Path,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
     method: list[str],
 ) -> None:
     results, log = tmp_path / "results", tmp_path / "log.jsonl"
     results.mkdir()
     (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     os.mkfifo(log)
     options = ["--backbone", str(tiny_folder), "--log", str(log), "--no-cache", *method]
     options += ["--out", str(results / "pets.safetensors")]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "prompt_serve", "train", str(photos), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TMPDIR": str(tmp_path / "temporary"), "OMP_NUM_THREADS": "1"},
-    )
-    with log.open():  # the command opens its log when all is checked, and waits for a reader
-        change(results)
-        stdout, stderr = process.communicate(timeout=300)
 
-    assert process.returncode == 1, stderr
+    def change_and_read() -> None:
+        with log.open() as lines:
+            change(results)
+            lines.read()
+
+    # The command opens its log when all is checked, and waits for a reader.
+    reader = threading.Thread(target=change_and_read, daemon=True)
+    reader.start()
+    result = run("train", photos, *options)
+    reader.join(timeout=300)
+    stdout, stderr = result.stdout, result.stderr
+
+    assert result.exit_code == 1, result.output
     assert "Traceback" not in stderr
     saved = sorted((tmp_path / "temporary").glob("prompt-serve-*/*"))
     names = {"pets-seed1.safetensors", "pets-seed2.safetensors"}

@@ -245,8 +245,8 @@ def test_the_table_is_long_and_has_every_command() -> None:
     [
         "inspect none.safetensors",
         "trian photos",
-        "train photos --out new.safetensors --method dipp",
-        "report notes.txt",
+        "keygen empty",
+        "cache clear feature",
         "data check oxfrd_pets",
     ],
 )

@@ -79,6 +79,28 @@ class Behavior:
     most_in_flight: int = 0
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server, which ends when it is told to: uvicorn itself looks every 0.1 s."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.running = threading.Event()
+
+    async def main_loop(self) -> None:
+        self._loop, self._ended = asyncio.get_running_loop(), asyncio.Event()
+        self.running.set()
+        await self._ended.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+
+    def end(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+
 class FakeService:
     """The server in a thread; ``stop`` and ``start`` keep the port."""
 
@@ -87,7 +109,7 @@ class FakeService:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._thread: threading.Thread | None = None
 
     @property
@@ -105,17 +127,16 @@ class FakeService:
             http="h11",
             timeout_graceful_shutdown=0,
         )
-        self._server = uvicorn.Server(config)
+        self._server = _Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
         self._thread.start()
-        while not self._server.started:
-            time.sleep(0.005)
+        assert self._server.running.wait(timeout=60)
 
     def stop(self) -> None:
         """Stop as a crash does: requests in flight lose their connection."""
         if self._server is None or self._thread is None:
             return
-        self._server.should_exit = self._server.force_exit = True
+        self._server.end()
         self._thread.join()
         self._server = None
 

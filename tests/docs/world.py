@@ -1,6 +1,7 @@
 """Images, tables and prompt files that the pages presume: pets, flowers, photos, scenes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from tests.drawings import draw_image
+from tests.no_torch import without_torch
 from tests.service.process import ROOT
 from tests.sources import labeled_forms
 
@@ -106,11 +108,13 @@ def _scenes(folder: Path, name: str, seed: int) -> None:
 def _train(
     folder: Path, environment: Mapping[str, str], dataset: str, out: str, *options: str
 ) -> None:
+    """Learn class vectors where torch is missing: its import takes longer than all of that."""
+    hidden = without_torch(folder.parent / "no-torch")["PYTHONPATH"]
     command = [sys.executable, "-m", "prompt_serve", "train", dataset, "--out", out]
     done = subprocess.run(
         [*command, "--method", "class-vectors", *options],
         cwd=folder,
-        env=dict(environment),
+        env={**environment, "PYTHONPATH": os.pathsep.join([hidden, environment["PYTHONPATH"]])},
         capture_output=True,
         text=True,
         timeout=_TIMEOUT_S,
