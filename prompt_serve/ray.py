@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
+_log = logging.getLogger(__name__)
+
 CORES_PER_WORKER = 4
 _CONNECT_TIMEOUT_S = 10.0
 _TASK_CORES = 1e-3  # tasks that score are short, and must not wait for a core of the encoders
@@ -153,6 +155,13 @@ def map_on_ray(
     from ray.exceptions import RayError
 
     cores = _cores(Workers(cores=cores))
+    if not any(_has(node, CPU=cores, GPU=gpus) for node in ray.nodes()):
+        _log.warning(
+            "Warning: no node of the cluster has %d cores and %d GPUs for a run; it waits for one. "
+            "Ask for fewer with --threads.",
+            cores,
+            gpus,
+        )
     task = ray.remote(num_cpus=cores, num_gpus=gpus, max_calls=1)(call_with_threads)
     calls = {task.remote(function, item, cores): index for index, item in enumerate(items)}
     while calls:
@@ -163,6 +172,11 @@ def map_on_ray(
                 yield index, ray.get(call)
             except RayError as error:
                 yield index, Failed(f"{type(error).__name__}: {' '.join(str(error).split())}")
+
+
+def _has(node: dict[str, Any], **needed: int) -> bool:
+    there = node["Resources"]
+    return bool(node["Alive"]) and all(there.get(name, 0) >= n for name, n in needed.items())
 
 
 @contextlib.contextmanager

@@ -26,16 +26,26 @@ def engine_options(command: Command, *, local: bool) -> Command:
     """
     names = [LOCAL, PROCESSES, RAY] if local else [PROCESSES, RAY]
     first = "local: one run after the other. " if local else ""
+    threads, jobs = (
+        (
+            "as many as --engine local has, OMP_NUM_THREADS or all; the last digits of the results "
+            "depend on them",
+            "the cores of this machine divided by --threads",
+        )
+        if local
+        else (
+            "OMP_NUM_THREADS, else the cores of this machine divided by --jobs, or up to 4 on Ray",
+            "one per 4 cores, but 2 on a small machine; 1 on a GPU",
+        )
+    )
     for option in (
         click.option(
             "--threads", type=click.IntRange(min=1),
-            help="Cores per run. [default: OMP_NUM_THREADS, else the cores of this machine divided "
-            "by --jobs, or up to 4 on Ray]",
+            help=f"Cores per run. [default: {threads}]",
         ),
         click.option(
             "--jobs", type=click.IntRange(min=1),
-            help="With --engine processes: runs at a time. [default: one per 4 cores, but 2 on a "
-            "small machine; 1 on a GPU]",
+            help=f"With --engine processes: runs at a time. [default: {jobs}]",
         ),
         click.option(
             "--address", metavar="ADDRESS",
@@ -61,10 +71,15 @@ class Engine:
     jobs: int | None
     threads: int | None
     device: str = "cpu"
+    like_local: bool = False  # as many threads as LOCAL has, by which results are rounded
 
     @classmethod
-    def of(cls, options: dict[str, Any]) -> "Engine":
+    def of(cls, options: dict[str, Any], *, like_local: bool = False) -> "Engine":
         """Take the choice out of the options of a command.
+
+        Args:
+            options: of the command.
+            like_local: runs must end with the numbers that LOCAL gives.
 
         Raises:
             click.UsageError: options of different engines.
@@ -73,6 +88,7 @@ class Engine:
         engine = cls(
             name=options.pop("engine"),
             device=options["device"],
+            like_local=like_local,
             **{name: options.pop(name) for name in names},
         )
         if engine.address is not None and engine.name != RAY:
@@ -101,7 +117,7 @@ class Engine:
                 yield from map_on_ray(
                     function,
                     items,
-                    cores=self.threads or _threads_of_environment(),
+                    cores=self._cores_on_ray(),
                     gpus=1 if self.device.startswith("cuda") else 0,
                 )
         else:
@@ -110,17 +126,35 @@ class Engine:
             at_once, threads = self._shares()
             yield from map_in_processes(function, items, at_once=at_once, threads=threads)
 
-    def _shares(self) -> tuple[int, int]:
-        """Return the number of processes at a time, and the threads of each.
+    def _shares(self) -> tuple[int, int | None]:
+        """Return the number of processes at a time, and the threads of each; None for all.
 
         They do not depend on what is left to do: numbers are rounded as the threads divide them.
         """
         from prompt_serve.engines.onnx_session import available_cores
 
-        cores = available_cores()
+        cores, threads = available_cores(), self.threads or _threads_of_environment()
+        if self.like_local:
+            jobs = self.jobs or max(1, cores // (threads or cores))
+            if jobs == 1 and self.jobs is None:
+                click.echo(
+                    "Note: one part at a time, with the threads that --engine local has. Set "
+                    "OMP_NUM_THREADS or --threads to fewer; the last digits depend on them.",
+                    err=True,
+                )
+            return jobs, threads
         usual = 1 if _on_gpu(self.device) else max(min(2, cores), cores // _CORES_PER_RUN)
         jobs = self.jobs or usual
-        return jobs, self.threads or _threads_of_environment() or max(1, cores // jobs)
+        return jobs, threads or max(1, cores // jobs)
+
+    def _cores_on_ray(self) -> int | None:
+        """Return the cores of a run; None for Ray's usual ones."""
+        threads = self.threads or _threads_of_environment()
+        if threads or not self.like_local:
+            return threads
+        import torch
+
+        return torch.get_num_threads()
 
 
 def _on_gpu(device: str) -> bool:

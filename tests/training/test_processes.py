@@ -61,6 +61,14 @@ def test_each_item_has_a_process_with_its_threads(monkeypatch: pytest.MonkeyPatc
     assert THREADS_VARIABLE not in os.environ
 
 
+def test_without_a_number_the_threads_are_those_of_the_starter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(THREADS_VARIABLE, "5")
+
+    assert list(map_in_processes(act, ["threads"], at_once=1, threads=None)) == [(0, "5")]
+
+
 def test_who_stops_asking_leaves_no_process() -> None:
     before = set(psutil.Process().children())
 

@@ -73,7 +73,7 @@ def _command(name: str, summary: str) -> click.Command:
     )  # fmt: skip
     @protocol_options
     def command(sources: tuple[Path, ...], domains: dict[str, str], **options: Any) -> None:
-        engine = Engine.of(options)
+        engine = Engine.of(options, like_local=True)
         options |= {"sources": sources, "domains": domains}
         suite = suite_of(options)
         check_available(name, suite, options, all_required=True)

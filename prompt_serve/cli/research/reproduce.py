@@ -63,7 +63,7 @@ def reproduce(protocol: str, **options: Any) -> None:
         --methods coop,dip,qcoop:bits=1 --out runs/papers
     prompt-serve reproduce base-to-new --bench icon --methods text --out runs/icon
     """
-    engine = Engine.of(options)
+    engine = Engine.of(options, like_local=True)
     suite = suite_of(options)
     check_available(protocol, suite, options)
     experiment = experiment_of(options, schedule_of(options))

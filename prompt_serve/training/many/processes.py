@@ -30,7 +30,7 @@ class Failed:
 
 
 def map_in_processes(
-    function: Callable[[Item], Result], items: Sequence[Item], *, at_once: int, threads: int
+    function: Callable[[Item], Result], items: Sequence[Item], *, at_once: int, threads: int | None
 ) -> Iterator[tuple[int, Result | Failed]]:
     """Yield the index and the outcome of each call, as they finish.
 
@@ -38,7 +38,7 @@ def map_in_processes(
         function: of a module, so that another process can import it.
         items: can be pickled.
         at_once: number of processes at a time.
-        threads: of each process, for torch and numpy.
+        threads: of each process, for torch and numpy; None: as many as this one has.
     """
     waiting = list(enumerate(items))[::-1]
     running: _Running = {}
@@ -60,26 +60,30 @@ def map_in_processes(
 
 
 def _started(
-    function: Callable[[Item], Result], item: Item, threads: int
+    function: Callable[[Item], Result], item: Item, threads: int | None
 ) -> tuple[connection.Connection, BaseProcess]:
     context = multiprocessing.get_context("spawn")  # a fork of a process with threads may hang
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_call, args=(sender, function, item, threads))
-    with _environment({THREADS_VARIABLE: str(threads)}):  # numpy reads it when it is imported
+    with _environment(_variables(threads)):  # numpy reads them when it is imported
         process.start()
     sender.close()  # the pipe then ends with the process
     return receiver, process
 
 
 def call_with_threads(
-    function: Callable[[Item], Result], item: Item, threads: int
+    function: Callable[[Item], Result], item: Item, threads: int | None
 ) -> Result | Failed:
     """Call the function in this process, where torch is not loaded yet."""
-    os.environ[THREADS_VARIABLE] = str(threads)
+    os.environ.update(_variables(threads))
     try:
         return function(item)
     except Exception as error:
         return Failed(f"{type(error).__name__}: {error}")
+
+
+def _variables(threads: int | None) -> dict[str, str]:
+    return {} if threads is None else {THREADS_VARIABLE: str(threads)}
 
 
 @contextlib.contextmanager
@@ -97,7 +101,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def _call(
-    sender: connection.Connection, function: Callable[[Any], Any], item: Any, threads: int
+    sender: connection.Connection, function: Callable[[Any], Any], item: Any, threads: int | None
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the starter, which ends us
     threading.Thread(target=_end_with_starter, daemon=True).start()
