@@ -1,5 +1,6 @@
 """Object stores on this machine, each with its real client: S3, Google Cloud Storage, the hub."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.sources.hub_files import running_hub
+from tests.sources.hub_files import Hub, running_hub
 from tests.sources.labeled_forms import upload
 
 # Publishes the source that lies in a folder, which is removed; returns its URL.
@@ -63,17 +64,22 @@ def bucket_store(running: Any, protocol: str) -> Iterator[Publish]:
 
 
 @contextmanager
-def hub_store() -> Iterator[Publish]:
-    """Data sets of a hub; ``hf`` is configured as fsspec reads it from its settings."""
-    pytest.importorskip("huggingface_hub")
-    import shutil
-
+def configured_hub() -> Iterator[Hub]:
+    """Run a hub; ``hf`` is configured as fsspec reads it from its settings."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
     import fsspec.config
-    import huggingface_hub
 
     with running_hub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setitem(fsspec.config.conf, "hf", {"endpoint": hub.url})
         huggingface_hub.HfFileSystem.clear_instance_cache()
+        yield hub
+        huggingface_hub.HfFileSystem.clear_instance_cache()
+
+
+@contextmanager
+def hub_store() -> Iterator[Publish]:
+    """Data sets of a hub."""
+    with configured_hub() as hub:
 
         def publish(source: Path, root: Path) -> str:
             name = f"someone/pets-{len(hub.datasets)}"
@@ -82,4 +88,3 @@ def hub_store() -> Iterator[Publish]:
             return f"hf://datasets/{name}/{source.relative_to(root).as_posix()}".removesuffix("/.")
 
         yield publish
-        huggingface_hub.HfFileSystem.clear_instance_cache()

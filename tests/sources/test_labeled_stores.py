@@ -18,7 +18,14 @@ from tests.offline.prompts import zero_shot
 from tests.sources import labeled_forms as forms
 from tests.sources.hub_files import running_hub
 from tests.sources.labeled_forms import FORMS, Images, images_of
-from tests.sources.stores import Publish, bucket_store, hub_store, running_gcs, running_s3
+from tests.sources.stores import (
+    Publish,
+    bucket_store,
+    configured_hub,
+    hub_store,
+    running_gcs,
+    running_s3,
+)
 from tests.training.data.test_labeled_sources import content
 
 __all__ = ["caches", "run"]  # fixtures
@@ -179,6 +186,31 @@ def test_a_revision_of_the_hub_is_read(
         found = content(read_dataset(f"{name}{revision}{inside}"))
 
     assert found == content(read_dataset(pets))
+
+
+@pytest.mark.parametrize(
+    "form", ["folder", "CSV", "imagefolder, metadata.jsonl", "WebDataset, .cls number",
+             "tar of class folders"],
+)  # fmt: skip
+def test_images_are_downloaded_once(images: Images, tmp_path: Path, form: str) -> None:
+    source = REMOTE_FORMS[form](images, tmp_path / "data")
+    with configured_hub() as hub:
+        hub.add("someone/pets", tmp_path / "data")
+        inside = source.relative_to(tmp_path / "data").as_posix()
+        url = f"hf://datasets/someone/pets/{inside}".removesuffix("/.")
+        found = []
+        downloads = []
+        for _ in range(2):
+            found.append(content(read_dataset(url)))
+            sent = [path for path in hub.requests if path.startswith("/cdn/")]
+            downloads.append([path for path in sent if path.endswith((".png", ".tar", ".gz"))])
+            hub.requests.clear()
+
+    assert found[0] == found[1]
+    assert len(downloads[0]) >= (1 if "tar" in form else 2)
+    assert downloads[1] == []
+    if not form.startswith("tar") and not form.startswith("Web"):
+        assert len(downloads[0]) == len(set(downloads[0])) == len(images)
 
 
 def test_a_changed_object_is_read_again(images: Images, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def _open_folder(
         )
     else:
         tree = ImageTree(Path(folder))
-    if (table := _metadata(folder, tree, columns, store)) is not None:
+    if (table := _metadata(tree, columns, store)) is not None:
         return table
     if not _has_images(tree.root):
         packed = frozenset((".tar", ".tgz", ".gz", ".bz2", ".xz", *TABLE_SUFFIXES))
@@ -186,9 +186,7 @@ def _has_images(root: Path) -> bool:
     return False
 
 
-def _metadata(
-    folder: str, tree: ImageTree, columns: ColumnNames, store: ImageStore
-) -> Table | None:
+def _metadata(tree: ImageTree, columns: ColumnNames, store: ImageStore) -> Table | None:
     """Return the rows of the metadata files of Hugging Face's imagefolder, if there are any.
 
     They are in the folder or in those of its parts. Class folders win over a file that has no
@@ -216,7 +214,8 @@ def _metadata(
         found.not_utf8 = found.not_utf8 or table.not_utf8
     if not names or (not found.rows and columns.label is None and _has_classes(tree.root)):
         return None
-    if "train" not in {part_of(row["split"]) for row in found.rows}:
+    parts = {part_of(row["split"]) for row in found.rows}
+    if len(parts) == 1 and None not in parts:
         for row in found.rows:  # the images of one part alone
             row["split"] = "train"
     given = {row.get("source") or row["file"] for row in found.rows if row.get("file")}

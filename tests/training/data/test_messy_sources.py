@@ -261,6 +261,29 @@ def test_images_without_a_row_of_metadata_are_counted(
     assert f"test/metadata{suffix}" in note
 
 
+@pytest.mark.parametrize("split", ["practice", "holdout", "", "0", "train2"])
+@pytest.mark.parametrize("form", ["imagefolder, one metadata.jsonl", "CSV", "Parquet with bytes"])
+def test_a_split_that_is_none_is_named(
+    images: Images, tmp_path: Path, form: str, split: str
+) -> None:
+    source = FORMS[form](images, tmp_path / "data")
+    if form.startswith("Parquet"):
+        table = pq.read_table(source)
+        column = pa.array([split] * table.num_rows)
+        pq.write_table(table.drop_columns("split").append_column("split", column), source)
+    elif source.is_dir():
+        rows = map(json.loads, (source / "metadata.jsonl").read_text().splitlines())
+        changed = [row | {"split": split} for row in rows]
+        forms._text_table(source / "metadata.jsonl", changed)
+    else:
+        text = source.read_text()
+        for part in ("train", "test"):
+            text = text.replace(f",{part}\n", f",{split}\n")
+        source.write_text(text)
+
+    assert f"split {split!r}; expected train, val or test" in faults(source)
+
+
 @pytest.mark.parametrize("part", ["train", "validation", "test", "dev", "val"])
 def test_the_file_of_one_part_is_a_dataset_of_its_own(
     images: Images, tmp_path: Path, part: str
