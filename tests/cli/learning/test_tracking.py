@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
-from tests.drawings import draw_dataset
+from tests.drawings import COLORS, draw_dataset, draw_image
 from tests.no_torch import run_without_torch
 
 # MLflow warns about its own annotations and about its use of other packages.
@@ -245,6 +245,32 @@ def test_event_files_have_the_run(
         assert json.loads(text.tensor_proto.string_val[0])["method"] == document["method"]
         settings = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
         assert str(photos).encode() in settings
+
+
+def test_independent_labels_are_tracked(run: Run, tiny_folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    lines = ["path,label"]
+    for n in range(24):
+        color, label = list(zip(COLORS.values(), ("sky", "grass", "sky;grass", ""), strict=True))[
+            n % 4
+        ]
+        image = draw_image(tmp_path / "scenes" / f"{n}.png", color, n)
+        lines.append(f"{image.relative_to(tmp_path)},{label}")
+    (tmp_path / "scenes.csv").write_text("\n".join(lines) + "\n")
+
+    done = run(
+        *command(tmp_path / "scenes.csv", tiny_folder, "--multi-label", "--track", "tensorboard"),
+        "--track-run", "labels",
+    )  # fmt: skip
+
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["tracked"] == "runs/labels"
+    [(part, measured)] = [
+        (name, found) for name, found in document["metrics"].items() if "micro_f1" in found
+    ]
+    [point] = events_of(Path("runs/labels")).Scalars(f"{part}/micro_f1")
+    assert point.value == pytest.approx(measured["micro_f1"])
 
 
 @pytest.mark.long
