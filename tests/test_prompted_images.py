@@ -20,6 +20,7 @@ from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.training.clip.backbone import Backbone, load_backbone
 from prompt_serve.types import FloatArray
 from tests.backbones import write_tiny_backbone
+from tests.ready_graphs import ready_graphs
 
 LAYERS, WIDTH = 2, 64  # of the tiny backbone's image tower
 
@@ -30,9 +31,12 @@ def encoders(tiny_bundle: Path) -> Encoders:
 
 
 @pytest.fixture(scope="module")
-def int8_bundle(tiny_backbone: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def int8_bundle(
+    tiny_backbone: Backbone, tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("int8") / "bundle"
-    export_bundle(tiny_backbone, folder, precision="int8")
+    with ready_graphs(tiny_bundle):
+        export_bundle(tiny_backbone, folder, precision="int8")
     return folder
 
 

@@ -25,6 +25,7 @@ from prompt_serve.export.samples import (
 )
 from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.types import FloatArray, PixelArray
+from tests.ready_graphs import ready_graphs
 
 pytestmark = [
     pytest.mark.slow,
@@ -48,9 +49,15 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def int8(tiny_backbone: Backbone, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+def int8(
+    tiny_backbone: Backbone,
+    tiny_bundle: Path,
+    photos: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Bundle:
     folder = tmp_path_factory.mktemp("openvino") / "int8"
-    export_bundle(tiny_backbone, folder, precision="int8", openvino=True, calibrate=photos)
+    with ready_graphs(tiny_bundle):
+        export_bundle(tiny_backbone, folder, precision="int8", openvino=True, calibrate=photos)
     return open_bundle(folder)
 
 
@@ -85,12 +92,18 @@ def test_image_prompts_run_beside_an_int8_graph(int8: Bundle) -> None:
         assert cosine.min() > 0.99
 
 
-def test_bf16_runs_in_bf16_or_says_that_it_cannot(tiny_backbone: Backbone, tmp_path: Path) -> None:
+def test_bf16_runs_in_bf16_or_says_that_it_cannot(
+    tiny_backbone: Backbone, tiny_bundle: Path, tmp_path: Path
+) -> None:
     if not has_bf16():
-        with pytest.raises(ProviderUnavailable, match="no bf16: export with --precision fp32"):
+        with (
+            ready_graphs(tiny_bundle),
+            pytest.raises(ProviderUnavailable, match="no bf16: export with --precision fp32"),
+        ):
             export_bundle(tiny_backbone, tmp_path / "bundle", precision="bf16")
         return
-    export_bundle(tiny_backbone, tmp_path / "bundle", precision="bf16")
+    with ready_graphs(tiny_bundle):
+        export_bundle(tiny_backbone, tmp_path / "bundle", precision="bf16")
     bundle = open_bundle(tmp_path / "bundle")
     pixels = random_pixels(bundle.manifest.preprocessing, count=5)
     expected = tiny_backbone.encode_images(torch.from_numpy(pixels)).numpy()

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -6,9 +7,10 @@ import pytest
 
 from prompt_serve.bundle import MANIFEST, TOKEN_EMBEDDING, open_bundle
 from prompt_serve.errors import BundleInvalid, ExportParityFailed
-from prompt_serve.export import build, parity
+from prompt_serve.export import parity
 from prompt_serve.export.build import export_bundle
 from prompt_serve.training.clip.backbone import Backbone
+from tests.ready_graphs import ready_graphs
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -16,18 +18,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def ready_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, onnx.ModelProto]:
-    """Skip the seconds that tracing takes, where a test is about folders: the same graphs, read."""
-    files = {
-        "image": "image_encoder",
-        "prompted_image": "prompted_image_encoder",
-        "row": "image_rows",
-        "text": "text_encoder",
-    }
-    models = {name: onnx.load(tiny_bundle / f"{file}.onnx") for name, file in files.items()}
-    for name, model in models.items():
-        monkeypatch.setattr(build, f"{name}_graph", lambda *_, model=model: model)
-    return models
+def graphs(tiny_bundle: Path) -> Iterator[dict[str, onnx.ModelProto]]:
+    with ready_graphs(tiny_bundle) as graphs:
+        yield graphs
 
 
 def test_the_manifest_says_what_the_bundle_is(tiny_bundle: Path, tiny_backbone: Backbone) -> None:
@@ -49,7 +42,7 @@ def test_token_embeddings_are_the_backbones(tiny_bundle: Path, tiny_backbone: Ba
     np.testing.assert_array_equal(embedding, tiny_backbone.token_embedding.numpy())
 
 
-@pytest.mark.usefixtures("ready_graphs")
+@pytest.mark.usefixtures("graphs")
 def test_an_old_bundle_is_replaced_whole(tiny_backbone: Backbone, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     export_bundle(tiny_backbone, out)
@@ -65,12 +58,12 @@ def test_an_old_bundle_is_replaced_whole(tiny_backbone: Backbone, tmp_path: Path
 
 
 def test_a_graph_with_wrong_weights_is_not_written(
-    tiny_backbone: Backbone, tmp_path: Path, ready_graphs: dict[str, onnx.ModelProto]
+    tiny_backbone: Backbone, tmp_path: Path, graphs: dict[str, onnx.ModelProto]
 ) -> None:
     out = tmp_path / "bundle"
     export_bundle(tiny_backbone, out)
     before = contents(tmp_path)
-    weights = next(t for t in ready_graphs["image"].graph.initializer if len(t.dims) == 4)
+    weights = next(t for t in graphs["image"].graph.initializer if len(t.dims) == 4)
     values = np.frombuffer(weights.raw_data, dtype=np.float32).copy()
     values[:100] += 0.01
     weights.raw_data = values.tobytes()
@@ -85,7 +78,7 @@ def test_a_graph_with_wrong_weights_is_not_written(
     assert differences["image_random"] > 1e-5 >= differences["text_names"]
 
 
-@pytest.mark.usefixtures("ready_graphs")
+@pytest.mark.usefixtures("graphs")
 def test_a_first_export_that_fails_leaves_nothing(
     tiny_backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,7 +108,7 @@ def test_a_place_that_cannot_be_written_is_named(tiny_backbone: Backbone, tmp_pa
         export_bundle(tiny_backbone, tmp_path / "file" / "bundle")
 
 
-@pytest.mark.usefixtures("ready_graphs")
+@pytest.mark.usefixtures("graphs")
 def test_an_empty_folder_and_missing_parents_will_do(
     tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
