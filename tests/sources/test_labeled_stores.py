@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from prompt_serve.errors import DatasetInvalid
+from prompt_serve.image_folders import Ignored
+from prompt_serve.sources.plan import shards_of
 from prompt_serve.training.data.loading import check_images, read_dataset
 from prompt_serve.training.multi_label.dataset import read_multi_label
 from tests.cli.conftest import Run, caches, run
 from tests.drawings import draw_dataset
-from tests.offline.prompts import zero_shot
 from tests.sources import labeled_forms as forms
 from tests.sources.hub_files import running_hub
 from tests.sources.labeled_forms import FORMS, Images, images_of
@@ -26,7 +27,8 @@ from tests.sources.stores import (
     running_gcs,
     running_s3,
 )
-from tests.training.data.test_labeled_sources import content
+from tests.sources.test_plan import content as content_of_shards
+from tests.training.data.test_labeled_sources import TRAIN, content, learned
 
 __all__ = ["caches", "run"]  # fixtures
 
@@ -47,6 +49,12 @@ def publish(request: pytest.FixtureRequest) -> Iterator[Publish]:
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_dataset(tmp_path_factory.mktemp("pets") / "pets", train=3, test=1)
+
+
+@pytest.fixture(scope="module")
+def prompt(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prompt learned from the folder."""
+    return learned(pets, tmp_path_factory.mktemp("prompt"))
 
 
 @pytest.fixture(scope="module")
@@ -73,24 +81,17 @@ def test_every_form_in_a_store_is_the_folder_it_was_made_of(
     "form", ["folder", pytest.param("Parquet of datasets", marks=pytest.mark.long)]
 )
 def test_the_prompt_learned_in_a_store_is_that_of_the_folder(
-    publish: Publish, run: Run, pets: Path, images: Images, tmp_path: Path, form: str
+    publish: Publish, run: Run, prompt: Path, images: Images, tmp_path: Path, form: str
 ) -> None:
     root = tmp_path / "data"
     url = publish(REMOTE_FORMS[form](images, root), root)
-    words = ["--method", "class-vectors", "--name", "pets", "--quiet"]
 
-    for of, out in ((pets, "folder"), (url, "store")):
-        done = run("train", of, *words, "--out", tmp_path / f"{out}.safetensors")
-        assert done.exit_code == 0, done.output
-    measured = [
-        run("evaluate", tmp_path / "store.safetensors", of, "--json").stdout for of in (pets, url)
-    ]
+    done = run("train", url, *TRAIN, "--out", tmp_path / "store.safetensors")
+    measured = run("evaluate", prompt, url, "--json")
 
-    assert (tmp_path / "store.safetensors").read_bytes() == (
-        tmp_path / "folder.safetensors"
-    ).read_bytes()
-    assert measured[0] == measured[1]
-    assert json.loads(measured[1])["images"] == 4
+    assert done.exit_code == measured.exit_code == 0, done.output
+    assert (tmp_path / "store.safetensors").read_bytes() == prompt.read_bytes()
+    assert json.loads(measured.stdout)["images"] == 4
 
 
 def test_unreadable_images_of_a_store_are_named_by_their_urls(
@@ -138,26 +139,23 @@ def test_a_table_on_this_machine_may_name_urls(
 
 
 @pytest.mark.parametrize("pattern", ["/train", "/train/", "/*/red/*.png", "/train/**/0[12].png"])
-def test_a_store_is_scored_without_its_labels(
-    publish: Publish, run: Run, images: Images, tmp_path: Path, pattern: str
+def test_a_store_is_read_without_its_labels(
+    publish: Publish, images: Images, tmp_path: Path, pattern: str
 ) -> None:
+    """What ``score`` reads."""
     root = tmp_path / "data"
     url = publish(forms.folder(images, root), root)
-    prompt = zero_shot(tmp_path / "colors.safetensors", "red", "blue")
     expected = {
-        f"{url}/{one.part}/{one.label}/{one.name}"
+        f"{url}/{one.part}/{one.label}/{one.name}": one.data
         for one in images
         if (one.label == "red" if "red" in pattern else one.part == "train")
         and ("0[12]" not in pattern or one.name != "00.png")
     }
 
-    done = run("score", url + pattern, "--prompt", prompt, "--out", "-", "--no-progress")
+    found = content_of_shards(shards_of([url + pattern], Ignored(), rows_per_shard=4))
 
-    assert done.exit_code == 0, done.output
-    rows = list(map(json.loads, done.stdout.splitlines()))
-    assert {row["source"] for row in rows} == expected
-    assert len(rows) == len(expected)
-    assert not any(row["error"] for row in rows)
+    assert dict(found) == expected
+    assert len(found) == len(expected)
 
 
 def test_labels_of_nested_folders_in_a_store_are_read(
@@ -174,8 +172,17 @@ def test_labels_of_nested_folders_in_a_store_are_read(
     assert names == [f"{url}/test/{one.label}/{one.name}" for one in images if one.part == "test"]
 
 
-@pytest.mark.parametrize("revision", ["", "@main", "@v1.0", "@refs%2Fconvert%2Fparquet", "@c0ffee"])
-@pytest.mark.parametrize("inside", ["", "/data", "/data/*.parquet"])
+@pytest.mark.parametrize(
+    ("revision", "inside"),
+    [
+        ("@main", ""),
+        ("@v1.0", "/data"),
+        ("@refs%2Fconvert%2Fparquet", ""),
+        ("@refs%2Fconvert%2Fparquet", "/data/*.parquet"),
+        ("@c0ffee", "/data/"),
+        ("", "/data/*.parquet"),
+    ],
+)
 def test_a_revision_of_the_hub_is_read(
     pets: Path, images: Images, tmp_path: Path, revision: str, inside: str
 ) -> None:
@@ -236,7 +243,6 @@ def test_the_command_reads_the_hub_that_the_environment_names(
     forms.parquet_of_datasets(images, tmp_path / "data")
     with running_hub() as hub:
         hub.add("someone/pets", tmp_path / "data")
-        words = ["--method", "class-vectors", "--name", "pets", "--quiet"]
         environment = {
             **os.environ,
             "HF_ENDPOINT": hub.url,
@@ -246,7 +252,7 @@ def test_the_command_reads_the_hub_that_the_environment_names(
         made: list[bytes] = []
         for of in (str(pets), "hf://datasets/someone/pets"):
             out = tmp_path / f"{len(made)}.safetensors"
-            command = [sys.executable, "-m", "prompt_serve", "train", of, *words, "-o", str(out)]
+            command = [sys.executable, "-m", "prompt_serve", "train", of, *TRAIN, "-o", str(out)]
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=300
             )

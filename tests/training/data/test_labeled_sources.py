@@ -55,13 +55,18 @@ def test_every_form_is_the_folder_it_was_made_of(
     assert first == again  # the same copies
 
 
+def learned(source: Path, folder: Path) -> Path:
+    """Return the prompt that the command learns."""
+    path = folder / "pets.safetensors"
+    done = CliRunner().invoke(main, ["train", str(source), *TRAIN, "-o", str(path), "--no-cache"])
+    assert done.exit_code == 0, done.output
+    return path
+
+
 @pytest.fixture(scope="module")
 def prompt(pets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prompt learned from the folder."""
-    path = tmp_path_factory.mktemp("prompt") / "pets.safetensors"
-    done = CliRunner().invoke(main, ["train", str(pets), *TRAIN, "-o", str(path), "--no-cache"])
-    assert done.exit_code == 0, done.output
-    return path
+    return learned(pets, tmp_path_factory.mktemp("prompt"))
 
 
 @pytest.mark.parametrize("form", forms.short_first(FORMS))
