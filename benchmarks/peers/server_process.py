@@ -21,7 +21,7 @@ import psutil
 
 from tests.service.process import ROOT, free_port
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 15.0
 KILL_TIMEOUT_S = 15.0
 _MARK = "PEER_MARK"

@@ -107,7 +107,7 @@ def test_only_the_section_is_written_and_twice_is_once(
     assert outside(first) == outside(before)
     for name in (*names, *missing):
         assert len(re.findall(rf"^\| {re.escape(name)}", section_of(first), re.MULTILINE)) == 1
-    lines = [line for line in first.splitlines() if not line.startswith("|")]
+    lines = [line for line in section_of(first).splitlines() if not line.startswith("|")]
     assert max(map(len, lines)) <= 120
 
 
