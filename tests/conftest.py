@@ -61,8 +61,6 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         return shipped_bundle(SHIPPED[0])
     from filelock import FileLock  # comes with torch
 
-    from prompt_serve.export.build import export_bundle
-
     # An export takes 13 s of a core: processes that test the same code share it.
     made = _BUILD / f"tiny-bundle-{_code_digest()}"
     _BUILD.mkdir(parents=True, exist_ok=True)
@@ -70,6 +68,8 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
         if not made.exists():
             for old in _BUILD.glob("tiny-bundle-*"):
                 shutil.rmtree(old)
+            from prompt_serve.export.build import export_bundle  # imports torch for seconds
+
             export_bundle(request.getfixturevalue("tiny_backbone"), made)
         return Path(shutil.copytree(made, tmp_path_factory.mktemp("bundles") / "tiny"))
 

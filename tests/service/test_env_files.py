@@ -1,6 +1,7 @@
 """Variables from secret files and ``.env``: which of them win, what is read, what is an error."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from prompt_serve.bundle import SHIPPED, shipped_bundle
 from prompt_serve.errors import ConfigInvalid
 from prompt_serve.service.env_files import load_env_files
+from prompt_serve.service.settings import Settings
 from tests.service.process import ROOT, environment, refused_start, service
 
 A, B = "PROMPT_SERVE_A", "PROMPT_SERVE_B"
@@ -252,28 +254,42 @@ def test_a_service_reads_them_and_its_workers_too(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "registry.db").exists()
 
 
+_FAULTS = [
+    ("PROMPT_SERVE_MAX_IMAGE=3", "PROMPT_SERVE_MAX_IMAGE: did you mean PROMPT_SERVE_MAX_IMAGES?"),
+    ("PROMPT_SERVE_GPU=1", "PROMPT_SERVE_GPU: unknown setting"),
+    ("PROMPT_SERVE_MAX_BATCH=many", "PROMPT_SERVE_MAX_BATCH='many'"),
+    ("PROMPT_SERVE_DEVICE", "service.env, line 1: expected PROMPT_SERVE_NAME=value"),
+    (None, "cannot be read: No such file or directory"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), _FAULTS)
+def test_what_is_wrong_with_them_is_told(tmp_path: Path, line: str | None, message: str) -> None:
+    variables = {"PROMPT_SERVE_ENV_FILE": str(_env_file(tmp_path, line))}
+
+    def read() -> None:
+        load_env_files(variables)
+        Settings.from_environment(variables)
+
+    with pytest.raises(ConfigInvalid, match=re.escape(message)):
+        read()
+
+
 @pytest.mark.serve
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (
-            "PROMPT_SERVE_MAX_IMAGE=3",
-            "PROMPT_SERVE_MAX_IMAGE: did you mean PROMPT_SERVE_MAX_IMAGES?",
-        ),
-        ("PROMPT_SERVE_GPU=1", "PROMPT_SERVE_GPU: unknown setting"),
-        ("PROMPT_SERVE_MAX_BATCH=many", "PROMPT_SERVE_MAX_BATCH='many'"),
-        ("PROMPT_SERVE_DEVICE", "service.env, line 1: expected PROMPT_SERVE_NAME=value"),
-        (None, "cannot be read: No such file or directory"),
-    ],
-)
+@pytest.mark.parametrize(("line", "message"), [_FAULTS[0], _FAULTS[3]])
 def test_a_start_says_what_is_wrong_with_them(
     tmp_path: Path, line: str | None, message: str
 ) -> None:
-    file = tmp_path / "service.env"
-    if line is not None:
-        file.write_text(line + "\n")
+    file = _env_file(tmp_path, line)
 
     output = refused_start(environment(tmp_path, shipped_bundle(SHIPPED[0]), env_file=str(file)))
 
     assert message in output
+
+
+def _env_file(folder: Path, line: str | None) -> Path:
+    file = folder / "service.env"
+    if line is not None:
+        file.write_text(line + "\n")
+    return file
