@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from prompt_serve.training.data.dataset import Split
+from prompt_serve.training.data.dataset import LabeledImage, Split
 
 
 def digest_of(value: Any) -> str:
@@ -21,10 +21,16 @@ def digest_of(value: Any) -> str:
 def digest_of_images(split: Split) -> str:
     """Return a digest of the images of a dataset, their classes and parts."""
     parts = [
-        [part, [item.label for item in images.items], file_states(i.path for i in images.items)]
+        [part, [[item.label, *_state(item)] for item in images.items]]
         for part, images in split.parts.items()
     ]
     return digest_of([list(split.class_names), parts])
+
+
+def _state(image: LabeledImage) -> list[str | int]:
+    if image.source:  # a copy, whose name tells its source and version, and whose time its last use
+        return [image.path.name]
+    return next(iter(file_states([image.path])), [])
 
 
 def file_states(paths: Iterable[Path]) -> list[list[str | int]]:

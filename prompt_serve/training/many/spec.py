@@ -28,6 +28,7 @@ from typing import Any
 
 from prompt_serve.bundle import SHIPPED
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, did_you_mean
+from prompt_serve.sources.files import is_url
 from prompt_serve.text_files import is_utf8, local_path, not_utf8, read_text
 from prompt_serve.training.config import SHARED, make_config, setting_owners, with_user_settings
 from prompt_serve.training.data.loading import read_dataset
@@ -43,7 +44,7 @@ class DatasetSpec:
     """A dataset as the file names it."""
 
     name: str
-    path: Path
+    path: str  # or the URL of an object store
     images: Path | None = None
     class_names: Mapping[str, str] = field(default_factory=dict)  # new names by those in the source
     on_bad_image: str = "error"
@@ -168,7 +169,7 @@ class _Reader:
             raise ConfigInvalid(f"class_names is {renames!r}; expected {{ roses = 'rose' }}")
         if not (images is None or isinstance(images, str)):
             raise ConfigInvalid(f"images is {images!r}; expected the path of a folder")
-        path = self._path(values["path"])
+        path = values["path"] if is_url(values["path"]) else str(self._path(values["path"]))
         images = None if images is None else self._path(images)
         return DatasetSpec(
             name=name,

@@ -18,6 +18,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.drawings import COLORS, draw_dataset, draw_image
+from tests.sources.stores import running_s3
 
 TIMEOUT_S = 400
 GOOD = """
@@ -543,3 +544,25 @@ def test_there_is_no_cluster_at_a_wrong_address(long_spec: Path, tmp_path: Path)
 
     assert finished.returncode == 2, finished.stderr
     assert "There is no Ray cluster at 127.0.0.1:1" in finished.stderr
+
+
+@pytest.mark.long
+def test_a_dataset_in_an_object_store_gives_the_prompts_of_its_folder(
+    work: Path, tmp_path: Path, tiny_folder: Path
+) -> None:
+    (tmp_path / "paints").symlink_to(work / "paints")
+    file, out = tmp_path / "stored.toml", tmp_path / "runs"
+    file.write_text(
+        f'backbone = "{tiny_folder}"\nseeds = [1]\n[datasets]\n'
+        f'local- = "paints"\nstored = "s3://photos/paints"\n[methods.class-vectors]\n'
+    )
+    with running_s3() as store:
+        store.mkdir("photos")
+        store.put(str(work / "paints"), "photos/paints", recursive=True)
+        trained = done(tmp_path, "train-many", file, "--out", out)
+        planned = done(tmp_path, "train-many", file, "--out", out, "--dry-run", "--json")
+    assert trained.returncode == 0, trained.stderr
+
+    local, stored = prompts(out).values()
+    assert stored.replace(b"stored", b"local-") == local  # the name, of the same length
+    assert {run["state"] for run in json.loads(planned.stdout)} == {"complete"}

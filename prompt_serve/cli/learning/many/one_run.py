@@ -52,7 +52,7 @@ class RunOrder:
         given = [str(w) for pair in options.items() if pair[1] is not None for w in pair]
         renames = [f"--class-name={old}={new}" for old, new in dataset.class_names.items()]
         cache = ["--no-cache"] if self.no_cache else []
-        return [*given, *renames, *cache, "--quiet", "--json", "--", str(dataset.path)]
+        return [*given, *renames, *cache, "--quiet", "--json", "--", dataset.path]
 
 
 def train_run(order: RunOrder) -> None:
