@@ -68,7 +68,7 @@ def in_bash(*words: str, **environment: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["tr"], ["train"]),
+        (["tr"], ["train", "train-many"]),
         (["re"], ["registry", "reproduce", "report"]),
         (["tasks", "do"], ["download"]),
         (["keys", "re"], ["revoke"]),

@@ -32,6 +32,7 @@ FILES = [
 OPENED = [["train", "none", "--out", "OK", "--log"]]  # written in place: a device will do
 FOLDERS = [
     ["export", "none", "--out"],
+    ["train-many", "none", "--out"],
     ["protocol", "few-shot", "none", "--out"],
     ["reproduce", "few-shot", "--out"],
     ["data", "iconbench", "--offline", "--out"],
