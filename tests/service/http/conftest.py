@@ -13,7 +13,7 @@ from tests.service.prompts import picture
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
+def chromium() -> Iterator[Browser]:
     if CHROMIUM is None:
         program_missing("THE PAGE IS NOT TESTED HERE: apt-get install chromium")
     expect.set_options(timeout=PATIENCE_MS)
@@ -21,6 +21,14 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield started
         started.close()
+
+
+@pytest.fixture
+def browser(chromium: Browser) -> Iterator[Browser]:
+    """The module's browser; the tabs of a test are closed after it, or all would poll on."""
+    yield chromium
+    for context in chromium.contexts:
+        context.close()
 
 
 @pytest.fixture
