@@ -260,7 +260,7 @@ class LazyGroup(click.Group):
     def make_context(self, *args: Any, **options: Any) -> click.Context:
         try:
             return super().make_context(*args, **options)
-        except click.UsageError as error:
+        except (click.UsageError, OSError) as error:  # help, too, may meet a full disk
             raise failure_of(error) or error from error
 
     def invoke(self, ctx: click.Context) -> Any:

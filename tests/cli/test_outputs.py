@@ -129,10 +129,13 @@ def test_a_full_disk_is_noticed_before_any_work(tmp_path: Path, command: list[st
     assert list(tmp_path.iterdir()) == []
 
 
-def test_standard_output_that_is_full_is_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", ["data list", "methods", "--help", "score --help", "--version", "data --help"]
+)
+def test_standard_output_that_is_full_is_one_line(words: str) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "prompt_serve", "data", "list"],
+            [sys.executable, "-m", "prompt_serve", *words.split()],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,

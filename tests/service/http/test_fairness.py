@@ -101,7 +101,8 @@ def test_small_changes_do_not_wait_behind_a_large_upload(
     with open_keys(secured.served.home) as keys:
         other, _ = keys.create(f"other-{same_key}", "admin")
     names = [f"class number {n} of this task" for n in range(40_000)]
-    large = {"name": "queue/large", "class_names": names}
+    new = f"queue-{same_key}"  # names that no other case has left behind
+    large = {"name": f"{new}/large", "class_names": names}
     file = to_bytes(replace(GOLDEN["zero_shot"], name="foreign"))
     answers: list[int] = []
     with (
@@ -109,13 +110,13 @@ def test_small_changes_do_not_wait_behind_a_large_upload(
         secured.client(secured.admin if same_key else other) as light,
     ):
         small: list[Callable[[], httpx.Response]] = [
-            lambda: light.post("/v1/tasks", json={"name": "queue/a", "class_names": ["a", "b"]}),
-            lambda: light.put("/v1/tasks/queue/a/tags", json={"tags": ["x"]}),
-            lambda: light.post("/v1/tasks", json={"name": "queue/a", "class_names": ["a", "c"]}),
-            lambda: light.post("/v1/tasks/queue/a/rollback"),
-            lambda: light.put("/v1/tasks/queue/b/alias", json={"of": "queue/a"}),
-            lambda: light.put("/v1/tasks/queue/c", content=file),  # of another backbone
-            lambda: light.delete("/v1/tasks/queue/a"),
+            lambda: light.post("/v1/tasks", json={"name": f"{new}/a", "class_names": ["a", "b"]}),
+            lambda: light.put(f"/v1/tasks/{new}/a/tags", json={"tags": ["x"]}),
+            lambda: light.post("/v1/tasks", json={"name": f"{new}/a", "class_names": ["a", "c"]}),
+            lambda: light.post(f"/v1/tasks/{new}/a/rollback"),
+            lambda: light.put(f"/v1/tasks/{new}/b/alias", json={"of": f"{new}/a"}),
+            lambda: light.put(f"/v1/tasks/{new}/c", content=file),  # of another backbone
+            lambda: light.delete(f"/v1/tasks/{new}/a"),
         ]
         thread = threading.Thread(
             target=lambda: answers.append(
