@@ -20,7 +20,11 @@ def encoders(backbone: str) -> Encoders:
 
 def zero_shot(path: Path, *class_names: str, backbone: str = "embedded") -> Path:
     """Write a zero-shot prompt; return its path."""
-    of = encoders(backbone)
+    return zero_shot_of(encoders(backbone), path, *class_names)
+
+
+def zero_shot_of(of: Encoders, path: Path, *class_names: str) -> Path:
+    """Write a zero-shot prompt for a bundle; return its path."""
     prompt = Prompt(
         name=path.stem,
         method="zero-shot",

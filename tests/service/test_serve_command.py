@@ -82,7 +82,7 @@ def test_what_cannot_start_ends_with_the_reason(
     ("options", "message"),
     [
         (["--port", "70000"], "0<=x<=65535"),
-        (["--port", "http"], "not a valid int"),
+        (["--port", "http"], "not a whole number"),
         (["--workers", "0"], "x>=1"),
         (["--host"], "requires an argument"),
         (["--nonsense"], "No such option"),

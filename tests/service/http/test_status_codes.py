@@ -32,9 +32,9 @@ PNG = {"content-type": "image/png"}
 NOT_ANSWERED = {
     "backbone-error", "backbone-unavailable", "backbone-unsupported", "bundle-invalid",
     "config-invalid", "database-unsupported", "dataset-invalid", "dataset-missing",
-    "dependency-missing", "download-failed", "export-parity-failed", "prompt-error",
-    "provider-unavailable", "registry-damaged", "results-invalid", "service-failed",
-    "service-unreachable",
+    "dependency-missing", "download-failed", "export-parity-failed", "hub-failed", "hub-refused",
+    "prompt-error", "provider-unavailable", "registry-damaged", "results-invalid",
+    "service-failed", "service-unreachable",
 }  # fmt: skip
 # Codes that cannot be provoked here; the tests that see them.
 SEEN_ELSEWHERE = {
