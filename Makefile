@@ -47,7 +47,7 @@ fix: $(INSTALLED) ## format and mend what can be mended
 
 # Threads of several test processes that wait for each other in turns would take seven times as long.
 test: export OMP_NUM_THREADS = 1
-test: $(INSTALLED) ## the tests (up to a quarter of an hour on two cores)
+test: $(INSTALLED) ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -m 'not long' $(PARALLEL)
 
 test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
