@@ -143,12 +143,24 @@ def processes(group: int, mark: str) -> list[psutil.Process]:
     return found
 
 
-def check_free(port: int) -> None:
-    """Raise a RuntimeError if something listens on a port."""
-    with socket.socket() as sock:
-        # Connections that were closed a moment ago do not count.
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind(("127.0.0.1", port))
-        except OSError as error:
-            raise RuntimeError(f"port {port} is still in use: {error.strerror}") from error
+def check_free(port: int, patience_s: float = 10.0) -> None:
+    """Wait until nothing uses a port.
+
+    Args:
+        patience_s: connections whose end the other side has not seen yet go within moments.
+
+    Raises:
+        RuntimeError: something still uses it.
+    """
+    give_up = time.monotonic() + patience_s
+    while True:
+        with socket.socket() as sock:
+            # Connections that were closed a moment ago do not count.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind(("127.0.0.1", port))
+                return
+            except OSError as error:
+                if time.monotonic() > give_up:
+                    raise RuntimeError(f"port {port} is still in use: {error.strerror}") from error
+        time.sleep(0.05)

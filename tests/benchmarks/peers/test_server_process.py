@@ -105,7 +105,7 @@ def test_a_port_where_something_listens_is_not_free(address: str) -> None:
     with socket.create_server((address, 0)) as sock:
         port = sock.getsockname()[1]
         with pytest.raises(RuntimeError, match=f"port {port} is still in use"):
-            check_free(port)
+            check_free(port, patience_s=0.2)
 
     check_free(port)
 
