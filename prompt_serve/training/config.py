@@ -282,8 +282,8 @@ def _invalid(faults: list[str], known: tuple[str, ...] = ()) -> ConfigInvalid:
     return ConfigInvalid(f"The training settings are invalid{listed}:", faults)
 
 
-def read_config_file(path: Path) -> dict[str, Any]:
-    """Return the settings in a TOML file, at its top level or in a table ``[train]``; unchecked.
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the values in a TOML file.
 
     Raises:
         ConfigInvalid: there is no such file, or it is not TOML.
@@ -297,5 +297,15 @@ def read_config_file(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"{path} is not TOML: {error}.") from error
     if not is_utf8(text):
         raise ConfigInvalid(not_utf8(path, text))
+    return values
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file, at its top level or in a table ``[train]``; unchecked.
+
+    Raises:
+        ConfigInvalid: there is no such file, or it is not TOML.
+    """
+    values = read_toml(path)
     table = values.pop("train", {})
     return {**values, **table} if isinstance(table, dict) else {**values, "train": table}

@@ -19,7 +19,6 @@ rank = 8
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,8 +28,14 @@ from typing import Any
 from prompt_serve.bundle import SHIPPED
 from prompt_serve.errors import ConfigInvalid, DatasetInvalid, did_you_mean
 from prompt_serve.sources.files import is_url
-from prompt_serve.text_files import is_utf8, local_path, not_utf8, read_text
-from prompt_serve.training.config import SHARED, make_config, setting_owners, with_user_settings
+from prompt_serve.text_files import local_path
+from prompt_serve.training.config import (
+    SHARED,
+    make_config,
+    read_toml,
+    setting_owners,
+    with_user_settings,
+)
 from prompt_serve.training.data.loading import read_dataset
 from prompt_serve.training.many.fingerprints import digest_of_images
 
@@ -76,15 +81,7 @@ def read_spec(path: Path) -> Spec:
     Raises:
         ConfigInvalid: it cannot be read, or lists every fault of its content.
     """
-    try:
-        text = read_text(path)
-        values = tomllib.loads(text)
-    except OSError as error:
-        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigInvalid(f"{path} is not TOML: {error}.") from error
-    if not is_utf8(text):
-        raise ConfigInvalid(not_utf8(path, text))
+    values = read_toml(path)
     reader = _Reader(path.parent)
     spec = reader.spec(values)
     if reader.faults:
