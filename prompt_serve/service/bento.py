@@ -53,6 +53,7 @@ from prompt_serve.service.storage.database import Database
 
 _log = logging.getLogger(__name__)
 _EXIT_MARGIN_S = 5.0
+_SWITCH_INTERVAL_S = 0.0005
 http_protocol.install()
 _app = create_app()
 _app.state.api_key_cache = None  # set, like the core, when a worker has started
@@ -176,6 +177,9 @@ class PromptServe:
         # so far, and hold every request for 0.1 s.
         gc.collect()
         gc.freeze()
+        # The event loop needs the interpreter's lock for moments, several times per request; with
+        # the default of 5 ms a thread that makes large answers delays each of them for as long.
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         _app.state.core = self.core
 
     def _start_later(self) -> None:

@@ -186,6 +186,7 @@ class Core:
             max_queue_bytes=settings.max_queue_bytes,
             max_queue_delay_ms=settings.max_queue_delay_ms,
             decode_threads=settings.decode_threads or min(16, available_cores()),
+            decode_quickly=self._decoder.quickly,
             one_round=settings.cuda_device is None,
         )
         self.health = Health(

@@ -195,6 +195,7 @@ def _tensors(size: int) -> dict[str, Make]:
             np.asfortranarray(np.zeros((size // (8 * 32 * 32 * 3), 32, 32, 3))), CLASSIFY
         ),
         "float64 embeddings": npy(np.ones((4096, 32)), SCORE),
+        "many scores": npy(np.ones((4096, 32)), f"{SCORE[:-4]}many&top_k=60"),
         "many embeddings": npy(np.ones((size // 256, 32)), SCORE),
         "axes": lambda: request("POST", CLASSIFY, head + bytes(4), NPY),
         "header of empty lists": safetensors(b'{"a":[' + b"[]," * (size // 4) + b"[]]}"),

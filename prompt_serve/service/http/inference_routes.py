@@ -176,7 +176,7 @@ async def classify(request: Request, core: CoreOfApp) -> Response:
         lines = core.classifier.classify_lines(parsed.images, parsed.query, deadline)
         return ndjson_answer(await cancel_on_disconnect(request, lines))
     work = core.classifier.classify(parsed.images, parsed.query, deadline)
-    return json_answer(await cancel_on_disconnect(request, work))
+    return Response(await cancel_on_disconnect(request, work), media_type="application/json")
 
 
 @router.post(
@@ -266,7 +266,8 @@ async def score(request: Request, core: CoreOfApp) -> Response:
     if _first_of((NDJSON,), request.headers.get("accept", "")):
         lines = core.classifier.score_lines(*asked)
         return ndjson_answer(await cancel_on_disconnect(request, lines))
-    return json_answer(await cancel_on_disconnect(request, core.classifier.score(*asked)))
+    work = core.classifier.score(*asked)
+    return Response(await cancel_on_disconnect(request, work), media_type="application/json")
 
 
 def _embed_json(core: Core, parsed: ParsedImageRequest, outcomes: list[Outcome]) -> Response:

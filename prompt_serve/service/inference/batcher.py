@@ -1,15 +1,15 @@
 """Encode the images of many requests in batches: those that are ready when the device is free.
 
-    submit -> [decode pool: bytes -> pixels] -> ready -> [one inference thread: pixels -> features]
+    submit -> [decode pools: bytes -> pixels] -> ready -> [one inference thread: pixels -> features]
 
 Images are decoded, and batches filled, in turns of the callers, then of their requests
 (``scheduling.turns``): whoever sends many images delays others by one image per turn.
 The next images are decoded while the current batch is encoded, at most a batch ahead per request.
-An image is decoded once and encoded
-in one pass for each of the prompts that its request has for the image tower; passes of different
-prompts share a batch. Every image has its own outcome, features or an error, and a request's future
-is done when its last image is. The queue is bounded in passes and in bytes. Images of a cancelled
-request leave it at once; images past their deadline are not run.
+Images that take long to decode have a pool of their own, and small ones never wait for them. An
+image is decoded once and encoded in one pass for each of the prompts that its request has for the
+image tower; passes of different prompts share a batch. Every image has its own outcome, features or
+an error, and a request's future is done when its last image is. The queue is bounded in passes and
+in bytes. Images of a cancelled request leave it at once; images past their deadline are not run.
 """
 
 import logging
@@ -160,7 +160,8 @@ class Batcher:
         max_queue_delay_ms: maximum time that a ready image waits for others to join its batch
             while the device is free. 0 is best unless the device is mostly idle and large batches
             are much cheaper.
-        decode_threads: size of the decode pool.
+        decode_threads: size of each decode pool.
+        decode_quickly: does what ``decode`` does, or returns None at once if that takes long.
         one_round: when several requests wait, take at most one image per request and batch. For
             devices on which a large batch takes as long as its images alone: those who wait for the
             next batch then wait less, and nothing is lost.
@@ -176,9 +177,11 @@ class Batcher:
         max_queue_bytes: int,
         max_queue_delay_ms: float,
         decode_threads: int,
+        decode_quickly: Callable[[bytes], PixelArray | None] | None = None,
         one_round: bool = False,
     ) -> None:
         self._decode = decode
+        self._decode_quickly = decode_quickly or decode
         self._encode = encode
         self._max_batch = max_batch
         self._one_round = one_round
@@ -186,6 +189,8 @@ class Batcher:
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
         self._pool = FairPool(decode_threads, "decode", initializer=_lower_priority)
+        # Most of its threads wait for a process that decodes.
+        self._long_pool = FairPool(decode_threads, "decode-long", initializer=_lower_priority)
         self._changed = threading.Condition()  # guards everything below
         self._ready: Turns[_Pass] = Turns()
         self._admitted: set[_QueuedImage] = set()
@@ -331,7 +336,8 @@ class Batcher:
             self._changed.wait_for(lambda: not self._admitted or not self.alive, timeout_s)
             self._stopped = True
             self._changed.notify_all()
-        self._pool.shutdown(wait=False)
+        for pool in (self._pool, self._long_pool):
+            pool.shutdown(wait=False)
         self._fail_all("The service is stopping.")
         self._thread.join(timeout=1.0)
 
@@ -351,7 +357,17 @@ class Batcher:
                 self._pool.start(request.turn, self._prepare, request.undecoded.popleft())
 
     def _prepare(self, image: _QueuedImage) -> None:
-        """Decode an image, in the decode pool, and hand it to the inference thread."""
+        """Decode an image, in the decode pool, or let the other pool have it."""
+        self._decode_to_pixels(image, self._decode_quickly)
+
+    def _prepare_long(self, image: _QueuedImage) -> None:
+        """Decode an image that takes long."""
+        self._decode_to_pixels(image, self._decode)
+
+    def _decode_to_pixels(
+        self, image: _QueuedImage, decode: Callable[[bytes], PixelArray | None]
+    ) -> None:
+        """Decode an image and hand it to the inference thread."""
         failure = image.request.skip_reason
         with self._changed:
             if image not in self._admitted:
@@ -359,7 +375,7 @@ class Batcher:
             data, image.data = image.data, b""
         if failure is None:
             try:
-                image.pixels = self._timed_decode(image, data)
+                image.pixels = self._timed_decode(image, data, decode)
             except PromptServeError as error:
                 failure = error
             # Nobody reads what this call raises: an unexpected error would leave the request
@@ -367,16 +383,27 @@ class Batcher:
             except BaseException as error:
                 _log.exception("an image could not be decoded")
                 failure = _failed("decoding the image", error)
-        if failure is None:
-            self._mark_ready(image)
-        else:
+        if failure is not None:
             self._finish(image, failure)
             self._decode_next(image.request)
+        elif image.pixels is None:
+            self._decode_long(image, data)
+        else:
+            self._mark_ready(image)
 
-    def _timed_decode(self, image: _QueuedImage, data: bytes) -> PixelArray:
+    def _decode_long(self, image: _QueuedImage, data: bytes) -> None:
+        """Let the pool for such images have one that takes long to decode."""
+        with self._changed:
+            if image in self._admitted and not self._stopped:
+                image.data = data
+                self._long_pool.start(image.request.turn, self._prepare_long, image)
+
+    def _timed_decode(
+        self, image: _QueuedImage, data: bytes, decode: Callable[[bytes], PixelArray | None]
+    ) -> PixelArray | None:
         started = time.monotonic()
         try:
-            return self._decode(data)
+            return decode(data)
         finally:
             ended = time.monotonic()
             image.request.timings.add("decode", started, ended)

@@ -13,7 +13,6 @@ import numpy as np
 from prompt_serve.bundle import Manifest
 from prompt_serve.errors import BackboneMismatch, PromptServeError, RequestInvalid
 from prompt_serve.prompts.image_rows import ImageRows
-from prompt_serve.schemas import ClassifyAnswer
 from prompt_serve.service.inference.batcher import NO_ROWS, Batcher, ImageData, Outcome
 from prompt_serve.service.inference.predictions import raise_if_all_failed
 from prompt_serve.service.inference.requests import (
@@ -52,8 +51,9 @@ class Classifier:
 
     async def classify(
         self, images: Sequence[ImageItem], query: TaskQuery, deadline: Deadline | None = None
-    ) -> ClassifyAnswer:
-        """Classify every image with every task; each image is encoded once.
+    ) -> bytes:
+        """Classify every image with every task; each image is encoded once. Returns the JSON of a
+        ``ClassifyAnswer``.
 
         An image that cannot be read becomes a result with an error. If all of them fail, the error
         of the first is raised, with all errors in its ``errors``.
@@ -62,8 +62,7 @@ class Classifier:
             RequestInvalid, RequestTooLarge: no images, no tasks, or more than the limits allow.
             TaskNotFound: one of the tasks does not exist, or no task has the tag.
             Overloaded: the queue is full.
-            DeadlineExceeded: no image was encoded, or (``top_tasks``) not all tasks were scored,
-                in time.
+            DeadlineExceeded: no image was encoded, or not everything was scored, in time.
         """
         self._check_images(images)
         deadline = deadline or self.deadline()
@@ -120,8 +119,8 @@ class Classifier:
         query: TaskQuery,
         fingerprint: str | None,
         deadline: Deadline,
-    ) -> ClassifyAnswer:
-        """Classify images that were embedded before.
+    ) -> bytes:
+        """Classify images that were embedded before. Returns the JSON of a ``ClassifyAnswer``.
 
         Raises:
             RequestInvalid, RequestTooLarge, TaskNotFound, DeadlineExceeded: as ``classify``.

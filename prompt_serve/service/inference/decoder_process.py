@@ -14,6 +14,7 @@ from typing import BinaryIO
 from prompt_serve.errors import PromptServeError
 from prompt_serve.preprocess import Preprocessing, pixels_from_bytes
 
+_NICENESS = 10  # the image encoder, and everybody's smaller images, go first
 _LENGTH = struct.Struct("<Q")
 
 
@@ -59,6 +60,7 @@ def main() -> None:
     preprocessing, max_pixels = Preprocessing(**settings["preprocessing"]), settings["max_pixels"]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
+    os.nice(_NICENESS)
     while True:
         try:
             data = read_frame(sys.stdin.buffer)

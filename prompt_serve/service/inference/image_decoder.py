@@ -32,8 +32,13 @@ from prompt_serve.types import PixelArray
 
 _MAX_DECODE_S = 60.0  # for 50 megapixels on a busy machine, and far more than it takes
 _END_S = 1.0
+_MAX_QUICK_BYTES = 48_000_000  # to decode an image: a JPEG of 4 megapixels, a PNG of 3
 
 _log = logging.getLogger(__name__)
+
+
+class _TakesLong(Exception):
+    """Decoding the image takes long, and has not begun."""
 
 
 class ImageDecoder:
@@ -73,6 +78,26 @@ class ImageDecoder:
             )
         with self._reserve(decoding_bytes(data, max_pixels=self._max_pixels)):
             return self._decode_elsewhere(data)
+
+    def quickly(self, data: bytes) -> PixelArray | None:
+        """Decode an image as a call does; return None at once if that takes long.
+
+        Raises:
+            ImageTooLarge, ImageInvalid: as ``decode_image``.
+        """
+        try:
+            if keeps_threads_waiting(data, max_pixels=self._max_pixels):
+                return None
+            return pixels_from_bytes(
+                data, self._preprocessing, max_pixels=self._max_pixels, reserve=self._reserve_few
+            )
+        except _TakesLong:
+            return None
+
+    def _reserve_few(self, size_bytes: int) -> AbstractContextManager[object]:
+        if size_bytes > _MAX_QUICK_BYTES:
+            raise _TakesLong
+        return self._reserve(size_bytes)
 
     @property
     def process_ids(self) -> list[int]:

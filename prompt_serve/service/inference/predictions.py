@@ -19,19 +19,32 @@ from prompt_serve.tasks.predictions import Predictions
 from prompt_serve.types import FloatArray
 
 
-def image_results(
+def results_json(
     items: Sequence[ImageItem | EmbeddingItem],
     outcomes: Sequence[Outcome],
     predictions: Predictions,
-) -> list[ImageResult]:
-    """Return one result per image: the next of ``predictions`` if it has features, or its error."""
+    first: int = 0,
+) -> bytes:
+    """Return the JSON of one result per image, separated by commas: the next of ``predictions`` if
+    the image has features, or its error.
+
+    Args:
+        items: some of the images of a request.
+        outcomes: features or error of each.
+        predictions: of those with features.
+        first: index of the first image.
+    """
     of_features = iter(predictions)
-    return [
-        ImageResult(index=index, filename=item.filename, error=problem_of(outcome))
-        if isinstance(outcome, PromptServeError)
-        else ImageResult(index=index, filename=item.filename, predictions=next(of_features))
-        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True))
-    ]
+
+    def result(index: int, filename: str | None, outcome: Outcome) -> ImageResult:
+        if isinstance(outcome, PromptServeError):
+            return ImageResult(index=index, filename=filename, error=problem_of(outcome))
+        return ImageResult(index=index, filename=filename, predictions=next(of_features))
+
+    return b",".join(
+        result(index, item.filename, outcome).model_dump_json(exclude_none=True).encode()
+        for index, (item, outcome) in enumerate(zip(items, outcomes, strict=True), first)
+    )
 
 
 def error_lines(items: Sequence[ImageItem | EmbeddingItem], outcomes: Sequence[Outcome]) -> bytes:

@@ -1,14 +1,16 @@
 """Select the tasks of a request and score image features by them.
 
-A JSON answer holds at most ``max_tasks`` tasks and is made at once. For NDJSON, and for the best
-tasks of all, any number of tasks is loaded and scored in chunks: only the names and versions of all
-tasks are in memory at once, and other requests are scored between two chunks.
+Scores are computed and written in chunks, and other requests are served between two of them. A JSON
+answer holds at most ``max_tasks`` tasks; its chunks are images. For NDJSON, and for the best tasks
+of all, chunks are tasks, any number of them: only the names and versions of all tasks are in memory
+at once.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,10 +27,10 @@ from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.inference.predictions import (
     BestTasks,
     error_lines,
-    image_results,
     json_line,
     labels_given,
     prediction_lines,
+    results_json,
 )
 from prompt_serve.service.inference.requests import (
     EVERY_TASK,
@@ -92,7 +94,7 @@ class TaskScorer:
 
     async def answer(
         self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode
-    ) -> ClassifyAnswer:
+    ) -> bytes:
         """Score all items by a limited number of tasks, or by the best of any number.
 
         Args:
@@ -101,27 +103,73 @@ class TaskScorer:
             deadline: of the request.
             encode: computes the features of every pass; called once the tasks are known to exist.
 
+        Returns:
+            JSON of a ``ClassifyAnswer``.
+
         Raises:
             RequestInvalid, RequestTooLarge: no tasks, or more than the limits allow.
             TaskNotFound: one of the tasks does not exist, or no task has the tag.
-            DeadlineExceeded: (``top_tasks``) not all tasks were scored in time.
+            DeadlineExceeded: not everything was scored in time.
         """
         if query.top_tasks is None:
             tasks = await self._load_all(items, query)
             passes = ImagePasses.of(task.image_rows for _, task in tasks)
             self._check_passes(len(items), len(passes.rows))
             outcomes = await encode(passes.rows)
-            encoded = _Encoded(_features_of(outcomes), passes)
-            found = await self._score(encoded, tasks, query.top_k)
+            multiplications = sum(task.class_features.size for _, task in tasks)
+            cost = multiplications + len(tasks) * _COST_PER_PREDICTION
+            of_item = len(tasks) * query.top_k
+
+            def predict(features: Sequence[FloatArray]) -> Predictions:
+                return self._predictions(_Encoded(features, passes), tasks, query.top_k)
         else:
             named = await self._select_any(items, query)
             passes = await self._passes(len(items), named)
             outcomes = await encode(passes.rows)
             encoded = _Encoded(_features_of(outcomes), passes)
-            found = await self._best(encoded, named, query, deadline)
-        check_count("labels", labels_given(found), self._settings.max_scores)
-        results = image_results(items, outcomes, found)
-        return ClassifyAnswer(results=results, backbone=self._manifest.backbone.id)
+            best = iter(await self._best(encoded, named, query, deadline))
+            cost, of_item = query.top_tasks * _COST_PER_PREDICTION, query.top_tasks * query.top_k
+
+            def predict(features: Sequence[FloatArray]) -> Predictions:
+                return list(islice(best, len(features)))
+
+        return await self._json(items, outcomes, predict, _Size(cost, of_item))
+
+    async def _json(
+        self,
+        items: Items,
+        outcomes: Sequence[Outcome],
+        predict: Callable[[Sequence[FloatArray]], Predictions],
+        of_item: "_Size",
+    ) -> bytes:
+        """Score items and write their results, in chunks that each wait for a turn.
+
+        Args:
+            items: images or embeddings.
+            outcomes: features, or error, of each item.
+            predict: returns the predictions of the next features; called in their order.
+            of_item: largest size of the work for one item.
+        """
+
+        def results(start: int, stop: int) -> tuple[bytes, int]:
+            some = outcomes[start:stop]
+            predictions = predict(_features_of(some))
+            written = results_json(items[start:stop], some, predictions, first=start)
+            return written, labels_given(predictions)
+
+        threads = None if of_item.cost * len(items) <= _MAX_COST_IN_LOOP else self._threads
+        size = max(1, _SCORES_PER_CHUNK // max(1, of_item.scores))
+        parts, labels = [], 0
+        with current_request().timings.during("score", metrics.score_seconds.observe):
+            for start in range(0, len(items), size):
+                chunk = partial(results, start, start + size)
+                part, more = chunk() if threads is None else await threads.score(chunk)
+                parts.append(part)
+                labels += more
+                check_count("labels", labels, self._settings.max_scores)
+        empty = ClassifyAnswer(results=[], backbone=self._manifest.backbone.id)
+        head, _, tail = empty.model_dump_json().encode().partition(b"[]")
+        return b"".join([head, b"[", b",".join(parts), b"]", tail])
 
     async def lines(
         self, items: Items, query: TaskQuery, deadline: Deadline, encode: Encode
@@ -169,13 +217,6 @@ class TaskScorer:
                 yield prediction_lines([image], [predictions])
         last = LastLine(complete=True, tasks=len(named), backbone=self._manifest.backbone.id)
         yield json_line(last)
-
-    async def _score(self, encoded: "_Encoded", tasks: NamedTasks, top_k: int) -> Predictions:
-        score = partial(self._predictions, encoded, tasks, top_k)
-        multiplications = sum(task.class_features.size for _, task in tasks)
-        cost = len(encoded.features) * (multiplications + len(tasks) * _COST_PER_PREDICTION)
-        with current_request().timings.during("score", metrics.score_seconds.observe):
-            return score() if cost <= _MAX_COST_IN_LOOP else await self._threads.score(score)
 
     async def _best(
         self, encoded: "_Encoded", named: NamedVersions, query: TaskQuery, deadline: Deadline
@@ -353,6 +394,13 @@ class TaskScorer:
             if tasks is None:
                 tasks = await self._threads.read(self._resolver.load, named)
         return [(name, task) for (name, _), task in zip(named, tasks, strict=True)]
+
+
+class _Size(NamedTuple):
+    """Size of some work: its cost as ``_MAX_COST_IN_LOOP`` counts it, and the scores of it."""
+
+    cost: int
+    scores: int
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ Encode = Callable[[PixelArray], FloatArray]
 
 @contextmanager
 def batcher(
-    encode: Encode, *, decode: Callable[[bytes], PixelArray] | None = None, **options: float
+    encode: Encode,
+    *,
+    decode: Callable[[bytes], PixelArray] | None = None,
+    decode_quickly: Callable[[bytes], PixelArray | None] | None = None,
+    **options: float,
 ) -> Iterator[Batcher]:
     defaults = {"max_batch": 4, "max_queue_images": 64, "max_queue_delay_ms": 0.0}
     chosen = {**defaults, "max_queue_bytes": 1 << 20, **options}
@@ -42,6 +46,7 @@ def batcher(
         max_queue_bytes=int(chosen["max_queue_bytes"]),
         max_queue_delay_ms=chosen["max_queue_delay_ms"],
         decode_threads=2,
+        decode_quickly=decode_quickly,
         one_round=bool(options.get("one_round", False)),
     )
     try:
@@ -447,3 +452,85 @@ def _until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < give_up
         time.sleep(0.002)
+
+
+class Slow:
+    """Decoder that takes long for images beginning with an odd byte: as long as ``blocked``."""
+
+    def __init__(self) -> None:
+        self.blocked = threading.Event()
+        self.begun = threading.Semaphore(0)
+
+    def __call__(self, data: bytes) -> PixelArray:
+        if data[0] % 2:
+            self.begun.release()
+            assert self.blocked.wait(20)
+        return np.full((2, 2, 3), data[0], dtype=np.uint8)
+
+    def quickly(self, data: bytes) -> PixelArray | None:
+        return None if data[0] % 2 else self(data)
+
+
+@contextmanager
+def slow_batcher() -> Iterator[tuple[Batcher, Slow]]:
+    slow = Slow()
+    with batcher(first_pixel, decode=slow, decode_quickly=slow.quickly) as running:
+        try:
+            yield running, slow
+        finally:
+            slow.blocked.set()
+
+
+@pytest.mark.parametrize("requests", [1, 2, 5, 8])
+def test_images_that_take_long_to_decode_hold_no_other_up(requests: int) -> None:
+    with slow_batcher() as (running, slow):
+        long = [running.submit([b"\x01", b"\x03", b"\x05"], soon()) for _ in range(requests)]
+        for _ in range(2):  # every thread of their pool has one
+            assert slow.begun.acquire(timeout=20)
+        quick = [running.submit([bytes([2 * n])], soon()) for n in range(requests)]
+        found = [future.result(20)[0] for future in quick]
+        assert not any(future.done() for future in long)
+        slow.blocked.set()
+        late = [future.result(20) for future in long]
+
+    assert [float(one[0, 0]) for one in found if isinstance(one, np.ndarray)] == list(
+        range(0, 2 * requests, 2)
+    )
+    for outcomes in late:
+        assert [float(o[0, 0]) for o in outcomes if isinstance(o, np.ndarray)] == [1, 3, 5]
+
+
+def test_a_request_may_mix_images_that_take_long_with_others() -> None:
+    with slow_batcher() as (running, slow):
+        slow.blocked.set()
+        outcomes = running.submit([bytes([n]) for n in range(20)], soon()).result(20)
+
+    assert [float(o[0, 0]) for o in outcomes if isinstance(o, np.ndarray)] == list(range(20))
+
+
+def test_images_that_take_long_leave_with_their_request() -> None:
+    with slow_batcher() as (running, slow):
+        long = [running.submit([b"\x01"] * 4, soon()) for _ in range(3)]
+        for _ in range(2):
+            assert slow.begun.acquire(timeout=20)
+        long[0].cancel()
+        running.expire(long[1])
+        assert all(isinstance(one, DeadlineExceeded) for one in long[1].result(20))
+        slow.blocked.set()
+        outcomes = long[2].result(20)
+
+    assert len(outcomes) == 4
+    assert all(isinstance(one, np.ndarray) for one in outcomes)
+    assert slow.begun.acquire(blocking=False)
+    begun = 3
+    while slow.begun.acquire(blocking=False):
+        begun += 1
+    assert begun <= 6  # the two that had begun, and those of the request that is left
+
+
+def test_a_stopped_batcher_ends_images_that_take_long() -> None:
+    with slow_batcher() as (running, slow):
+        long = running.submit([b"\x01"] * 5, soon())
+        assert slow.begun.acquire(timeout=20)
+        running.stop(timeout_s=0.0)
+        assert all(isinstance(one, NotReady) for one in long.result(20))

@@ -12,6 +12,7 @@ from contextlib import nullcontext
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from prompt_serve.errors import ImageInvalid, ImageTooLarge, NotReady, RequestTooLarge, ServiceError
 from prompt_serve.preprocess import MAX_IMAGE_PIXELS, Preprocessing, pixels_from_bytes
@@ -178,3 +179,38 @@ def test_what_an_image_takes_is_reserved_here() -> None:
 
     assert decoder.process_ids == []
     assert budget.in_use == 0
+
+
+MANY = (2400, 2000)  # pixels of an image that takes long in every format
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "AVIF"])
+def test_an_image_that_takes_long_is_not_decoded_quickly(decoder: ImageDecoder, kind: str) -> None:
+    options: dict[str, object] = {"speed": 10} if kind == "AVIF" else {}
+    small = image(kind, SMALL, **options)
+    quick = decoder.quickly(small)
+    assert quick is not None
+    assert np.array_equal(quick, pixels_from_bytes(small, PREPROCESSING))
+
+    large = image(kind, MANY, **options)
+    quick = decoder.quickly(large)
+    if kind == "JPEG":  # decoded at a fraction of its size
+        assert quick is not None
+        assert np.array_equal(quick, pixels_from_bytes(large, PREPROCESSING))
+    elif kind != "GIF":  # 10 bytes per pixel
+        assert quick is None
+    assert decoder.process_ids == []
+
+
+@pytest.mark.parametrize("size", [(9000, 9000), (60_000, 10), (3, 60_000)])
+def test_quick_decoding_refuses_what_decoding_refuses(
+    decoder: ImageDecoder, size: tuple[int, int]
+) -> None:
+    data = encoded(Image.new("1", size), "PNG")
+    found: list[object] = []
+    for decode in (decoder, decoder.quickly):
+        try:
+            found.append(type(decode(data)))
+        except (ImageTooLarge, ImageInvalid) as error:
+            found.append(error.message)
+    assert found[0] == found[1] or found[1] is type(None)

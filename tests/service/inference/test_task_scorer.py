@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_serve.errors import DeadlineExceeded
+from prompt_serve.errors import DeadlineExceeded, ImageInvalid
 from prompt_serve.prompts.prompt_file import from_bytes
-from prompt_serve.schemas import ClassScore, TaskPrediction
+from prompt_serve.schemas import ClassifyAnswer, ClassScore, TaskPrediction
 from prompt_serve.service.core import Core
 from prompt_serve.service.inference.predictions import BestTasks
 from prompt_serve.service.inference.requests import (
@@ -18,6 +18,7 @@ from prompt_serve.service.inference.requests import (
     TaskQuery,
     TaskSelector,
 )
+from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.service.scheduling.deadline import Deadline
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.registry import NewTask
@@ -128,3 +129,48 @@ def test_unknown_comes_last_then_the_probability_counts_then_the_order(
         chunk = tasks[start : start + per_chunk]
         best.add([chunk, chunk[:1]])
     assert [p.task for p in best.by_image[0]] == list("gcdaefb")[:k]
+
+
+@pytest.mark.parametrize(
+    ("n", "tasks", "top_k"), [(1, 1, 1), (3, 2, 4), (300, 1, 1), (90, 8, 4), (700, 3, 1)]
+)
+def test_an_answer_made_in_chunks_is_that_of_the_embeddings_alone(
+    core: Core, n: int, tasks: int, top_k: int
+) -> None:
+    query = TaskQuery(TaskSelector([f"task-{i:03}" for i in range(tasks)]), top_k=top_k)
+    items = embeddings(core, n)
+    items[n // 2] = EmbeddingItem(ImageInvalid("It is empty.")) if n > 1 else items[0]
+
+    def answer(some: list[EmbeddingItem]) -> ClassifyAnswer:
+        made = core.classifier.score(some, query, None, Deadline.after(60))
+        return ClassifyAnswer.model_validate_json(asyncio.run(made))
+
+    together = answer(items)
+    assert [result.index for result in together.results] == list(range(n))
+    for index in {0, 1, n // 3, n // 2, n - 1} & set(range(n)):
+        result = together.results[index]
+        if result.error is not None:
+            assert (index, result.predictions) == (n // 2, None)
+            continue
+        (alone,) = answer([items[index]]).results
+        assert result.predictions is not None
+        assert alone.predictions is not None
+        for one, other in zip(result.predictions, alone.predictions, strict=True):
+            assert (one.task, one.version, len(one.classes)) == (
+                other.task,
+                other.version,
+                len(other.classes),
+            )
+            for a, b in zip(one.classes, other.classes, strict=True):
+                assert (a.class_name, a.label) == (b.class_name, b.label)
+                assert a.probability == pytest.approx(b.probability, abs=1e-5)
+
+
+def test_a_json_answer_ends_at_its_deadline_between_two_chunks(core: Core) -> None:
+    query = TaskQuery(TaskSelector(["task-000", "task-001"]), top_k=4)
+    deadline = Deadline.after(0.01)  # the answer takes 0.3 s
+    with (
+        request_scope(RequestContext(deadline=deadline)),
+        pytest.raises(DeadlineExceeded, match=r"turn|running"),
+    ):
+        asyncio.run(core.classifier.score(embeddings(core, 4000), query, None, deadline))
