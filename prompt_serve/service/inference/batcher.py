@@ -402,12 +402,16 @@ class Batcher:
         self, image: _QueuedImage, data: bytes, decode: Callable[[bytes], PixelArray | None]
     ) -> PixelArray | None:
         started = time.monotonic()
+        decoded = True  # or failed
         try:
-            return decode(data)
+            pixels = decode(data)
+            decoded = pixels is not None
+            return pixels
         finally:
-            ended = time.monotonic()
-            image.request.timings.add("decode", started, ended)
-            metrics.decode_seconds.observe(ended - started)
+            if decoded:
+                ended = time.monotonic()
+                image.request.timings.add("decode", started, ended)
+                metrics.decode_seconds.observe(ended - started)
 
     def _mark_ready(self, image: _QueuedImage) -> None:
         with self._changed:
