@@ -213,8 +213,10 @@ class TaskScorer:
                 yield lines
         else:
             best = await self._best(encoded, named, query, deadline)
+            is_short = query.top_tasks * query.top_k <= _SCORES_PER_CHUNK
             for image, predictions in zip(of_features, best, strict=True):
-                yield prediction_lines([image], [predictions])
+                write = partial(prediction_lines, [image], [predictions])
+                yield write() if is_short else await self._threads.score(write)
         last = LastLine(complete=True, tasks=len(named), backbone=self._manifest.backbone.id)
         yield json_line(last)
 
