@@ -329,7 +329,10 @@ class TaskList(Schema):
     model_config = _example(tasks=[_SUMMARY], revision=7)
 
     tasks: list[TaskSummary]
-    revision: int  # increases with every change of the registry
+    revision: int = Field(
+        description="Increases with every change of the registry; 0 for keys that are limited to "
+        "some tasks."
+    )
     next: str | None = None
 
 
@@ -540,7 +543,10 @@ class ServiceInfo(Schema):
         default={}, description="Seconds per stage of the start, in order."
     )
     tasks: int
-    revision: int
+    revision: int = Field(
+        description="Increases with every change of the registry; 0 for keys that are limited to "
+        "some tasks."
+    )
     limits: Limits
 
 

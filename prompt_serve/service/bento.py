@@ -27,6 +27,7 @@ from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app, direct_routes
 from prompt_serve.service.http.direct import DirectRoutes
 from prompt_serve.service.http.probes import Probes
+from prompt_serve.service.middleware import shared_usage
 from prompt_serve.service.middleware.api_key_cache import ApiKeyCache
 from prompt_serve.service.middleware.auth import AuthMiddleware
 from prompt_serve.service.middleware.bento_middleware import RemoveBentoMiddleware
@@ -44,7 +45,7 @@ from prompt_serve.service.observability.service_metrics import (
     update_registry_metrics,
 )
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
-from prompt_serve.service.server import heartbeat, http_protocol, stopping
+from prompt_serve.service.server import heartbeat, http_protocol, runtime_folder, stopping
 from prompt_serve.service.server.heartbeat import HeartbeatMiddleware
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.startup_progress import show_progress
@@ -143,16 +144,19 @@ class PromptServe:
             show_progress(settings, bind_host(), startup.bind_port())
             preflight.check(settings)
             provider_from_environment()
-            metrics.prepare_folder()
+            folder = runtime_folder.create()
+            metrics.prepare_folder(folder)
+            shared_usage.prepare_file(folder, settings.workers)
             startup.check_registry(settings)
-            heartbeat.watch_workers(settings.worker_timeout_s)
+            heartbeat.watch_workers(folder, settings.worker_timeout_s)
             stopping.close_sockets_first()
             startup.print_addresses()
-        except PromptServeError as error:
+        except (PromptServeError, OSError) as error:  # an OSError is of the runtime folder
             sys.exit(f"prompt-serve cannot start: {error}")
 
     def __init__(self) -> None:
         stopping.end_with_parent()
+        runtime_folder.hold()
         stopping.answer_what_waits()
         settings = Settings.from_environment()
         logs.configure_logging(settings.log_format, settings.log_level)

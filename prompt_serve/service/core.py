@@ -27,6 +27,7 @@ from prompt_serve.service.observability.startup_timer import StartupTimer
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.storage.visibility import visible_revision
 from prompt_serve.service.tasks.cache import TaskCache
 from prompt_serve.service.tasks.catalog import TaskCatalog
 from prompt_serve.service.tasks.editor import TaskEditor
@@ -74,7 +75,11 @@ class Core:
         self.budget = ByteBudget(settings.bytes_in_flight, metrics.bytes_in_flight.inc)
         self.threads = WorkerThreads(settings.max_changes)
         self.database = database or Database(settings.database)
-        self.registry = Registry(self.database, keep_versions=settings.keep_versions)
+        self.registry = Registry(
+            self.database,
+            keep_versions=settings.keep_versions,
+            keep_history_days=settings.keep_history_days,
+        )
         self._connect_tasks()
         self._connect_requests()
         n_tasks = self.registry.count()
@@ -127,7 +132,7 @@ class Core:
             engine=self.engine_info,
             cold_start_s=self._startup.seconds,
             tasks=count,
-            revision=revision,
+            revision=visible_revision(revision),
             limits=self.settings.limits,
         )
 

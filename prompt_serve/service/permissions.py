@@ -101,9 +101,9 @@ class Quota:
     """Limits of a key; None: no limit. Keys of the same name share them.
 
     Attributes:
-        requests_per_s: requests, in each worker process.
-        images_per_s: images, in each worker process.
-        concurrency: requests being answered at once, in each worker process.
+        requests_per_s: requests, by all workers of a service.
+        images_per_s: images, by all workers of a service.
+        concurrency: requests being answered at once, by all workers of a service.
         tasks: tasks that the key may see.
         stored_bytes: prompt files of these tasks, with the versions that are kept.
     """

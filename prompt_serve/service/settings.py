@@ -165,6 +165,13 @@ class Settings(BaseModel):
     keep_versions: int = Field(
         20, ge=0, description="Prompt files kept per name, at least two; 0: all."
     )
+    keep_history_days: float = Field(
+        0,
+        ge=0,
+        le=36_500,
+        description="Days for which entries of the history and of the audit log are kept; 0: "
+        "forever.",
+    )
     max_changes: int = Field(
         32, ge=1, description="Maximum uploads and other changes in progress or waiting."
     )

@@ -115,11 +115,9 @@ def keys() -> None:
     help="Only tasks with this tag, for keys that read and classify; several times.",
 )
 @expires_option
-@click.option("--requests-per-s", type=_POSITIVE, help="Requests per second and worker process.")
-@click.option("--images-per-s", type=_POSITIVE, help="Images per second and worker process.")
-@click.option(
-    "--concurrency", type=_COUNT, help="Requests being answered at once, per worker process."
-)
+@click.option("--requests-per-s", type=_POSITIVE, help="Requests per second.")
+@click.option("--images-per-s", type=_POSITIVE, help="Images per second.")
+@click.option("--concurrency", type=_COUNT, help="Requests being answered at once.")
 @click.option("--max-tasks", type=_COUNT, help="Number of tasks that the key may see.")
 @click.option(
     "--max-bytes", type=_COUNT, help="Bytes of the prompt files of these tasks, with kept versions."

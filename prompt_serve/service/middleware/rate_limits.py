@@ -1,4 +1,4 @@
-"""Quotas of keys that hold in one worker: requests and images per second, concurrency.
+"""Quotas of keys over all workers of a service: requests and images per second, concurrency.
 
 Each rate is a bucket that fills at that rate up to one second's worth. A request with more images
 than the bucket holds is admitted when it is full, and overdraws it: the next one waits for as long
@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 from prompt_serve.errors import QuotaExceeded
+from prompt_serve.service.middleware.shared_usage import SharedUsage
 from prompt_serve.service.permissions import Quota
 
 _BUSY_RETRY_S = 1.0
 _ROUNDING = 1e-9
-_MAX_KEPT = 10_000  # keys; callers with tokens of an identity provider may be any number
+
+RateName = Literal["requests", "images"]
+_LEVELS: dict[RateName, int] = {"requests": 0, "images": 1}  # of a slot
 
 
 @dataclass
@@ -48,28 +53,20 @@ class _Bucket:
         )
 
 
-class _Usage:
-    """Use of one key in this worker."""
-
-    def __init__(self, quota: Quota, now: float) -> None:
-        self.quota = quota
-        self.running = 0
-        rates = {"requests": quota.requests_per_s, "images": quota.images_per_s}
-        self.buckets = {
-            name: _Bucket(rate, max(1.0, rate), now) for name, rate in rates.items() if rate
-        }
-
-
 class RateLimits:
-    """Buckets and running requests of all keys, by name. For the event loop; not thread-safe.
+    """Buckets and running requests of all keys, by name, over all workers. For the event loop; not
+    thread-safe.
 
     Args:
-        clock: monotonic clock, in seconds.
+        clock: monotonic clock of the machine, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._usage: dict[str, _Usage] = {}
+
+    @cached_property
+    def _usage(self) -> SharedUsage:
+        return SharedUsage()  # not before a key has a limit
 
     @contextmanager
     def request(self, key: str, quota: Quota) -> Iterator[None]:
@@ -78,57 +75,70 @@ class RateLimits:
         Raises:
             QuotaExceeded: too many at once, or per second.
         """
-        usage = self._of(key, quota)
-        if quota.concurrency is not None and usage.running >= quota.concurrency:
-            raise QuotaExceeded(
-                f"Key {key!r} has {usage.running} requests in progress; its limit is "
-                f"{quota.concurrency}. Wait for their answers.",
-                quota="concurrency",
-                limit=quota.concurrency,
-                retry_after_s=_BUSY_RETRY_S,
-            )
-        self.take(key, quota, "requests", 1)
-        usage.running += 1
+        if quota.concurrency is None:
+            self.take(key, quota, "requests", 1)
+            yield
+            return
+        with self._usage.lock:
+            slot = self._usage.slot(key)
+            running = self._usage.running(slot, quota.concurrency)
+            if running >= quota.concurrency:
+                raise QuotaExceeded(
+                    f"Key {key!r} has {running} requests in progress; its limit is "
+                    f"{quota.concurrency}. Wait for their answers.",
+                    quota="concurrency",
+                    limit=quota.concurrency,
+                    retry_after_s=_BUSY_RETRY_S,
+                )
+            if quota.requests_per_s is not None:
+                self._take(slot, key, quota.requests_per_s, "requests", 1)
+            self._usage.add_running(slot, 1)
         try:
             yield
         finally:
-            usage.running -= 1
+            self._usage.add_running(slot, -1)  # its slot cannot become another key's meanwhile
 
-    def take(self, key: str, quota: Quota, name: str, amount: int) -> None:
+    def take(self, key: str, quota: Quota, name: RateName, amount: int) -> None:
         """Take requests or images from their bucket, if there is a limit.
 
         Raises:
             QuotaExceeded: the bucket does not hold so much.
         """
-        bucket = self._of(key, quota).buckets.get(name)
-        if bucket is None:
-            return
-        bucket.fill(self._clock())
-        if wait_s := bucket.wait_s(amount):
-            raise QuotaExceeded(
-                f"Key {key!r} may send {bucket.rate:g} {name} per second. Retry after "
-                f"{wait_s:.3f} s.",
-                quota=f"{name}_per_s",
-                limit=bucket.rate,
-                retry_after_s=wait_s,
-            )
-        bucket.level -= amount
+        rate = _rates(quota)[name]
+        if rate is not None:
+            with self._usage.lock:
+                self._take(self._usage.slot(key), key, rate, name, amount)
 
     def headers(self, key: str, quota: Quota) -> dict[str, str]:
         """Return the RateLimit headers of an answer; none if the key has no rates."""
-        buckets = self._of(key, quota).buckets
-        for bucket in buckets.values():
-            bucket.fill(self._clock())
-        items = [bucket.headers(name) for name, bucket in buckets.items()]
-        if not items:
+        rates = {name: rate for name, rate in _rates(quota).items() if rate is not None}
+        if not rates:
             return {}
+        with self._usage.lock:
+            slot = self._usage.slot(key)
+            buckets = {name: self._bucket(slot, name, rate) for name, rate in rates.items()}
+        items = [bucket.headers(name) for name, bucket in buckets.items()]
         policies, levels = zip(*items, strict=True)
         return {"RateLimit-Policy": ", ".join(policies), "RateLimit": ", ".join(levels)}
 
-    def _of(self, key: str, quota: Quota) -> _Usage:
-        found = self._usage.get(key)
-        if found is None or (found.quota != quota and not found.running):
-            if len(self._usage) >= _MAX_KEPT:
-                self._usage = {name: one for name, one in self._usage.items() if one.running}
-            found = self._usage[key] = _Usage(quota, self._clock())
-        return found
+    def _take(self, slot: int, key: str, rate: float, name: RateName, amount: int) -> None:
+        bucket = self._bucket(slot, name, rate)
+        if wait_s := bucket.wait_s(amount):
+            raise QuotaExceeded(
+                f"Key {key!r} may send {rate:g} {name} per second. Retry after {wait_s:.3f} s.",
+                quota=f"{name}_per_s",
+                limit=rate,
+                retry_after_s=wait_s,
+            )
+        left = bucket.level - amount
+        self._usage.set_level(slot, _LEVELS[name], left, bucket.filled_at)
+
+    def _bucket(self, slot: int, name: RateName, rate: float) -> _Bucket:
+        """Return a bucket, filled up to now."""
+        bucket = _Bucket(rate, *self._usage.level(slot, _LEVELS[name]))
+        bucket.fill(self._clock())
+        return bucket
+
+
+def _rates(quota: Quota) -> dict[RateName, float | None]:
+    return {"requests": quota.requests_per_s, "images": quota.images_per_s}

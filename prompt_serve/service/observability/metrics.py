@@ -9,10 +9,7 @@ them up. BentoML shares one such folder between all services of its home and emp
 of them starts, so each of our services has a folder of its own.
 """
 
-import atexit
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -235,14 +232,11 @@ def count_upload(result: str, files: int = 1) -> None:
     uploads.labels(result).inc(files)
 
 
-def prepare_folder() -> None:
-    """Create the folder of the workers' files, in the parent before they start.
-
-    It is removed when the parent exits.
-    """
-    folder = tempfile.mkdtemp(prefix="prompt-serve-metrics-")
-    os.environ[_OUR_FOLDER] = folder
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def prepare_folder(parent: Path) -> None:
+    """Create the folder of the workers' files below ``parent``, before they start."""
+    folder = parent / "metrics"
+    folder.mkdir()
+    os.environ[_OUR_FOLDER] = str(folder)
 
 
 def remove_dead_workers() -> None:

@@ -7,12 +7,9 @@ it is killed after ``START_TIMEOUT_S``.
 """
 
 import asyncio
-import atexit
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -62,15 +59,15 @@ class HeartbeatMiddleware:
             await asyncio.sleep(BEAT_S)
 
 
-def watch_workers(timeout_s: float, start_timeout_s: float = START_TIMEOUT_S) -> None:
+def watch_workers(parent: Path, timeout_s: float, start_timeout_s: float = START_TIMEOUT_S) -> None:
     """Kill workers that have not beaten for ``timeout_s``, or not at all for ``start_timeout_s``.
 
-    Called in the supervisor, before they start.
+    Called in the supervisor, before they start; their files are below ``parent``.
     """
-    folder = tempfile.mkdtemp(prefix="prompt-serve-heartbeats-")
-    os.environ[FOLDER] = folder
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    arguments = Path(folder), timeout_s, start_timeout_s
+    folder = parent / "heartbeats"
+    folder.mkdir()
+    os.environ[FOLDER] = str(folder)
+    arguments = folder, timeout_s, start_timeout_s
     threading.Thread(target=_watch, args=arguments, daemon=True).start()
 
 

@@ -1,7 +1,7 @@
 """Audit log: author, time and versions of every change, in the transaction of the change.
 
-A change and its entry are committed together, or neither is. The service never changes or removes
-an entry.
+A change and its entry are committed together, or neither is. The service never changes an entry; it
+removes those that are older than ``keep_history_days``, if that is set (``retention``).
 """
 
 from collections.abc import Iterator

@@ -24,7 +24,12 @@ from prompt_serve.service.storage.audit import record
 from prompt_serve.service.storage.database import Database, read_revision
 from prompt_serve.service.storage.preconditions import ALWAYS, Condition, check_task_name
 from prompt_serve.service.storage.prompt_facts import facts_of
-from prompt_serve.service.storage.retention import drop_file, drop_unused, keep_version
+from prompt_serve.service.storage.retention import (
+    drop_file,
+    drop_old_entries,
+    drop_unused,
+    keep_version,
+)
 from prompt_serve.service.storage.stored_quota import check_stored
 from prompt_serve.service.storage.tables import (
     StoredChange,
@@ -85,14 +90,18 @@ class Registry:
     Args:
         database: of the service.
         keep_versions: number of files kept for each name, including its current one; 0: all.
+        keep_history_days: age at which entries of history and audit log are removed; 0: never.
 
     Raises:
         NotReady: (from every method) the database cannot be reached, is full or stays locked.
     """
 
-    def __init__(self, database: Database, *, keep_versions: int = 0) -> None:
+    def __init__(
+        self, database: Database, *, keep_versions: int = 0, keep_history_days: float = 0
+    ) -> None:
         self._db = database
         self._keep = keep_versions
+        self._keep_history_days = keep_history_days
 
     # Reading
 
@@ -313,7 +322,7 @@ class Registry:
         self, new: Iterable[NewTask], condition: Condition = ALWAYS, *, what: str = "put"
     ) -> list[tuple[StoredTask, bool]]:
         """Do ``put`` for several names in one transaction: all of them or, on an error, none."""
-        with self._db.write() as db:
+        with self._changing() as db:
             stored = [self._put(db, one, condition, what) for one in new]
             check_stored(db)
         return stored
@@ -338,7 +347,7 @@ class Registry:
         Raises:
             VersionChanged: the condition does not hold.
         """
-        with self._db.write() as db:
+        with self._changing() as db:
             fingerprint = _fingerprint_of(db, version)
             if fingerprint is None:
                 return False
@@ -353,7 +362,7 @@ class Registry:
         """Remove a name, but not its history and files; return False if there was none."""
         if not may_change(name):
             return False
-        with self._db.write() as db:
+        with self._changing() as db:
             old = _version_of_task(db, name)
             condition.check(name, old)
             if old is not None:
@@ -368,7 +377,7 @@ class Registry:
         Raises:
             VersionInUse: a name points at it.
         """
-        with self._db.write() as db:
+        with self._changing() as db:
             names = db.execute(
                 sa.select(task.c.name).where(task.c.version == version).order_by(task.c.name)
             )
@@ -390,7 +399,7 @@ class Registry:
         """Replace the tags of a name; return False if there is no such name."""
         if not may_change(name):
             return False
-        with self._db.write() as db:
+        with self._changing() as db:
             if _version_of_task(db, name) is None:
                 return False
             _change_tags(db, name, set(tags))
@@ -404,7 +413,7 @@ class Registry:
         """
         if not may_change(name):
             return False
-        with self._db.write() as db:
+        with self._changing() as db:
             if _version_of_task(db, name) is None:
                 return False
             _change_tags(db, name, _tags_of(db, name).difference(remove).union(add))
@@ -414,7 +423,7 @@ class Registry:
         """Pin or unpin a task; return False if there is no such name."""
         if not may_change(name):
             return False
-        with self._db.write() as db:
+        with self._changing() as db:
             row = db.execute(task.update().where(task.c.name == name).values(pinned=pinned))
             if row.rowcount:
                 record(db, "task.pin" if pinned else "task.unpin", name)
@@ -425,6 +434,13 @@ class Registry:
         with self._db.write() as db:
             if _has_file(db, version):
                 _insert_features(db, version, fingerprint, features)
+
+    @contextmanager
+    def _changing(self) -> Iterator[Connection]:
+        """Open the transaction of a change, which ends with what is too old."""
+        with self._db.write() as db:
+            yield db
+            drop_old_entries(db, self._keep_history_days)
 
     def _put(
         self, db: Connection, new: NewTask, condition: Condition, what: str

@@ -1,14 +1,26 @@
-"""Remove what is no longer needed after a name was changed: old files, unused class features.
+"""Remove what is no longer needed after a change: old files, unused class features, old entries.
 
-None of it reads the history, which only grows.
+What files are kept does not depend on the history, except those of deleted names.
 """
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from prompt_serve.service.storage.tables import class_features, kept_version, prompt_file, task
+from prompt_serve.service.storage.audit import audit_table
+from prompt_serve.service.storage.tables import (
+    change,
+    class_features,
+    kept_version,
+    prompt_file,
+    task,
+)
 
 _MIN_KEPT = 2  # a name always keeps its current and its previous version
+_ENTRIES_AT_ONCE = 2000  # more than one change adds, so that the rest shrinks
 
 
 def keep_version(db: Connection, name: str, version: str, change_id: int) -> None:
@@ -50,6 +62,43 @@ def kept_of_deleted(db: Connection, visible: sa.ColumnElement[bool]) -> list[tup
     query = sa.select(kept_version.c.name, kept_version.c.version).where(visible, ~exists)
     query = query.order_by(kept_version.c.change_id)
     return [(row.name, row.version) for row in db.execute(query)]
+
+
+def drop_old_entries(db: Connection, keep_days: float) -> None:
+    """Remove the oldest entries of the history and of the audit log, a bounded number at a time.
+
+    A deleted name whose history is gone cannot be restored any more, so its files go as well.
+
+    Args:
+        db: in the transaction of a change.
+        keep_days: age from which entries are removed; 0: never.
+    """
+    if not keep_days:
+        return
+    before = (datetime.now(UTC) - timedelta(days=keep_days)).isoformat(timespec="milliseconds")
+    _drop_older(db, audit_table, audit_table.c.time, before)
+    names = {row.name for row in _drop_older(db, change, change.c.at, before)}
+    if not names:
+        return
+    of_names = kept_version.c.name.in_(names)
+    has_history = sa.exists().where(change.c.name == kept_version.c.name)
+    for name, version in kept_of_deleted(db, of_names & ~has_history):
+        drop_kept_versions(db, name, [version])
+
+
+def _drop_older(
+    db: Connection, table: sa.Table, time: sa.Column[str], before: str
+) -> Iterable[sa.Row[Any]]:
+    """Remove the oldest entries from before a time; return what was removed."""
+    id_ = table.c.id
+    oldest = db.execute(sa.select(time).order_by(id_).limit(1)).scalar()
+    if oldest is None or oldest >= before:
+        return []
+    some = sa.select(id_).order_by(id_).limit(_ENTRIES_AT_ONCE)
+    # Without the newest one, SQLite would give its number to the next.
+    newest = sa.select(sa.func.max(id_)).scalar_subquery()
+    old = table.delete().where(id_.in_(some), id_ < newest, time < before)
+    return db.execute(old.returning(*table.c)).all()
 
 
 def drop_file(db: Connection, version: str) -> bool:

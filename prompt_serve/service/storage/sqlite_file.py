@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,6 +25,11 @@ FOLDER_MODE = 0o700
 SUFFIXES = ("-wal", "-shm")  # SQLite's files beside the main file; they get its mode
 
 Identity = tuple[int, int]  # device and inode
+State = tuple[int, int]  # size and time of change
+
+_AT_REST_S = 0.2
+_MAX_COPYING_S = 2.0
+_PAUSE_S = 0.01
 
 
 class SqliteFile:
@@ -45,7 +51,8 @@ class SqliteFile:
         self._identity: Identity | None = None  # once it is open: overlay file systems copy it then
         self._id = 0  # ``user_version``; 0 until the content is watched
         self._revision = 0  # in the main file when the content was last checked
-        self._seen = (0, 0)  # size and time of change when the content was last checked
+        self._seen: State = (0, 0)  # when the content was last checked
+        self._wrong: State | None = None  # when it was last found wrong
         self._lock = threading.Lock()
 
     @property
@@ -71,7 +78,7 @@ class SqliteFile:
         content = self._content()
         if number and seen is not None and content is not None and content[0] == number:
             self._id, self._revision = content
-            self._seen = (seen.st_size, seen.st_mtime_ns)
+            self._seen = _state(seen)
 
     def check(self, connection: sqlite3.Connection, beside: Mapping[str, Identity | None]) -> None:
         """Raise NotReady unless these are the files that were opened.
@@ -88,22 +95,42 @@ class SqliteFile:
         for suffix, opened in beside.items():
             if opened is not None and _identity(self._beside[suffix]) != opened:
                 raise _lost(self._beside[suffix], "was deleted or replaced")
-        if self._id and (found.st_size, found.st_mtime_ns) != self._seen:
-            self._check_content(connection, found)
+        if self._id and _state(found) != self._seen:
+            with self._lock:
+                self._check_content(connection)
 
-    def _check_content(self, connection: sqlite3.Connection, found: os.stat_result) -> None:
-        with self._lock:
+    def _check_content(self, connection: sqlite3.Connection) -> None:
+        found, content = self._content_at_rest()
+        if content is None or content[0] != self._id:
+            raise _lost(self.path, "was overwritten")
+        if content[1] < self._revision:
+            raise _lost(self.path, "was overwritten with an older copy")
+        if found[0] < self._seen[0]:  # or it was vacuumed
+            fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+            if fault != "ok":
+                raise _lost(self.path, f"was cut off ({fault})")
+        self._revision = content[1]
+        self._seen = found
+
+    def _content_at_rest(self) -> tuple[State, tuple[int, int] | None]:
+        """Return the content, and the state of the file from before it was read.
+
+        While another thread or process copies pages of the log into it, it may be no database for
+        a moment. What is still wrong when nobody writes to it any more is wrong.
+        """
+        give_up = time.monotonic() + _MAX_COPYING_S
+        changed_at, last = time.monotonic(), _state(_stat(self.path))
+        while True:
+            found, now = _state(_stat(self.path)), time.monotonic()
             content = self._content()
-            if content is None or content[0] != self._id:
-                raise _lost(self.path, "was overwritten")
-            if content[1] < self._revision:
-                raise _lost(self.path, "was overwritten with an older copy")
-            if found.st_size < self._seen[0]:  # or it was vacuumed
-                fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if fault != "ok":
-                    raise _lost(self.path, f"was cut off ({fault})")
-            self._revision = content[1]
-            self._seen = (found.st_size, found.st_mtime_ns)
+            if content is not None and content[0] == self._id and content[1] >= self._revision:
+                return found, content
+            if found != last:
+                changed_at, last = now, found
+            if found == self._wrong or now - changed_at > _AT_REST_S or now > give_up:
+                self._wrong = found
+                return found, content
+            time.sleep(_PAUSE_S)
 
     def _content(self) -> tuple[int, int] | None:
         """Return number and revision in the main file itself, without the log; None if it is
@@ -192,6 +219,10 @@ def _give_id(connection: sqlite3.Connection) -> None:
 def _identity(path: Path) -> Identity | None:
     found = _stat(path)
     return None if found is None else (found.st_dev, found.st_ino)
+
+
+def _state(found: os.stat_result | None) -> State:
+    return (0, 0) if found is None else (found.st_size, found.st_mtime_ns)
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -3,7 +3,7 @@
 prompt_file     version (sha256) -> the file's bytes and the columns of listings; never changes
 task            name -> current version, previous version, pinned or not
 task_tag        tags of a name
-change          history: version of each name, time, author; rows are only added
+change          history: version of each name, time, author; rows are added, and removed by age
 kept_version    versions that each name can be rolled back to: the last ``keep_versions``
 class_features  (version, backbone fingerprint) -> float32; a cache, so a restart encodes nothing
 """

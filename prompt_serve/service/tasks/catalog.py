@@ -14,6 +14,7 @@ from prompt_serve.service.storage.preconditions import (
 from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NO_FILTER, Registry, TaskFilter
 from prompt_serve.service.storage.tables import StoredFacts, StoredTask
+from prompt_serve.service.storage.visibility import visible_revision
 from prompt_serve.service.tasks.cursors import (
     decode_id_cursor,
     decode_name_cursor,
@@ -75,7 +76,7 @@ class TaskCatalog:
         stored, revision = self._registry.tasks(after, limit + 1, task_filter)
         shown = [TaskSummary(**self._summary(task)) for task in stored[:limit]]
         more = encode_cursor(shown[-1].name) if len(stored) > limit else None
-        return TaskList(tasks=shown, revision=revision, next=more)
+        return TaskList(tasks=shown, revision=visible_revision(revision), next=more)
 
     def history(self, name: str, cursor: str | None, limit: int) -> History:
         """Return up to ``limit`` changes of a name, newest first, starting after ``cursor``.

@@ -287,6 +287,37 @@ def test_which_tasks_a_key_sees(
     assert refused.json()["action"] == "upload"
 
 
+@pytest.mark.parametrize(
+    ("names", "tags", "counts"),
+    [
+        ([], [], True),
+        (["ours-*"], [], False),
+        (["ours-pets"], [], False),
+        (["theirs-pets", "theirs-x*"], [], False),
+        ([], ["shared"], False),
+        (["ours-*"], ["theirs"], False),
+    ],
+)
+def test_the_revision_counts_changes_for_those_who_see_them_all(
+    tenants: Tenants, secured: SecuredService, names: list[str], tags: list[str], counts: bool
+) -> None:
+    with open_keys(secured.served.home) as keys:
+        token, key = keys.create("reader", Permissions.checked(["read"], names, tags))
+    with secured.client(token) as http:
+        seen = []
+        for label in ("one", "two"):
+            change = {"tags": ["shared", "theirs", label]}
+            tenants.theirs.put("/v1/tasks/theirs-pets/tags", json=change).raise_for_status()
+            seen.append({http.get(path).json()["revision"] for path in ("/v1/tasks", "/v1/info")})
+    with open_keys(secured.served.home) as keys:
+        keys.revoke(key.id)
+    tenants.theirs.put("/v1/tasks/theirs-pets/tags", json={"tags": ["shared", "theirs"]})
+
+    first, second = seen
+    assert len(first) == len(second) == 1
+    assert min(second) > min(first) > 0 if counts else first == second == {0}
+
+
 @pytest.mark.parametrize("action", EVERY_ACTION)
 def test_a_key_of_one_action_may_do_nothing_else(secured: SecuredService, action: str) -> None:
     with open_keys(secured.served.home) as keys:

@@ -17,6 +17,7 @@ from PIL import Image
 from prompt_serve.errors import ImageInvalid, ImageTooLarge, NotReady, RequestTooLarge, ServiceError
 from prompt_serve.preprocess import MAX_IMAGE_PIXELS, Preprocessing, pixels_from_bytes
 from prompt_serve.service.byte_budget import ByteBudget
+from prompt_serve.service.inference import image_decoder
 from prompt_serve.service.inference.image_decoder import ImageDecoder
 from tests.test_image_formats import encoded, photo
 
@@ -103,6 +104,22 @@ def test_a_killed_process_fails_its_image_only(decoder: ImageDecoder) -> None:
 
     assert np.array_equal(decoder(data), pixels_from_bytes(data, PREPROCESSING))
     assert first not in decoder.process_ids
+
+
+def test_a_stopped_process_fails_its_image_and_is_replaced(
+    decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_decoder, "_MAX_DECODE_S", 1.0)
+    data = image()
+    for _ in range(2):
+        decoder(data)
+        [pid] = decoder.process_ids
+        os.kill(pid, signal.SIGSTOP)
+        with pytest.raises(ServiceError, match="ended"):
+            decoder(data)
+        wait_until_gone(pid)
+
+    assert np.array_equal(decoder(data), pixels_from_bytes(data, PREPROCESSING))
 
 
 def test_a_process_killed_while_it_waits_is_replaced_unseen(decoder: ImageDecoder) -> None:

@@ -1,6 +1,5 @@
 """Metrics of several workers as one, each in its own process as in the service."""
 
-import json
 import os
 import subprocess
 import sys
@@ -45,25 +44,6 @@ def test_workers_are_added_up_and_the_queues_of_dead_ones_forgotten(tmp_path: Pa
     assert "prompt_serve_queue_images 2.0" in text  # of the one that is alive
     assert "_created" not in text
     assert not (tmp_path.parent / "of-all").exists()
-
-
-def test_the_parent_makes_a_folder_of_its_own_and_takes_it_along(tmp_path: Path) -> None:
-    script = "; ".join(
-        [
-            "import json, os",
-            "from prompt_serve.service.observability import metrics",
-            "metrics.prepare_folder()",
-            "folder = os.environ['_PROMPT_SERVE_METRICS_FOLDER']",
-            "print(json.dumps([folder, os.path.isdir(folder), os.stat(folder).st_mode & 0o777]))",
-        ]
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True
-    )
-    folder, existed, mode = json.loads(done.stdout)
-    assert existed
-    assert mode == 0o700
-    assert not Path(folder).exists()
 
 
 def test_no_metric_has_a_label_that_a_caller_chooses() -> None:

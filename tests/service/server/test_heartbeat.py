@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -14,7 +15,8 @@ import subprocess, sys, time
 from pathlib import Path
 from prompt_serve.service.server import heartbeat
 
-heartbeat.watch_workers(timeout_s={timeout_s}, start_timeout_s={start_timeout_s})
+parent = Path(sys.argv[1])
+heartbeat.watch_workers(parent, timeout_s={timeout_s}, start_timeout_s={start_timeout_s})
 folder = Path(heartbeat.os.environ[heartbeat.FOLDER])
 worker = [sys.executable, "-c", "import time; time.sleep(600)", "_bentoml_impl.worker.service"]
 hung, beating, quiet = (subprocess.Popen(worker) for _ in range(3))
@@ -30,11 +32,14 @@ while True:
 
 
 @contextmanager
-def supervisor(timeout_s: float, start_timeout_s: float) -> Iterator[list[psutil.Process]]:
+def supervisor(
+    folder: Path, timeout_s: float, start_timeout_s: float
+) -> Iterator[list[psutil.Process]]:
     """Children of a started supervisor: hung at its start, beating, gone quiet, and no worker."""
     program = SUPERVISOR.format(timeout_s=timeout_s, start_timeout_s=start_timeout_s)
+    command = [sys.executable, "-c", program, str(folder)]
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         children = [psutil.Process(int(pid)) for pid in process.stdout.readline().split()]
@@ -54,9 +59,9 @@ def supervisor(timeout_s: float, start_timeout_s: float) -> Iterator[list[psutil
     ids=["hung at its start", "gone quiet"],
 )
 def test_only_the_worker_that_hangs_is_killed(
-    timeout_s: float, start_timeout_s: float, is_killed: tuple[bool, ...]
+    timeout_s: float, start_timeout_s: float, is_killed: tuple[bool, ...], tmp_path: Path
 ) -> None:
-    with supervisor(timeout_s, start_timeout_s) as children:
+    with supervisor(tmp_path, timeout_s, start_timeout_s) as children:
         assert len(children) == 4
         give_up = time.monotonic() + 60
         [expected] = [child for child, dies in zip(children, is_killed, strict=True) if dies]

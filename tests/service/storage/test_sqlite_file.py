@@ -213,6 +213,36 @@ def test_many_changes_through_several_checkpoints_are_no_harm(tmp_path: Path) ->
         registry._db.close()
 
 
+@pytest.mark.parametrize("megabytes", [1, 2, 3, 4, 6])
+def test_a_checkpoint_of_another_thread_is_no_harm(tmp_path: Path, megabytes: int) -> None:
+    """It copies pages into the main file, which is no database meanwhile."""
+    registry = Registry(Database(f"sqlite:///{tmp_path / 'registry.db'}"), keep_versions=2)
+    names = ("low_rank", "zero_shot", "ragged", "deep", "codebook_1")
+    done = threading.Event()
+    faults = []
+
+    def read() -> None:
+        while not done.is_set():
+            try:
+                registry.revision()
+            except NotReady as error:
+                faults.append(error)
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for n in range(10):
+            features = bytes([n + 1]) * (megabytes * 2**20)
+            registry.put(new(f"task-{n % 3}", GOLDEN[names[n % 5]], features))
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+        registry._db.close()
+    assert not faults
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077, 0o277, 0o027])
 def test_files_are_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
     path = tmp_path / "home" / "registry.db"
