@@ -13,8 +13,6 @@ request leave it at once; images past their deadline are not run.
 """
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -37,6 +35,7 @@ from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.fair_pool import FairPool
 from prompt_serve.service.scheduling.loop_results import at_end_of_step
+from prompt_serve.service.scheduling.thread_priority import lower_priority
 from prompt_serve.service.scheduling.turns import Turns
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -44,6 +43,7 @@ ImageData = bytes | PixelArray  # an image file, or (S, S, 3) pixels for the enc
 Outcome = FloatArray | PromptServeError  # (V, E), a row for each pass of the image
 NO_ROWS: tuple[ImageRows | None, ...] = (None,)  # one pass, through the plain image tower
 
+# The inference thread goes first: the images being decoded are not needed before its batch is done.
 _DECODE_NICENESS = 5
 _DECAY = 0.8  # per batch, of earlier measurements
 _MAX_RETRY_S = 60.0
@@ -74,12 +74,11 @@ class PendingRequest:
             with suppress(InvalidStateError):  # cancelled meanwhile
                 self.future.set_result([o for o in self._outcomes if o is not None])
 
-    @property
-    def skip_reason(self) -> PromptServeError | None:
-        """Error for images that need not be run any more; None if they must be."""
+    def skip_reason(self, now: float) -> PromptServeError | None:
+        """Return the error of images that need not be run any more; None if they must be."""
         if self.future.cancelled():
             return ServiceError("The request was cancelled.")
-        if time.monotonic() > self.deadline:
+        if now > self.deadline:
             return _deadline_exceeded()
         return None
 
@@ -98,13 +97,15 @@ class _QueuedImage:
         "size_bytes",
     )
 
-    def __init__(self, image: ImageData, request: PendingRequest, index: int) -> None:
+    def __init__(
+        self, image: ImageData, request: PendingRequest, index: int, admitted_at: float
+    ) -> None:
         self.data = image if isinstance(image, bytes) else b""
         self.pixels = None if isinstance(image, bytes) else image
         self.size_bytes = _size_bytes(image)
         self.request = request
         self.index = index
-        self.admitted_at = time.monotonic()
+        self.admitted_at = admitted_at
         self.ready_at = 0.0
         self._features: dict[int, FloatArray] = {}  # by pass; of the inference thread
 
@@ -132,13 +133,12 @@ class _DrainRate:
         self._seconds = 0.0
         self._last = float("-inf")
 
-    def add_batch(self, images: int, since: float) -> None:
+    def add_batch(self, images: int, since: float, ended: float) -> None:
         """Count a finished batch whose first image was admitted at ``since``."""
-        now = time.monotonic()
-        busy_s = max(1e-6, now - max(since, self._last))
+        busy_s = max(1e-6, ended - max(since, self._last))
         self._images = _DECAY * self._images + images
         self._seconds = _DECAY * self._seconds + busy_s
-        self._last = now
+        self._last = ended
 
     def seconds_for(self, images: float) -> float:
         """Estimate the time to drain ``images``; 1 s before the first batch."""
@@ -164,6 +164,7 @@ class Batcher:
         one_round: when several requests wait, take at most one image per request and batch. For
             devices on which a large batch takes as long as its images alone: those who wait for the
             next batch then wait less, and nothing is lost.
+        clock: time in seconds, for deadlines and for what is measured.
     """
 
     def __init__(
@@ -177,15 +178,19 @@ class Batcher:
         max_queue_delay_ms: float,
         decode_threads: int,
         one_round: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decode = decode
         self._encode = encode
         self._max_batch = max_batch
         self._one_round = one_round
+        self._clock = clock
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
-        self._pool = FairPool(decode_threads, "decode", initializer=_lower_priority)
+        self._pool = FairPool(
+            decode_threads, "decode", initializer=partial(lower_priority, _DECODE_NICENESS)
+        )
         self._changed = threading.Condition()  # guards everything below
         self._ready: Turns[_Pass] = Turns()
         self._admitted: set[_QueuedImage] = set()
@@ -206,14 +211,14 @@ class Batcher:
 
     @property
     def last_success(self) -> float:
-        """``time.monotonic()`` of the last batch that succeeded."""
+        """Time on the clock of the last batch that succeeded."""
         return self._last_success
 
     @property
     def running_for_s(self) -> float:
         """Time that the current batch has been running; 0 between batches."""
         since = self._running_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else self._clock() - since
 
     def submit(
         self,
@@ -225,7 +230,7 @@ class Batcher:
 
         Args:
             images: at least one.
-            deadline: on ``time.monotonic()``; images are not run after it.
+            deadline: on the clock; images are not run after it.
             rows: of the V passes of every image: the vectors of an image prompt, or None.
 
         Returns:
@@ -238,7 +243,8 @@ class Batcher:
             NotReady: the batcher was stopped, or its inference thread died.
         """
         request = PendingRequest(len(images), deadline, rows)
-        admitted = [_QueuedImage(image, request, index) for index, image in enumerate(images)]
+        now = self._clock()
+        admitted = [_QueuedImage(image, request, index, now) for index, image in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
             for displaced, error in self._room(len(images) * len(rows), size_bytes):
@@ -352,7 +358,7 @@ class Batcher:
 
     def _prepare(self, image: _QueuedImage) -> None:
         """Decode an image, in the decode pool, and hand it to the inference thread."""
-        failure = image.request.skip_reason
+        failure = image.request.skip_reason(self._clock())
         with self._changed:
             if image not in self._admitted:
                 return  # its request has ended, and with it all images that are not decoded yet
@@ -374,11 +380,11 @@ class Batcher:
             self._decode_next(image.request)
 
     def _timed_decode(self, image: _QueuedImage, data: bytes) -> PixelArray:
-        started = time.monotonic()
+        started = self._clock()
         try:
             return self._decode(data)
         finally:
-            ended = time.monotonic()
+            ended = self._clock()
             image.request.timings.add("decode", started, ended)
             metrics.decode_seconds.observe(ended - started)
 
@@ -386,7 +392,7 @@ class Batcher:
         with self._changed:
             if image not in self._admitted:
                 return  # cancelled while it was decoded
-            image.ready_at = time.monotonic()
+            image.ready_at = self._clock()
             passes = [(image, index) for index in range(image.passes)]
             self._ready.extend(image.request.turn, passes)
             self._changed.notify_all()
@@ -411,7 +417,7 @@ class Batcher:
             if self._ready and self._max_queue_delay_s > 0:
                 self._wait_for_more()
             batch = None if self._stopped else self._take_batch()
-        _record_waits(batch or [])
+        _record_waits(batch or [], self._clock())
         return batch
 
     def _take_batch(self) -> list[_Pass]:
@@ -424,7 +430,7 @@ class Batcher:
             image, index = next_pass
             if index == image.passes - 1:
                 self._decode_next(image.request)
-            if reason := image.request.skip_reason:
+            if reason := image.request.skip_reason(self._clock()):
                 self._finish(image, reason)
             elif image in self._admitted:  # not if another pass of it failed
                 batch.append((image, index))
@@ -432,13 +438,14 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         # Counted from when the first image was ready: later ones do not prolong the wait.
-        left = self._ready.first()[0].ready_at + self._max_queue_delay_s - time.monotonic()
+        end = self._ready.first()[0].ready_at + self._max_queue_delay_s
         self._changed.wait_for(
-            lambda: len(self._ready) >= self._max_batch or self._stopped, max(0.0, left)
+            lambda: len(self._ready) >= self._max_batch or self._stopped or self._clock() >= end,
+            max(0.0, end - self._clock()),
         )
 
     def _infer(self, batch: list[_Pass]) -> None:
-        self._running_since = started = time.monotonic()
+        self._running_since = started = self._clock()
         try:
             features = self._encode(
                 np.stack([image.pixels for image, _ in batch if image.pixels is not None]),
@@ -451,10 +458,11 @@ class Batcher:
             self._retry_in_halves(batch, error)
             return
         self._running_since = None
-        self._last_success = time.monotonic()
-        _record_batch(batch, started, self._last_success)
+        self._last_success = ended = self._clock()
+        _record_batch(batch, started, ended)
+        since = min(image.admitted_at for image, _ in batch)
         with self._changed:
-            self._drain_rate.add_batch(len(batch), min(image.admitted_at for image, _ in batch))
+            self._drain_rate.add_batch(len(batch), since, ended)
         self._finish_all(
             [
                 (image, of_all)
@@ -513,16 +521,8 @@ class Batcher:
         self._finish_all((image, NotReady(reason, retry_after_s=1.0)) for image in left)
 
 
-def _lower_priority() -> None:
-    """Let the inference thread go first on a shared core: the images being decoded are not needed
-    before its current batch is done."""
-    if sys.platform == "linux":  # elsewhere priorities belong to processes, not to threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
-
-
-def _record_waits(batch: Sequence[_Pass]) -> None:
+def _record_waits(batch: Sequence[_Pass], now: float) -> None:
     """Record the time in the queue of a batch that starts now."""
-    now = time.monotonic()
     for image, _ in batch:
         image.request.timings.add("queue", image.ready_at, now)
         metrics.queue_wait_seconds.observe(now - image.ready_at)

@@ -110,6 +110,9 @@ def test_a_call_that_fails_is_logged_and_its_thread_goes_on(
     pool.shutdown(wait=True)
 
     assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [kind] * 3
+    assert {record.getMessage() for record in caplog.records} == {
+        "a call in the pool 'test' failed"
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -133,3 +136,72 @@ def test_every_call_runs_once_and_the_threads_run_side_by_side(threads: int, cal
 
     assert sorted(done) == list(range(calls))
     assert not together.broken
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_thread_has_the_name_of_the_pool_and_is_initialized(threads: int) -> None:
+    initialized: list[str] = []
+    pool = FairPool(
+        threads,
+        "special",
+        initializer=lambda: initialized.append(threading.current_thread().name),
+    )
+    together = threading.Barrier(threads + 1)
+    for number in range(threads):
+        pool.start(Turn(number, 0), together.wait, 20)
+    together.wait(20)
+    pool.shutdown(wait=True)
+
+    assert sorted(initialized) == [f"special_{number}" for number in range(threads)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_pool_that_was_idle_has_all_its_threads_again(threads: int) -> None:
+    pool = FairPool(threads, "test")
+    for _ in range(5):
+        together = threading.Barrier(threads + 1)
+        for number in range(threads):
+            pool.start(Turn("a", number), together.wait, 20)
+        together.wait(20)
+        assert len(pool) == 0
+    pool.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_caller_at_its_limit_goes_on_when_its_calls_end(limit: int) -> None:
+    """Also where they fail, and after it has had none for a time."""
+    pool = FairPool(3, "test", max_per_caller=limit)
+    for _ in range(3):
+        held = _Held()
+        futures = [pool.submit(Turn("greedy", n), held) for n in range(limit)]
+        for _ in range(limit):
+            assert held.started.acquire(timeout=20)
+        waiting = [pool.submit(Turn("greedy", n), int, "x") for n in range(limit, 5)]
+        other = [pool.submit(Turn("other", n), int, "3") for n in range(2)]
+        assert [future.result(20) for future in other] == [3, 3]
+        assert len(pool) == len(waiting)
+        held.go.set()
+        for future in futures:
+            future.result(20)
+        for failing in waiting:
+            with pytest.raises(ValueError, match="invalid literal"):
+                failing.result(20)
+    pool.shutdown(wait=True)
+
+
+def test_a_pool_that_waits_for_its_end_ends_after_the_running_call() -> None:
+    pool, held = FairPool(1, "test"), _Held()
+    pool.start(Turn("a", 0), held)
+    assert held.started.acquire(timeout=20)
+    done = threading.Event()
+
+    def stop() -> None:
+        pool.shutdown(wait=True)
+        done.set()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    assert not done.wait(0.05)
+    held.go.set()
+    assert done.wait(20)
+    stopping.join(20)
