@@ -83,6 +83,21 @@ def test_an_encoder_that_fails_is_named_and_its_error_is_logged(
     assert record.exc_info[0] is kind
 
 
+@pytest.mark.parametrize("images", [1, 2, 5])
+@pytest.mark.parametrize("excess", [-1, 1])
+def test_an_encoder_with_too_few_or_too_many_features_answers_nobody_wrongly(
+    images: int, excess: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    def encode(pixels: PixelArray) -> FloatArray:
+        return np.zeros((len(pixels) + excess, 1), np.float32)
+
+    with batcher(encode, max_batch=8) as running:
+        found = outcomes(running.submit([np.zeros((2, 2, 3), np.uint8)] * images, soon()))
+
+    assert all(isinstance(one, NotReady) for one in found)
+    assert [record.getMessage() for record in caplog.records] == ["the inference thread died"]
+
+
 def halves(numbers: list[int], bad: set[int]) -> list[list[int]]:
     """Return the batches that find the bad images: each that fails is tried again in halves."""
     if len(numbers) == 1 or not bad & set(numbers):
@@ -558,6 +573,7 @@ def test_the_delay_of_a_batch_ends_when_the_batcher_stops_or_the_batch_is_full()
         alone = running.submit([b"\x02"], NO_DEADLINE)
         until(lambda: len(running._ready) == 1)
         running.stop(timeout_s=0.05)
+        until(lambda: not running.alive)
 
     assert gate.batches == [3]
     assert texts(outcomes(alone)) == ["The service is stopping."]

@@ -87,11 +87,14 @@ def test_a_pool_that_ends_cancels_what_waits_and_refuses_the_rest() -> None:
     running = pool.submit(Turn("a", 0), held)
     assert held.started.acquire(timeout=20)
     waiting = [pool.submit(Turn("b", n), held) for n in range(5)]
+    pool.start(Turn("b", 5), held)  # nobody has its future
+    waiting.append(pool.submit(Turn("b", 6), held))
     pool.shutdown(wait=False)
 
     assert all(future.cancelled() for future in waiting)
-    with pytest.raises(RuntimeError, match="shut down"):
-        pool.submit(Turn("c", 0), held)
+    for add in (pool.submit, pool.start):
+        with pytest.raises(RuntimeError, match=r"^the pool was shut down$"):
+            add(Turn("c", 0), held)
     held.go.set()
     assert running.result(20) is None
 
@@ -205,3 +208,18 @@ def test_a_pool_that_waits_for_its_end_ends_after_the_running_call() -> None:
     held.go.set()
     assert done.wait(20)
     stopping.join(20)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_are_woken_once_however_many_calls_wait(threads: int) -> None:
+    pool, held = FairPool(threads, "test"), _Held()
+    for number in range(threads):
+        pool.start(Turn("a", number), held)
+        assert held.started.acquire(timeout=20)
+    for number in range(50):
+        pool.start(Turn("b", number), held)
+
+    assert pool._pool._work_queue.qsize() == 0
+    held.go.set()
+    pool.submit(Turn("c", 0), held).result(20)
+    pool.shutdown(wait=True)
