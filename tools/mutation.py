@@ -45,6 +45,7 @@ MODULES: Mapping[str, Sequence[str]] = {
     ),
     "prompt_serve/service/storage/registry.py": (
         "tests/service/storage/test_registry_records.py",
+        "tests/service/storage/test_registry_callers.py",
         "tests/service/storage/test_registry.py",
     ),
     "prompt_serve/service/byte_budget.py": ("tests/service/test_byte_budget.py",),

@@ -1,6 +1,7 @@
 """Order of a fair pool, its limit per caller, and its end."""
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import CancelledError, Future
 
@@ -212,14 +213,38 @@ def test_a_pool_that_waits_for_its_end_ends_after_the_running_call() -> None:
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
 def test_threads_are_woken_once_however_many_calls_wait(threads: int) -> None:
-    pool, held = FairPool(threads, "test"), _Held()
-    for number in range(threads):
-        pool.start(Turn("a", number), held)
-        assert held.started.acquire(timeout=20)
-    for number in range(50):
-        pool.start(Turn("b", number), held)
+    pool = FairPool(threads, "test")
+    for _ in range(3):
+        held = _Held()
+        for number in range(threads):
+            pool.start(Turn("a", number), held)
+            assert held.started.acquire(timeout=20)
+        for number in range(50):
+            pool.start(Turn("b", number), held)
 
-    assert pool._pool._work_queue.qsize() == 0
-    held.go.set()
-    pool.submit(Turn("c", 0), held).result(20)
+        assert pool._pool._work_queue.qsize() == 0
+        held.go.set()
+        give_up = time.monotonic() + 20
+        while pool._active > 0:  # until the pool is idle
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
     pool.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_one_call_that_ends_makes_room_for_one_of_its_caller(limit: int) -> None:
+    pool = FairPool(6, "test", max_per_caller=limit)
+    calls = [_Held() for _ in range(limit + 3)]
+    for number, call in enumerate(calls):
+        pool.start(Turn("greedy", number), call)
+    for call in calls[:limit]:
+        assert call.started.acquire(timeout=20)
+    for ending, starting, waiting in zip(calls, calls[limit:], calls[limit + 1 :], strict=False):
+        ending.go.set()
+        assert starting.started.acquire(timeout=20)
+        assert not waiting.started.acquire(timeout=0.01)
+    for call in calls:
+        call.go.set()
+    pool.shutdown(wait=True)
+
+    assert not pool._running  # nothing is kept of a caller

@@ -10,7 +10,9 @@ from prompt_serve.schemas import AuditEntry
 from prompt_serve.service.storage.audit import AuditLog
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import Condition
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.storage.tables import StoredFacts
 from tests.golden import BACKBONE, GOLDEN
 from tests.service.storage.test_registry import FEATURES, new
 
@@ -114,7 +116,11 @@ def test_versions_are_found_by_their_beginning(registry: Registry) -> None:
         assert registry.versions_like(version) == [version]
     assert len(registry.versions_like("")) == 2
     assert sorted(registry.versions_like("", limit=10)) == sorted([A, B, C])
-    assert registry.versions_like("g") == []
+    for pattern in ("g", "%", "_"):  # not a hexadecimal digit; taken literally
+        assert registry.versions_like(pattern) == []
+        assert registry.versions_of("name0", pattern) == []
+    assert registry.versions_of("name0", A[:9]) == [A]
+    assert registry.versions_of("name0", B[:9]) == []
     assert registry.count_versions() == 3
     assert registry.count() == 3
 
@@ -126,6 +132,33 @@ def test_names_are_hinted_at_in_order(registry: Registry) -> None:
     assert registry.names_like("pest") == sorted(["pets", "Plants", "pens", "planes"])
     assert registry.names_like("pest", limit=2) == sorted(["pets", "Plants", "pens", "planes"])[:2]
     assert registry.names_like("x") == []
+    registry.put_all(new(f"x{n}", PROMPTS[0]) for n in range(201))
+    assert len(registry.names_like("x")) == 200
+
+
+def test_facts_and_sizes_are_of_the_versions_asked_for(registry: Registry) -> None:
+    kinds = ("low_rank", "zero_shot", "ragged", "deep", "codebook_2")
+    for kind in kinds:
+        registry.put(new(kind, GOLDEN[kind]))
+    versions = {kind: version_of(to_bytes(GOLDEN[kind])) for kind in kinds}
+
+    for kind, version in versions.items():
+        prompt = GOLDEN[kind]
+        assert registry.facts(version) == StoredFacts(
+            method=prompt.method,
+            backbone=prompt.backbone.id,
+            fingerprint=prompt.backbone.fingerprint,
+            n_classes=len(prompt.class_names),
+            size_bytes=len(to_bytes(prompt)),
+            facts=facts_of(prompt),
+        )
+    assert registry.facts("f" * 64) is None
+    for chosen in (kinds, kinds[:1], kinds[1:3], ()):
+        of_them = [versions[kind] for kind in chosen]
+        assert registry.sizes([*of_them, "f" * 64]) == (
+            sum(len(GOLDEN[kind].class_names) for kind in chosen),
+            sum(len(to_bytes(GOLDEN[kind])) for kind in chosen),
+        )
 
 
 def test_a_rollback_leads_to_the_version_before(registry: Registry) -> None:
@@ -230,7 +263,7 @@ def test_a_condition_is_checked_before_and_with_the_change(
         registry.check_change("a", condition)
         registry.put(change, condition)
     else:
-        with pytest.raises(VersionChanged):
+        with pytest.raises(VersionChanged, match=f"^Task 'a' is at version {A[:12]}"):
             registry.check_change("a", condition)
         with pytest.raises(VersionChanged):
             registry.put(change, condition)
