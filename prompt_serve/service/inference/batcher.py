@@ -177,7 +177,7 @@ class Batcher:
         max_queue_bytes: int,
         max_queue_delay_ms: float,
         decode_threads: int,
-        one_round: bool = False,
+        one_round: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decode = decode

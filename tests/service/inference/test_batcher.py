@@ -269,13 +269,13 @@ def test_the_queue_delay_bounds_what_an_image_waits_though_others_keep_coming() 
         return first_pixel(pixels)
 
     with batcher(encode, max_batch=64, max_queue_delay_ms=60_000.0, clock=clock) as running:
-        for number in range(35):  # one every 10 s
-            request = running.submit([np.full((2, 2, 3), number, dtype=np.uint8)], NO_DEADLINE)
-            assert is_waiting.wait(20)
-            if number % 7 == 6:  # 60 s after the first
-                outcomes(request)
-                is_waiting.clear()
-            time_of.now += 10
+        for first in range(0, 35, 7):
+            for number, after_s in enumerate((0, 10, 20, 30, 50, 59.99, 60), first):
+                time_of.now = 1000 * (1 + first) + after_s
+                request = running.submit([np.full((2, 2, 3), number, dtype=np.uint8)], NO_DEADLINE)
+                assert is_waiting.wait(20)
+            outcomes(request)
+            is_waiting.clear()
 
     assert batches == [list(range(first, first + 7)) for first in range(0, 35, 7)]
 
@@ -424,6 +424,46 @@ def test_a_full_queue_has_room_for_a_caller_with_little_in_it(
     if heavy_images < 64:
         assert len(light) >= 64 // 2 - heavy_images
         assert not displaced[0]
+
+
+@pytest.mark.parametrize("heavy_images", [1, 3, 8])
+@pytest.mark.parametrize("light_images", [1, 2, 5])
+@pytest.mark.parametrize("room", [24, 25, 26])
+@pytest.mark.parametrize("limit", ["images", "bytes"])
+def test_room_is_made_until_a_caller_holds_as_much_as_the_one_that_holds_most(
+    heavy_images: int, light_images: int, room: int, limit: str
+) -> None:
+    gate = Gate()
+    limits = {"max_queue_images": room if limit == "images" else 1000}
+    limits["max_queue_bytes"] = 10 * room if limit == "bytes" else 10_000
+    data = b"\x01" * 10
+    heavy: list[Future[list[Outcome]]] = []
+    light = 0
+    with batcher(gate, **limits) as running:
+        with request_scope(RequestContext(client="heavy")), suppress(Overloaded):
+            while True:
+                heavy.append(running.submit([data] * heavy_images, soon()))
+        with request_scope(RequestContext(client="light")), suppress(Overloaded):
+            while True:
+                running.submit([data] * light_images, soon())
+                light += light_images
+        left = len(heavy) - sum(future.done() for future in heavy)
+        gate.open.set()
+
+    expected, kept = 0, room // heavy_images
+    while (fewer := _kept(kept, heavy_images, expected + light_images, room)) is not None:
+        kept, expected = fewer, expected + light_images
+    assert (light, left) == (expected, kept)
+
+
+def _kept(requests: int, images: int, of_the_other: int, room: int) -> int | None:
+    """Return how many of a caller's requests stay when the other holds so many images; None: the
+    other is refused, and all stay."""
+    while requests * images + of_the_other > room:
+        if requests * images <= of_the_other:
+            return None
+        requests -= 1
+    return requests
 
 
 def test_the_queue_is_bounded_in_bytes_too() -> None:
