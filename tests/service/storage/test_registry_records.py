@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from prompt_serve.errors import VersionChanged, VersionInUse
+from prompt_serve.errors import RequestInvalid, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.schemas import AuditEntry
 from prompt_serve.service.storage.audit import AuditLog
@@ -119,9 +119,12 @@ def test_versions_are_found_by_their_beginning(registry: Registry) -> None:
     for pattern in ("g", "%", "_"):  # not a hexadecimal digit; taken literally
         assert registry.versions_like(pattern) == []
         assert registry.versions_of("name0", pattern) == []
+    put(registry, "name0", 3)
+    assert len(registry.versions_of("name0")) == 2
+    assert len(registry.versions_of("name0", limit=1)) == 1
     assert registry.versions_of("name0", A[:9]) == [A]
     assert registry.versions_of("name0", B[:9]) == []
-    assert registry.count_versions() == 3
+    assert registry.count_versions() == 4
     assert registry.count() == 3
 
 
@@ -169,6 +172,7 @@ def test_a_rollback_leads_to_the_version_before(registry: Registry) -> None:
     put(registry, "b", 2)
     assert registry.version_before("a") == A
     registry.delete("a")
+    put(registry, "b", 3)
     assert registry.version_before("a") == B
 
 
@@ -226,10 +230,57 @@ def test_a_change_keeps_as_many_files_of_its_name_as_it_should(registry: Registr
     assert registry.has_version(VERSIONS[4])
 
 
+@pytest.mark.parametrize("how", ["put", "point", "delete"])
+def test_a_smaller_number_of_versions_holds_from_the_next_change_on(
+    database: Database, how: str
+) -> None:
+    before, registry = Registry(database), Registry(database, keep_versions=2)
+    for n in range(5):
+        put(before, "a", n)
+    assert before.count_versions() == 5
+    if how == "put":
+        put(registry, "a", 5)
+    elif how == "point":
+        registry.point("a", A, "rollback")
+    else:
+        registry.delete("a")
+
+    last = {"put": [4, 5], "point": [4, 0], "delete": [3, 4]}[how]
+    kept = {n for n in range(6) if registry.has_version(VERSIONS[n])}
+    assert kept == set(last)
+
+
+def test_an_upload_replaces_adds_or_leaves_tags(registry: Registry, audit: AuditLog) -> None:
+    def tags(name: str) -> tuple[str, ...]:
+        stored = registry.task(name)
+        assert stored is not None
+        return stored.tags
+
+    put(registry, "other", 0, tags=("kept",))
+    put(registry, "a", 0, tags=("z", "b", "z"))
+    assert tags("a") == ("b", "z")
+    put(registry, "a", 1)
+    assert tags("a") == ("b", "z")
+    put(registry, "a", 1, added_tags=("c", "b"))
+    assert tags("a") == ("b", "c", "z")
+    put(registry, "a", 1, tags=("y",), added_tags=("x",))
+    assert tags("a") == ("x", "y")
+    put(registry, "a", 1, tags=())
+    assert tags("a") == ()
+    with pytest.raises(RequestInvalid, match=r"^Task 'a' would have 51 tags; a task may have 50\."):
+        put(registry, "a", 2, added_tags=[f"tag-{n}" for n in range(51)])
+    assert registry.versions(["a"]) == {"a": B}
+    assert tags("other") == ("kept",)
+    assert [one for one in entries(audit) if one[0] == "task.tags"] == [
+        ("task.tags", "a", None, "b,c,z"),
+        ("task.tags", "a", None, "x,y"),
+    ]
+
+
 @pytest.mark.parametrize("users", [1, 2, 20, 21, 25])
 def test_a_version_in_use_names_its_users(registry: Registry, users: int) -> None:
     put(registry, "n00", 0)
-    for n in range(1, users):
+    for n in reversed(range(1, users)):
         registry.point(f"n{n:02}", A, "alias")
 
     with pytest.raises(VersionInUse) as refused:
