@@ -77,7 +77,7 @@ class PendingRequest:
     def skip_reason(self, now: float) -> PromptServeError | None:
         """Return the error of images that need not be run any more; None if they must be."""
         if self.future.cancelled():
-            return ServiceError("The request was cancelled.")
+            return _cancelled()
         if now > self.deadline:
             return _deadline_exceeded()
         return None
@@ -100,8 +100,7 @@ class _QueuedImage:
     def __init__(
         self, image: ImageData, request: PendingRequest, index: int, admitted_at: float
     ) -> None:
-        self.data = image if isinstance(image, bytes) else b""
-        self.pixels = None if isinstance(image, bytes) else image
+        self.data, self.pixels = (image, None) if isinstance(image, bytes) else (b"", image)
         self.size_bytes = _size_bytes(image)
         self.request = request
         self.index = index
@@ -414,7 +413,7 @@ class Batcher:
         """Wait for the next batch; None if the batcher was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._stopped)
-            if self._ready and self._max_queue_delay_s > 0:
+            if self._ready:
                 self._wait_for_more()
             batch = None if self._stopped else self._take_batch()
         _record_waits(batch or [], self._clock())
@@ -502,7 +501,7 @@ class Batcher:
 
     def _drop_if_cancelled(self, future: Future[list[Outcome]]) -> None:
         if future.cancelled():
-            self._finish_request(future, ServiceError("The request was cancelled."))
+            self._finish_request(future, _cancelled())
 
     def _finish_request(self, future: Future[list[Outcome]], outcome: PromptServeError) -> None:
         """Give ``outcome`` to the images of a request that are still in the queue."""
@@ -559,6 +558,10 @@ def _result_of(image: _QueuedImage, outcome: Outcome) -> str:
 
 def _size_bytes(image: ImageData) -> int:
     return len(image) if isinstance(image, bytes) else image.nbytes
+
+
+def _cancelled() -> ServiceError:
+    return ServiceError("The request was cancelled.")
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -216,13 +216,14 @@ def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
     with batcher(gate) as running:
         admitted = running.submit([b"\x01"] * 6, soon())
         assert gate.entered.wait(20)
-        stopping = threading.Thread(target=running.stop, args=(20.0,))
+        stopping = threading.Thread(target=running.stop, args=(600.0,))
         stopping.start()
         _until(lambda: running._closed_reason is not None)
         with pytest.raises(NotReady, match="stopping"):
             running.submit([b"\x02"], soon())
         gate.open.set()
         stopping.join(20)
+        assert not stopping.is_alive()
 
         assert not any(isinstance(outcome, PromptServeError) for outcome in outcomes(admitted))
 
@@ -238,8 +239,9 @@ def test_stopping_does_not_wait_for_a_device_that_hangs() -> None:
 
         assert isinstance(outcomes(waiting)[0], NotReady)
         assert isinstance(outcomes(running_now)[0], NotReady)
-        gate.open.set()  # only now does the device answer
         stopping.join(20)
+        assert not stopping.is_alive()
+        gate.open.set()  # only now does the device answer
 
 
 def test_a_dead_inference_thread_fails_what_waits_and_what_comes() -> None:
@@ -464,6 +466,33 @@ def _kept(requests: int, images: int, of_the_other: int, room: int) -> int | Non
             return None
         requests -= 1
     return requests
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_pixels_take_room_in_the_queue(size: int) -> None:
+    gate, n_bytes = Gate(), 3 * size**2
+    with batcher(gate, max_queue_bytes=2 * n_bytes) as running:
+        images = [np.full((size, size, 3), 1, dtype=np.uint8)] * 2
+        request = running.submit(images, soon())
+        assert queued(running) == (2, 2 * n_bytes)
+        with pytest.raises(Overloaded, match=f"{2 * n_bytes} bytes, {n_bytes} more would exceed"):
+            running.submit(images[:1], soon())
+        gate.open.set()
+        outcomes(request)
+        assert queued(running) == (0, 0)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 1], [1, 2], [0, 2, 3]])
+def test_who_cancels_while_a_batch_runs_takes_nothing_from_the_others(gone: list[int]) -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_delay_ms=60_000.0) as running:
+        requests = [running.submit([bytes([number])], NO_DEADLINE) for number in range(4)]
+        assert gate.entered.wait(20)  # one batch with all of them
+        for number in gone:
+            requests[number].cancel()
+        gate.open.set()
+        for number in {0, 1, 2, 3}.difference(gone):
+            assert np.asarray(outcomes(requests[number])[0]).item() == number
 
 
 def test_the_queue_is_bounded_in_bytes_too() -> None:

@@ -186,7 +186,20 @@ def test_a_stopped_batcher_says_so() -> None:
         stopping.join(TIMEOUT_S)
 
     assert set(texts(found)) == {str(refused.value)} == {"The service is stopping."}
-    assert refused.value.facts["retry_after_s"] == 1.0
+    for error in (*found, refused.value):
+        assert isinstance(error, NotReady)
+        assert error.facts["retry_after_s"] == 1.0
+
+
+@pytest.mark.parametrize("delay_ms", [0.0, 1.0, 60_000.0])
+def test_an_empty_batcher_stops_without_a_word(
+    delay_ms: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    with batcher(first_pixel, max_queue_delay_ms=delay_ms) as running:
+        pass
+    until(lambda: not running.alive)
+
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("n_images", [1, 4, 9])
