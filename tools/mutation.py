@@ -3,8 +3,9 @@
 mutmut changes one expression at a time and runs the tests that call the changed function, quick
 ones first; a change that no test notices has survived. ``equivalent_mutants.toml`` lists changes
 that cannot be noticed, with the reason. Exit code 1 if fewer than ``GOAL`` of the others are
-killed. ``--survivors`` tries the changes that survived the last run again, with the tests as they
-are now. With ``--sample``, N changes per module are drawn, always the same ones.
+killed. ``--survivors`` tries the changes that survived the last run again, and those of functions
+that are new since, with the tests as they are now. With ``--sample``, N changes per module are
+drawn, always the same ones.
 """
 
 import argparse
@@ -82,28 +83,30 @@ def run(
     """Mutate one module; return the number of mutants by result, and those that survived."""
     folder = WORK / module.removesuffix(".py").replace("/", ".")
     if survivors:
-        _renew_tests(folder, module)
-        chosen = _alive(_results(folder))
+        _renew(folder, module)
+        _make_mutants(folder)
+        chosen = [name for name, result in _results(folder).items() if result not in _KILLED]
     else:
         _prepare(folder, module)
         chosen = _drawn(folder, sample) if sample else []
     if chosen or not survivors:
         _mutmut(folder, "run", "--max-children", str(children), *chosen)
     results = {name: result for name, result in _results(folder).items() if result != _NOT_RUN}
-    return Counter(results.values()), [_survivor(folder, name) for name in _alive(results)]
+    alive = [name for name, result in results.items() if result not in _KILLED]
+    return Counter(results.values()), [_survivor(folder, name) for name in alive]
 
 
 def _results(folder: Path) -> dict[str, str]:
     return dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true")))
 
 
-def _alive(results: Mapping[str, str]) -> list[str]:
-    return [name for name, result in results.items() if result not in (*_KILLED, _NOT_RUN)]
+def _make_mutants(folder: Path) -> None:
+    _mutmut(folder, "run", "no.such.mutant", check=False)  # and runs none
 
 
 def _drawn(folder: Path, sample: int) -> list[str]:
     """Return the names of some mutants."""
-    _mutmut(folder, "run", "no.such.mutant", check=False)  # makes all mutants and runs none
+    _make_mutants(folder)
     names = sorted(_results(folder))
     return random.Random(0).sample(names, min(sample, len(names)))
 
@@ -149,14 +152,16 @@ def _prepare(folder: Path, module: str) -> None:
     _configure(folder, module)
 
 
-def _renew_tests(folder: Path, module: str) -> None:
-    """Take over the tests as they are now; the module must be the one that was mutated."""
-    if not folder.exists() or (folder / module).read_bytes() != (ROOT / module).read_bytes():
-        raise SystemExit(f"{module} is not the one that was run last. Run it without --survivors.")
-    shutil.rmtree(folder / "tests")
-    shutil.copytree(ROOT / "tests", folder / "tests", ignore=_IGNORED)
+def _renew(folder: Path, module: str) -> None:
+    """Take over the code and the tests as they are now, but keep the results of the last run."""
+    if not folder.exists():
+        raise SystemExit(f"{module} was not run before. Run it without --survivors.")
+    for name in ("prompt_serve", "tests"):
+        shutil.rmtree(folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=_IGNORED)
     shutil.rmtree(folder / "mutants" / "tests")
-    (folder / "mutants" / "mutmut-stats.json").unlink()  # which test calls which function
+    # Which test calls which function is found out again.
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
     _configure(folder, module)
 
 

@@ -100,6 +100,8 @@ class _QueuedImage:
     def __init__(
         self, image: ImageData, request: PendingRequest, index: int, admitted_at: float
     ) -> None:
+        self.data: bytes
+        self.pixels: PixelArray | None
         self.data, self.pixels = (image, None) if isinstance(image, bytes) else (b"", image)
         self.size_bytes = _size_bytes(image)
         self.request = request
