@@ -52,10 +52,7 @@ MODULES: Mapping[str, Sequence[str]] = {
     "prompt_serve/service/byte_budget.py": ("tests/service/test_byte_budget.py",),
     **{
         f"prompt_serve/service/scheduling/{name}.py": (f"tests/service/scheduling/test_{name}.py",)
-        for name in (
-            *("deadline", "fair_pool", "loop_results", "shared_read", "thread_priority"),
-            *("turn_lock", "turns"),
-        )
+        for name in ("deadline", "fair_pool", "loop_results", "shared_read", "turn_lock", "turns")
     },
 }
 _COPIED = ("prompt_serve", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")

@@ -13,6 +13,7 @@ request leave it at once; images past their deadline are not run.
 """
 
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -132,7 +133,7 @@ class _DrainRate:
     def __init__(self) -> None:
         self._images = 0.0  # both decay alike, so that their ratio follows the last batches
         self._seconds = 0.0
-        self._last = float("-inf")
+        self._last = -math.inf
 
     def add_batch(self, images: int, since: float, ended: float) -> None:
         """Count a finished batch whose first image was admitted at ``since``."""
@@ -200,7 +201,7 @@ class Batcher:
         self._closed_reason: str | None = None  # set when nothing more is admitted
         self._stopped = False
         self._running_since: float | None = None
-        self._last_success = float("-inf")
+        self._last_success = -math.inf
         self._drain_rate = _DrainRate()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
