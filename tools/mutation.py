@@ -1,9 +1,11 @@
-"""Mutation testing of the core: ``python -m tools.mutation [--sample N] [MODULE ...]``.
+"""Mutation testing of the core: ``python -m tools.mutation [--survivors] [MODULE ...]``.
 
-mutmut changes one expression at a time and runs the tests of the module; a change that no test
-notices has survived. ``equivalent_mutants.toml`` lists changes that cannot be noticed, with the
-reason. Exit code 1 if fewer than ``GOAL`` of the others are killed. With ``--sample``, N changes
-per module are drawn, always the same ones.
+mutmut changes one expression at a time and runs the tests that call the changed function, quick
+ones first; a change that no test notices has survived. ``equivalent_mutants.toml`` lists changes
+that cannot be noticed, with the reason. Exit code 1 if fewer than ``GOAL`` of the others are
+killed. ``--survivors`` tries the changes that survived the last run again, and those of functions
+that are new since, with the tests as they are now. With ``--sample``, N changes per module are
+drawn, always the same ones.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / "build" / "mutation"
@@ -38,14 +41,25 @@ MODULES: Mapping[str, Sequence[str]] = {
     ),
     "prompt_serve/service/inference/batcher.py": (
         "tests/service/inference/test_batcher_failures.py",
+        "tests/service/inference/test_batcher_passes.py",
         "tests/service/inference/test_batcher.py",
     ),
     "prompt_serve/service/storage/registry.py": (
         "tests/service/storage/test_registry_records.py",
+        "tests/service/storage/test_registry_callers.py",
         "tests/service/storage/test_registry.py",
     ),
+    "prompt_serve/service/byte_budget.py": ("tests/service/test_byte_budget.py",),
+    **{
+        f"prompt_serve/service/scheduling/{name}.py": (f"tests/service/scheduling/test_{name}.py",)
+        for name in ("deadline", "fair_pool", "loop_results", "shared_read", "turn_lock", "turns")
+    },
 }
 _COPIED = ("prompt_serve", "tests", "docs", "README.md", "CHANGELOG.md", "pyproject.toml")
+_IGNORED = shutil.ignore_patterns("__pycache__", "node_modules")
+# Of hanging mutants: seconds beside the time of the tests, and how many times both. A machine that
+# is busier than while the tests were timed must not count as a hanging mutant.
+_TIMEOUT = {"timeout_constant": 6.0, "timeout_multiplier": 5.0}
 _NOT_RUN = "not checked"
 _KILLED = ("killed", "timeout", "caught by type check", "segfault")
 _RESULT = re.compile(r"^\s*(\S+__mutmut_\d+): (.+)$", re.MULTILINE)
@@ -60,21 +74,37 @@ class Survivor:
     after: str
 
 
-def run(module: str, sample: int | None) -> tuple[Counter[str], list[Survivor]]:
+def run(
+    module: str, *, sample: int | None, survivors: bool, children: int
+) -> tuple[Counter[str], list[Survivor]]:
     """Mutate one module; return the number of mutants by result, and those that survived."""
     folder = WORK / module.removesuffix(".py").replace("/", ".")
-    _prepare(folder, module)
-    _mutmut(folder, "run", "--max-children", "1", *(_drawn(folder, sample) if sample else ()))
-    results = dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true")))
-    results = {name: result for name, result in results.items() if result != _NOT_RUN}
+    if survivors:
+        _renew(folder, module)
+        _make_mutants(folder)
+        chosen = [name for name, result in _results(folder).items() if result not in _KILLED]
+    else:
+        _prepare(folder, module)
+        chosen = _drawn(folder, sample) if sample else []
+    if chosen or not survivors:
+        _mutmut(folder, "run", "--max-children", str(children), *chosen)
+    results = {name: result for name, result in _results(folder).items() if result != _NOT_RUN}
     alive = [name for name, result in results.items() if result not in _KILLED]
     return Counter(results.values()), [_survivor(folder, name) for name in alive]
 
 
+def _results(folder: Path) -> dict[str, str]:
+    return dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true")))
+
+
+def _make_mutants(folder: Path) -> None:
+    _mutmut(folder, "run", "no.such.mutant", check=False)  # and runs none
+
+
 def _drawn(folder: Path, sample: int) -> list[str]:
     """Return the names of some mutants."""
-    _mutmut(folder, "run", "no.such.mutant", check=False)  # makes all mutants and runs none
-    names = sorted(dict(_RESULT.findall(_mutmut(folder, "results", "--all", "true"))))
+    _make_mutants(folder)
+    names = sorted(_results(folder))
     return random.Random(0).sample(names, min(sample, len(names)))
 
 
@@ -84,14 +114,15 @@ def equivalent() -> dict[tuple[str, str], str]:
     return {(one["function"], one["after"]): one["reason"] for one in listed}
 
 
-def main(modules: Iterable[str], sample: int | None) -> int:
+def main(modules: Iterable[str], **options: Any) -> int:
+    """Run modules as ``run`` does and print the table; return the exit code."""
     known = equivalent()
     failed = False
     print("| module | mutants | killed | equivalent | survived | killed of the others |")
     print("|---|---|---|---|---|---|")
     rest: list[str] = []
     for module in modules:
-        counts, survivors = run(module, sample)
+        counts, survivors = run(module, **options)
         killed = sum(counts[result] for result in _KILLED)
         left = [one for one in survivors if (one.function, one.after) not in known]
         share = killed / max(1, killed + len(left))
@@ -112,18 +143,34 @@ def _prepare(folder: Path, module: str) -> None:
     for name in _COPIED:
         source = ROOT / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "node_modules")
-            shutil.copytree(source, folder / name, ignore=ignored)
+            shutil.copytree(source, folder / name, ignore=_IGNORED)
         else:
             shutil.copy(source, folder / name)
-    tests = MODULES[module]
+    _configure(folder, module)
+
+
+def _renew(folder: Path, module: str) -> None:
+    """Take over the code and the tests as they are now, but keep the results of the last run."""
+    if not folder.exists():
+        raise SystemExit(f"{module} was not run before. Run it without --survivors.")
+    for name in ("prompt_serve", "tests"):
+        shutil.rmtree(folder / name)
+        shutil.copytree(ROOT / name, folder / name, ignore=_IGNORED)
+    shutil.rmtree(folder / "mutants" / "tests")
+    # Which test calls which function is found out again.
+    (folder / "mutants" / "mutmut-stats.json").unlink(missing_ok=True)
+    _configure(folder, module)
+
+
+def _configure(folder: Path, module: str) -> None:
     options = ("-p", "no:cacheprovider", "-k", "not postgresql")
     lines = {
         "source_paths": ["prompt_serve"],
         "only_mutate": [module],
         "also_copy": list(_COPIED),
-        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args_test_selection": MODULES[module],
         "pytest_add_cli_args": options,
+        **{key: (str(value),) for key, value in _TIMEOUT.items()},
     }
     # pyproject.toml of the copy would win over setup.cfg if it had a section for mutmut.
     (folder / "setup.cfg").write_text(
@@ -147,6 +194,7 @@ def _lines(diff: Iterable[str], sign: str) -> Iterator[str]:
 
 def _mutmut(folder: Path, *arguments: str, check: bool = True) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "1000"}
+    environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # finding plugins takes longer than a test
     environment.pop("PYTHONPATH", None)  # the copy is tested, not this checkout
     command = [sys.executable, "-m", "mutmut", *arguments]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -159,7 +207,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="paths; all by default")
     parser.add_argument("--sample", type=int, help="mutants per module; all by default")
+    parser.add_argument("--survivors", action="store_true", help="those of the last run again")
+    # Mutants that hang wait without the CPU.
+    parser.add_argument("--children", type=int, default=2 * (os.cpu_count() or 1), help="at once")
     asked = parser.parse_args()
     if unknown := set(asked.modules) - set(MODULES):
         parser.error(f"no tests are listed for {unknown}; expected {', '.join(MODULES)}")
-    sys.exit(main(asked.modules or MODULES, asked.sample))
+    options = {"sample": asked.sample, "survivors": asked.survivors, "children": asked.children}
+    sys.exit(main(asked.modules or MODULES, **options))

@@ -5,10 +5,12 @@ import contextlib
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from prompt_serve.errors import Overloaded, PromptServeError, RequestTooLarge, ServiceError
+from prompt_serve.service import byte_budget
 from prompt_serve.service.byte_budget import (
     ByteBudget,
     Part,
@@ -47,10 +49,14 @@ def test_what_does_not_fit_in_time_is_overloaded(part: Part) -> None:
     first, second = budget.reservation(), budget.reservation()
     first.grow(LIMITS[part], part)
 
-    with pytest.raises(Overloaded, match="100 more did not fit") as caught:
+    with pytest.raises(Overloaded) as caught:
         asyncio.run(second.grow_async(100, part))
-    assert caught.value.retry_after_s > 0
-    with pytest.raises(Overloaded):
+    assert caught.value.retry_after_s == 2.0
+    assert str(caught.value) == (
+        f"{LIMITS[part]} bytes of {part} are in flight; 100 more did not fit within 0.05 s. Retry "
+        f"in 2 s."
+    )
+    with pytest.raises(Overloaded, match="1 more did not fit"):
         second.grow(1, part)
 
     second.release()
@@ -66,10 +72,15 @@ def test_what_can_never_fit_is_refused_at_once(part: Part, before: int) -> None:
     reservation = budget.reservation()
     reservation.grow(before, part)
 
-    with pytest.raises(RequestTooLarge, match=r"MAX_BYTES_IN_FLIGHT \(1,000\)") as caught:
+    with pytest.raises(RequestTooLarge) as caught:
         reservation.grow(LIMITS[part] + 1 - before, part)
 
     assert caught.value.facts == {"limit": LIMITS[part], "count": LIMITS[part] + 1}
+    assert str(caught.value) == (
+        f"The request needs {LIMITS[part] + 1} bytes of memory for its {part}; at most "
+        f"{LIMITS[part]} may be in flight. Send smaller or fewer images or files at once, or raise "
+        f"PROMPT_SERVE_MAX_BYTES_IN_FLIGHT (1,000)."
+    )
     assert budget.in_use == before
 
 
@@ -130,7 +141,7 @@ def test_a_released_reservation_takes_no_more() -> None:
     reservation = budget.reservation()
     reservation.release()
 
-    with pytest.raises(ServiceError, match="over"):
+    with pytest.raises(ServiceError, match=r"^The request is over\.$"):
         reservation.grow(1)
     assert budget.in_use == 0
 
@@ -213,6 +224,161 @@ def test_threads_and_tasks_that_fail_or_are_cancelled_return_every_byte_once(see
     assert too_much == []
     assert sum(changes) == budget.in_use == 0
     assert budget._waiting == []
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("caller", [None, "key"])
+@pytest.mark.parametrize("waiters", [1, 2, 5])
+def test_the_oldest_of_those_that_fit_are_granted_first(
+    part: Part, caller: str | None, waiters: int
+) -> None:
+    budget = ByteBudget(1000, max_wait_s=30)
+    first = budget.reservation()
+    first.grow(LIMITS[part], part)
+    granted: list[int] = []
+
+    async def wait(number: int) -> None:
+        reservation = budget.reservation(caller and f"{caller} {number}")
+        await reservation.grow_async(100, part)
+        granted.append(number)
+
+    async def main() -> None:
+        tasks = []
+        for number in range(waiters):
+            tasks.append(asyncio.create_task(wait(number)))
+            await asyncio.sleep(0)
+        for number in range(waiters if part == "work" else min(2, waiters)):
+            first.shrink(100, part)
+            await tasks[number]
+            assert granted == list(range(number + 1))
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+    assert budget.in_use == LIMITS[part]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_who_was_cancelled_does_not_take_the_place_of_others(part: Part) -> None:
+    budget = ByteBudget(1000, max_wait_s=30)
+    first, cancelled, others = budget.reservation(), budget.reservation(), budget.reservation()
+    first.grow(LIMITS[part], part)
+
+    async def main() -> None:
+        gone = asyncio.create_task(cancelled.grow_async(200, part))
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(others.grow_async(200, part))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        first.release()
+        await waiting
+
+    asyncio.run(main())
+    assert budget.in_use == others.held[part] == 200
+    assert cancelled.held == {"bodies": 0, "work": 0}
+
+
+def test_who_is_released_waits_no_more() -> None:
+    budget = ByteBudget(1000, max_wait_s=30)
+    first, released, other = (budget.reservation() for _ in range(3))
+    first.grow(750)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(one.grow_async(600)) for one in (released, other)]
+        await asyncio.sleep(0)
+        released.release()
+        first.release()
+        await tasks[1]
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(main())
+    assert (budget.in_use, other.held["work"], released.held["work"]) == (600, 600, 0)
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("returned", [0, 1, 40, 100, 101, 10_000])
+def test_shrinking_returns_what_there_is_at_most(part: Part, returned: int) -> None:
+    changes: list[int] = []
+    budget = ByteBudget(1000, changes.append)
+    for caller in ("key", None):
+        reservation = budget.reservation(caller)
+        reservation.grow(100, part)
+        reservation.shrink(returned, part)
+        assert reservation.held[part] == budget.in_use == 100 - min(returned, 100)
+        reservation.release()
+
+    assert budget.in_use == sum(changes) == 0
+    assert changes[0] == 100
+    assert 0 not in changes
+    assert not budget._held
+
+
+def test_work_is_the_part_of_what_names_none() -> None:
+    budget = ByteBudget(1000)
+    reservation = budget.reservation()
+    reservation.grow(20)
+    asyncio.run(reservation.grow_async(20))
+    reservation.shrink(10)
+    assert reservation.held == {"bodies": 0, "work": 30}
+    with budget.reserved(50):
+        assert budget.in_use == 80
+    with pytest.raises(ZeroDivisionError), budget.reserved(50):
+        raise ZeroDivisionError
+    assert budget.in_use == 30
+    assert budget.limit_bytes == 1000
+
+
+@pytest.mark.parametrize("size", [0, 1, 2**40])
+def test_a_budget_without_a_limit_counts_and_refuses_nothing(size: int) -> None:
+    changes: list[int] = []
+    budget = ByteBudget(None, changes.append)
+    for part in PARTS:
+        for caller in ("key", "key", None):
+            budget.reservation(caller).grow(size, part)
+
+    assert budget.in_use == sum(changes) == 6 * size
+    assert budget.max_wait_s == 5.0
+
+
+GIB = 2**30
+
+
+@pytest.mark.parametrize("where", ["first", "second", "both"])
+@pytest.mark.parametrize("limit", [64 * 2**20, GIB // 2, GIB])
+def test_the_limit_of_the_container_is_the_memory(
+    where: str, limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [tmp_path / "first", tmp_path / "second"]
+    for file in files:
+        if where in (file.name, "both"):
+            file.write_text(f"{limit}\n")
+        elif where == "second":
+            file.write_text("max\n")  # in the first; the other case is a file that is missing
+    monkeypatch.setattr(byte_budget, "_CGROUP_LIMITS", tuple(map(str, files)))
+
+    assert memory_bytes() == limit
+    for workers in (1, 2, 5, 64):
+        expected = max(128 * 2**20, limit // 3 // workers)
+        assert default_bytes_in_flight(workers) == expected
+
+
+def test_without_a_container_the_memory_is_that_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(byte_budget, "_CGROUP_LIMITS", ())
+    machine = memory_bytes()
+    (tmp_path / "limit").write_text(str(2**62))  # more than there is
+    monkeypatch.setattr(byte_budget, "_CGROUP_LIMITS", (str(tmp_path / "limit"),))
+
+    assert memory_bytes() == machine
+    if (meminfo := Path("/proc/meminfo")).exists():
+        kib = int(meminfo.read_text().split("MemTotal:", 1)[1].split()[0])
+        assert machine == 1024 * kib
+    # A third of any machine that has less is below the maximum.
+    assert default_bytes_in_flight(1) == max(128 * 2**20, min(2 * GIB, machine // 3))
 
 
 def test_the_default_follows_the_memory_and_the_workers() -> None:

@@ -13,8 +13,7 @@ in bytes. Images of a cancelled request leave it at once; images past their dead
 """
 
 import logging
-import os
-import sys
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -37,6 +36,7 @@ from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
 from prompt_serve.service.scheduling.fair_pool import FairPool
 from prompt_serve.service.scheduling.loop_results import at_end_of_step
+from prompt_serve.service.scheduling.thread_priority import lower_priority
 from prompt_serve.service.scheduling.turns import Turns
 from prompt_serve.types import FloatArray, PixelArray
 
@@ -44,6 +44,7 @@ ImageData = bytes | PixelArray  # an image file, or (S, S, 3) pixels for the enc
 Outcome = FloatArray | PromptServeError  # (V, E), a row for each pass of the image
 NO_ROWS: tuple[ImageRows | None, ...] = (None,)  # one pass, through the plain image tower
 
+# The inference thread goes first: the images being decoded are not needed before its batch is done.
 _DECODE_NICENESS = 5
 _DECAY = 0.8  # per batch, of earlier measurements
 _MAX_RETRY_S = 60.0
@@ -74,12 +75,11 @@ class PendingRequest:
             with suppress(InvalidStateError):  # cancelled meanwhile
                 self.future.set_result([o for o in self._outcomes if o is not None])
 
-    @property
-    def skip_reason(self) -> PromptServeError | None:
-        """Error for images that need not be run any more; None if they must be."""
+    def skip_reason(self, now: float) -> PromptServeError | None:
+        """Return the error of images that need not be run any more; None if they must be."""
         if self.future.cancelled():
-            return ServiceError("The request was cancelled.")
-        if time.monotonic() > self.deadline:
+            return _cancelled()
+        if now > self.deadline:
             return _deadline_exceeded()
         return None
 
@@ -98,13 +98,16 @@ class _QueuedImage:
         "size_bytes",
     )
 
-    def __init__(self, image: ImageData, request: PendingRequest, index: int) -> None:
-        self.data = image if isinstance(image, bytes) else b""
-        self.pixels = None if isinstance(image, bytes) else image
+    def __init__(
+        self, image: ImageData, request: PendingRequest, index: int, admitted_at: float
+    ) -> None:
+        self.data: bytes
+        self.pixels: PixelArray | None
+        self.data, self.pixels = (image, None) if isinstance(image, bytes) else (b"", image)
         self.size_bytes = _size_bytes(image)
         self.request = request
         self.index = index
-        self.admitted_at = time.monotonic()
+        self.admitted_at = admitted_at
         self.ready_at = 0.0
         self._features: dict[int, FloatArray] = {}  # by pass; of the inference thread
 
@@ -130,15 +133,14 @@ class _DrainRate:
     def __init__(self) -> None:
         self._images = 0.0  # both decay alike, so that their ratio follows the last batches
         self._seconds = 0.0
-        self._last = float("-inf")
+        self._last = -math.inf
 
-    def add_batch(self, images: int, since: float) -> None:
+    def add_batch(self, images: int, since: float, ended: float) -> None:
         """Count a finished batch whose first image was admitted at ``since``."""
-        now = time.monotonic()
-        busy_s = max(1e-6, now - max(since, self._last))
+        busy_s = max(1e-6, ended - max(since, self._last))
         self._images = _DECAY * self._images + images
         self._seconds = _DECAY * self._seconds + busy_s
-        self._last = now
+        self._last = ended
 
     def seconds_for(self, images: float) -> float:
         """Estimate the time to drain ``images``; 1 s before the first batch."""
@@ -165,6 +167,7 @@ class Batcher:
         one_round: when several requests wait, take at most one image per request and batch. For
             devices on which a large batch takes as long as its images alone: those who wait for the
             next batch then wait less, and nothing is lost.
+        clock: time in seconds, for deadlines and for what is measured.
     """
 
     def __init__(
@@ -177,20 +180,23 @@ class Batcher:
         max_queue_bytes: int,
         max_queue_delay_ms: float,
         decode_threads: int,
+        one_round: bool,
         decode_quickly: Callable[[bytes], PixelArray | None] | None = None,
-        one_round: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._decode = decode
         self._decode_quickly = decode_quickly or decode
         self._encode = encode
         self._max_batch = max_batch
         self._one_round = one_round
+        self._clock = clock
         self._max_queue_images = max_queue_images
         self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_ms / 1000
-        self._pool = FairPool(decode_threads, "decode", initializer=_lower_priority)
+        priority = partial(lower_priority, _DECODE_NICENESS)
+        self._pool = FairPool(decode_threads, "decode", initializer=priority)
         # Most of its threads wait for a process that decodes.
-        self._long_pool = FairPool(decode_threads, "decode-long", initializer=_lower_priority)
+        self._long_pool = FairPool(decode_threads, "decode-long", initializer=priority)
         self._changed = threading.Condition()  # guards everything below
         self._ready: Turns[_Pass] = Turns()
         self._admitted: set[_QueuedImage] = set()
@@ -199,7 +205,7 @@ class Batcher:
         self._closed_reason: str | None = None  # set when nothing more is admitted
         self._stopped = False
         self._running_since: float | None = None
-        self._last_success = float("-inf")
+        self._last_success = -math.inf
         self._drain_rate = _DrainRate()
         self._thread = threading.Thread(target=self._run, name="inference", daemon=True)
         self._thread.start()
@@ -211,14 +217,14 @@ class Batcher:
 
     @property
     def last_success(self) -> float:
-        """``time.monotonic()`` of the last batch that succeeded."""
+        """Time on the clock of the last batch that succeeded."""
         return self._last_success
 
     @property
     def running_for_s(self) -> float:
         """Time that the current batch has been running; 0 between batches."""
         since = self._running_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None else self._clock() - since
 
     def submit(
         self,
@@ -230,7 +236,7 @@ class Batcher:
 
         Args:
             images: at least one.
-            deadline: on ``time.monotonic()``; images are not run after it.
+            deadline: on the clock; images are not run after it.
             rows: of the V passes of every image: the vectors of an image prompt, or None.
 
         Returns:
@@ -243,7 +249,8 @@ class Batcher:
             NotReady: the batcher was stopped, or its inference thread died.
         """
         request = PendingRequest(len(images), deadline, rows)
-        admitted = [_QueuedImage(image, request, index) for index, image in enumerate(images)]
+        now = self._clock()
+        admitted = [_QueuedImage(image, request, index, now) for index, image in enumerate(images)]
         size_bytes = sum(image.size_bytes for image in admitted)
         with self._changed:
             for displaced, error in self._room(len(images) * len(rows), size_bytes):
@@ -368,7 +375,7 @@ class Batcher:
         self, image: _QueuedImage, decode: Callable[[bytes], PixelArray | None]
     ) -> None:
         """Decode an image and hand it to the inference thread."""
-        failure = image.request.skip_reason
+        failure = image.request.skip_reason(self._clock())
         with self._changed:
             if image not in self._admitted:
                 return  # its request has ended, and with it all images that are not decoded yet
@@ -401,7 +408,7 @@ class Batcher:
     def _timed_decode(
         self, image: _QueuedImage, data: bytes, decode: Callable[[bytes], PixelArray | None]
     ) -> PixelArray | None:
-        started = time.monotonic()
+        started = self._clock()
         decoded = True  # or failed
         try:
             pixels = decode(data)
@@ -409,7 +416,7 @@ class Batcher:
             return pixels
         finally:
             if decoded:
-                ended = time.monotonic()
+                ended = self._clock()
                 image.request.timings.add("decode", started, ended)
                 metrics.decode_seconds.observe(ended - started)
 
@@ -417,7 +424,7 @@ class Batcher:
         with self._changed:
             if image not in self._admitted:
                 return  # cancelled while it was decoded
-            image.ready_at = time.monotonic()
+            image.ready_at = self._clock()
             passes = [(image, index) for index in range(image.passes)]
             self._ready.extend(image.request.turn, passes)
             self._changed.notify_all()
@@ -439,10 +446,10 @@ class Batcher:
         """Wait for the next batch; None if the batcher was stopped."""
         with self._changed:
             self._changed.wait_for(lambda: self._ready or self._stopped)
-            if self._ready and self._max_queue_delay_s > 0:
+            if self._ready:
                 self._wait_for_more()
             batch = None if self._stopped else self._take_batch()
-        _record_waits(batch or [])
+        _record_waits(batch or [], self._clock())
         return batch
 
     def _take_batch(self) -> list[_Pass]:
@@ -455,7 +462,7 @@ class Batcher:
             image, index = next_pass
             if index == image.passes - 1:
                 self._decode_next(image.request)
-            if reason := image.request.skip_reason:
+            if reason := image.request.skip_reason(self._clock()):
                 self._finish(image, reason)
             elif image in self._admitted:  # not if another pass of it failed
                 batch.append((image, index))
@@ -463,13 +470,14 @@ class Batcher:
 
     def _wait_for_more(self) -> None:
         # Counted from when the first image was ready: later ones do not prolong the wait.
-        left = self._ready.first()[0].ready_at + self._max_queue_delay_s - time.monotonic()
+        end = self._ready.first()[0].ready_at + self._max_queue_delay_s
         self._changed.wait_for(
-            lambda: len(self._ready) >= self._max_batch or self._stopped, max(0.0, left)
+            lambda: len(self._ready) >= self._max_batch or self._stopped or self._clock() >= end,
+            max(0.0, end - self._clock()),
         )
 
     def _infer(self, batch: list[_Pass]) -> None:
-        self._running_since = started = time.monotonic()
+        self._running_since = started = self._clock()
         try:
             features = self._encode(
                 np.stack([image.pixels for image, _ in batch if image.pixels is not None]),
@@ -482,10 +490,11 @@ class Batcher:
             self._retry_in_halves(batch, error)
             return
         self._running_since = None
-        self._last_success = time.monotonic()
-        _record_batch(batch, started, self._last_success)
+        self._last_success = ended = self._clock()
+        _record_batch(batch, started, ended)
+        since = min(image.admitted_at for image, _ in batch)
         with self._changed:
-            self._drain_rate.add_batch(len(batch), min(image.admitted_at for image, _ in batch))
+            self._drain_rate.add_batch(len(batch), since, ended)
         self._finish_all(
             [
                 (image, of_all)
@@ -525,7 +534,7 @@ class Batcher:
 
     def _drop_if_cancelled(self, future: Future[list[Outcome]]) -> None:
         if future.cancelled():
-            self._finish_request(future, ServiceError("The request was cancelled."))
+            self._finish_request(future, _cancelled())
 
     def _finish_request(self, future: Future[list[Outcome]], outcome: PromptServeError) -> None:
         """Give ``outcome`` to the images of a request that are still in the queue."""
@@ -544,16 +553,8 @@ class Batcher:
         self._finish_all((image, NotReady(reason, retry_after_s=1.0)) for image in left)
 
 
-def _lower_priority() -> None:
-    """Let the inference thread go first on a shared core: the images being decoded are not needed
-    before its current batch is done."""
-    if sys.platform == "linux":  # elsewhere priorities belong to processes, not to threads
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _DECODE_NICENESS)
-
-
-def _record_waits(batch: Sequence[_Pass]) -> None:
+def _record_waits(batch: Sequence[_Pass], now: float) -> None:
     """Record the time in the queue of a batch that starts now."""
-    now = time.monotonic()
     for image, _ in batch:
         image.request.timings.add("queue", image.ready_at, now)
         metrics.queue_wait_seconds.observe(now - image.ready_at)
@@ -590,6 +591,10 @@ def _result_of(image: _QueuedImage, outcome: Outcome) -> str:
 
 def _size_bytes(image: ImageData) -> int:
     return len(image) if isinstance(image, bytes) else image.nbytes
+
+
+def _cancelled() -> ServiceError:
+    return ServiceError("The request was cancelled.")
 
 
 def _deadline_exceeded() -> DeadlineExceeded:

@@ -27,7 +27,7 @@ class Deadline:
         """
         if text is None:
             return cls.after(max_timeout_s)
-        if not (text.isascii() and text.isdigit() and 0 < len(text) < 10 and int(text) > 0):
+        if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) > 0):
             raise RequestInvalid(
                 f"{TIMEOUT_HEADER} is {text[:50]!r}; expected a whole number of milliseconds "
                 f"above 0."

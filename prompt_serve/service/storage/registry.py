@@ -133,7 +133,7 @@ class Registry:
         """Return the target of a rollback: the previous version of a name, or the version that a
         deleted name was at; None if there is none."""
         last = (
-            sa.select(change.c.what, change.c.previous)
+            sa.select(change.c.previous)
             .where(change.c.name == name, visible(change.c.name))
             .order_by(change.c.id.desc())
             .limit(1)
@@ -144,8 +144,8 @@ class Registry:
             found = db.execute(query).one_or_none()
             if found is not None:
                 return None if found.previous is None else str(found.previous)
-            deleted = db.execute(last).one_or_none()
-            return None if deleted is None else deleted.previous
+            deleted: str | None = db.execute(last).scalar_one_or_none()
+            return deleted
 
         return self._db.read(read)
 

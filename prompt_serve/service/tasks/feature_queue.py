@@ -5,8 +5,6 @@ opened in such a thread (see ``Engine``), so that ONNX Runtime's own threads hav
 """
 
 import contextlib
-import os
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +17,7 @@ from prompt_serve.prompts.class_features import EncodeText
 from prompt_serve.prompts.sequences import Sequences
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import current_request
+from prompt_serve.service.scheduling.thread_priority import lower_priority
 from prompt_serve.service.scheduling.turn_lock import TurnLock
 from prompt_serve.types import FloatArray
 
@@ -28,17 +27,10 @@ _LARGE = 10_000  # classes; the features of larger prompts are computed one prom
 _T = TypeVar("_T")
 
 
-def lower_priority() -> None:
-    """Give the calling thread a low priority; does nothing where the system does not allow it."""
-    if sys.platform == "linux":
-        # Linux sets priorities per thread. Only unusual sandboxes refuse, and nothing is lost then.
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-
-
 def at_low_priority(work: Callable[[], _T]) -> _T:
     """Run ``work`` in a low-priority thread and return its result."""
-    with ThreadPoolExecutor(1, "low-priority", initializer=lower_priority) as pool:
+    initializer = partial(lower_priority, NICENESS)
+    with ThreadPoolExecutor(1, "low-priority", initializer=initializer) as pool:
         return pool.submit(work).result()
 
 

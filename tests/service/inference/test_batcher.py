@@ -1,15 +1,15 @@
-"""Batcher: same features as one by one, an outcome per image, and no request left hanging."""
+"""Batcher: an outcome per image, room and turns for every caller, no request left hanging."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import pytest
 
-from prompt_serve.bundle import Bundle
 from prompt_serve.errors import (
     DeadlineExceeded,
     ImageInvalid,
@@ -18,29 +18,45 @@ from prompt_serve.errors import (
     PromptServeError,
     ServiceError,
 )
-from prompt_serve.preprocess import pixels_from_bytes
+from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.inference.batcher import Batcher, Outcome
-from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.types import FloatArray, PixelArray
-from tests.service.prompts import picture
 
 Encode = Callable[[PixelArray], FloatArray]
 
+NO_DEADLINE = float("inf")
+
+
+class Clock:
+    """Time that passes only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def batcher(encode: Encode, **options: Any) -> AbstractContextManager[Batcher]:
+    """Return a running batcher for images without prompts."""
+    return prompted_batcher(lambda pixels, rows: encode(pixels), **options)
+
 
 @contextmanager
-def batcher(
-    encode: Encode,
+def prompted_batcher(
+    encode: Callable[[PixelArray, Sequence[ImageRows | None]], FloatArray],
     *,
     decode: Callable[[bytes], PixelArray] | None = None,
     decode_quickly: Callable[[bytes], PixelArray | None] | None = None,
+    clock: Callable[[], float] = time.monotonic,
     **options: float,
 ) -> Iterator[Batcher]:
     defaults = {"max_batch": 4, "max_queue_images": 64, "max_queue_delay_ms": 0.0}
     chosen = {**defaults, "max_queue_bytes": 1 << 20, **options}
     running = Batcher(
         decode or (lambda data: np.full((2, 2, 3), data[0], dtype=np.uint8)),
-        lambda pixels, rows: encode(pixels),
+        encode,
         max_batch=int(chosen["max_batch"]),
         max_queue_images=int(chosen["max_queue_images"]),
         max_queue_bytes=int(chosen["max_queue_bytes"]),
@@ -48,6 +64,7 @@ def batcher(
         decode_threads=2,
         decode_quickly=decode_quickly,
         one_round=bool(options.get("one_round", False)),
+        clock=clock,
     )
     try:
         yield running
@@ -87,23 +104,6 @@ class Gate:
         return first_pixel(pixels)
 
 
-def test_batches_of_many_requests_give_what_images_give_alone(
-    bundle: Bundle, engine: Engine
-) -> None:
-    preprocessing = bundle.manifest.preprocessing
-    files = [picture(seed) for seed in range(12)]
-    with batcher(
-        engine.encode_images, decode=lambda data: pixels_from_bytes(data, preprocessing)
-    ) as running:
-        futures = [running.submit(files[i : i + 3], soon()) for i in range(0, 12, 3)]
-        together = [row for future in futures for row in outcomes(future)]
-
-    for file, row in zip(files, together, strict=True):
-        alone = engine.encode_images(pixels_from_bytes(file, preprocessing)[np.newaxis])[0]
-        # A batch is multiplied in blocks of another size: float32 rounding, no more.
-        assert np.abs(np.asarray(row)[0] - alone).max() <= 2e-6
-
-
 def test_a_batch_is_whatever_waits_when_the_device_is_free() -> None:
     gate = Gate()
     with batcher(gate) as running:
@@ -118,18 +118,32 @@ def test_a_batch_is_whatever_waits_when_the_device_is_free() -> None:
     assert [np.asarray(outcomes(f)[0]).item() for f in others] == [2, 3, 4, 5, 6, 7]
 
 
-def test_a_queue_delay_lets_images_join_and_is_kept() -> None:
+def test_a_queue_delay_lets_images_join() -> None:
     gate = Gate()
     gate.open.set()
-    with batcher(gate, max_queue_delay_ms=300.0) as running:
-        started = time.monotonic()
-        futures = [running.submit([b"\x01"], soon()) for _ in range(4)]
-        wait(futures, timeout=20)
-        full_after_s = time.monotonic() - started
-        outcomes(running.submit([b"\x02"], soon()))
+    with batcher(gate, max_queue_delay_ms=60_000.0) as running:
+        for request in [running.submit([b"\x01"], soon()) for _ in range(4)]:
+            outcomes(request)  # in less than the delay: a full batch does not wait
 
-    assert gate.batches == [4, 1]
-    assert full_after_s < 0.3  # a full batch does not wait
+    assert gate.batches == [4]
+
+
+@pytest.mark.parametrize("delay_s", [0.01, 0.04])
+def test_a_batch_that_nobody_joins_starts_after_the_delay(delay_s: float) -> None:
+    started: list[float] = []
+    waits: list[float] = []
+
+    def encode(pixels: PixelArray) -> FloatArray:
+        started.append(time.monotonic())
+        return first_pixel(pixels)
+
+    with batcher(encode, max_queue_delay_ms=1000 * delay_s) as running:
+        for _ in range(3):
+            submitted = time.monotonic()
+            outcomes(running.submit([b"\x01"], soon()))
+            waits.append(started.pop() - submitted)
+
+    assert delay_s <= min(waits) < 1
 
 
 def test_a_bad_image_fails_alone() -> None:
@@ -179,23 +193,24 @@ def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
 
 
 def test_images_past_their_deadline_or_given_up_are_not_run() -> None:
-    gate = Gate()
-    with batcher(gate, max_batch=8) as running:
-        blocking = running.submit([b"\x01"], soon())
+    gate, clock = Gate(), Clock()
+    with batcher(gate, max_batch=8, clock=clock) as running:
+        blocking = running.submit([b"\x01"], NO_DEADLINE)
         assert gate.entered.wait(20)
-        late = running.submit([b"\x02"], time.monotonic() + 0.05)
-        given_up = running.submit([b"\x03"], soon())
-        kept = running.submit([b"\x04"], soon())
+        late = running.submit([b"\x02"], clock.now + 5)
+        just_in_time = running.submit([b"\x04"], clock.now + 6)
+        given_up = running.submit([b"\x03"], NO_DEADLINE)
+        kept = running.submit([b"\x04"], NO_DEADLINE)
         given_up.cancel()
-        time.sleep(0.1)
+        _until(lambda: len(running._ready) == 3)
+        clock.now += 6
         gate.open.set()
 
         assert isinstance(outcomes(late)[0], DeadlineExceeded)
-        outcomes(kept)
-        outcomes(blocking)
-        outcomes(running.submit([b"\x05"], soon()))
+        for request in (kept, blocking, just_in_time, running.submit([b"\x05"], NO_DEADLINE)):
+            assert isinstance(outcomes(request)[0], np.ndarray)
 
-    assert gate.batches == [1, 1, 1]
+    assert gate.batches == [1, 2, 1]
 
 
 def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
@@ -203,13 +218,14 @@ def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
     with batcher(gate) as running:
         admitted = running.submit([b"\x01"] * 6, soon())
         assert gate.entered.wait(20)
-        stopping = threading.Thread(target=running.stop, args=(20.0,))
+        stopping = threading.Thread(target=running.stop, args=(600.0,))
         stopping.start()
         _until(lambda: running._closed_reason is not None)
         with pytest.raises(NotReady, match="stopping"):
             running.submit([b"\x02"], soon())
         gate.open.set()
         stopping.join(20)
+        assert not stopping.is_alive()
 
         assert not any(isinstance(outcome, PromptServeError) for outcome in outcomes(admitted))
 
@@ -220,12 +236,14 @@ def test_stopping_does_not_wait_for_a_device_that_hangs() -> None:
         running_now = running.submit([b"\x01"], soon())
         assert gate.entered.wait(20)
         waiting = running.submit([b"\x02"], soon())
-
-        running.stop(timeout_s=0.2)
+        stopping = threading.Thread(target=running.stop, args=(0.05,))
+        stopping.start()
 
         assert isinstance(outcomes(waiting)[0], NotReady)
         assert isinstance(outcomes(running_now)[0], NotReady)
-        gate.open.set()
+        stopping.join(20)
+        assert not stopping.is_alive()
+        gate.open.set()  # only now does the device answer
 
 
 def test_a_dead_inference_thread_fails_what_waits_and_what_comes() -> None:
@@ -241,28 +259,29 @@ def test_a_dead_inference_thread_fails_what_waits_and_what_comes() -> None:
 
 
 def test_the_queue_delay_bounds_what_an_image_waits_though_others_keep_coming() -> None:
-    delay_s = 0.3
-    started: dict[int, float] = {}
+    time_of = Clock()
+    is_waiting = threading.Event()
+    batches: list[list[int]] = []
+
+    def clock() -> float:
+        if threading.current_thread().name == "inference":
+            is_waiting.set()  # it holds the queue's lock until it waits
+        return time_of()
 
     def encode(pixels: PixelArray) -> FloatArray:
-        now = time.monotonic()
-        started.update({int(number): now for number in pixels[:, 0, 0, 0]})
+        batches.append(pixels[:, 0, 0, 0].tolist())
         return first_pixel(pixels)
 
-    ready: dict[int, float] = {}
-    with batcher(encode, max_batch=64, max_queue_delay_ms=1000 * delay_s) as running:
-        futures = []
-        for number in range(40):  # for 2 s, more often than the delay
-            pixels = np.full((2, 2, 3), number, dtype=np.uint8)
-            ready[number] = time.monotonic()
-            futures.append(running.submit([pixels], soon()))
-            time.sleep(0.05)
-        wait(futures, timeout=20)
+    with batcher(encode, max_batch=64, max_queue_delay_ms=60_000.0, clock=clock) as running:
+        for first in range(0, 35, 7):
+            for number, after_s in enumerate((0, 10, 20, 30, 50, 59.99, 60), first):
+                time_of.now = 1000 * (1 + first) + after_s
+                request = running.submit([np.full((2, 2, 3), number, dtype=np.uint8)], NO_DEADLINE)
+                assert is_waiting.wait(20)
+            outcomes(request)
+            is_waiting.clear()
 
-    waits = [started[number] - ready[number] for number in ready]
-    assert min(waits) >= 0
-    # A delay that began anew with every image would make the first wait for 2.3 s.
-    assert max(waits) < delay_s + 0.7
+    assert batches == [list(range(first, first + 7)) for first in range(0, 35, 7)]
 
 
 def test_given_up_images_leave_the_queue_at_once() -> None:
@@ -336,6 +355,22 @@ def test_a_single_image_waits_for_one_image_of_each_other_request(
     assert len(order[1]) == expected
 
 
+@pytest.mark.parametrize("images", [2, 4, 9])
+@pytest.mark.parametrize("one_round", [False, True])
+def test_a_request_that_waits_alone_fills_the_batches(images: int, *, one_round: bool) -> None:
+    gate = Gate()
+    with batcher(gate, max_batch=4, one_round=one_round) as running:
+        first = running.submit([b"\x00"], soon())
+        assert gate.entered.wait(20)
+        pixels = [np.full((2, 2, 3), 1, dtype=np.uint8)] * images
+        request = running.submit(pixels, soon())
+        gate.open.set()
+        for one in (first, request):
+            outcomes(one)
+
+    assert gate.batches == [1, *[4] * (images // 4), *[images % 4] * (images % 4 > 0)]
+
+
 @pytest.mark.parametrize("max_batch", [1, 2, 8])
 def test_a_request_is_decoded_at_most_a_batch_ahead(max_batch: int) -> None:
     gate = Gate()
@@ -395,6 +430,73 @@ def test_a_full_queue_has_room_for_a_caller_with_little_in_it(
         assert not displaced[0]
 
 
+@pytest.mark.parametrize("heavy_images", [1, 3, 8])
+@pytest.mark.parametrize("light_images", [1, 2, 5])
+@pytest.mark.parametrize("room", [24, 25, 26])
+@pytest.mark.parametrize("limit", ["images", "bytes"])
+def test_room_is_made_until_a_caller_holds_as_much_as_the_one_that_holds_most(
+    heavy_images: int, light_images: int, room: int, limit: str
+) -> None:
+    gate = Gate()
+    limits = {"max_queue_images": room if limit == "images" else 1000}
+    limits["max_queue_bytes"] = 10 * room if limit == "bytes" else 10_000
+    data = b"\x01" * 10
+    heavy: list[Future[list[Outcome]]] = []
+    light = 0
+    with batcher(gate, **limits) as running:
+        with request_scope(RequestContext(client="heavy")), suppress(Overloaded):
+            while True:
+                heavy.append(running.submit([data] * heavy_images, soon()))
+        with request_scope(RequestContext(client="light")), suppress(Overloaded):
+            while True:
+                running.submit([data] * light_images, soon())
+                light += light_images
+        left = len(heavy) - sum(future.done() for future in heavy)
+        gate.open.set()
+
+    expected, kept = 0, room // heavy_images
+    while (fewer := _kept(kept, heavy_images, expected + light_images, room)) is not None:
+        kept, expected = fewer, expected + light_images
+    assert (light, left) == (expected, kept)
+
+
+def _kept(requests: int, images: int, of_the_other: int, room: int) -> int | None:
+    """Return how many of a caller's requests stay when the other holds so many images; None: the
+    other is refused, and all stay."""
+    while requests * images + of_the_other > room:
+        if requests * images <= of_the_other:
+            return None
+        requests -= 1
+    return requests
+
+
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_pixels_take_room_in_the_queue(size: int) -> None:
+    gate, n_bytes = Gate(), 3 * size**2
+    with batcher(gate, max_queue_bytes=2 * n_bytes) as running:
+        images = [np.full((size, size, 3), 1, dtype=np.uint8)] * 2
+        request = running.submit(images, soon())
+        assert queued(running) == (2, 2 * n_bytes)
+        with pytest.raises(Overloaded, match=f"{2 * n_bytes} bytes, {n_bytes} more would exceed"):
+            running.submit(images[:1], soon())
+        gate.open.set()
+        outcomes(request)
+        assert queued(running) == (0, 0)
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [0, 1], [1, 2], [0, 2, 3]])
+def test_who_cancels_while_a_batch_runs_takes_nothing_from_the_others(gone: list[int]) -> None:
+    gate = Gate()
+    with batcher(gate, max_queue_delay_ms=60_000.0) as running:
+        requests = [running.submit([bytes([number])], NO_DEADLINE) for number in range(4)]
+        assert gate.entered.wait(20)  # one batch with all of them
+        for number in gone:
+            requests[number].cancel()
+        gate.open.set()
+        for number in {0, 1, 2, 3}.difference(gone):
+            assert np.asarray(outcomes(requests[number])[0]).item() == number
+
+
 def test_the_queue_is_bounded_in_bytes_too() -> None:
     gate = Gate()
     with batcher(gate, max_queue_bytes=1000) as running:
@@ -413,28 +515,26 @@ def test_the_queue_is_bounded_in_bytes_too() -> None:
 
 
 def test_retry_after_is_the_time_until_there_is_room() -> None:
-    gate = Gate()
+    gate, clock = Gate(), Clock()
     gate.open.set()
 
     def slow(pixels: PixelArray) -> FloatArray:
-        time.sleep(0.1)
+        clock.now += 0.1
         return gate(pixels)
 
-    with batcher(slow, max_batch=1, max_queue_images=10) as running:
-        outcomes(running.submit([b"\x01"] * 8, soon()))
+    with batcher(slow, max_batch=1, max_queue_images=10, clock=clock) as running:
+        outcomes(running.submit([b"\x01"] * 8, NO_DEADLINE))
         gate.open.clear()
-        running.submit([b"\x01"] * 10, soon())
+        held = running.submit([b"\x01"] * 10, NO_DEADLINE)
         waits = []
         for images in (1, 5, 10):
             with pytest.raises(Overloaded) as caught:
-                running.submit([b"\x01"] * images, soon())
+                running.submit([b"\x01"] * images, NO_DEADLINE)
             waits.append(caught.value.retry_after_s)
         gate.open.set()
+        outcomes(held)
 
-    # 0.1 s and more an image, on a machine that may be busy: the ratios hold all the same.
-    assert 0.1 <= waits[0] < 1
-    assert waits[2] == pytest.approx(2 * waits[1], abs=0.16)  # each is rounded to 0.1 s
-    assert waits[1] == pytest.approx(5 * waits[0], rel=0.5)
+    assert waits == [0.1, 0.5, 1.0]
 
 
 def test_pixels_go_past_the_decoder() -> None:

@@ -1,6 +1,7 @@
 """Order of a fair pool, its limit per caller, and its end."""
 
 import threading
+import time
 from collections import Counter
 from concurrent.futures import CancelledError, Future
 
@@ -87,11 +88,14 @@ def test_a_pool_that_ends_cancels_what_waits_and_refuses_the_rest() -> None:
     running = pool.submit(Turn("a", 0), held)
     assert held.started.acquire(timeout=20)
     waiting = [pool.submit(Turn("b", n), held) for n in range(5)]
+    pool.start(Turn("b", 5), held)  # nobody has its future
+    waiting.append(pool.submit(Turn("b", 6), held))
     pool.shutdown(wait=False)
 
     assert all(future.cancelled() for future in waiting)
-    with pytest.raises(RuntimeError, match="shut down"):
-        pool.submit(Turn("c", 0), held)
+    for add in (pool.submit, pool.start):
+        with pytest.raises(RuntimeError, match=r"^the pool was shut down$"):
+            add(Turn("c", 0), held)
     held.go.set()
     assert running.result(20) is None
 
@@ -110,6 +114,9 @@ def test_a_call_that_fails_is_logged_and_its_thread_goes_on(
     pool.shutdown(wait=True)
 
     assert [record.exc_info and record.exc_info[0] for record in caplog.records] == [kind] * 3
+    assert {record.getMessage() for record in caplog.records} == {
+        "a call in the pool 'test' failed"
+    }
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
@@ -133,3 +140,111 @@ def test_every_call_runs_once_and_the_threads_run_side_by_side(threads: int, cal
 
     assert sorted(done) == list(range(calls))
     assert not together.broken
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_every_thread_has_the_name_of_the_pool_and_is_initialized(threads: int) -> None:
+    initialized: list[str] = []
+    pool = FairPool(
+        threads,
+        "special",
+        initializer=lambda: initialized.append(threading.current_thread().name),
+    )
+    together = threading.Barrier(threads + 1)
+    for number in range(threads):
+        pool.start(Turn(number, 0), together.wait, 20)
+    together.wait(20)
+    pool.shutdown(wait=True)
+
+    assert sorted(initialized) == [f"special_{number}" for number in range(threads)]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_a_pool_that_was_idle_has_all_its_threads_again(threads: int) -> None:
+    pool = FairPool(threads, "test")
+    for _ in range(5):
+        together = threading.Barrier(threads + 1)
+        for number in range(threads):
+            pool.start(Turn("a", number), together.wait, 20)
+        together.wait(20)
+        assert len(pool) == 0
+    pool.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_a_caller_at_its_limit_goes_on_when_its_calls_end(limit: int) -> None:
+    """Also where they fail, and after it has had none for a time."""
+    pool = FairPool(3, "test", max_per_caller=limit)
+    for _ in range(3):
+        held = _Held()
+        futures = [pool.submit(Turn("greedy", n), held) for n in range(limit)]
+        for _ in range(limit):
+            assert held.started.acquire(timeout=20)
+        waiting = [pool.submit(Turn("greedy", n), int, "x") for n in range(limit, 5)]
+        other = [pool.submit(Turn("other", n), int, "3") for n in range(2)]
+        assert [future.result(20) for future in other] == [3, 3]
+        assert len(pool) == len(waiting)
+        held.go.set()
+        for future in futures:
+            future.result(20)
+        for failing in waiting:
+            with pytest.raises(ValueError, match="invalid literal"):
+                failing.result(20)
+    pool.shutdown(wait=True)
+
+
+def test_a_pool_that_waits_for_its_end_ends_after_the_running_call() -> None:
+    pool, held = FairPool(1, "test"), _Held()
+    pool.start(Turn("a", 0), held)
+    assert held.started.acquire(timeout=20)
+    done = threading.Event()
+
+    def stop() -> None:
+        pool.shutdown(wait=True)
+        done.set()
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    assert not done.wait(0.05)
+    held.go.set()
+    assert done.wait(20)
+    stopping.join(20)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_are_woken_once_however_many_calls_wait(threads: int) -> None:
+    pool = FairPool(threads, "test")
+    for _ in range(3):
+        held = _Held()
+        for number in range(threads):
+            pool.start(Turn("a", number), held)
+            assert held.started.acquire(timeout=20)
+        for number in range(50):
+            pool.start(Turn("b", number), held)
+
+        assert pool._pool._work_queue.qsize() == 0
+        held.go.set()
+        give_up = time.monotonic() + 20
+        while pool._active > 0:  # until the pool is idle
+            assert time.monotonic() < give_up
+            time.sleep(0.001)
+    pool.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_one_call_that_ends_makes_room_for_one_of_its_caller(limit: int) -> None:
+    pool = FairPool(6, "test", max_per_caller=limit)
+    calls = [_Held() for _ in range(limit + 3)]
+    for number, call in enumerate(calls):
+        pool.start(Turn("greedy", number), call)
+    for call in calls[:limit]:
+        assert call.started.acquire(timeout=20)
+    for ending, starting, waiting in zip(calls, calls[limit:], calls[limit + 1 :], strict=False):
+        ending.go.set()
+        assert starting.started.acquire(timeout=20)
+        assert not waiting.started.acquire(timeout=0.01)
+    for call in calls:
+        call.go.set()
+    pool.shutdown(wait=True)
+
+    assert not pool._running  # nothing is kept of a caller

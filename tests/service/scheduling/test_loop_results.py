@@ -100,6 +100,22 @@ def test_cancelling_a_caller_cancels_its_future_and_no_other(others: int) -> Non
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("others", [1, 2, 7])
+def test_a_caller_that_has_gone_does_not_stop_results_that_come_with_its_own(others: int) -> None:
+    async def main() -> None:
+        results = LoopResults()
+        futures: list[Future[int]] = [Future() for _ in range(1 + others)]
+        tasks = [asyncio.create_task(results.of(future)) for future in futures]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        complete(futures)  # in the same step: its result is on the way already
+        async with asyncio.timeout(TIMEOUT_S):
+            assert await asyncio.gather(*tasks[1:]) == list(range(1, 1 + others))
+        assert tasks[0].cancelled()
+
+    asyncio.run(main())
+
+
 def test_a_cancelled_future_cancels_its_caller() -> None:
     async def main() -> None:
         results = LoopResults()
@@ -129,6 +145,43 @@ def test_results_of_a_loop_that_has_ended_are_dropped_and_the_next_loop_works() 
             return await results.of(pool.submit(int, 7))
 
     assert asyncio.run(again()) == 7
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_results_that_a_loop_was_woken_for_but_never_took_do_not_hold_up_the_next(n: int) -> None:
+    results = LoopResults()
+    futures: list[Future[int]] = [Future() for _ in range(n)]
+    loop = asyncio.new_event_loop()
+    left = [loop.create_task(results.of(future)) for future in futures]
+    loop.run_until_complete(asyncio.sleep(0))
+    complete(futures)
+    loop.close()
+
+    async def again() -> list[int]:
+        with ThreadPoolExecutor(1) as pool:
+            return [
+                await asyncio.wait_for(results.of(pool.submit(int, number)), TIMEOUT_S)
+                for number in range(3)
+            ]
+
+    assert asyncio.run(again()) == [0, 1, 2]
+    assert not any(task.done() for task in left)
+
+
+@pytest.mark.parametrize("n", [1, 5])
+def test_results_that_come_after_their_loop_has_ended_are_no_error(
+    n: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    results = LoopResults()
+    futures: list[Future[int]] = [Future() for _ in range(n)]
+    loop = asyncio.new_event_loop()
+    left = [loop.create_task(results.of(future)) for future in futures]
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    complete(futures)  # an exception in its callback would be logged
+
+    assert not caplog.records
+    assert not any(task.done() for task in left)
 
 
 @pytest.mark.parametrize("ready", [1, 2, 10])

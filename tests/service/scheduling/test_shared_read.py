@@ -25,6 +25,10 @@ class Source:
     def start(self) -> Future[int]:
         return self._pool.submit(self._read)
 
+    def end(self) -> None:
+        """Wait until all reads have ended."""
+        self._pool.shutdown()
+
     def _read(self) -> int:
         value = self.value  # seen when the read begins
         self.reads += 1
@@ -63,7 +67,10 @@ def test_who_asks_during_a_read_gets_the_next_one(
 
 
 @pytest.mark.parametrize("callers", [1, 2, 3, 10, 100])
-def test_all_who_ask_in_one_step_of_the_loop_share_a_read(callers: int) -> None:
+def test_all_who_ask_in_one_step_of_the_loop_share_a_read(
+    callers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 30)
     source = Source()
 
     async def main() -> None:
@@ -96,7 +103,10 @@ def test_a_cancelled_caller_does_not_end_the_read_of_the_others(
     asyncio.run(main())
 
 
-def test_callers_of_a_slow_read_are_told_to_read_on_their_own() -> None:
+def test_callers_of_a_slow_read_are_told_to_read_on_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 0.02)
     source = Source()
 
     async def main() -> None:
@@ -108,26 +118,81 @@ def test_callers_of_a_slow_read_are_told_to_read_on_their_own() -> None:
         assert await waiting is None
         async with asyncio.timeout(30):
             assert [await shared.result() for _ in range(3)] == [None] * 3  # at once
+        assert source.reads == 1
+        monkeypatch.setattr(shared_read, "PATIENCE_S", 30)
         source.go.release(3)
         await until(lambda: source.reads == 2)  # the next one began when the slow one had ended
-        assert await shared.result() == 0
+        async with asyncio.timeout(30):
+            while (found := await shared.result()) is None:  # that one is late too
+                await asyncio.sleep(0.001)
+        assert found == 0
 
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("stopping", [False, True])
-def test_a_failed_read_is_nobodys_answer(stopping: bool) -> None:
+@pytest.mark.parametrize("how", ["failing", "cancelled", "stopping"])
+def test_a_failed_read_is_nobodys_answer(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 60)
+
     def fail() -> Future[int]:
-        if stopping:
+        if how == "stopping":
             raise RuntimeError("the pool was shut down")
         failed: Future[int] = Future()
-        failed.set_exception(NotReady("The registry cannot be read.", retry_after_s=1.0))
+        if how == "cancelled":
+            failed.cancel()
+        else:
+            failed.set_exception(NotReady("The registry cannot be read.", retry_after_s=1.0))
         return failed
 
     async def main() -> None:
         shared = SharedRead(fail)
-        for _ in range(3):
-            assert await shared.result() is None
-        assert await asyncio.gather(*(shared.result() for _ in range(3))) == [None] * 3
+        async with asyncio.timeout(30):
+            for _ in range(3):
+                assert await shared.result() is None
+            assert await asyncio.gather(*(shared.result() for _ in range(3))) == [None] * 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_a_read_that_outlives_its_loop_does_not_hold_up_the_next_loop(
+    readers: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 60)
+    source = Source()
+    shared = SharedRead(source.start)
+
+    async def leave() -> None:
+        left = [asyncio.create_task(shared.result()) for _ in range(readers)]
+        await until(lambda: source.reads == 1)
+        left.append(asyncio.create_task(shared.result()))  # which would be the next read
+        await asyncio.sleep(0)
+
+    async def again() -> None:
+        source.go.release(2)
+        async with asyncio.timeout(30):
+            assert await shared.result() == 0
+        assert source.reads == 2
+
+    asyncio.run(leave())
+    asyncio.run(again())
+    source.end()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("times", [1, 2, 5])
+def test_reads_one_after_the_other_are_all_answered(
+    times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_read, "PATIENCE_S", 30)
+    source = Source()
+
+    async def main() -> None:
+        shared = SharedRead(source.start)
+        for number in range(times):
+            source.value = number
+            source.go.release()
+            assert await shared.result() == number
+        assert source.reads == times
 
     asyncio.run(main())

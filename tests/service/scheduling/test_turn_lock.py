@@ -1,7 +1,10 @@
 """The lock is held by one thread, handed over in turns, and waited for until the deadline."""
 
+import random
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 
@@ -61,11 +64,58 @@ def test_several_threads_of_one_request_all_get_it_one_at_a_time() -> None:
     assert most == [1]
 
 
+def _hold(lock: TurnLock, turn: Turn, deadline: Deadline | None) -> None:
+    with lock.hold(turn, deadline):
+        pass
+
+
 def test_who_waits_too_long_leaves_and_the_others_go_on() -> None:
     lock = TurnLock()
     with lock.hold(Turn("first", 0), None):
-        with pytest.raises(DeadlineExceeded, match="before its turn"):
-            lock._acquire(Turn("late", 0), Deadline.after(0.05))
+        with pytest.raises(DeadlineExceeded) as exceeded:
+            _hold(lock, Turn("late", 0), Deadline.after(0.05))
         assert len(lock._waiting) == 0
-    with lock.hold(Turn("late", 0), Deadline.after(0.05)):
-        pass
+    _hold(lock, Turn("late", 0), Deadline.after(0.05))
+
+    assert str(exceeded.value) == (
+        "The request's deadline passed before its turn had come. Allow more time."
+    )
+
+
+@pytest.mark.parametrize("others", [1, 2, 5])
+def test_who_leaves_does_not_take_along_others_of_its_request(others: int) -> None:
+    lock, turn = TurnLock(), Turn("a", "same")
+    with ThreadPoolExecutor(others) as pool:
+        with lock.hold(Turn("first", 0), None):
+            deadline = Deadline.after(60)
+            waiting = [pool.submit(_hold, lock, turn, deadline) for _ in range(others)]
+            _until_waiting(lock, others)
+            with pytest.raises(DeadlineExceeded):
+                _hold(lock, turn, Deadline.after(0.01))
+            assert len(lock._waiting) == others
+        for one in waiting:
+            one.result(20)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_deadlines_of_a_moment_one_holds_it_at_a_time_and_in_the_end_nobody(seed: int) -> None:
+    """Deadlines that often pass at the moment in which the lock is handed over."""
+    lock, inside = TurnLock(), threading.Lock()
+
+    def take(number: int) -> int:
+        choose, entered = random.Random(100 * seed + number), 0
+        for _ in range(40):
+            deadline = Deadline.after(choose.random() * 0.002)
+            with suppress(DeadlineExceeded), lock.hold(Turn(number % 2, number), deadline):
+                assert inside.acquire(blocking=False)
+                time.sleep(choose.random() * 0.0005)
+                inside.release()
+                entered += 1
+        return entered
+
+    with ThreadPoolExecutor(5) as pool:
+        entered = list(pool.map(take, range(5), timeout=60))
+
+    assert sum(entered) > 0
+    assert len(lock._waiting) == 0
+    _hold(lock, Turn("afterwards", 0), Deadline.after(0))

@@ -95,6 +95,7 @@ def test_tasks_come_in_pages_in_the_order_of_their_names(registry: Registry) -> 
     first, revision = registry.tasks("", 3)
     second, _ = registry.tasks(first[-1].name, 3)
 
+    assert len(first) == 3
     assert [task.name for task in first + second] == ["B", "a", "b", "c", "d"]
     assert revision == 5
     assert registry.count() == 5

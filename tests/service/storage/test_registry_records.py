@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 
-from prompt_serve.errors import VersionChanged, VersionInUse
+from prompt_serve.errors import RequestInvalid, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.schemas import AuditEntry
 from prompt_serve.service.storage.audit import AuditLog
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import Condition
+from prompt_serve.service.storage.prompt_facts import facts_of
 from prompt_serve.service.storage.registry import NewTask, Registry
+from prompt_serve.service.storage.tables import StoredFacts
 from tests.golden import BACKBONE, GOLDEN
 from tests.service.storage.test_registry import FEATURES, new
 
@@ -114,8 +116,15 @@ def test_versions_are_found_by_their_beginning(registry: Registry) -> None:
         assert registry.versions_like(version) == [version]
     assert len(registry.versions_like("")) == 2
     assert sorted(registry.versions_like("", limit=10)) == sorted([A, B, C])
-    assert registry.versions_like("g") == []
-    assert registry.count_versions() == 3
+    for pattern in ("g", "%", "_"):  # not a hexadecimal digit; taken literally
+        assert registry.versions_like(pattern) == []
+        assert registry.versions_of("name0", pattern) == []
+    put(registry, "name0", 3)
+    assert len(registry.versions_of("name0")) == 2
+    assert len(registry.versions_of("name0", limit=1)) == 1
+    assert registry.versions_of("name0", A[:9]) == [A]
+    assert registry.versions_of("name0", B[:9]) == []
+    assert registry.count_versions() == 4
     assert registry.count() == 3
 
 
@@ -126,6 +135,33 @@ def test_names_are_hinted_at_in_order(registry: Registry) -> None:
     assert registry.names_like("pest") == sorted(["pets", "Plants", "pens", "planes"])
     assert registry.names_like("pest", limit=2) == sorted(["pets", "Plants", "pens", "planes"])[:2]
     assert registry.names_like("x") == []
+    registry.put_all(new(f"x{n}", PROMPTS[0]) for n in range(201))
+    assert len(registry.names_like("x")) == 200
+
+
+def test_facts_and_sizes_are_of_the_versions_asked_for(registry: Registry) -> None:
+    kinds = ("low_rank", "zero_shot", "ragged", "deep", "codebook_2")
+    for kind in kinds:
+        registry.put(new(kind, GOLDEN[kind]))
+    versions = {kind: version_of(to_bytes(GOLDEN[kind])) for kind in kinds}
+
+    for kind, version in versions.items():
+        prompt = GOLDEN[kind]
+        assert registry.facts(version) == StoredFacts(
+            method=prompt.method,
+            backbone=prompt.backbone.id,
+            fingerprint=prompt.backbone.fingerprint,
+            n_classes=len(prompt.class_names),
+            size_bytes=len(to_bytes(prompt)),
+            facts=facts_of(prompt),
+        )
+    assert registry.facts("f" * 64) is None
+    for chosen in (kinds, kinds[:1], kinds[1:3], ()):
+        of_them = [versions[kind] for kind in chosen]
+        assert registry.sizes([*of_them, "f" * 64]) == (
+            sum(len(GOLDEN[kind].class_names) for kind in chosen),
+            sum(len(to_bytes(GOLDEN[kind])) for kind in chosen),
+        )
 
 
 def test_a_rollback_leads_to_the_version_before(registry: Registry) -> None:
@@ -136,6 +172,7 @@ def test_a_rollback_leads_to_the_version_before(registry: Registry) -> None:
     put(registry, "b", 2)
     assert registry.version_before("a") == A
     registry.delete("a")
+    put(registry, "b", 3)
     assert registry.version_before("a") == B
 
 
@@ -193,10 +230,57 @@ def test_a_change_keeps_as_many_files_of_its_name_as_it_should(registry: Registr
     assert registry.has_version(VERSIONS[4])
 
 
+@pytest.mark.parametrize("how", ["put", "point", "delete"])
+def test_a_smaller_number_of_versions_holds_from_the_next_change_on(
+    database: Database, how: str
+) -> None:
+    before, registry = Registry(database), Registry(database, keep_versions=2)
+    for n in range(5):
+        put(before, "a", n)
+    assert before.count_versions() == 5
+    if how == "put":
+        put(registry, "a", 5)
+    elif how == "point":
+        registry.point("a", A, "rollback")
+    else:
+        registry.delete("a")
+
+    last = {"put": [4, 5], "point": [4, 0], "delete": [3, 4]}[how]
+    kept = {n for n in range(6) if registry.has_version(VERSIONS[n])}
+    assert kept == set(last)
+
+
+def test_an_upload_replaces_adds_or_leaves_tags(registry: Registry, audit: AuditLog) -> None:
+    def tags(name: str) -> tuple[str, ...]:
+        stored = registry.task(name)
+        assert stored is not None
+        return stored.tags
+
+    put(registry, "other", 0, tags=("kept",))
+    put(registry, "a", 0, tags=("z", "b", "z"))
+    assert tags("a") == ("b", "z")
+    put(registry, "a", 1)
+    assert tags("a") == ("b", "z")
+    put(registry, "a", 1, added_tags=("c", "b"))
+    assert tags("a") == ("b", "c", "z")
+    put(registry, "a", 1, tags=("y",), added_tags=("x",))
+    assert tags("a") == ("x", "y")
+    put(registry, "a", 1, tags=())
+    assert tags("a") == ()
+    with pytest.raises(RequestInvalid, match=r"^Task 'a' would have 51 tags; a task may have 50\."):
+        put(registry, "a", 2, added_tags=[f"tag-{n}" for n in range(51)])
+    assert registry.versions(["a"]) == {"a": B}
+    assert tags("other") == ("kept",)
+    assert [one for one in entries(audit) if one[0] == "task.tags"] == [
+        ("task.tags", "a", None, "b,c,z"),
+        ("task.tags", "a", None, "x,y"),
+    ]
+
+
 @pytest.mark.parametrize("users", [1, 2, 20, 21, 25])
 def test_a_version_in_use_names_its_users(registry: Registry, users: int) -> None:
     put(registry, "n00", 0)
-    for n in range(1, users):
+    for n in reversed(range(1, users)):
         registry.point(f"n{n:02}", A, "alias")
 
     with pytest.raises(VersionInUse) as refused:
@@ -230,7 +314,7 @@ def test_a_condition_is_checked_before_and_with_the_change(
         registry.check_change("a", condition)
         registry.put(change, condition)
     else:
-        with pytest.raises(VersionChanged):
+        with pytest.raises(VersionChanged, match=f"^Task 'a' is at version {A[:12]}"):
             registry.check_change("a", condition)
         with pytest.raises(VersionChanged):
             registry.put(change, condition)
