@@ -120,8 +120,9 @@ class Stand:
         return found
 
     def memory_mb(self) -> float:
-        """Return the resident memory of the workers."""
-        return sum(_of_live(self.workers(), lambda process: process.memory_info().rss)) / 2**20
+        """Return the resident memory of the workers, with the processes that decode for them."""
+        processes = [one for worker in self.workers() for one in tree_of(worker.pid)]
+        return sum(_of_live(processes, lambda process: process.memory_info().rss)) / 2**20
 
     def descriptors(self) -> int:
         """Return the number of open descriptors of the workers."""
