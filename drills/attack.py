@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import itertools
 import random
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import psutil
 
 from drills.answers import Oracle
 from drills.attacks import bodies, connections, framing, images, routes, urls
-from drills.attacks.kind import Kind, Target, open_keys
+from drills.attacks.kind import REFUSALS_5XX, Kind, Target, open_keys
 from drills.chaos import Peak, table_header, table_row, write_table
 from drills.load import Ledger, Load
 from drills.stand import Stand, stand
@@ -34,7 +35,8 @@ MAX_MORE_DESCRIPTORS = 20
 MAX_WAIT_S = 20.0  # of the bystander; a machine that is shared answers in a second
 SETTLE_S = 60.0  # in which connections and work of the attack end
 WARM_UP_SHARE = 4
-_TRACEBACK = b"Traceback (most recent call last)"
+_TRACEBACK = "Traceback (most recent call last)"
+_ERROR = re.compile(r"[A-Za-z_.]*[A-Z]\w+(: .*)?$")
 TITLES = (
     "attack", "instances", "answered", "refused", "5xx", "hung", "leaked, wrong or lost",
     "memory", "longest wait of a bystander",
@@ -69,7 +71,7 @@ class Result:
         """Return the row of the table."""
         statuses, found = self.target.statuses, self.target.found + self.ledger.counts
         answered = sum(n for status, n in statuses.items() if status < 400)
-        refused = statuses.total() - answered - found["5xx"]
+        refused = sum(n for one, n in statuses.items() if 400 <= one < 500 or one in REFUSALS_5XX)
         errors = found["5xx"] + sum(n for k, n in found.items() if k.startswith("status 5"))
         wrong = sum(found[kind] for kind in ("leaked", "wrong", "lost", "grew"))
         before, highest = self.memory_mb
@@ -130,9 +132,8 @@ class _State:
             target.fault("grew", f"descriptors from {self.descriptors} to {after.descriptors}")
         if wait_s > MAX_WAIT_S:
             target.fault("hung", f"the bystander waited {wait_s:.1f} s for a right answer")
-        log = made.log.read_bytes()
-        for _ in range(log.count(_TRACEBACK)):
-            target.fault("5xx", f"in the log: {_last_error(log)}")
+        for error in _tracebacks(made.log.read_text(errors="replace")):
+            target.fault("5xx", f"in the log: {error}")
 
 
 def _keys(made: Stand) -> tuple[str, str]:
@@ -161,10 +162,15 @@ def _longest_wait(ledger: Ledger, started: float, ended: float) -> float:
     return max(after - before for before, after in itertools.pairwise(moments))
 
 
-def _last_error(log: bytes) -> str:
-    """Return the end of the last traceback."""
-    lines = log[log.rindex(_TRACEBACK) :].decode(errors="replace").splitlines()
-    return next((line for line in lines[1:] if not line.startswith((" ", "\t"))), "")[:300]
+def _tracebacks(log: str) -> list[str]:
+    """Return the error of each traceback, with the place where it was raised."""
+    errors = []
+    for after in log.split(_TRACEBACK)[1:]:
+        lines = [line.strip(" |+-") for line in after.splitlines()]
+        places = [line for line in lines if line.startswith("File ")]
+        named = (line for line in lines[1:] if _ERROR.match(line))
+        errors.append(f"{next(named, '')[:300]} in {places[-1] if places else ''}")
+    return errors
 
 
 def main(
