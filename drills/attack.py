@@ -9,17 +9,21 @@ hung or a 5xx that is no refusal, if a worker ended or logged an error, or if so
 
 import argparse
 import asyncio
+import base64
 import itertools
+import json
 import random
 import re
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import psutil
+from PIL import Image
 
-from drills.answers import Oracle
+from drills.answers import BUNDLE, Oracle
 from drills.attacks import bodies, connections, framing, images, routes, urls
 from drills.attacks.kind import REFUSALS_5XX, Kind, Target, open_keys
 from drills.chaos import Peak, table_header, table_row, write_table
@@ -27,6 +31,7 @@ from drills.load import Ledger, Load
 from drills.stand import Stand, stand
 from prompt_serve.service.byte_budget import default_bytes_in_flight
 from tests.service.process import ROOT
+from tests.service.unusual_images import saved
 
 PAGE = ROOT / "docs" / "security.md"
 BYSTANDER = "127.0.0.2"  # callers without keys have their turns by address
@@ -90,6 +95,7 @@ async def run(kind: Kind, name: str, oracle: Oracle, *, seed: int, count: int) -
         admin_key, key = _keys(made) if kind.keyed else ("", None)
         load = Load(made.url, oracle, clients=1, bad_images=0, leaves=0, address=BYSTANDER, key=key)
         async with load, Target(made, admin_key).open() as target:
+            await _start_decoders(target)
             descriptors = made.descriptors()
             warm_up = max(1, count // WARM_UP_SHARE)
             await kind.attack(target, random.Random(f"{name} {seed} warm-up"), warm_up)
@@ -136,6 +142,19 @@ class _State:
             target.fault("5xx", f"in the log: {error}")
 
 
+async def _start_decoders(target: Target) -> None:
+    """Have the processes started that decode large images: they stay, and are no growth."""
+    data = base64.b64encode(saved(Image.new("RGB", (1600, 1600)), "WEBP", lossless=True)).decode()
+    await target.ask(
+        "POST",
+        "/v1/embed",
+        name="large images",
+        content=json.dumps({"images": [data] * 16}).encode(),
+        headers={"content-type": "application/json"}
+        | ({"x-api-key": target.admin_key} if target.admin_key else {}),
+    )
+
+
 def _keys(made: Stand) -> tuple[str, str]:
     with open_keys(made) as keys:
         return keys.create("attacker", "admin")[0], keys.create("bystander", "admin")[0]
@@ -173,6 +192,11 @@ def _tracebacks(log: str) -> list[str]:
     return errors
 
 
+@cache
+def _oracle(bundle: str) -> Oracle:
+    return Oracle(tasks=2, versions=3, images=6, bundle=bundle)
+
+
 def main(
     names: list[str],
     *,
@@ -181,11 +205,11 @@ def main(
     write: bool,
     kinds: Mapping[str, Kind] = KINDS,
 ) -> int:
-    oracle = Oracle(tasks=2, versions=3, images=6)
     header = table_header(*TITLES)
     print(header, flush=True)
     rows, failed = [], False
     for name in names or list(kinds):
+        oracle = _oracle(kinds[name].settings.get("bundle", BUNDLE))
         result = asyncio.run(run(kinds[name], name, oracle, seed=seed, count=count))
         rows.append(result.row())
         print(rows[-1], flush=True)

@@ -111,7 +111,8 @@ def any_image(draws: Draws) -> bytes:
         options |= {"save_all": True, "append_images": frames}
     try:
         return saved(image, kind, **options)
-    except (OSError, ValueError, TypeError, KeyError):  # not all of these go together
+    # Pillow writes not all of these together, and says so in many ways.
+    except (OSError, ValueError, TypeError, LookupError, SyntaxError, struct.error):
         return saved(image.convert("RGB"), "PNG" if kind == "AVIF" else kind)
 
 

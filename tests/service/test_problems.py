@@ -77,8 +77,14 @@ def test_an_answer_that_cannot_be_completed_is_a_line_of_the_log(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    scope: Scope = {"type": "http", "method": "GET", "path": f"/cut-off/{after}", "headers": []}
-    scope |= {"query_string": b"", "asgi": {"spec_version": "2.3"}}
+    scope: Scope = {
+        "type": "http",
+        "method": "GET",
+        "path": f"/cut-off/{after}",
+        "headers": [],
+        "query_string": b"",
+        "asgi": {"spec_version": "2.3"},
+    }
     asyncio.run(app(scope, receive, send))
 
     assert [one.get("body") for one in sent] == [None, *[b"some"] * after]
