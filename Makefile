@@ -12,7 +12,7 @@ SERVE_INSTALLED := $(SERVE_VENV)/.installed
 SUPPLY_VENV ?= .venv-supply
 SUPPLY_INSTALLED := $(SUPPLY_VENV)/.installed
 
-.PHONY: help install check fix test test-all soak chaos mutation bench pythons docs quickstart demo serve pretrain lock sbom audit clean
+.PHONY: help install check fix test test-all soak chaos attack mutation bench pythons docs quickstart demo serve pretrain lock sbom audit clean
 
 help: ## list the verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ soak: $(INSTALLED) ## an hour of load, kills and a stopped database, every answe
 
 chaos: $(INSTALLED) ## each fault on its own under load: tries, wrong, lost, recovery (ARGS=--write: into the page)
 	$(BIN)/python -m drills.chaos $(ARGS)
+
+attack: $(INSTALLED) ## every kind of attack, with other instances for each SEED (COUNT=400, ARGS='images --write')
+	$(BIN)/python -m drills.attack --seed $(or $(SEED),0) --count $(or $(COUNT),400) $(ARGS)
 
 mutation: $(INSTALLED) ## which changes of the core no test notices (about an hour)
 	$(BIN)/python -m pip install --quiet --requirement tools/mutation.txt

@@ -142,7 +142,7 @@ async def mutated_images(stand: Stand, load: Load) -> float:
     whole = [
         _encoded(kind) for kind in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF")
     ]
-    images = [_mutated(draw.choice(whole), draw) for _ in range(2000)]
+    images = [mutated(draw.choice(whole), draw) for _ in range(2000)]
     await _send_all(
         stand, load.ledger, [("POST", "/v1/classify?task=drill-0", data, PNG) for data in images]
     )
@@ -296,7 +296,8 @@ def _encoded(kind: str) -> bytes:
     return file.getvalue()
 
 
-def _mutated(data: bytes, draw: random.Random) -> bytes:
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    """Return bytes of which a few were changed, removed or repeated."""
     changed = bytearray(data)
     for _ in range(draw.randint(1, 8)):
         at = draw.randrange(len(changed))

@@ -69,6 +69,8 @@ class Load:
         leaves: share of requests whose client hangs up before the answer.
         writes_per_s: uploads and rollbacks of each name, per second.
         seed: of the choices.
+        address: from which the clients connect; the service gives turns by address.
+        key: of all clients, if the service asks for one.
     """
 
     def __init__(
@@ -81,6 +83,8 @@ class Load:
         leaves: float = 0.01,
         writes_per_s: float = 1.0,
         seed: int = 0,
+        address: str | None = None,
+        key: str | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.histories = {name: History() for name in oracle.files}
@@ -90,12 +94,13 @@ class Load:
         self._bad_images, self._leaves = bad_images, leaves
         self._pause_s = 1.0 / writes_per_s
         self._seed = seed
+        self._address = address
+        self._headers = {} if key is None else {"authorization": f"Bearer {key}"}
         self._stopped = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Load":
-        limits = httpx.Limits(max_connections=self._clients + len(self.histories) + 8)
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S, limits=limits)
+        self._http = self._open_client(self._clients + len(self.histories) + 8)
         for name in self.histories:
             await self._upload(name, self.oracle.files[name][0].version)
             if not self.histories[name].writes[-1].acknowledged < float("inf"):
@@ -119,7 +124,7 @@ class Load:
 
     async def check_names(self) -> None:
         """Compare every name with what was acknowledged; a difference is a lost change."""
-        async with httpx.AsyncClient(base_url=self.url, timeout=TIMEOUT_S) as http:
+        async with self._open_client(1) as http:
             for name, history in self.histories.items():
                 answer = await http.get(f"/v1/tasks/{name}")
                 found = answer.json().get("version") if answer.status_code == 200 else None
@@ -128,6 +133,13 @@ class Load:
                 file = await http.get(f"/v1/tasks/{name}/file")
                 if found is not None and file.content != self.oracle.by_version[found].data:
                     self.ledger.fault("lost", f"the file of {name} differs from what was uploaded")
+
+    def _open_client(self, connections: int) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=connections)
+        transport = httpx.AsyncHTTPTransport(local_address=self._address, limits=limits)
+        return httpx.AsyncClient(
+            base_url=self.url, timeout=TIMEOUT_S, transport=transport, headers=self._headers
+        )
 
     async def _classify(self, seed: float) -> None:
         draw = random.Random(seed)

@@ -348,7 +348,8 @@ def _repaired(data: bytes, error: Exception, max_pixels: int) -> bytes | None:
     """Return a file that Pillow reads in place of one that it refuses; None if it is damaged."""
     if data.startswith(_PNG_HEAD) and isinstance(error, ValueError):
         return b"".join((_PNG_HEAD, *_chunks_without_texts(data)))
-    if _is_jpeg(data) and "truncated" in str(error):
+    # One with an end lacks something else, and its memory was counted for decoding it once, scaled.
+    if _is_jpeg(data) and "truncated" in str(error) and not has_end(data):
         return _ended_jpeg(data, max_pixels)
     return None
 

@@ -59,7 +59,11 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 class UnexpectedErrorMiddleware:
-    """ASGI middleware: unexpected errors get 500 ``internal-error``; only the log says why."""
+    """ASGI middleware: unexpected errors get 500 ``internal-error``; only the log says why.
+
+    An app that cannot complete an answer which has begun raises ConnectionAbortedError; the server
+    closes the connection of an answer that is not complete.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -80,7 +84,10 @@ class UnexpectedErrorMiddleware:
         except ClientDisconnect:
             return  # there is no client to answer
         # Anything that no handler caught is a bug; the client still gets an answer.
-        except Exception:
+        except Exception as error:
+            if started and isinstance(error, ConnectionAbortedError):
+                _log.warning("%s %s was cut off: %s", scope["method"], scope["path"], error)
+                return
             _log.exception("%s %s failed", scope["method"], scope["path"])
             if not started:
                 await problem_response(_unexpected())(scope, receive, send)

@@ -10,6 +10,7 @@ new one.
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -207,7 +208,9 @@ class _Process:
     def end(self) -> int:
         """End the process; returns its exit status, negative for a signal."""
         self._process.kill()
-        status = self._process.wait(_END_S)
+        status = -signal.SIGKILL
+        with suppress(subprocess.TimeoutExpired):  # of much memory that is given back
+            status = self._process.wait(_END_S)
         for pipe in (self._requests, self._answers):
             with suppress(OSError, ValueError):
                 pipe.close()

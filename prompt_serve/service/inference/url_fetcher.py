@@ -9,11 +9,12 @@ whether they are images, and their Content-Type is ignored.
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import httpcore
 import httpx
@@ -37,6 +38,7 @@ _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MAX_CONNECTIONS = 32
 _RESOLVING = 16  # names at the same time
 _FETCHES_PER_REQUEST = 8  # at the same time
+_FETCHES_PER_CALLER = 24  # at the same time; the other connections are for other callers
 _SHOWN_CHARACTERS = 200
 _HEADERS = [
     (b"Accept", b"image/*"),
@@ -175,6 +177,8 @@ class UrlImageLoader:
     def __init__(self, settings: Settings) -> None:
         self._max_body_bytes = settings.max_body_bytes
         self._fetcher: UrlFetcher | None = None
+        # A server that never ends its answers holds connections; not those of others as well.
+        self._slots = WeakValueDictionary[Hashable, asyncio.Semaphore]()  # by caller
         if settings.image_urls:
             policy = UrlPolicy(
                 hosts=parse_hosts(settings.image_url_hosts),
@@ -201,21 +205,28 @@ class UrlImageLoader:
                 for _ in urls
             ]
         budget = _ByteBudget(self._max_body_bytes)
-        slots = asyncio.Semaphore(_FETCHES_PER_REQUEST)
+        slots = asyncio.Semaphore(_FETCHES_PER_REQUEST), self._slots_of_caller()
         one = partial(self._fetch, self._fetcher, deadline, budget, slots)
         return list(await asyncio.gather(*map(one, urls)))
+
+    def _slots_of_caller(self) -> asyncio.Semaphore:
+        caller = current_request().turn.caller
+        slots = self._slots.get(caller)
+        if slots is None:
+            slots = self._slots[caller] = asyncio.Semaphore(_FETCHES_PER_CALLER)
+        return slots
 
     async def _fetch(
         self,
         fetcher: UrlFetcher,
         deadline: Deadline,
         budget: "_ByteBudget",
-        slots: asyncio.Semaphore,
+        slots: tuple[asyncio.Semaphore, asyncio.Semaphore],
         url: str,
     ) -> bytes | PromptServeError:
         try:
             # asyncio's clock is time.monotonic, as is that of deadlines.
-            async with asyncio.timeout_at(deadline.at), slots:
+            async with asyncio.timeout_at(deadline.at), slots[0], slots[1]:
                 return budget.spend(await fetcher.fetch(url))
         except TimeoutError:
             return DeadlineExceeded(

@@ -5,13 +5,32 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from prompt_serve.service.scheduling.turns import Turn, Turns
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_Work = tuple[Turn, Callable[[], object], Callable[[], object]]  # its call, and what cancels it
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(eq=False, slots=True)
+class _Work:
+    """Call that waits for its turn, and what cancels it."""
+
+    turn: Turn
+    call: Callable[[], object]
+    cancel: Callable[[], object]
+
+    def take_call(self) -> Callable[[], object]:
+        """Return the call, to which nothing refers any longer but its caller."""
+        call, self.call, self.cancel = self.call, _nothing, _nothing
+        return call
 
 
 class FairPool:
@@ -48,13 +67,14 @@ class FairPool:
         return len(self._waiting)
 
     def submit(self, turn: Turn, function: Callable[..., _T], *args: object) -> Future[_T]:
-        """Call ``function`` when the turn has come; cancelling the future skips it until then.
+        """Call ``function`` when the turn has come; until then, cancelling the future drops it.
 
         Raises:
             RuntimeError: the pool was shut down.
         """
         future: Future[_T] = Future()
-        self._add(turn, lambda: _run(future, function, *args), future.cancel)
+        work = self._add(turn, lambda: _run(future, function, *args), future.cancel)
+        future.add_done_callback(partial(self._drop_if_cancelled, work))
         return future
 
     def start(self, turn: Turn, function: Callable[..., object], *args: object) -> None:
@@ -65,15 +85,24 @@ class FairPool:
         """
         self._add(turn, lambda: function(*args), lambda: None)
 
-    def _add(self, turn: Turn, call: Callable[[], object], cancel: Callable[[], object]) -> None:
+    def _add(self, turn: Turn, call: Callable[[], object], cancel: Callable[[], object]) -> _Work:
+        work = _Work(turn, call, cancel)
         with self._lock:
             if self._is_shut_down:
                 raise RuntimeError("the pool was shut down")
-            self._waiting.extend(turn, [(turn, call, cancel)])
+            self._waiting.extend(turn, [work])
             # Waking a thread takes longer than much of what they run; those that run go on.
             if self._active < self._threads:
                 self._active += 1
                 self._pool.submit(self._run_waiting)
+        return work
+
+    def _drop_if_cancelled(self, work: _Work, future: Future[_T]) -> None:
+        """Let go of what a cancelled call holds: its turn may be a long time off."""
+        if future.cancelled():
+            work.take_call()
+            with self._lock:
+                self._waiting.remove(work.turn, work)
 
     def shutdown(self, *, wait: bool) -> None:
         """Cancel what waits and accept nothing more.
@@ -84,24 +113,23 @@ class FairPool:
         with self._lock:
             self._is_shut_down = True
             left = list(iter(self._waiting.pop, None))
-        for _, _, cancel in left:
-            cancel()
+        for work in left:
+            work.cancel()
         self._pool.shutdown(wait=wait)
 
     def _run_waiting(self) -> None:
         """Run waiting calls until none is left whose caller may hold one more thread."""
         while (work := self._next()) is not None:
-            turn, call, _ = work
             try:
-                call()
+                work.take_call()()
             # Nobody reads what ``start`` runs raises, and the thread is still needed.
             except BaseException:
                 _log.exception("a call in the pool %r failed", self._name)
             finally:
                 with self._lock:
-                    self._running[turn.caller] -= 1
-                    if not self._running[turn.caller]:
-                        del self._running[turn.caller]
+                    self._running[work.turn.caller] -= 1
+                    if not self._running[work.turn.caller]:
+                        del self._running[work.turn.caller]
 
     def _next(self) -> _Work | None:
         with self._lock:
@@ -109,7 +137,7 @@ class FairPool:
             if work is None:
                 self._active -= 1
             else:
-                self._running[work[0].caller] += 1
+                self._running[work.turn.caller] += 1
             return work
 
 

@@ -13,7 +13,6 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Generic, TypeVar
 
-from prompt_serve.errors import PromptServeError
 from prompt_serve.service.scheduling.loop_results import at_end_of_step
 
 PATIENCE_S = 0.25
@@ -74,7 +73,7 @@ class SharedRead(Generic[_T]):
         done: Future[_T],
     ) -> None:
         """Hand the result to the event loop; called in the thread that read it."""
-        failed = done.cancelled() or isinstance(done.exception(), PromptServeError)
+        failed = done.cancelled() or done.exception() is not None
         found = None if failed else done.result()
         if not loop.is_closed():
             loop.call_soon_threadsafe(self._end, answer, timer, found)

@@ -75,6 +75,18 @@ class Turns(Generic[_T]):
             del self._callers[caller]
         return item
 
+    def remove(self, turn: Turn, item: _T) -> None:
+        """Remove an item of a request, if it is still there."""
+        requests = self._callers.get(turn.caller, OrderedDict())
+        items = requests.get(turn.request, deque())
+        if item not in items:
+            return
+        if len(items) == 1:
+            self.discard(turn)
+            return
+        items.remove(item)
+        self._size -= 1
+
     def discard(self, turn: Turn) -> list[_T]:
         """Remove and return all items of a request."""
         requests = self._callers.get(turn.caller, OrderedDict())

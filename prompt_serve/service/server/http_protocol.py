@@ -1,8 +1,10 @@
 """uvicorn's HTTP protocol (h11), stricter about framing and about clients that do not go on.
 
 - Requests that two parsers may frame differently are refused and their connection is closed:
-  Content-Length with Transfer-Encoding, Transfer-Encoding in HTTP/1.0, bare line feeds (RFC 9112,
-  sections 2.2, 6.1 and 6.3). Major versions other than 1 get 505.
+  Content-Length with Transfer-Encoding, Transfer-Encoding in HTTP/1.0, bare line feeds, headers
+  folded over several lines (RFC 9112, sections 2.2, 5.2, 6.1 and 6.3). Major versions other than 1
+  get 505.
+- So are bodies of very many small chunks, each of which costs as much as a large one.
 - Connections end if they are idle, if a request's headers take too long, and if the client does not
   read its answer.
 - A stop finishes requests, also those of connections that were only just accepted.
@@ -20,6 +22,7 @@ from typing import Any, cast
 
 import h11
 import uvicorn.config
+from h11._receivebuffer import ReceiveBuffer
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
@@ -29,18 +32,42 @@ from prompt_serve.service.problems import MEDIA_TYPE
 
 HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its headers
 MAX_HEADERS = 200  # h11 compares each with those before it
+# A chunk takes 10 us, whatever its size; the system may hand over some ten thousand of a byte each.
+MAX_SMALL_CHUNKS = 2_000
+MIN_CHUNK_BYTES = 64  # on average, of further ones
 STALL_TIMEOUT_S = 30.0  # in which a client must read, at least, as much as follows
 STALL_BYTES = 64 * 2**10
 LINGER_S = 2.0  # after an error, so that what the client still sends does not reset its answer
 STOP_TIMEOUT_S = 30.0  # for requests at a stop, unless --timeout-graceful-shutdown says otherwise
 
 _BARE_LF = re.compile(rb"(?<!\r)\n")
+_FOLD = re.compile(rb"\n[ \t]")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE)
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 
+class _StrictBuffer(ReceiveBuffer):
+    """h11's buffer that refuses headers and trailers whose ends parsers see differently."""
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        if self._data.startswith(b"\r\n"):  # no trailers
+            return super().maybe_extract_lines()
+        end = _HEAD_END.search(self._data)
+        searched = end.end() if end else len(self._data)
+        if _BARE_LF.search(self._data, 0, searched):
+            raise h11.RemoteProtocolError("A line of the headers does not end with CR LF.")
+        if _FOLD.search(self._data, 0, searched):
+            raise h11.RemoteProtocolError("A header goes over several lines.")
+        return super().maybe_extract_lines()
+
+
 class StrictConnection(h11.Connection):
     """h11's server side that refuses what is ambiguous."""
+
+    def __init__(self, max_incomplete_event_size: int) -> None:
+        super().__init__(h11.SERVER, max_incomplete_event_size)
+        self._receive_buffer = _StrictBuffer()
+        self._chunks = self._chunk_bytes = 0  # of the current request
 
     def receive_data(self, data: bytes) -> None:
         # Empty lines before a request are ignored (RFC 9112, section 2.2).
@@ -51,13 +78,22 @@ class StrictConnection(h11.Connection):
         super().receive_data(data)
 
     def next_event(self) -> Any:
-        if self.their_state is h11.IDLE:
-            head = self.trailing_data[0]
-            end = _HEAD_END.search(head)
-            if _BARE_LF.search(head, 0, end.end() if end else len(head)):
-                raise h11.RemoteProtocolError("A line of the headers does not end with CR LF.")
         event = super().next_event()
-        return _checked(event) if isinstance(event, h11.Request) else event
+        if isinstance(event, h11.Request):
+            self._chunks = self._chunk_bytes = 0
+            return _checked(event)
+        if isinstance(event, h11.Data):
+            self._count(event)
+        return event
+
+    def _count(self, event: h11.Data) -> None:
+        self._chunks += event.chunk_start
+        self._chunk_bytes += len(event.data)
+        if self._chunks > MAX_SMALL_CHUNKS + self._chunk_bytes // MIN_CHUNK_BYTES:
+            raise h11.RemoteProtocolError(
+                f"The body has {self._chunks:,} chunks of {self._chunk_bytes / self._chunks:.1f} "
+                f"bytes on average. Send it with its length, or in larger chunks."
+            )
 
 
 class HttpProtocol(H11Protocol):
@@ -67,7 +103,7 @@ class HttpProtocol(H11Protocol):
         if config.timeout_graceful_shutdown is None:
             config.timeout_graceful_shutdown = round(STOP_TIMEOUT_S)
         super().__init__(config, *args, **kwargs)
-        self.conn = StrictConnection(h11.SERVER, self.conn._max_incomplete_event_size)
+        self.conn = StrictConnection(self.conn._max_incomplete_event_size)
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._is_refused = False
@@ -90,11 +126,14 @@ class HttpProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
             return
-        if self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+        begins = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        # Empty lines begin no request, and so leave no more time for one.
+        if begins and (self._head_timer is None or data.strip(b"\r\n")):
             self._await_head(HEAD_TIMEOUT_S)
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE and self._head_timer is not None:
             self._head_timer.cancel()
+            self._head_timer = None
         if self._is_stopping and self.cycle is not None:
             self.cycle.keep_alive = False
 
@@ -144,6 +183,7 @@ class HttpProtocol(H11Protocol):
         detail = str(error) if isinstance(error, h11.RemoteProtocolError) else msg
         status = HTTPStatus(getattr(error, "error_status_hint", 400))
         self._is_refused = True
+        self._abandon()
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun
             self.transport.close()
             return
@@ -168,6 +208,13 @@ class HttpProtocol(H11Protocol):
             self.loop.call_later(LINGER_S, self.transport.close)
         else:
             self.transport.close()
+
+    def _abandon(self) -> None:
+        """End the request whose body cannot be read any further: its app has nobody to answer."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._report_disconnect()
 
     def _await_head(self, timeout_s: float) -> None:
         if self._head_timer is not None:

@@ -1,6 +1,7 @@
 """Fetching from URLs, against a real HTTP server on this machine that attempts forgery (SSRF)."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -317,3 +318,33 @@ def test_slow_names_of_one_client_do_not_delay_those_of_another(slow_names: int)
         return found
 
     assert asyncio.run(run()) == ["198.51.100.7"]
+
+
+@pytest.mark.parametrize("requests", [3, 4, 5, 8])
+def test_servers_that_never_answer_one_client_delay_no_other(server: Server, requests: int) -> None:
+    """Whoever sends their URLs holds most of the connections, but not all of them."""
+    settings = Settings(
+        image_urls=True, image_url_private_hosts="127.0.0.1", image_url_timeout_s=120
+    )
+
+    async def run() -> None:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        loader, deadline = UrlImageLoader(settings), Deadline.after(120)
+        with request_scope(RequestContext(client="greedy")):
+            held = [
+                asyncio.create_task(loader.fetch_all([url] * 16, deadline)) for _ in range(requests)
+            ]
+        await asyncio.sleep(0)
+        with request_scope(RequestContext(client="other")):
+            for _ in range(5):
+                async with asyncio.timeout(60):
+                    assert (
+                        await loader.fetch_all([server.url("/image")] * 3, deadline) == [IMAGE] * 3
+                    )
+        assert not any(task.done() for task in held)
+        for task in held:
+            task.cancel()
+        await asyncio.wait(held)
+
+    with socket.create_server(("127.0.0.1", 0), backlog=256) as silent:
+        asyncio.run(run())

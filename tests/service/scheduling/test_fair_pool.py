@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections import Counter
 from concurrent.futures import CancelledError, Future
 
@@ -21,6 +22,10 @@ class _Held:
     def __call__(self) -> None:
         self.started.release()
         assert self.go.wait(20)
+
+
+class _Body:
+    """Something large that a call takes."""
 
 
 @pytest.mark.parametrize("others", [1, 2, 3, 5, 9])
@@ -80,6 +85,32 @@ def test_results_errors_and_cancellation_reach_the_caller() -> None:
         error.result(20)
     with pytest.raises(CancelledError):
         cancelled.result(20)
+    pool.shutdown(wait=True)
+
+
+@pytest.mark.parametrize("waiting", [1, 2, 10, 500])
+@pytest.mark.parametrize("requests", [1, 3])
+def test_a_cancelled_call_leaves_nothing_behind_before_its_turn(
+    waiting: int, requests: int
+) -> None:
+    """Its turn may be minutes off: a body that it holds must not stay in memory for so long."""
+    pool, held = FairPool(1, "test"), _Held()
+    running = pool.submit(Turn("a", 0), held)
+    assert held.started.acquire(timeout=20)
+    bodies = [_Body() for _ in range(waiting)]
+    alive = [weakref.ref(body) for body in bodies]
+    futures = [pool.submit(Turn("b", n % requests), id, body) for n, body in enumerate(bodies)]
+    kept = [pool.submit(Turn("b", n), int, str(n)) for n in range(requests)]
+    del bodies
+    for future in futures:
+        assert future.cancel()
+    del futures, future
+
+    assert [one() for one in alive] == [None] * waiting
+    assert len(pool) == len(kept)
+    held.go.set()
+    assert running.result(20) is None
+    assert [future.result(20) for future in kept] == list(range(requests))
     pool.shutdown(wait=True)
 
 

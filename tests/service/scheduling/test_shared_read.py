@@ -196,3 +196,23 @@ def test_reads_one_after_the_other_are_all_answered(
         assert source.reads == times
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", [ValueError, KeyError, OSError, MemoryError, SystemExit])
+def test_after_a_read_that_failed_in_any_way_the_next_one_is_shared_again(
+    kind: type[BaseException],
+) -> None:
+    failing = [True]
+
+    def read() -> int:
+        if failing:
+            failing.pop()
+            raise kind("reason")
+        return 7
+
+    async def main() -> list[int | None]:
+        with ThreadPoolExecutor(1) as pool:
+            shared = SharedRead(lambda: pool.submit(read))
+            return [await shared.result() for _ in range(3)]
+
+    assert asyncio.run(main()) == [None, 7, 7]

@@ -96,6 +96,25 @@ def test_discarding_a_request_leaves_the_others_in_their_order(
     assert Counter(item[:2] for item in _drained(turns)) == Counter(kept)
 
 
+@given(_ITEMS, st.sets(st.integers(0, 80)))
+def test_removed_items_are_gone_and_the_others_keep_their_order(
+    owners: list[tuple[int, int]], removed: set[int]
+) -> None:
+    turns = _filled(owners)
+    for number in removed:  # some of which are not there
+        owner = owners[number] if number < len(owners) else (0, 0)
+        turns.remove(Turn(*owner), (*owner, number))
+
+    left = [owner for number, owner in enumerate(owners) if number not in removed]
+    assert len(turns) == len(left)
+    assert turns.n_requests == len(set(left))
+    drained = _drained(turns)
+    assert sorted(number for *_, number in drained) == sorted(set(range(len(owners))) - removed)
+    for owner in set(left):
+        of_request = [number for *one, number in drained if tuple(one) == owner]
+        assert of_request == sorted(of_request)
+
+
 @given(_ITEMS, st.sets(st.integers(0, 4)))
 def test_a_caller_that_is_not_eligible_keeps_its_turn(
     owners: list[tuple[int, int]], held: set[int]

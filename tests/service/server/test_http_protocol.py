@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
 HOST = b"Host: localhost\r\n"
 HEADERS = b"".join(b"X-%d: 1\r\n" % n for n in range(4_000))
+POST = b"POST /v1/score HTTP/1.1\r\n%sContent-Type: application/json\r\n"
 CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 
 
@@ -64,6 +65,11 @@ def _exchange(served: Served, *parts: bytes) -> bytes:
         (b"GET /livez HTTP/1.1\r\n%s" + b"A:\r\n" * 200 + b"\r\n", 431),
         (b"GET /livez HTTP/1.1\r\n%s" + HEADERS + b"\r\n", 431),
         (b"POST /v1/score HTTP/1.1\r\n%s" + HEADERS + CHUNKED, 431),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: b\r\n Transfer-Encoding: chunked\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sX-A: b\r\n\tc\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n%sContent-Length:\r\n 0\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n Content-Length: 5\r\n%s\r\n", 400),
+        (b"POST /v1/score HTTP/1.1\r\n%sTransfer-Encoding:\r\n chunked\r\n\r\n0\r\n\r\n", 400),
     ],
 )  # fmt: skip
 def test_ambiguous_requests_are_answered_once_and_closed(
@@ -78,6 +84,45 @@ def test_ambiguous_requests_are_answered_once_and_closed(
     assert b"application/problem+json" in head
     assert body.count(b"HTTP/1.1") <= 1  # of the text, not of a second answer
     assert b"backbone" not in body
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"0\n\n", b"0\r\n\n", b"0\r\na: b\n\n", b"0\r\na: b\n\r\n", b"0\r\na: b\r\n\n",
+        b"0\r\na: b\r\n c\r\n\r\n",
+        b"0x0\r\n\r\n", b"-0\r\n\r\n", b" 0\r\n\r\n", b"5\r\nabcdeX0\r\n\r\n",
+        b"5\r\nabcd\r\n0\r\n\r\n", b"\r\n0\r\n\r\n",
+        b"1\r\na\r\n" * 9_000, b"1;a=b\r\na\r\n" * 9_000, b"30\r\n" + b"a" * 48 + b"\r\n", b"x",
+    ],
+)  # fmt: skip
+def test_ambiguous_chunks_end_the_connection_and_nothing_fails(served: Served, body: bytes) -> None:
+    before = served.log.read_text().count("Traceback")
+    if body.startswith(b"30"):
+        body *= 9_000
+    smuggled = b"0\r\n\r\nGET /v1/info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    answer = _exchange(served, POST % HOST + CHUNKED[: -len(b"0\r\n\r\n")], body + smuggled)
+
+    head, _, problem = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 "), answer[:300]
+    assert b"connection: close" in head.lower()
+    assert b"backbone" not in problem
+    assert served.log.read_text().count("Traceback") == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 4096])
+def test_bodies_of_chunks_are_read_whatever_their_size(served: Served, size: int) -> None:
+    spaces = (b"%x\r\n%s\r\n" % (size, b" " * size)) * (60_000 // max(size, 40))
+    answer = _exchange(
+        served,
+        POST % (HOST + b"Connection: close\r\n")
+        + CHUNKED[: -len(b"0\r\n\r\n")]
+        + spaces
+        + b"2\r\n{}\r\n0\r\n\r\n",
+    )
+
+    assert answer.startswith(b"HTTP/1.1 422 ")  # of JSON without its fields
+    assert b"embeddings" in answer
 
 
 @pytest.mark.parametrize(
@@ -123,6 +168,27 @@ def test_connections_end_that_are_idle_or_do_not_finish_their_headers(served: Se
 
     assert received[:3] == [b""] * 3
     assert received[3].startswith(b"HTTP/1.1 200 ")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("line", [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\n\n"])
+def test_empty_lines_do_not_keep_a_connection_open(
+    served: Served, sent: bytes, line: bytes
+) -> None:
+    give_up = time.monotonic() + 90  # the service allows 10 s
+    with _connect(served) as connection:
+        connection.sendall(sent)
+        connection.settimeout(0.5)
+        while time.monotonic() < give_up:
+            try:
+                if not connection.recv(65_536):
+                    return
+            except TimeoutError:
+                connection.sendall(line)
+            except ConnectionError:
+                return
+    pytest.fail("The connection is still open.")
 
 
 @pytest.mark.long
