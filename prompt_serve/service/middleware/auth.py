@@ -9,6 +9,7 @@ addresses it by a loopback name. (A foreign web page can point its own host name
 its requests then carry that name.) A service bound to any other interface refuses to start.
 """
 
+import asyncio
 import base64
 import ipaddress
 import re
@@ -134,6 +135,8 @@ class AuthMiddleware:
         self._anonymous = anonymous
         self._verifier = verifier
         self._limits = RateLimits()
+        # Their own: a provider that is slow holds up nobody who has a key.
+        self._token_threads = ThreadPoolExecutor(8, thread_name_prefix="token")
         self._use_recorder = ThreadPoolExecutor(1, thread_name_prefix="key use")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +206,8 @@ class AuthMiddleware:
 
     async def _caller(self, cache: ApiKeyCache, token: str) -> Actor:
         if self._verifier is not None and is_jwt(token):
-            return await run_in_threadpool(self._verifier.verify, token)
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._token_threads, self._verifier.verify, token)
         key = await _valid_key(cache, token)
         if cache.use_is_due(key):
             self._use_recorder.submit(cache.note_use, key)

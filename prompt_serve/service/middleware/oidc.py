@@ -169,20 +169,21 @@ class KeySet:
         """Return the ``jwt.PyJWK`` of an id; None if there is none.
 
         Raises:
-            NotReady: no keys could be read yet.
+            NotReady: no keys could be read yet, or they are being read.
         """
-        # Whoever has a known key does not wait for a slow provider.
-        if self._is_due(key_id) and self._lock.acquire(blocking=key_id not in self._keys):
-            try:
-                if self._is_due(key_id):
-                    self._read()
-            finally:
-                self._lock.release()
+        # Nobody but the one who asks it waits for a slow provider that was read before: tokens with
+        # invented ids would hold all threads.
+        if self._is_due(key_id):
+            if self._lock.acquire(blocking=not self._keys):
+                try:
+                    if self._is_due(key_id):
+                        self._read()
+                finally:
+                    self._lock.release()
+            elif key_id not in self._keys:
+                raise _keys_unread("are being read", retry_after_s=1.0)
         if not self._keys:
-            raise NotReady(
-                "The keys of the OpenID Connect provider cannot be read.",
-                retry_after_s=_UNKNOWN_EVERY_S,
-            )
+            raise _keys_unread("cannot be read", retry_after_s=_UNKNOWN_EVERY_S)
         return self._keys.get(key_id)
 
     def _is_due(self, key_id: str | None) -> bool:
@@ -297,6 +298,10 @@ def _parse_keys(data: bytes) -> dict[str | None, Any]:
     if len(found) == 1:
         found.setdefault(None, next(iter(found.values())))
     return found
+
+
+def _keys_unread(what: str, retry_after_s: float) -> NotReady:
+    return NotReady(f"The keys of the OpenID Connect provider {what}.", retry_after_s=retry_after_s)
 
 
 def _caller_name(subject: str) -> str:

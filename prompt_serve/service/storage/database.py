@@ -41,7 +41,10 @@ MAX_WAIT_S = 15.0  # for an answer of PostgreSQL, outside of requests and at a c
 BUSY_TIMEOUT_S = 5.0  # time that a writer waits for others
 UPGRADE_TIMEOUT_S = 600.0  # time that a start waits for another process that upgrades the tables
 
-_BUGS = (ProgrammingError, IntegrityError)  # faults of this code, not of the disk or the database
+# Faults of this code, unless the database is damaged or denies access.
+_BUGS = (ProgrammingError, IntegrityError)
+# Of PostgreSQL: insufficient privilege, and no such schema, table or column.
+_DENIED = frozenset({"42501", "3F000", "42P01", "42703"})
 _OUTAGES = (DBAPIError, PoolTimeout)
 # About values that the database cannot hold, such as NUL in a text of PostgreSQL.
 _VALUES = (DataError, OverflowError, UnicodeEncodeError)
@@ -139,7 +142,7 @@ class Database:
         joined: Connection | None = getattr(self._joined, "connection", None)
         if joined is not None:
             return read(joined)
-        with _outages("read"), self._engine.connect() as connection:
+        with self._outages("read"), self._engine.connect() as connection:
             self._check_file(connection)
             return read(connection)
 
@@ -160,10 +163,10 @@ class Database:
         if joined is not None:
             yield joined
             return
-        with _outages("written"), self._turn, self._writing.begin() as connection:
+        with self._outages("written"), self._turn, self._writing.begin() as connection:
             self._check_file(connection)
             if raise_revision:
-                connection.execute(revision_table.update().values(value=revision_table.c.value + 1))
+                _raise_revision(connection)
             self._joined.connection = connection
             try:
                 yield connection
@@ -178,28 +181,66 @@ class Database:
     def _upgrade_transaction(self) -> Iterator[Connection]:
         """Open a transaction that waits long: another process may be upgrading the tables."""
         waiting = self._writing.execution_options(prompt_serve_timeout_s=UPGRADE_TIMEOUT_S)
-        with _outages("written"), waiting.begin() as connection:
+        with self._outages("written"), waiting.begin() as connection:
             yield connection
 
     def _watch_content(self, file: SqliteFile) -> None:
-        with _outages("written"), self._turn, self._engine.connect() as connection:
+        with self._outages("written"), self._turn, self._engine.connect() as connection:
             file.watch_content(_driver_connection(connection))
 
     def _check_file(self, connection: Connection) -> None:
         if self._file is not None:
             self._file.check(_driver_connection(connection), connection.info[_BESIDE])
 
+    @contextmanager
+    def _outages(self, verb: str) -> Iterator[None]:
+        """Turn errors of the driver into NotReady, or RequestInvalid if they are about a value."""
+        try:
+            yield
+        except _VALUES as error:
+            raise RequestInvalid(
+                f"The registry cannot hold a value of this request: {_reason(error)}. Nothing was "
+                f"changed."
+            ) from error
+        except _BUGS as error:
+            if self._is_damaged() or getattr(error.orig, "sqlstate", None) in _DENIED:
+                raise _unavailable(verb, error) from error
+            raise
+        except (*_OUTAGES, sqlite3.Error) as error:
+            raise _unavailable(verb, error) from error
+
+    def _is_damaged(self) -> bool:
+        """Return True if SQLite finds the file damaged: what its indexes say is then no bug."""
+        if self._file is None:
+            return False
+        try:
+            with self._engine.connect() as connection:
+                found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+        except DBAPIError:
+            return True
+        return str(found) != "ok"
+
     def revision(self) -> int:
         """Return the number of changes so far."""
         return self.read(read_revision)
 
 
+def _raise_revision(connection: Connection) -> None:
+    raised = connection.execute(revision_table.update().values(value=revision_table.c.value + 1))
+    if raised.rowcount != 1:  # without it, other processes would not notice the change
+        raise _unavailable("written", RuntimeError("it has no revision"))
+
+
 def read_revision(connection: Connection) -> int:
     """Return the revision that ``connection`` sees; inside ``write``, that of the change itself."""
     if connection.dialect.name == "sqlite":  # every request reads it: without SQLAlchemy's layers
-        (value,) = _driver_connection(connection).execute(_REVISION).fetchone()
-        return int(value)
-    return int(connection.execute(sa.select(revision_table.c.value)).scalar_one())
+        row = _driver_connection(connection).execute(_REVISION).fetchone()
+        value = None if row is None else row[0]
+    else:
+        value = connection.execute(sa.select(revision_table.c.value)).scalar_one_or_none()
+    if not isinstance(value, int):
+        raise _unavailable("read", RuntimeError("it has no revision"))
+    return value
 
 
 _REVISION = f"SELECT {revision_table.c.value.name} FROM {revision_table.name}"  # noqa: S608
@@ -262,22 +303,6 @@ def _driver_connection(connection: Connection) -> sqlite3.Connection:
     found = connection.connection.driver_connection
     assert isinstance(found, sqlite3.Connection)  # noqa: S101 (of a database with a file)
     return found
-
-
-@contextmanager
-def _outages(verb: str) -> Iterator[None]:
-    """Turn errors of the driver into NotReady, or RequestInvalid if they are about a value."""
-    try:
-        yield
-    except _BUGS:
-        raise
-    except _VALUES as error:
-        raise RequestInvalid(
-            f"The registry cannot hold a value of this request: {_reason(error)}. Nothing was "
-            f"changed."
-        ) from error
-    except (*_OUTAGES, sqlite3.Error) as error:
-        raise _unavailable(verb, error) from error
 
 
 def _set_up_postgresql(connection: Any, _: object) -> None:

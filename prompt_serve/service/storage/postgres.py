@@ -24,7 +24,7 @@ _KEEPALIVE = {
 
 
 class AnswerLate(psycopg.OperationalError):
-    """The server did not answer in time. ``is_unconfirmed`` if that was a commit."""
+    """The server did not answer in time, or not at all. ``is_unconfirmed`` if that was a commit."""
 
     def __init__(self, message: str, *, is_unconfirmed: bool = False) -> None:
         super().__init__(message)
@@ -57,6 +57,11 @@ class BoundedConnection(psycopg.Connection[Any]):
         self._is_committing = True
         try:
             super().commit()
+        except psycopg.OperationalError as error:
+            # Lost on the way: the server may have committed, and not have been able to say so.
+            if self.broken:
+                raise AnswerLate(str(error), is_unconfirmed=True) from error
+            raise
         finally:
             self._is_committing = False
 

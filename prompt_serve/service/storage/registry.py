@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from prompt_serve.errors import RequestInvalid, VersionInUse
+from prompt_serve.errors import NotReady, RequestInvalid, VersionInUse
 from prompt_serve.prompts.prompt_file import Prompt, version_of
 from prompt_serve.schemas import MAX_TAGS
 from prompt_serve.service.request_context import current_request
@@ -82,6 +82,18 @@ class TaskFilter:
 
 
 NO_FILTER = TaskFilter()
+
+
+class VersionDamaged(NotReady):
+    """What the registry has of a version is not what was stored."""
+
+    def __init__(self, version: str, fault: str) -> None:
+        super().__init__(
+            f"Version {version[:12]} is damaged in the registry: {fault}. Find all faults with "
+            f"`prompt-serve registry check`, and upload the file again or restore a backup.",
+            retry_after_s=10.0,
+            reason=f"version {version[:12]} is damaged",
+        )
 
 
 class Registry:
@@ -154,7 +166,11 @@ class Registry:
         return self.prompts([version], fingerprint).get(version)
 
     def prompts(self, versions: Sequence[str], fingerprint: str) -> dict[str, StoredPrompt]:
-        """Return the files of versions as ``prompt`` does; unknown versions are left out."""
+        """Return the files of versions as ``prompt`` does; unknown versions are left out.
+
+        Raises:
+            VersionDamaged: a file is not the one that was stored.
+        """
         cached = sa.and_(
             class_features.c.version == prompt_file.c.version,
             class_features.c.fingerprint == fingerprint,
@@ -165,6 +181,9 @@ class Registry:
             .where(prompt_file.c.version.in_(versions))
         )
         rows = self._db.read(lambda db: db.execute(query).all())
+        for row in rows:
+            if not isinstance(row.data, bytes) or version_of(row.data) != row.version:
+                raise VersionDamaged(row.version, "the prompt file has another sha256")
         return {row.version: StoredPrompt(data=row.data, features=row.features) for row in rows}
 
     def facts(self, version: str) -> StoredFacts | None:
@@ -433,6 +452,7 @@ class Registry:
         """Store class features that had to be computed again, if the version still exists."""
         with self._db.write() as db:
             if _has_file(db, version):
+                db.execute(class_features.delete().where(_features_of(version, fingerprint)))
                 _insert_features(db, version, fingerprint, features)
 
     @contextmanager
@@ -566,28 +586,39 @@ def _record_change(
 
 
 def _insert_prompt_file(db: Connection, version: str, new: NewTask) -> None:
-    if not _has_file(db, version):
-        row = {
-            "version": version,
-            "data": new.data,
-            "method": without_nul(new.prompt.method),
-            "backbone": without_nul(new.prompt.backbone.id),
-            "n_classes": len(new.prompt.class_names),
-            "size_bytes": len(new.data),
-            "fingerprint": new.prompt.backbone.fingerprint,
-            "words": search_text(new.prompt),
-            "prompts_images": new.prompt.image is not None,
-            "facts": facts_of(new.prompt),
-        }
+    this = prompt_file.c.version == version
+    stored = db.execute(sa.select(prompt_file.c.data).where(this)).scalar_one_or_none()
+    if stored == new.data:
+        return
+    row = {
+        "version": version,
+        "data": new.data,
+        "method": without_nul(new.prompt.method),
+        "backbone": without_nul(new.prompt.backbone.id),
+        "n_classes": len(new.prompt.class_names),
+        "size_bytes": len(new.data),
+        "fingerprint": new.prompt.backbone.fingerprint,
+        "words": search_text(new.prompt),
+        "prompts_images": new.prompt.image is not None,
+        "facts": facts_of(new.prompt),
+    }
+    if stored is None:
         db.execute(prompt_file.insert(), row)
+    else:  # it was damaged
+        db.execute(prompt_file.update().where(this), row)
 
 
 def _insert_features(db: Connection, version: str, fingerprint: str, features: bytes) -> None:
     table = class_features
-    key = (table.c.version == version) & (table.c.fingerprint == fingerprint)
-    if db.execute(sa.select(table.c.version).where(key)).first() is None:
+    this = _features_of(version, fingerprint)
+    if db.execute(sa.select(table.c.version).where(this)).first() is None:
         row = {"version": version, "fingerprint": fingerprint, "features": features}
         db.execute(table.insert(), row)
+
+
+def _features_of(version: str, fingerprint: str) -> sa.ColumnElement[bool]:
+    table = class_features
+    return (table.c.version == version) & (table.c.fingerprint == fingerprint)
 
 
 def _now() -> str:

@@ -1,6 +1,8 @@
 """Read what the registry knows about tasks: details, prompt files, lists, histories."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from prompt_serve.errors import RequestInvalid
@@ -12,7 +14,12 @@ from prompt_serve.service.storage.preconditions import (
     parse_versioned_name,
 )
 from prompt_serve.service.storage.prompt_facts import facts_of
-from prompt_serve.service.storage.registry import NO_FILTER, Registry, TaskFilter
+from prompt_serve.service.storage.registry import (
+    NO_FILTER,
+    Registry,
+    TaskFilter,
+    VersionDamaged,
+)
 from prompt_serve.service.storage.tables import StoredFacts, StoredTask
 from prompt_serve.service.storage.visibility import visible_revision
 from prompt_serve.service.tasks.cursors import (
@@ -50,9 +57,10 @@ class TaskCatalog:
         if found is None:
             raise task_not_found(self._registry, name)
         stored = _at_version(stored, found)
-        if not found.facts:  # the file was unreadable when the facts were added
-            return self.describe(stored, facts_of(from_bytes(self._data(name, stored))))
-        return self.describe(stored, found.facts)
+        # The file was unreadable when the facts were added.
+        facts = found.facts or facts_of(from_bytes(self._data(name, stored)))
+        with _readable(stored):
+            return self.describe(stored, facts)
 
     def file(self, name: str) -> tuple[str, bytes]:
         """Return version and bytes of a task's prompt file; raises as ``info`` does."""
@@ -74,7 +82,7 @@ class TaskCatalog:
             )
         after = decode_name_cursor(cursor)
         stored, revision = self._registry.tasks(after, limit + 1, task_filter)
-        shown = [TaskSummary(**self._summary(task)) for task in stored[:limit]]
+        shown = [self._shown(task) for task in stored[:limit]]
         more = encode_cursor(shown[-1].name) if len(stored) > limit else None
         return TaskList(tasks=shown, revision=visible_revision(revision), next=more)
 
@@ -115,10 +123,23 @@ class TaskCatalog:
             raise task_not_found(self._registry, name)
         return found.data
 
+    def _shown(self, stored: StoredTask) -> TaskSummary:
+        with _readable(stored):
+            return TaskSummary.model_validate(self._summary(stored))
+
     def _summary(self, stored: StoredTask) -> dict[str, object]:
         fields = {**vars(stored), "tags": list(stored.tags)}
         fields["servable"] = fields.pop("fingerprint") == self._fingerprint
         return fields
+
+
+@contextmanager
+def _readable(stored: StoredTask) -> Iterator[None]:
+    """Raise VersionDamaged where what is stored about a version cannot be what was."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise VersionDamaged(stored.version, "its facts cannot be read") from error
 
 
 def _at_version(stored: StoredTask, found: StoredFacts) -> StoredTask:

@@ -3,6 +3,8 @@
 Together with the image vectors of a prompt they make a task, ready to score images.
 """
 
+import logging
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,9 +12,10 @@ import numpy as np
 from prompt_serve.bundle import Bundle
 from prompt_serve.prompts.class_features import EncodeText, class_features
 from prompt_serve.prompts.image_rows import ImageRows
+from prompt_serve.prompts.probe import TOLERANCE, probe_difference
 from prompt_serve.prompts.prompt_file import Prompt
 from prompt_serve.service.request_context import current_request
-from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.storage.registry import Registry, VersionDamaged
 from prompt_serve.service.tasks.feature_queue import FeatureQueue
 from prompt_serve.tasks.admission import verified_class_features
 from prompt_serve.tasks.task import Task
@@ -20,6 +23,8 @@ from prompt_serve.types import FloatArray
 
 _STORED_FLOAT = np.dtype("<f4")
 _NAME_BYTES = 200  # of a class name in memory
+
+_log = logging.getLogger(__name__)
 
 
 class TaskFeatures:
@@ -70,11 +75,13 @@ class TaskFeatures:
         Raises:
             BackboneMismatch, PromptUnsupported, ProbeMismatch: the prompt cannot be served here.
         """
-        stored = self._registry.prompt(version, self.fingerprint)
+        try:
+            stored = self._registry.prompt(version, self.fingerprint)
+        except VersionDamaged:  # what is uploaded takes its place
+            stored = None
         # Features are stored only after the same file has passed all checks for this backbone.
-        if stored is not None and stored.features is not None:
-            return self.from_bytes(stored.features)
-        return self.compute(prompt, version)
+        found = None if stored is None else self.read_stored(prompt, version, stored.features)
+        return self.compute(prompt, version) if found is None else found
 
     def compute(self, prompt: Prompt, version: str) -> FloatArray:
         """Compute and verify the class features (C, E) of a prompt, in the queue.
@@ -109,10 +116,26 @@ class TaskFeatures:
         """
         return Task.from_prompt(version, prompt, features, self._image_rows(prompt))
 
-    def from_bytes(self, data: bytes) -> FloatArray:
-        """Read class features (C, E) as stored in the registry."""
-        width = self._bundle.manifest.backbone.embed_dim
-        return np.frombuffer(data, dtype=_STORED_FLOAT).reshape(-1, width)  # (C, E)
+    def read_stored(self, prompt: Prompt, version: str, data: bytes | None) -> FloatArray | None:
+        """Read class features (C, E) as stored in the registry.
+
+        Args:
+            prompt: whose features they are; its probe tells if they were changed since.
+            version: of the prompt.
+            data: as stored; None if they are not.
+
+        Returns:
+            None if they have to be computed: there are none, or they are damaged.
+        """
+        if data is None:
+            return None
+        shape = len(prompt.class_names), self._bundle.manifest.backbone.embed_dim
+        if isinstance(data, bytes) and len(data) == math.prod(shape) * _STORED_FLOAT.itemsize:
+            features = np.frombuffer(data, dtype=_STORED_FLOAT).reshape(shape)
+            if probe_difference(prompt.probe, features) <= TOLERANCE:
+                return features
+        _log.error("the stored class features of version %s are damaged", version[:12])
+        return None
 
 
 def features_to_bytes(features: FloatArray) -> bytes:

@@ -24,7 +24,7 @@ from prompt_serve.service.request_context import (
     request_scope,
 )
 from prompt_serve.service.storage.outage import Outage
-from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.storage.registry import Registry, VersionDamaged
 from prompt_serve.service.storage.tables import StoredPrompt
 from prompt_serve.service.storage.visibility import permissions
 from prompt_serve.service.tasks.cache import TaskCache
@@ -37,6 +37,7 @@ _FILES_PER_READ = 64  # prompt files and class features in memory beside the loa
 _NAMES_PER_READ = 1000
 _MAX_KEPT_NAMES = 10_000
 _MAX_FORMER = 1000  # changes of the registry within the interval of ``keep_known``
+_MAX_KNOWN = 100_000  # names in memory with which further NAME@VERSION are no longer kept
 _MAX_SELECTED = 200_000  # names in the selections that are kept
 
 _T = TypeVar("_T")
@@ -97,13 +98,16 @@ class TaskResolver:
             former = {name: self._former_version(name) for name in missing}
             known = known | {name: version for name, version in former.items() if version}
             missing = [name for name in missing if name not in known]
+        pinned: dict[str, str] = {}
         if missing:
             # Read after the revision, so no entry is older than the revision it is stored under.
             known.update(current_versions(self._registry, missing))
-            for name in missing:
-                if "@" in name:
-                    known[name] = version_of_name(self._registry, name)
-        return [self._version(name, known) for name in names]
+            pinned = {
+                name: version_of_name(self._registry, name) for name in missing if "@" in name
+            }
+            if len(known) + len(pinned) <= _MAX_KNOWN:  # one version can be spelled in many ways
+                known.update(pinned)
+        return [self._version(name, pinned if name in pinned else known) for name in names]
 
     def read_known(self) -> "KnownVersions":
         """Return what is known at the revision that the registry has now."""
@@ -222,8 +226,10 @@ class TaskResolver:
         for version in self._registry.pinned():
             try:
                 self.task(version)
-            except NotReady:
-                raise
+            except NotReady as error:
+                if not isinstance(error, VersionDamaged):
+                    raise
+                _log.error("%s", error.message)
             except PromptServeError as error:
                 _log.error("pinned version %s is not served: %s", version[:12], error.message)
 
@@ -278,7 +284,15 @@ class TaskResolver:
             # After the version of a name was read, the name was changed so often that the file was
             # no longer kept. Reading again finds the new version.
             self._known = KnownVersions(-1)
-            return self.task(self.versions([name])[0])
+            again = self.versions([name])[0]
+            try:
+                return self.task(again)
+            except VersionRemoved as error:
+                if again != version:  # it was changed so often once more; callers retry
+                    raise NotReady(f"Task {name!r} is changing.", retry_after_s=1.0) from error
+                raise VersionDamaged(
+                    version, f"{name!r} points at it, and it has no file"
+                ) from error
 
     def _current(self) -> "KnownVersions":
         known = self._outage.read(self._read_known, self._last_known)
@@ -315,8 +329,9 @@ class TaskResolver:
         if stored is None:
             raise VersionRemoved(version)
         prompt = from_bytes(stored.data)
-        if stored.features is not None:
-            return self._features.task(version, prompt, self._features.from_bytes(stored.features))
+        features = self._features.read_stored(prompt, version, stored.features)
+        if features is not None:
+            return self._features.task(version, prompt, features)
         features = self._features.compute(prompt, version)
         data = features_to_bytes(features)
         with contextlib.suppress(NotReady):  # it saves the next start the computation, no more

@@ -66,12 +66,15 @@ class Provider:
         self.keys: dict[str, tuple[str, Any]] = {}
         self.requests = 0
         self.is_down = False
+        self.answers = threading.Event()  # cleared: it is slow
+        self.answers.set()
         self.add("first", "RS256")
         provider = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 provider.requests += 1
+                provider.answers.wait(60)
                 body = json.dumps(provider.document()).encode()
                 self.send_response(500 if provider.is_down else 200)
                 self.send_header("content-length", str(len(body)))
@@ -389,3 +392,30 @@ def test_tokens_and_keys_over_http(provider: Provider, tiny_bundle: Path, tmp_pa
             assert answer.status_code == 401
             assert wrong not in answer.text
         assert http.get("/v1/tasks").status_code == 401
+
+
+@pytest.mark.parametrize("key_id", ["second", "x", "", "first ", "../first"])
+def test_nobody_waits_for_a_slow_provider_but_the_one_who_asks_it(
+    provider: Provider, key_id: str
+) -> None:
+    """Tokens with invented key ids need no valid key: each would hold a thread for seconds."""
+    clock = Clock()
+    keys = KeySet(provider.url, clock)
+    assert keys.find("first") is not None
+    clock.now += 10
+    asked = provider.requests
+    provider.answers.clear()
+    first = threading.Thread(target=keys.find, args=[key_id])
+    first.start()
+    try:
+        while provider.requests == asked:
+            assert first.is_alive()
+        for _ in range(100):
+            with pytest.raises(NotReady, match="are being read"):
+                keys.find(key_id)
+        assert keys.find("first") is not None
+    finally:
+        provider.answers.set()
+        first.join()
+    assert keys.find(key_id) is None
+    assert provider.requests == asked + 1

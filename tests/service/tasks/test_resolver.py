@@ -10,8 +10,10 @@ import pytest
 from prompt_serve.bundle import Bundle
 from prompt_serve.errors import RequestInvalid, TaskNotFound, VersionAmbiguous, VersionNotFound
 from prompt_serve.prompts.prompt_file import to_bytes
+from prompt_serve.service.permissions import EVERYTHING
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.tasks import resolver
 from prompt_serve.training.clip.backbone import Backbone
 from tests.service.prompts import learned_prompt
 from tests.service.tasks.connected import Tasks, never
@@ -138,3 +140,18 @@ def test_another_process_on_the_same_file_serves_an_upload_at_once(
         other.stdin.close()
     print(json.dumps({"stale": stale, "of": 100}))
     assert stale == 0
+
+
+def test_spellings_of_a_version_take_no_more_memory_than_the_limit(
+    tasks: Tasks, versions: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One version can be written in 57 lengths, each in upper and lower case."""
+    monkeypatch.setattr(resolver, "_MAX_KNOWN", 20)
+    spelled = [f"pets@{version[:n]}" for version in versions for n in range(8, 65)]
+    spelled += [name.replace("a", "A") for name in spelled]
+
+    for name in ("pets", *spelled):
+        [found] = tasks.resolver.versions([name])
+        assert found.startswith(name.lower().partition("@")[2])
+
+    assert len(tasks.resolver.read_known().of(EVERYTHING).versions) <= 20
