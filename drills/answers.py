@@ -48,16 +48,23 @@ class Oracle:
         versions: prompt files per name.
         images: number of images.
         classes: class names per prompt file.
+        bundle: name of the shipped bundle that the service runs.
     """
 
     def __init__(
-        self, *, tasks: int = 6, versions: int = 4, images: int = 12, classes: int = 12
+        self,
+        *,
+        tasks: int = 6,
+        versions: int = 4,
+        images: int = 12,
+        classes: int = 12,
+        bundle: str = BUNDLE,
     ) -> None:
-        bundle = open_bundle(shipped_bundle(BUNDLE))
-        self._encoders = Encoders.open(bundle, cuda_device=None, threads=1)
-        self._scale = bundle.manifest.logit_scale
-        self.images = [_picture(n) for n in range(images)]
-        pixels = [pixels_from_bytes(image, bundle.manifest.preprocessing) for image in self.images]
+        opened = open_bundle(shipped_bundle(bundle))
+        self._encoders = Encoders.open(opened, cuda_device=None, threads=1)
+        self._scale = opened.manifest.logit_scale
+        self.images = [picture(n) for n in range(images)]
+        pixels = [pixels_from_bytes(image, opened.manifest.preprocessing) for image in self.images]
         self._features = np.concatenate(
             [self._encoders.encode_pixels(one[np.newaxis]) for one in pixels]
         )
@@ -147,7 +154,8 @@ class History:
         return [write.version for write in self.writes[sure[-1] if sure else 0 :]]
 
 
-def _picture(seed: int) -> bytes:
+def picture(seed: int) -> bytes:
+    """Draw a PNG of a few colors."""
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
     file = io.BytesIO()

@@ -82,12 +82,14 @@ class Stand:
     def start(self) -> None:
         """Start the service process; ``ready`` waits for it."""
         self.home.mkdir(parents=True, exist_ok=True)
+        settings = dict(self.settings)
+        bundle = Path(settings.pop("bundle", BUNDLE))
         command = ["serve", "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bentoml", *command],
                 cwd=ROOT,
-                env=environment(self.home, Path(BUNDLE), **self.settings),
+                env=environment(self.home, bundle, **settings),
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

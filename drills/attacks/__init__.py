@@ -1,0 +1,1 @@
+"""Attacks on a running service: every instance is generated from a seed."""
