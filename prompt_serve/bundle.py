@@ -49,14 +49,16 @@ Format 1 had the first three inputs of the text graph only, format 2 no prompted
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import safe_open
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError, safe_open
 
 from prompt_serve.errors import BundleInvalid
 from prompt_serve.files import sha256_of_file
@@ -75,7 +77,22 @@ TEXT_ENCODER = "text_encoder.onnx"
 TOKEN_EMBEDDING = "token_embedding.npy"  # noqa: S105 (no password)
 TOKENIZER = "tokenizer.json"
 SHIPPED = ("embedded", "embedded-vit")  # backbones that come as bundles with the package
+_IMAGE_FILES = (IMAGE_ENCODER, PROMPTED_IMAGE_ENCODER, IMAGE_ROWS)
+_TEXT_FILES = (TEXT_ENCODER, TOKENIZER)
 _EMBEDDING_TENSOR = "token_embedding.weight"
+_SHOWN_REASON = 300  # characters of a library's error
+# Far more than any CLIP has.
+MAX_LAYERS, MAX_WIDTH, MAX_LOGIT_SCALE = 1_000, 100_000, 10_000.0
+
+
+def _check_plain_name(name: str) -> str:
+    """Raise ValueError unless a name is that of a file or folder, without a path to it."""
+    if not name or name in (".", "..") or any(mark in name for mark in "/\\\0"):
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
+PlainName = Annotated[str, AfterValidator(_check_plain_name)]
 
 
 class FileDigest(BaseModel):
@@ -92,8 +109,8 @@ class TowerSize(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    layers: int  # L, blocks
-    width: int  # D
+    layers: int = Field(ge=1, le=MAX_LAYERS)  # L, blocks
+    width: int = Field(ge=1, le=MAX_WIDTH)  # D
 
 
 class Manifest(BaseModel):
@@ -105,18 +122,22 @@ class Manifest(BaseModel):
     backbone: BackboneRef
     precision: Precision
     preprocessing: Preprocessing
-    logit_scale: float  # 1 / temperature, already exponentiated
+    logit_scale: float = Field(
+        gt=0, le=MAX_LOGIT_SCALE, allow_inf_nan=False
+    )  # 1 / temperature, already exponentiated
     causal_text: bool  # False: the text graph expects sequences padded to the context length
-    text_layers: int  # L, blocks of the text tower
+    text_layers: int = Field(ge=1, le=MAX_LAYERS)  # L, blocks of the text tower
     image_tower: TowerSize | None = None  # None: it takes no learned vectors
     parity: dict[str, float]  # largest differences from PyTorch, measured at export
-    files: dict[str, FileDigest]
+    files: dict[PlainName, FileDigest]
     created: str
     tool_version: str
-    weights: str | None = None  # safetensors file with the weights; None: the graphs have them
+    weights: PlainName | None = (
+        None  # safetensors file with the weights; None: the graphs have them
+    )
     # The backbone's fingerprint in prompt files from before its settings counted, if another.
     former_fingerprint: str | None = None
-    text_from: str | None = None  # folder beside this one with the text side; None: this one
+    text_from: PlainName | None = None  # folder beside this one with the text side; None: this one
 
 
 @dataclass(frozen=True)
@@ -128,16 +149,30 @@ class Bundle:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer.from_json(self._text_folder / TOKENIZER)
+        path = self._text_folder / TOKENIZER
+        try:
+            return Tokenizer.from_json(path)
+        # The tokenizers library raises nothing more specific.
+        except Exception as error:
+            raise _unreadable(path, error) from error
 
     @cached_property
     def token_embedding(self) -> FloatArray:
         """Token embeddings (V, D) float32, memory-mapped unless stored in half precision."""
-        if self.manifest.weights is not None:
-            with safe_open(self._text_folder / self.manifest.weights, framework="np") as weights:
-                stored: FloatArray = weights.get_tensor(_EMBEDDING_TENSOR).astype(np.float32)
-            return stored
-        embedding: FloatArray = np.load(self._text_folder / TOKEN_EMBEDDING, mmap_mode="r")
+        path = self._text_folder / (self.manifest.weights or TOKEN_EMBEDDING)
+        try:
+            embedding = _token_embedding(path)
+        except (OSError, ValueError, TypeError, SafetensorError) as error:
+            raise _unreadable(path, error) from error
+        shape, width = embedding.shape, self.manifest.backbone.text_width
+        n_tokens = max(self.tokenizer.start_id, self.tokenizer.end_id) + 1
+        if len(shape) != 2 or shape[0] < n_tokens or shape[1] != width:
+            raise BundleInvalid(
+                f"{path} has token embeddings {shape}; expected ({n_tokens:,} or more, {width}), "
+                f"for the tokens of {TOKENIZER} and the width in {MANIFEST}. "
+                f"Export the backbone again.",
+                path=str(self.path),
+            )
         return embedding
 
     @cached_property
@@ -197,6 +232,10 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     Raises:
         BundleInvalid: the bundle is missing, incomplete, damaged or of another format.
     """
+    return _open(path, verify=verify)
+
+
+def _open(path: Path, *, verify: bool, is_text_side: bool = False) -> Bundle:
     manifest_path = path / MANIFEST
     if not manifest_path.is_file():
         raise BundleInvalid(
@@ -215,16 +254,29 @@ def open_bundle(path: Path, *, verify: bool = True) -> Bundle:
     try:
         manifest = Manifest.model_validate_json(manifest_path.read_bytes())
     except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()[:5]
+        )
         raise BundleInvalid(
-            f"{manifest_path} is not a manifest this version reads: {error}. "
+            f"{manifest_path} is not a manifest this version reads ({faults}). "
             f"Export the backbone again.",
             path=str(path),
         ) from error
     for name, digest in manifest.files.items():
         _check_file(path / name, digest, verify=verify)
-    if manifest.text_from is not None:
-        open_bundle(text_folder(path, manifest), verify=verify)
-    return Bundle(path, manifest)
+    bundle = Bundle(path, manifest)
+    if manifest.text_from is None:
+        _check_listed(bundle, (*_TEXT_FILES, manifest.weights or TOKEN_EMBEDDING))
+    else:
+        if is_text_side:
+            raise BundleInvalid(
+                f"{path} is to be the text side of another bundle, and takes its own from "
+                f"{manifest.text_from}. Export the backbone again.",
+                path=str(path),
+            )
+        _open(text_folder(path, manifest), verify=verify, is_text_side=True)
+    _check_listed(bundle, _IMAGE_FILES if manifest.image_tower else _IMAGE_FILES[:1])
+    return bundle
 
 
 def bundle_format(path: Path) -> int | None:
@@ -245,6 +297,33 @@ def digest_file(path: Path) -> FileDigest:
 def manifest_json(manifest: Manifest) -> str:
     """Return the content of ``manifest.json``."""
     return manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def _token_embedding(path: Path) -> FloatArray:
+    embedding: FloatArray
+    if path.name == TOKEN_EMBEDDING:
+        embedding = np.load(path, mmap_mode="r")
+    else:
+        with safe_open(path, framework="np") as weights:
+            embedding = weights.get_tensor(_EMBEDDING_TENSOR).astype(np.float32)
+    return embedding
+
+
+def _unreadable(path: Path, error: Exception) -> BundleInvalid:
+    reason = " ".join(str(error).split())[:_SHOWN_REASON]
+    return BundleInvalid(
+        f"{path} cannot be read: {reason}. Export the backbone again.", path=str(path.parent)
+    )
+
+
+def _check_listed(bundle: Bundle, names: Sequence[str]) -> None:
+    """Raise BundleInvalid if a file that is used is not one whose digest was checked."""
+    for name in names:
+        if name not in bundle.manifest.files:
+            raise BundleInvalid(
+                f"{bundle.path / MANIFEST} does not list {name}. Export the backbone again.",
+                path=str(bundle.path),
+            )
 
 
 def _check_file(path: Path, expected: FileDigest, *, verify: bool) -> None:

@@ -11,7 +11,9 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +224,41 @@ def escape_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="prompt-serve-escape")
 
 
+# Characters that a terminal obeys, except the end of a line and the tabulator.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# What a progress bar writes: back to the beginning of its line, or to the lines above.
+_MOVE = re.compile(r"\n*(?:\x1b\[A)*")
+
+
+def without_controls(text: str) -> str:
+    r"""Return a text with its control characters as ``\uXXXX``.
+
+    Names in files of others could otherwise move the cursor, change the title of a window, or hide
+    what stands before them. In a JSON document these are the characters themselves.
+    """
+    if _MOVE.fullmatch(text):
+        return text
+    begin = text[:1] if text.startswith("\r") else ""
+    return begin + _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text[len(begin) :])
+
+
+def escape_controls() -> None:
+    """Make standard output and error take texts of others (see ``without_controls``)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not isinstance(stream.write, _Escaping):
+            stream.write = _Escaping(stream.write)  # type: ignore[method-assign]  # see the class
+
+
+class _Escaping:
+    """The method ``write`` of a text stream that escapes; the stream itself stays in its place."""
+
+    def __init__(self, write: Callable[[str], int]) -> None:
+        self._write = write
+
+    def __call__(self, text: str) -> int:
+        return self._write(without_controls(text))
+
+
 class LazyGroup(click.Group):
     """Group that imports a command when it is used, and prints errors without a traceback."""
 
@@ -250,6 +287,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> Any:
         escape_what_cannot_be_shown()
+        escape_controls()
         if completion.VARIABLE in os.environ:
             logging.disable()  # nothing but the answer may reach the terminal
             with contextlib.suppress(Exception):

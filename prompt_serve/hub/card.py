@@ -3,6 +3,7 @@
 Everything in a prompt file is text of its author: it is escaped, so that it is shown as it is.
 """
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,6 +23,7 @@ _MEASURES = {
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
 }
+_PLAIN = re.compile(r"[\w./:+@ -]+", re.ASCII)
 _MARKUP = frozenset("&<>\"'|`*_[](){}#~$!\\^:@")
 
 
@@ -104,12 +106,16 @@ def _parts(metrics: Mapping[str, Any]) -> dict[str, dict[str, float]]:
         part: {
             measure: float(values[measure])
             for measure in _MEASURES
-            if isinstance(values.get(measure), int | float)
+            if _is_share(values.get(measure))
         }
         for part, values in metrics.items()
         if isinstance(values, dict)
     }
     return {part: shares for part, shares in found.items() if shares}
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def _summary(prompt: Prompt) -> str:
@@ -127,7 +133,9 @@ def _use(prompt: Prompt, file_name: str, repo_id: str) -> str:
 
     shipped = prompt.backbone.id in SHIPPED
     bundle = "" if shipped else ', bundle="bundles/backbone"'
-    export = shlex.join(["prompt-serve", "export", prompt.backbone.id, "-o", "bundles/backbone"])
+    # In a block of code nothing can be escaped.
+    backbone = prompt.backbone.id if _PLAIN.fullmatch(prompt.backbone.id) else "BACKBONE"
+    export = shlex.join(["prompt-serve", "export", backbone, "-o", "bundles/backbone"])
     lines = [
         "```sh",
         "pip install 'prompt-serve[serve,hub]'",

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard, Union, cast
@@ -23,6 +24,9 @@ ImageSource: TypeAlias = Union[
     np.ndarray[Any, Any],
     "Image",  # Pillow's; imported only when needed
 ]
+
+MAX_IMAGE_BYTES = 512 * 2**20  # of a file; 50 megapixels of 64 bits have 400 MB
+_PIECE_BYTES = 2**20
 
 
 def one_or_many(
@@ -71,7 +75,7 @@ def file_or_rgb(image: ImageSource) -> "bytes | Image":
         ImageInvalid: unreadable, or not an image.
     """
     if isinstance(image, str | os.PathLike):
-        return _read_path(Path(image))
+        return read_image_path(Path(image))
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if isinstance(image, np.ndarray):
@@ -86,12 +90,57 @@ def file_or_rgb(image: ImageSource) -> "bytes | Image":
     )
 
 
-def _read_path(path: Path) -> bytes:
+def read_image_path(path: Path) -> bytes:
+    """Return the content of an image's file.
+
+    A list or table may name anything: devices without end, and pipes that nobody writes to, are
+    not read, except those that a shell made (``/dev/stdin``, ``/dev/fd/63``).
+
+    Raises:
+        ImageInvalid: it cannot be read, is no file or is too large.
+    """
     try:
-        return path.read_bytes()
+        status = path.stat()
+        mode = status.st_mode
+        of_shell = stat.S_ISFIFO(mode) and path.is_relative_to("/dev")
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or of_shell):
+            raise ImageInvalid(f"{path} cannot be read: it is a device or a pipe.")
+        with path.open("rb") as file:
+            return read_bounded(file, str(path), status.st_size)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageInvalid(f"{path} cannot be read: {reason}.") from error
+
+
+def read_bounded(file: BinaryIO, name: str, size: int) -> bytes:
+    """Return the content of an opened image file.
+
+    Args:
+        file: opened in binary mode.
+        name: for errors.
+        size: number of bytes; 0 if it is not known.
+
+    Raises:
+        ImageInvalid: it has more than ``MAX_IMAGE_BYTES``.
+    """
+    if size:
+        if size > MAX_IMAGE_BYTES:
+            raise too_many_bytes(name, size)
+        return file.read(size)
+    pieces, size = list[bytes](), 0  # of a pipe, or of a file that has no size, as in /proc
+    while piece := file.read(_PIECE_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MAX_IMAGE_BYTES:
+            raise too_many_bytes(name, size)
+    return b"".join(pieces)
+
+
+def too_many_bytes(name: str, size: int) -> ImageInvalid:
+    """Return the error of a file that is too large for an image."""
+    return ImageInvalid(
+        f"{name} has {size:,} bytes; an image file may have at most {MAX_IMAGE_BYTES:,}."
+    )
 
 
 def _read_file(file: BinaryIO) -> bytes:

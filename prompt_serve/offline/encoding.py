@@ -65,7 +65,9 @@ def check_fingerprint(shard: Shard, model: Model) -> None:
 def unit_batch(batch: EmbeddingBatch, width: int, name: str) -> EncodedBatch:
     """Scale embeddings to unit length, and find those without a direction."""
     vectors = batch.vectors
-    if vectors.shape[1] != width and len(batch.errors) < len(vectors):
+    if len(batch.errors) == len(vectors):
+        vectors = np.zeros((len(vectors), width), dtype=np.float32)
+    if vectors.shape[1] != width:
         raise DatasetInvalid(
             f"{name} has embeddings of {vectors.shape[1]} numbers; those of the backbone have "
             f"{width}.",

@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Decoded = PixelArray | PromptServeError  # (S, S, 3)
 Outcome = FloatArray | PromptServeError  # (V, E), a row for each pass
 _BATCHES_AHEAD = 2
+_BYTES_AHEAD = 256 * 2**20  # of image files that are not decoded yet
 
 
 def encoded(
@@ -44,9 +45,13 @@ def encoded(
     size = encoders.batch_size
     with ThreadPoolExecutor(decode_threads, "decode") as pool:
         window: deque[Future[Decoded]] = deque()
+        undecoded: deque[tuple[Future[Decoded], int]] = deque()
         try:
             for image in images:
-                window.append(pool.submit(decode, image, encoders.preprocessing))
+                future = pool.submit(decode, image, encoders.preprocessing)
+                window.append(future)
+                undecoded.append((future, len(image) if isinstance(image, bytes) else 0))
+                _wait_for_room(undecoded)
                 if len(window) >= (1 + _BATCHES_AHEAD) * size:
                     yield _encode(
                         [window.popleft().result() for _ in range(size)], encoders, passes
@@ -57,6 +62,15 @@ def encoded(
         finally:
             for future in window:
                 future.cancel()
+
+
+def _wait_for_room(undecoded: deque[tuple[Future[Decoded], int]]) -> None:
+    """Wait until the image files that are not decoded yet are few, or are not large."""
+    while undecoded and (
+        undecoded[0][0].done() or sum(size for _, size in undecoded) > _BYTES_AHEAD
+    ):
+        future, _ = undecoded.popleft()
+        wait([future])
 
 
 def decode(image: ImageSource | PromptServeError, preprocessing: Preprocessing) -> Decoded:

@@ -17,9 +17,11 @@ import numpy as np
 from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.encodings import Tensors, check_tensor, exact_tensors
 from prompt_serve.prompts.equal_norms import equal_norms
-from prompt_serve.prompts.quantized_tensor import StoredTensor, dequantize
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, StoredTensor, dequantize
 from prompt_serve.scoring import LabelScores, unit
 from prompt_serve.types import DoubleArray, FloatArray, HalfArray
+
+_ROWS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class ClassVectors:
             )
         if not (self.scales > 0).all():
             raise PromptFileInvalid("The scales of class vectors must be above zero.")
-        if not np.ptp(_scaled(self.rows, self.scales), axis=0).any():
+        if _all_equal(self.rows, self.scales):
             raise PromptFileInvalid("All class vectors are equal, so they tell no class apart.")
 
     @property
@@ -88,7 +90,7 @@ class LabelVectors:
             raise PromptFileInvalid("The scales of label vectors must be above zero.")
         if not ((self.thresholds > 0) & (self.thresholds < 1)).all():
             raise PromptFileInvalid("The thresholds of label vectors must be between 0 and 1.")
-        if not np.abs(dequantize(self.rows)).max(axis=1).all():
+        if _has_zero_row(self.rows):
             raise PromptFileInvalid("A label vector is zero, which has no direction.")
 
     @property
@@ -127,6 +129,29 @@ def _scaled(rows: StoredTensor, scales: HalfArray) -> DoubleArray:
     return np.asarray(scales.astype(np.float64)[:, np.newaxis] * wide)
 
 
+def _all_equal(rows: StoredTensor, scales: HalfArray) -> bool:
+    """Return True if all vectors are equal; few of them are in memory at once."""
+    first = _part(rows, scales, 0, 1)
+    return all(
+        (_part(rows, scales, start, start + _ROWS_AT_ONCE) == first).all()
+        for start in range(0, rows.shape[0], _ROWS_AT_ONCE)
+    )
+
+
+def _has_zero_row(rows: StoredTensor) -> bool:
+    if isinstance(rows, QuantizedTensor):
+        return not (rows.codebook != 0)[rows.indices].any(axis=1).all()
+    return not rows.any(axis=1).all()
+
+
+def _part(rows: StoredTensor, scales: HalfArray, start: int, stop: int) -> DoubleArray:
+    if isinstance(rows, QuantizedTensor):
+        some = rows.codebook[rows.indices[start:stop]]
+    else:
+        some = rows[start:stop]
+    return _scaled(some, scales[start:stop])
+
+
 def _check_plain(name: str, vector: object) -> None:
     if not isinstance(vector, np.ndarray):
         raise PromptFileInvalid(f"The {name} are quantized; expected float16.")
@@ -142,7 +167,7 @@ class ImageSketch:
 
     def __post_init__(self) -> None:
         check_tensor("means", self.means, dims=(2,))
-        if not np.abs(dequantize(self.means)).max(axis=1).all():
+        if _has_zero_row(self.means):
             raise PromptFileInvalid("A mean of the image sketch is zero, which has no direction.")
 
     @property

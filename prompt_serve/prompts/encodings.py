@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prompt_serve.errors import PromptFileInvalid
-from prompt_serve.prompts.quantized_tensor import QuantizedTensor, StoredTensor, dequantize
+from prompt_serve.prompts.quantized_tensor import QuantizedTensor, StoredTensor
 
 Base = Literal["template", "none"]
 Tensors = dict[str, StoredTensor | NDArray[np.uint8]]
@@ -168,6 +168,8 @@ class PrunedKeyValues:
 
     def __post_init__(self) -> None:
         check_tensor("rows", self.rows, dims=(2,), may_be_empty=True)
+        if not isinstance(self.lengths, np.ndarray):
+            raise PromptFileInvalid("The lengths are quantized; expected one byte for each block.")
         if self.lengths.dtype != np.uint8 or self.lengths.ndim != 1 or not self.lengths.size:
             raise PromptFileInvalid(
                 f"The lengths are {self.lengths.dtype} {self.lengths.shape}; "
@@ -338,7 +340,7 @@ def encoding_from(kind: str, tensors: Mapping[str, Any], options: Mapping[str, A
         case "dense":
             return Dense(**exact_tensors(kind, tensors, {"context"}))
         case "low_rank":
-            base: Base = "none" if options.get("base", "template") == "none" else "template"
+            base = options.get("base", "template")
             return LowRank(**exact_tensors(kind, tensors, {"p_a", "p_b"}), base=base)
         case "ragged":
             return PrunedKeyValues(**exact_tensors(kind, tensors, {"lengths", "rows"}))
@@ -368,9 +370,15 @@ def exact_tensors(kind: str, tensors: Mapping[str, Any], expected: set[str]) -> 
 def _read_layers(tensors: Mapping[str, Any], described: Any) -> tuple[Layer, ...]:
     if not isinstance(described, list) or not all(isinstance(d, dict) for d in described):
         raise PromptFileInvalid("A deep context needs a description of each of its blocks.")
-    layers = []
+    layers: list[Layer] = []
     for own, description in zip(_split(tensors, len(described)), described, strict=True):
-        layer = encoding_from(str(description.get("encoding")), own, description.get("options", {}))
+        options = description.get("options", {})
+        if not isinstance(options, dict):
+            raise PromptFileInvalid(
+                f"The options of block {len(layers)} of a deep context are {options!r}; expected "
+                f"an object."
+            )
+        layer = encoding_from(str(description.get("encoding")), own, options)
         if not isinstance(layer, Dense | LowRank):
             raise PromptFileInvalid(f"A block of a deep context cannot be {layer.kind!r}.")
         layers.append(layer)
@@ -400,13 +408,13 @@ def _numbered(layers: tuple[Layer, ...] | tuple[Projection, ...]) -> Tensors:
 
 def _split(tensors: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
     """Undo ``_numbered``."""
-    layers: list[dict[str, Any]] = [{} for _ in range(count)]
+    layers: dict[str, dict[str, Any]] = {str(index): {} for index in range(count)}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        if not (index.isdecimal() and int(index) < count and str(int(index)) == index):
+        if index not in layers:
             raise PromptFileInvalid(f"Tensor {key!r} belongs to none of the {count} blocks.")
-        layers[int(index)][name] = tensor
-    return layers
+        layers[index][name] = tensor
+    return list(layers.values())
 
 
 def _described(layer: Layer) -> dict[str, Any]:
@@ -417,12 +425,13 @@ def check_tensor(
     name: str, tensor: StoredTensor, *, dims: tuple[int, ...], may_be_empty: bool = False
 ) -> None:
     """Raise PromptFileInvalid unless a tensor is finite float16 with one of ``dims`` axes."""
-    plain = dequantize(tensor)
+    # The numbers of a codebook were checked with it; looking all of them up takes memory.
+    plain = tensor.codebook if isinstance(tensor, QuantizedTensor) else tensor
     if plain.dtype != np.float16:
         raise PromptFileInvalid(f"Tensor {name!r} is {plain.dtype}; expected float16.")
-    if plain.ndim not in dims or (0 in plain.shape and not may_be_empty):
+    if tensor.ndim not in dims or (0 in tensor.shape and not may_be_empty):
         expected = " or ".join(f"{d}-dimensional" for d in dims)
-        raise PromptFileInvalid(f"Tensor {name!r} has shape {plain.shape}; expected {expected}.")
+        raise PromptFileInvalid(f"Tensor {name!r} has shape {tensor.shape}; expected {expected}.")
     if not np.isfinite(plain).all():
         count = int((~np.isfinite(plain)).sum())
         raise PromptFileInvalid(

@@ -14,6 +14,7 @@ import numpy as np
 
 from prompt_serve.types import DoubleArray, FloatArray
 
+_SMALLEST = 1e-12  # norm of a vector, relative to the largest one; a smaller one has no direction
 _RELATIVE_CUTOFF = 1e-6  # of the singular values: directions below it would blow v up
 
 
@@ -33,4 +34,6 @@ def equal_norms(vectors: DoubleArray) -> tuple[FloatArray, float]:
     shift = np.linalg.lstsq(differences, (squares[0] - squares[1:]) / 2, rcond=_RELATIVE_CUTOFF)[0]
     shifted = centered + shift
     norms = np.linalg.norm(shifted, axis=1, keepdims=True)
-    return (shifted / np.maximum(norms, 1e-12)).astype(np.float32), float(norms.mean())
+    # Relative to the largest one: numbers of a prompt file may be as small as 1e-15.
+    divisors = np.maximum(norms, _SMALLEST * norms.max())
+    return (shifted / divisors).astype(np.float32), float(norms.mean())

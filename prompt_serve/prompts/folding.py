@@ -122,9 +122,11 @@ def _project(encoding: Projected, text: PromptVectors[FloatArray]) -> PromptVect
             f"{encoding.layers[0].text_width} wide; the text branch has {len(sources)} blocks of "
             f"vectors {sorted(widths)} wide."
         )
-    first, *deeper = (
-        _projected(source, layer) for source, layer in zip(sources, encoding.layers, strict=True)
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # ``image_rows`` refuses what comes of it
+        first, *deeper = (
+            _projected(source, layer)
+            for source, layer in zip(sources, encoding.layers, strict=True)
+        )
     return PromptVectors(context=first, deeper=tuple(deeper))
 
 

@@ -19,6 +19,9 @@ from prompt_serve.errors import PromptFileInvalid
 from prompt_serve.prompts.prompt_vectors import PromptVectors
 from prompt_serve.types import FloatArray
 
+MAX_ROWS = 256  # per block; a batch takes memory for as many of each image
+MAX_VALUE = 65_504.0  # largest number of float16, in which some engines compute
+
 # context (M, D), rows (L, R, D) -> context behind ln_pre, keys, values, of the same shapes
 ProjectRows = Callable[[FloatArray, FloatArray], tuple[FloatArray, FloatArray, FloatArray]]
 
@@ -146,11 +149,25 @@ def _padded(rows: Sequence[FloatArray], width: int) -> FloatArray:
 
 def _check(vectors: PromptVectors[FloatArray], layers: int, width: int) -> None:
     given = [vectors.context] if vectors.context is not None else []
-    widths = {tensor.shape[-1] for tensor in (*given, *vectors.deeper, *vectors.keys_values)}
+    tensors = (*given, *vectors.deeper, *vectors.keys_values)
+    widths = {tensor.shape[-1] for tensor in tensors}
     prompted = 1 + len(vectors.deeper)
     if widths - {width} or prompted > layers or len(vectors.keys_values) not in (0, layers):
         raise PromptFileInvalid(
             f"The image branch has vectors {sorted(widths)} wide for {prompted} blocks, and keys "
             f"and values for {len(vectors.keys_values)}; the image tower has {layers} blocks and "
             f"is {width} wide. Train the prompt again on this backbone."
+        )
+    rows = max([len(tensor) for tensor in tensors], default=0)
+    if rows > MAX_ROWS:
+        raise PromptFileInvalid(
+            f"The image branch has {rows:,} vectors for one block; at most {MAX_ROWS:,} are "
+            f"accepted."
+        )
+    # No probe shows what these do to an image. Projections may make them of any size.
+    largest = float(np.max([np.abs(tensor).max(initial=0.0) for tensor in tensors], initial=0.0))
+    if not largest <= MAX_VALUE:
+        raise PromptFileInvalid(
+            f"The vectors of the image branch have values up to {largest:.3g}; at most "
+            f"{MAX_VALUE:,.0f} are accepted. Train the prompt again with a smaller learning rate."
         )

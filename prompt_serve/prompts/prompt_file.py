@@ -62,6 +62,7 @@ _ADDED_FIELDS: dict[int, tuple[str, ...]] = {
 _BRANCHES = ("text", "image", "classes", "sketch")
 METADATA_KEY = "prompt_serve"
 MAX_FILE_BYTES = 64 * 2**20
+MAX_NUMBERS = MAX_FILE_BYTES // 2  # learned numbers; those of one bit take a sixteenth of the bytes
 MAX_CLASSES = 100_000
 MAX_CLASS_NAME_CHARACTERS = 500
 MAX_TEMPLATE_CHARACTERS = 2_000  # far more than the 77 tokens of the text tower
@@ -327,6 +328,7 @@ def from_bytes(data: bytes) -> Prompt:
             f"The file has {len(data):,} bytes; a prompt file has at most {MAX_FILE_BYTES:,}."
         )
     header = _read_header(data)
+    _check_numbers(header)
     try:
         arrays = safetensors_numpy.load(data)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
@@ -556,6 +558,24 @@ def _check_fields_of_version(fields: Mapping[str, Any], version: int) -> None:
         )
 
 
+def _check_numbers(header: _Header) -> None:
+    """Raise PromptFileInvalid if the quantized tensors would have far more numbers than bytes."""
+    branches = (getattr(header, branch) for branch in _BRANCHES)
+    shapes = [
+        quantized.shape
+        for branch in branches
+        if branch is not None
+        for quantized in (branch.coded or {}).values()
+    ]
+    # Without the sides of length 0, with which any other length would be within the limit.
+    numbers = sum(math.prod(map(abs, filter(None, shape))) for shape in shapes)
+    if numbers > MAX_NUMBERS:
+        raise PromptFileInvalid(
+            f"The quantized tensors are too large: {shapes[:5]} have more than {MAX_NUMBERS:,} "
+            f"numbers."
+        )
+
+
 def _read_branch(
     branch: str, header: _BranchHeader | None, arrays: Mapping[str, Any]
 ) -> Encoding | ClassVectors | LabelVectors | ImageSketch | None:
@@ -592,8 +612,6 @@ def _read_quantized(
             f"A tensor of shape {header.shape} at {header.bits} bits with a codebook of "
             f"{codebook.size} numbers contradicts itself."
         )
-    if math.prod(header.shape) > MAX_FILE_BYTES:
-        raise PromptFileInvalid(f"A quantized tensor of shape {header.shape} is too large.")
     indices = unpack(packed, header.bits, tuple(header.shape))
     return QuantizedTensor(indices=indices, codebook=codebook)
 

@@ -1,6 +1,7 @@
 """Shards of embeddings in NumPy's files (.npy)."""
 
 import ast
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from prompt_serve.sources.shard import EmbeddingBatch
 
 NPY_SUFFIX = ".npy"
 _MAX_HEADER_BYTES = 10_000
+# What reading a header may raise; the last two of brackets in brackets.
+_NO_HEADER = (
+    *(ValueError, KeyError, TypeError, SyntaxError, OverflowError),
+    *(RecursionError, MemoryError),
+)
 
 
 @dataclass(frozen=True)
@@ -61,19 +67,28 @@ def array_shards(path: str, *, rows_per_shard: int) -> Sequence[ArrayShard]:
             version = np.lib.format.read_magic(file)
             length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
             header = ast.literal_eval(file.read(min(length, _MAX_HEADER_BYTES)).decode("latin-1"))
-            shape, in_columns = header["shape"], header["fortran_order"]
-            dtype = np.dtype(header["descr"])
-        except (ValueError, KeyError, TypeError, SyntaxError) as error:
+            shape, in_columns = tuple(header["shape"]), header["fortran_order"]
+            dtype = np.dtype(str(header["descr"]))  # None would be a type
+        except _NO_HEADER as error:
             raise DatasetInvalid(f"{path} is not a NumPy file: {error}", []) from error
         offset = file.tell()
-    if len(shape) != 2 or dtype.kind != "f" or in_columns:
+        data_bytes = file.seek(0, os.SEEK_END) - offset
+    sizes = [size for size in shape if isinstance(size, int) and size >= 0]
+    if len(sizes) != 2 or len(shape) != 2 or not sizes[1] or dtype.kind != "f" or in_columns:
         order = " in Fortran order" if in_columns else ""
         raise DatasetInvalid(
             f"{path} has {dtype} {shape}{order}; expected floating-point numbers (images, width) "
             f"in C order.",
             [],
         )
-    n_rows, width = shape
+    n_rows, width = sizes
+    expected = n_rows * width * dtype.itemsize
+    if data_bytes < expected:
+        raise DatasetInvalid(
+            f"{path} is cut short: {n_rows:,} rows of {width:,} numbers take {expected:,} bytes, "
+            f"and it has {data_bytes:,}.",
+            [],
+        )
     return [
         ArrayShard(path, start, min(rows_per_shard, n_rows - start), width, dtype.str, offset)
         for start in range(0, n_rows, rows_per_shard)

@@ -4,6 +4,7 @@ fsspec is imported for URLs only: local files need no extra.
 """
 
 import glob
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from prompt_serve.errors import (
     PromptServeError,
 )
 from prompt_serve.image_folders import Ignored, find_images, is_hidden
+from prompt_serve.images.image_source import read_bounded
 from prompt_serve.text_files import expand_user
 
 if TYPE_CHECKING:
@@ -58,10 +60,12 @@ def read_image_file(path: str) -> bytes:
     """
     try:
         with open_binary(path) as file:
-            return file.read()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return read_bounded(file, path, size)
     # The clients of object stores raise errors of their own, not only those of files.
     except Exception as error:
-        if isinstance(error, DependencyMissing | ConfigInvalid):
+        if isinstance(error, DependencyMissing | ConfigInvalid | ImageInvalid):
             raise
         reason = getattr(error, "strerror", None) or error
         raise ImageInvalid(f"{path} cannot be read: {reason}.") from error
@@ -123,6 +127,20 @@ def read_file(path: str) -> bytes:
             return Path(path).read_bytes()
         filesystem, inner = filesystem_of(path)
         return cast(bytes, filesystem.cat_file(inner))
+
+
+def size_of(path: str) -> int:
+    """Return the number of bytes of a file or URL; 0 if it is not known.
+
+    Raises:
+        DatasetInvalid: it cannot be read.
+        FileNotFoundError: it does not exist.
+    """
+    with store_errors(path):
+        if not is_url(path):
+            return Path(path).stat().st_size
+        filesystem, inner = filesystem_of(path)
+        return int(filesystem.info(inner).get("size") or 0)
 
 
 def version_of(path: str) -> str | None:

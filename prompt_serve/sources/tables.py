@@ -6,7 +6,7 @@ Columns are found by name and type: ``embedding`` (a list of numbers), ``image``
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,12 @@ _EMBEDDINGS = ("embedding", "embeddings", "vector", "features")
 IMAGE_COLUMNS = ("image", "images", "bytes", "image_bytes", "data", "jpg", "png", "webp")
 _PATHS = ("path", "file_name", "filename", "source", "url", "file")
 _ARROW_FILE = b"ARROW1"  # first bytes of a file; a stream has none
-_IMAGES_PER_BATCH = 64  # whose bytes are in memory at once
+# Rows of a dictionary may be large and many, and take no bytes of the file.
+_IMAGES_PER_BATCH = 1
+_PATHS_PER_BATCH = 64
+_NUMBERS_PER_BATCH = 2**26
+_SHOWN_REASON = 300  # characters of a reason of Arrow's
+_MAX_WIDTH = 2**20  # of an embedding, far more than any backbone has
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,10 @@ class _Rows:
     def size(self) -> int:
         return self.n_rows
 
+    def _rest(self, row: int) -> str:
+        """Return a name for the rows that cannot be read, from ``row`` on."""
+        return f"{self.path}#{row}-{self.first_row + self.n_rows - 1}"
+
 
 @dataclass(frozen=True)
 class TableShard(_Rows):
@@ -66,9 +75,13 @@ class TableShard(_Rows):
 
     def items(self) -> Iterator[Item]:
         row = self.first_row
-        for batch in _read(self, _IMAGES_PER_BATCH):
+        rows = _PATHS_PER_BATCH if self.columns.kind == "paths" else _IMAGES_PER_BATCH
+        for batch in _read(self, rows):
+            if isinstance(batch, DatasetInvalid):
+                yield Item(self._rest(row), ImageInvalid(batch.message))
+                return
             names = _names(batch, self, row)
-            values = batch.column(self.columns.column).to_pylist()
+            values = _values(batch.column(self.columns.column))
             for name, value in zip(names, values, strict=True):
                 yield _item(name, value, self)
             row += batch.num_rows
@@ -83,15 +96,23 @@ class EmbeddingTableShard(_Rows):
     def batches(self, rows: int) -> Iterator[EmbeddingBatch]:
         row = self.first_row
         for batch in _read(self, rows):
-            errors = {}
-            if self.columns.error is not None:
-                codes, texts = (batch.column(name).to_pylist() for name in self.columns.error)
-                errors = {i: (code, texts[i] or code) for i, code in enumerate(codes) if code}
-            vectors, missing = _vectors(batch.column(self.columns.column), self)
-            for index in missing:
-                errors.setdefault(index, (ImageInvalid.code, "The row has no embedding."))
-            yield EmbeddingBatch(_names(batch, self, row), vectors, errors)
+            if isinstance(batch, DatasetInvalid):
+                nothing = np.full((1, 1), np.nan, dtype=np.float32)
+                error = ImageInvalid.code, batch.message
+                yield EmbeddingBatch([self._rest(row)], nothing, {0: error})
+                return
+            yield self._batch(batch, row)
             row += batch.num_rows
+
+    def _batch(self, batch: "pa.RecordBatch", row: int) -> EmbeddingBatch:
+        errors = {}
+        if self.columns.error is not None:
+            codes, texts = (list(_values(batch.column(name))) for name in self.columns.error)
+            errors = {i: (code, texts[i] or code) for i, code in enumerate(codes) if code}
+        vectors, missing = _vectors(batch.column(self.columns.column), self)
+        for index in missing:
+            errors.setdefault(index, (ImageInvalid.code, "The row has no embedding."))
+        return EmbeddingBatch(_names(batch, self, row), vectors, errors)
 
 
 def table_shards(
@@ -144,37 +165,62 @@ class _Parquet:
     def batches(
         self, groups: Sequence[int], columns: list[str], rows: int
     ) -> "Iterator[pa.RecordBatch]":
-        return self._file.iter_batches(rows, row_groups=list(groups), columns=columns)
+        widest = max([1, *map(self._width, groups)])
+        if widest > _MAX_WIDTH:
+            raise _invalid(
+                f"it has rows of {widest:,} numbers; at most {_MAX_WIDTH:,} are accepted"
+            )
+        rows = max(1, min(rows, _NUMBERS_PER_BATCH // widest))
+        for group in groups:  # one by one: those before a damaged one are read
+            yield from self._file.iter_batches(rows, row_groups=[group], columns=columns)
+
+    def _width(self, group: int) -> int:
+        """Return the numbers per row of the widest column."""
+        about = self._file.metadata.row_group(group)
+        values = (about.column(index).num_values for index in range(about.num_columns))
+        return int(max(values, default=0) // max(1, about.num_rows))
 
 
 class _Arrow:
     def __init__(self, file: Any) -> None:
         import pyarrow as pa
 
+        self._file = file
         begin = file.read(len(_ARROW_FILE))
         file.seek(0)
-        self.schema: pa.Schema
-        self._batch: Callable[[int], pa.RecordBatch]
-        if begin == _ARROW_FILE:
-            whole = pa.ipc.open_file(file)
-            self.schema, self._batch = whole.schema, whole.get_batch
-            self._groups = range(whole.num_record_batches)
-        else:  # a stream, as Hugging Face datasets saves them: batches can be read in turn only
-            stream = pa.ipc.open_stream(file)
-            batches = list(stream)
-            self.schema, self._batch = stream.schema, batches.__getitem__
-            self._groups = range(len(batches))
+        self._whole = pa.ipc.open_file(file) if begin == _ARROW_FILE else None
+        # A stream, as Hugging Face datasets saves them: batches can be read in turn only.
+        self.schema: pa.Schema = (self._whole or pa.ipc.open_stream(file)).schema
 
     def group_sizes(self) -> list[int]:
-        return [self._batch(group).num_rows for group in self._groups]
+        return [batch.num_rows for _, batch in self._read()]
 
     def batches(
         self, groups: Sequence[int], columns: list[str], rows: int
     ) -> "Iterator[pa.RecordBatch]":
-        for group in groups:
-            batch = self._batch(group).select(columns)
+        for _, whole in self._read(groups):
+            batch = whole.select(columns)
+            # What an Arrow file says of its buffers is not checked when it is read.
+            batch.validate(full=True)
             for start in range(0, batch.num_rows, rows):
                 yield batch.slice(start, rows)
+
+    def _read(self, groups: Sequence[int] | None = None) -> "Iterator[tuple[int, pa.RecordBatch]]":
+        """Yield record batches with their numbers; None: all."""
+        import pyarrow as pa
+
+        if self._whole is not None:
+            every = range(self._whole.num_record_batches)
+            for group in every if groups is None else groups:
+                yield group, self._whole.get_batch(group)
+            return
+        self._file.seek(0)
+        last = None if groups is None else max(groups, default=-1)
+        for group, batch in enumerate(pa.ipc.open_stream(self._file)):
+            if groups is None or group in groups:
+                yield group, batch
+            if group == last:
+                return
 
 
 @contextmanager
@@ -198,9 +244,21 @@ def opened_table(path: str) -> Iterator[_Parquet | _Arrow]:
     with opened as file:
         try:
             yield kind(file)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk or the network; what is wrong with the content has no number
             name = "a Parquet" if kind is _Parquet else "an Arrow"
-            raise DatasetInvalid(f"{path} is not {name} file: {error}", []) from error
+            reason = " ".join(str(error).split())[:_SHOWN_REASON]
+            raise DatasetInvalid(
+                f"{path} is not {name} file, or is damaged: {reason}", []
+            ) from error
+
+
+def _invalid(reason: str) -> Exception:
+    """Return an error that ``opened_table`` completes with the path."""
+    import pyarrow as pa
+
+    return pa.ArrowInvalid(reason)
 
 
 def label_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
@@ -214,11 +272,24 @@ def label_names(schema: "pa.Schema", column: str) -> tuple[str, ...]:
     return tuple(map(str, names))
 
 
-def _read(shard: _Rows, rows: int) -> "Iterator[pa.RecordBatch]":
+def _read(shard: _Rows, rows: int) -> "Iterator[pa.RecordBatch | DatasetInvalid]":
+    """Yield the rows of a shard; where the file is damaged, the error, and no more."""
     of = shard.columns
     names = [of.column, *([of.source] if of.source else []), *(of.error or ())]
-    with opened_table(shard.path) as table:
-        yield from table.batches(shard.groups, list(dict.fromkeys(names)), rows)
+    try:
+        with opened_table(shard.path) as table:
+            yield from table.batches(shard.groups, list(dict.fromkeys(names)), rows)
+    except DatasetInvalid as error:
+        yield error
+
+
+def _values(column: "pa.Array[Any]") -> Iterator[Any]:
+    """Yield values one by one; None for a text that is not UTF-8."""
+    for value in column:
+        try:
+            yield value.as_py()
+        except UnicodeDecodeError:
+            yield None
 
 
 def _columns(path: str, schema: "pa.Schema", column: str | None) -> Columns:
@@ -281,7 +352,7 @@ def _plain(kind: "pa.DataType") -> "pa.DataType":
 def _names(batch: "pa.RecordBatch", shard: _Rows, row: int) -> list[str]:
     """Return names of the rows: of their column, else of the file and the number."""
     column = shard.columns.source
-    values = [None] * batch.num_rows if column is None else batch.column(column).to_pylist()
+    values = [None] * batch.num_rows if column is None else _values(batch.column(column))
     return [
         f"{shard.path}#{row + index}" if value is None else value
         for index, value in enumerate(values)

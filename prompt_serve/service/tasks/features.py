@@ -23,6 +23,8 @@ from prompt_serve.types import FloatArray
 
 _STORED_FLOAT = np.dtype("<f4")
 _NAME_BYTES = 200  # of a class name in memory
+_CONTEXT_BYTES = 8  # per learned number: in float32, and what is made of it
+_VECTOR_BYTES = 48  # per number of class vectors: six arrays of float64
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +103,8 @@ class TaskFeatures:
         Raises:
             Overloaded, RequestTooLarge: they do not fit into the memory of requests.
         """
-        current_request().memory.grow(self.working_bytes(len(prompt.class_names)))
+        size = self.working_bytes(len(prompt.class_names)) + _folding_bytes(prompt)
+        current_request().memory.grow(size)
         return self._queue.run(
             version,
             len(prompt.class_names),
@@ -136,6 +139,13 @@ class TaskFeatures:
                 return features
         _log.error("the stored class features of version %s are damaged", version[:12])
         return None
+
+
+def _folding_bytes(prompt: Prompt) -> int:
+    """Return the memory that the numbers of a prompt take while they are folded."""
+    learned = _VECTOR_BYTES if prompt.classes is not None else _CONTEXT_BYTES
+    sketched = 0 if prompt.sketch is None else prompt.sketch.means.size
+    return learned * prompt.learned_numbers + _CONTEXT_BYTES * sketched
 
 
 def features_to_bytes(features: FloatArray) -> bytes:

@@ -20,6 +20,8 @@ from prompt_serve.training.data.image_store import ImageStore
 from prompt_serve.training.data.tables import ColumnNames, Row, Table, as_text
 
 _LABEL_SUFFIXES = (".cls", ".json")
+_MAX_LABEL_BYTES = 16 * 2**20  # of a .cls or .json file
+_MAX_DIGITS = 9  # of the number of a class
 CLASS_LIST = "classes.txt"  # names of the classes, one per line, in the order of their numbers
 
 
@@ -30,7 +32,8 @@ class Archive:
     path: str
     copies: dict[str, Path] = field(default_factory=dict)  # by member
     labels: dict[str, str] = field(default_factory=dict)  # by sample
-    fields: list[str] = field(default_factory=list)  # in the JSON files of samples
+    # In the JSON files of samples; in order, without values.
+    fields: dict[str, None] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def table(self, class_names: Sequence[str]) -> Table:
@@ -91,6 +94,11 @@ def _add(
             )
         store.keep(copy, data)
         archive.copies[member] = copy
+    elif len(data) > _MAX_LABEL_BYTES:
+        archive.faults.append(
+            f"{archive.path}/{member} has {len(data):,} bytes; a label has at most "
+            f"{_MAX_LABEL_BYTES:,}"
+        )
     elif suffix == ".cls":
         archive.labels.setdefault(_sample(member), decode_text(data).strip())
     else:
@@ -108,7 +116,7 @@ def _json_label(archive: Archive, name: str, data: bytes, key: str) -> str | Non
     if not isinstance(found, dict):
         return None
     fields = {str(name).strip().lower(): value for name, value in found.items()}
-    archive.fields += [name for name in fields if name not in archive.fields]
+    archive.fields |= dict.fromkeys(fields)
     return None if fields.get(key) is None else as_text(fields[key])
 
 
@@ -123,7 +131,7 @@ def _extensions(member: str) -> int:
 
 
 def _class_name(label: str, class_names: Sequence[str]) -> str:
-    number = int(label) if label.isdecimal() else -1
+    number = int(label) if label.isdecimal() and len(label) <= _MAX_DIGITS else -1
     return class_names[number] if 0 <= number < len(class_names) else label
 
 

@@ -8,6 +8,7 @@ from typing import Literal
 
 from prompt_serve.errors import DatasetInvalid, ImageInvalid, ImageTooLarge, PromptFileInvalid
 from prompt_serve.image_folders import nfc
+from prompt_serve.images.image_source import read_image_path
 from prompt_serve.preprocess import decode_image
 from prompt_serve.prompts.prompt_file import check_class_names
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, Split, limited
@@ -155,8 +156,8 @@ def image_faults(
 def _faults(items: Sequence[LabeledImage], workers: int, advance: Advance) -> dict[Path, str]:
     def fault(item: LabeledImage) -> str | None:
         try:
-            decode_image(item.path.read_bytes())
-        except (ImageInvalid, ImageTooLarge, OSError) as error:
+            decode_image(read_image_path(item.path))
+        except (ImageInvalid, ImageTooLarge) as error:
             return f"{item.name}: {error}"
         finally:
             advance(1)

@@ -1,7 +1,6 @@
 """Read the rows of CSV, JSON and Parquet tables, as spreadsheets and other programs write them."""
 
 import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prompt_serve.errors import DatasetInvalid
-from prompt_serve.sources.files import is_url, read_file, version_of
+from prompt_serve.sources.files import is_url, read_file, size_of, version_of
 from prompt_serve.sources.tables import (
     IMAGE_COLUMNS,
     TABLE_SUFFIXES,
@@ -20,7 +19,7 @@ from prompt_serve.sources.tables import (
     opened_table,
     table_shards,
 )
-from prompt_serve.text_files import LONGEST_FIELD, decode_text, is_utf8, local_path, not_utf8
+from prompt_serve.text_files import decode_text, is_utf8, local_path, not_utf8
 from prompt_serve.training.data.dataset import limited
 from prompt_serve.training.data.image_store import ImageStore
 
@@ -32,6 +31,9 @@ _SEPARATOR_LINE = re.compile(r"sep=([,;\t|:])\r?\n")  # Excel's first line, as i
 _PACKED = ("bytes", "struct")  # kinds of columns that hold images
 _ROWS_PER_BATCH = 65_536
 _ROWS_PER_SHARD = 1024  # of images, whose copies are made together
+_LONGEST_CELL = 2**20  # characters; a path or label has far fewer
+_MAX_TEXT_BYTES = 512 * 2**20
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
 _WHOLE = re.compile(r"(-?\d+)\.0+")
 
 Row = dict[str, str]
@@ -197,6 +199,12 @@ def _read_json(path: str) -> _Cells:
 
 def _text_of(path: str) -> str:
     try:
+        if (size := size_of(path)) > _MAX_TEXT_BYTES:
+            raise DatasetInvalid(
+                f"{path} has {size:,} bytes; a table of text may have at most "
+                f"{_MAX_TEXT_BYTES:,}. Split it, or save it as Parquet.",
+                [],
+            )
         return decode_text(read_file(path))
     except FileNotFoundError as error:
         raise DatasetInvalid(f"There is no folder or file {path}.", []) from error
@@ -209,7 +217,7 @@ def _read_csv(path: str, expected: Sequence[str]) -> _Cells:
         content, delimiters = content[separator.end() :], [str(separator[1])]
     elif path.lower().endswith(".tsv"):
         delimiters.insert(0, "\t")
-    csv.field_size_limit(LONGEST_FIELD)
+    csv.field_size_limit(_LONGEST_CELL)
     try:
         header = max(
             (_header(content, delimiter) for delimiter in delimiters),
@@ -230,7 +238,9 @@ def _read_csv(path: str, expected: Sequence[str]) -> _Cells:
 
 
 def _reader(content: str, delimiter: str) -> Iterator[list[str]]:
-    return csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, skipinitialspace=True)
+    # Not io.StringIO, which makes a copy of four bytes per character.
+    lines = (line[0] for line in _LINE.finditer(content))
+    return csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
 
 
 def _header(content: str, delimiter: str) -> tuple[str, list[str]]:
@@ -296,6 +306,8 @@ def _read_arrow(path: str, names: ColumnNames, store: ImageStore) -> Table:
             for name in read:
                 values[name] += batch.column(name).to_pylist()
         of_classes = {name: label_names(schema, name) for name in read}
+    if (found_rows := len(values[read[0]])) != size:
+        raise DatasetInvalid(f"{path} says that it has {size:,} rows; it has {found_rows:,}.", [])
     rows: list[Row] = [{} for _ in range(size)]
     for key, name in cells.items():
         for row, value in zip(rows, _named_values(values[name], of_classes[name]), strict=True):
