@@ -50,8 +50,9 @@ test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED) ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -m 'not long' $(PARALLEL)
 
-test-all: $(INSTALLED) ## those that take long as well: every method, further image towers
-	$(BIN)/python -m pytest
+test-all: export OMP_NUM_THREADS = 1
+test-all: $(INSTALLED) ## those that take long as well: every method, all pages, a soak, 20,000 generated requests
+	$(BIN)/python -m pytest $(PARALLEL)
 
 soak: $(INSTALLED) ## an hour of load, kills and a stopped database, every answer checked (SECONDS=3600)
 	$(BIN)/python -m drills.soak --seconds $(or $(SECONDS),3600) $(ARGS)

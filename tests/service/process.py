@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 START_TIMEOUT_S = 90.0
 STOP_TIMEOUT_S = 30.0
 REFUSAL_TIMEOUT_S = 90.0
+_PORTS = (12_000, 32_000)
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,10 @@ def stop(process: subprocess.Popen[Any]) -> None:
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """Return a port below those that systems give to clients: none of the connections that other
+    test processes open meanwhile takes it before the service, or while that is restarted."""
+    while True:
+        port = random.SystemRandom().randrange(*_PORTS)  # no seed that two processes share
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port

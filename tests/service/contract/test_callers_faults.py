@@ -6,7 +6,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given
 
 from prompt_serve.service.problems import MEDIA_TYPE
+from tests.conftest import GENERATED
 from tests.service.contract.faults import KINDS, TASK, Call
 from tests.service.contract.generated import seeded
 from tests.service.process import Served
@@ -80,7 +81,10 @@ def caller(contract_service: Served) -> Iterator[Caller]:
 )
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_fault_of_the_caller_is_never_one_of_the_service(
-    caller: Caller, kind: str, n_examples: int
+    caller: Caller,
+    kind: str,
+    n_examples: int,
+    record_property: Callable[[str, object], None],
 ) -> None:
     before = caller.seen.copy()
 
@@ -92,4 +96,5 @@ def test_a_fault_of_the_caller_is_never_one_of_the_service(
     check()
     seen = caller.seen - before
     print({"kind": kind, "requests": seen.total(), **{str(k): v for k, v in sorted(seen.items())}})
+    record_property(GENERATED, seen.total())
     assert seen.total() >= n_examples
