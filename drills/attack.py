@@ -24,7 +24,22 @@ import psutil
 from PIL import Image
 
 from drills.answers import BUNDLE, Oracle
-from drills.attacks import bodies, connections, framing, images, routes, urls
+from drills.attacks import (
+    bodies,
+    connections,
+    framing,
+    images,
+    origins,
+    postgres,
+    prompt_files,
+    quotas,
+    registry_file,
+    routes,
+    signatures,
+    tenants,
+    tokens,
+    urls,
+)
 from drills.attacks.kind import REFUSALS_5XX, Kind, Target, open_keys
 from drills.chaos import Peak, table_header, table_row, write_table
 from drills.load import Ledger, Load
@@ -54,6 +69,14 @@ KINDS: Mapping[str, Kind] = {
     **routes.KINDS,
     **connections.KINDS,
     **urls.KINDS,
+    **prompt_files.KINDS,
+    **tenants.KINDS,
+    **quotas.KINDS,
+    **tokens.KINDS,
+    **origins.KINDS,
+    **registry_file.KINDS,
+    **postgres.KINDS,
+    **signatures.KINDS,
 }
 
 
