@@ -109,14 +109,15 @@ def test_a_killed_process_fails_its_image_only(decoder: ImageDecoder) -> None:
 def test_a_stopped_process_fails_its_image_and_is_replaced(
     decoder: ImageDecoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_decoder, "_MAX_DECODE_S", 1.0)
     data = image()
     for _ in range(2):
         decoder(data)
         [pid] = decoder.process_ids
         os.kill(pid, signal.SIGSTOP)
-        with pytest.raises(ServiceError, match="ended"):
-            decoder(data)
+        with monkeypatch.context() as patch:
+            patch.setattr(image_decoder, "_MAX_DECODE_S", 1.0)
+            with pytest.raises(ServiceError, match="ended"):
+                decoder(data)
         wait_until_gone(pid)
 
     assert np.array_equal(decoder(data), pixels_from_bytes(data, PREPROCESSING))

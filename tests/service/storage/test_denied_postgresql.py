@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
@@ -20,14 +21,24 @@ def url(postgres: str) -> str:
     return new_database(postgres)
 
 
+@dataclass(frozen=True)
+class Operator:
+    """Superuser of the server."""
+
+    inside: sa.Engine  # connections to the registry's database
+    outside: sa.Engine  # to another one: a database cannot deny connections to itself
+
+
 @pytest.fixture
-def operator(url: str) -> Iterator[sa.Engine]:
-    """Connections of the superuser."""
-    engine = sa.create_engine(
-        sa.make_url(url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
-    )
-    yield engine
-    engine.dispose()
+def operator(url: str) -> Iterator[Operator]:
+    inside = sa.make_url(url).set(drivername="postgresql+psycopg")
+    engines = [
+        sa.create_engine(each, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        for each in (inside, inside.set(database="postgres"))
+    ]
+    yield Operator(*engines)
+    for engine in engines:
+        engine.dispose()
 
 
 @pytest.fixture
@@ -39,10 +50,12 @@ def registry(url: str) -> Iterator[Registry]:
     database.close()
 
 
-def run(operator: sa.Engine, *statements: str) -> None:
-    with operator.connect() as connection:
-        name = connection.engine.url.database
-        for statement in statements:
+def run(operator: Operator, *statements: str) -> None:
+    name = operator.inside.url.database
+    for statement in statements:
+        is_of_server = any(what in statement for what in ("DATABASE", "ROLE", "pg_stat_activity"))
+        engine = operator.outside if is_of_server else operator.inside
+        with engine.connect() as connection:
             connection.exec_driver_sql(statement.format(name=name))
 
 
@@ -73,7 +86,7 @@ DENIALS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("kind", DENIALS)
 def test_what_the_server_denies_is_an_outage_until_it_allows_it(
-    registry: Registry, operator: sa.Engine, kind: str
+    registry: Registry, operator: Operator, kind: str
 ) -> None:
     deny, allow = DENIALS[kind]
     uses: list[Callable[[], object]] = [
@@ -105,7 +118,7 @@ SLOW_COMMIT = (
 @pytest.mark.parametrize("end", ["pg_terminate_backend", "pg_cancel_backend"])
 @pytest.mark.parametrize("change", ["put", "delete"])
 def test_a_connection_lost_in_a_commit_leaves_it_unknown_whether_it_was_made(
-    registry: Registry, operator: sa.Engine, end: str, change: str
+    registry: Registry, operator: Operator, end: str, change: str
 ) -> None:
     """The server may have committed, and not have been able to say so."""
     run(operator, *SLOW_COMMIT)
@@ -124,7 +137,7 @@ def test_a_connection_lost_in_a_commit_leaves_it_unknown_whether_it_was_made(
     thread.start()
     give_up = time.monotonic() + 60
     query = f"SELECT {end}(pid) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'"
-    with operator.connect() as connection:
+    with operator.inside.connect() as connection:
         while not connection.exec_driver_sql(query).fetchall():
             assert time.monotonic() < give_up
             time.sleep(0.02)
