@@ -132,7 +132,7 @@ def test_nothing_else_is_removed(make: Callable[[Path], Path], tmp_path: Path) -
 
 
 @pytest.mark.serve
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_next_start_removes_what_a_killed_service_left(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
