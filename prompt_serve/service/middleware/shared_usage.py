@@ -92,7 +92,8 @@ class SharedUsage:
 
     def add_running(self, slot: int, change: int) -> None:
         """Count a request of this worker that begins or ends."""
-        self._running[slot * self._columns + self._column] += change
+        at = slot * self._columns + self._column
+        self._running[at] = max(0, self._running[at] + change)  # if its slot or column was lost
 
     def _find(self, id_: bytes) -> int:
         if (at := self._ids.find(id_, 0, _IDS_END)) >= 0:

@@ -224,6 +224,20 @@ def test_any_number_of_keys_is_counted_and_those_that_run_are_not_forgotten(
             pass
 
 
+@pytest.mark.parametrize("keys", [51, 55, 60, 75, 100])
+def test_more_running_keys_than_there_is_room_for_are_all_answered(
+    keys: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_usage, "_SLOTS", 50)
+    monkeypatch.setattr(shared_usage, "_IDS_END", 50 * 16)
+    limits, quota = RateLimits(), Quota(concurrency=100)
+    with ExitStack() as running:
+        for n in range(keys):
+            running.enter_context(limits.request(f"runs {n}", quota))
+    with limits.request("another", Quota(concurrency=1)):
+        pass
+
+
 def test_two_keys_of_one_name_share_a_bucket_though_their_rates_differ() -> None:
     limits = RateLimits(lambda: 1000.0)
     slow, fast = Quota(requests_per_s=2), Quota(requests_per_s=5)
