@@ -151,8 +151,13 @@ class PromptServe:
             heartbeat.watch_workers(folder, settings.worker_timeout_s)
             stopping.close_sockets_first()
             startup.print_addresses()
-        except (PromptServeError, OSError) as error:  # an OSError is of the runtime folder
+        except PromptServeError as error:
             sys.exit(f"prompt-serve cannot start: {error}")
+        except OSError as error:
+            sys.exit(
+                f"prompt-serve cannot start: The folder for temporary files cannot be used: "
+                f"{error}. TMPDIR chooses another one."
+            )
 
     def __init__(self) -> None:
         stopping.end_with_parent()

@@ -24,6 +24,7 @@ _IDS_END = _SLOTS * _ID_BYTES
 _LEVELS = 2  # per slot
 _LEVEL_BYTES = 16  # two float64: level and time
 _COUNT_BYTES = 4
+_TURN_BYTES = 8
 _MAX_WAIT_S = 0.04
 _PAUSE_S = 50e-6
 
@@ -36,7 +37,7 @@ def prepare_file(folder: Path, workers: int) -> None:
     """
     path = folder / "key-usage"
     # Written, not only made that long: a page that the disk has no room for would end a worker.
-    path.write_bytes(bytes(_size(_columns(workers))))
+    path.write_bytes(bytes(_size(_columns(workers)) + _TURN_BYTES))
     os.environ[_VARIABLE] = str(path)
 
 
@@ -50,12 +51,12 @@ class SharedUsage:
     def __init__(self) -> None:
         self._file = _open()
         weakref.finalize(self, os.close, self._file)  # not before: it would release the locks
-        self.lock = _FileLock(self._file)
         size = os.fstat(self._file).st_size
         self._columns = (size - _size(0)) // (_SLOTS * _COUNT_BYTES)
         self._ids = mmap.mmap(self._file, size)  # and what follows them
         self._levels = memoryview(self._ids)[_IDS_END : _size(0)].cast("d")
-        self._running = memoryview(self._ids)[_size(0) :].cast("I")
+        self._running = memoryview(self._ids)[_size(0) : -_TURN_BYTES].cast("I")
+        self.lock = _FileLock(self._file, memoryview(self._ids)[-_TURN_BYTES:].cast("Q"))
         self._known: dict[str, tuple[bytes, int]] = {}
         with self.lock:
             self._column = self._own_column()
@@ -91,7 +92,8 @@ class SharedUsage:
 
     def add_running(self, slot: int, change: int) -> None:
         """Count a request of this worker that begins or ends."""
-        self._running[slot * self._columns + self._column] += change
+        at = slot * self._columns + self._column
+        self._running[at] = max(0, self._running[at] + change)  # if its slot or column was lost
 
     def _find(self, id_: bytes) -> int:
         if (at := self._ids.find(id_, 0, _IDS_END)) >= 0:
@@ -133,20 +135,27 @@ class _FileLock:
 
     It is held for microseconds. Only a worker that is stopped meanwhile holds it longer; the others
     then work without it, so that their event loops do not wait for a worker that hangs.
+
+    Args:
+        file: its first byte is locked.
+        turns: a number in the file, raised with every turn.
     """
 
-    def __init__(self, file: int) -> None:
+    def __init__(self, file: int, turns: memoryview) -> None:
         self._file = file
-        self._waits = True
+        self._turns = turns
+        self._too_long = -1  # turn for which this worker has waited long enough
 
     def __enter__(self) -> None:
-        if _try_lock(self._file, 0):
-            self._waits = True
-            return
-        give_up = time.monotonic() + _MAX_WAIT_S
-        while self._waits and not _try_lock(self._file, 0):
-            self._waits = time.monotonic() < give_up
+        give_up = 0.0
+        while not _try_lock(self._file, 0):
+            now = time.monotonic()
+            give_up = give_up or now + _MAX_WAIT_S
+            if now > give_up or self._turns[0] == self._too_long:
+                self._too_long = self._turns[0]
+                return
             time.sleep(_PAUSE_S)
+        self._turns[0] += 1
 
     def __exit__(self, *_: object) -> None:
         _unlock(self._file, 0)
@@ -157,7 +166,7 @@ def _open() -> int:
         with contextlib.suppress(FileNotFoundError):  # its supervisor has ended
             return os.open(path, os.O_RDWR)
     with tempfile.TemporaryFile() as file:
-        file.write(bytes(_size(_columns(1))))
+        file.write(bytes(_size(_columns(1)) + _TURN_BYTES))
         file.flush()
         return os.dup(file.fileno())
 
@@ -167,6 +176,7 @@ def _columns(workers: int) -> int:
 
 
 def _size(columns: int) -> int:
+    """Return the bytes of all slots."""
     return _SLOTS * (_ID_BYTES + _LEVELS * _LEVEL_BYTES + columns * _COUNT_BYTES)
 
 

@@ -12,8 +12,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from prompt_serve.errors import NotReady
-
 PREFIX = "prompt-serve-run-"
 _VARIABLE = "_PROMPT_SERVE_RUN"  # set by the supervisor for its workers; not a setting
 
@@ -24,19 +22,14 @@ def create() -> Path:
     From then on it is the folder for temporary files of this process and of those it starts.
 
     Raises:
-        NotReady: the folder for temporary files cannot be written.
+        OSError: there is no folder for temporary files, or it cannot be written.
     """
-    try:
-        base = Path(tempfile.gettempdir())  # raises if none can be written
-        remove_leftovers(base)
-        made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=base))
-        _hold(made)
-        # Not earlier: what has this name and no lock is a leftover.
-        folder = made.rename(made.with_name(made.name.removeprefix(".")))
-    except OSError as error:
-        raise NotReady(
-            f"The folder for temporary files cannot be used: {error}. TMPDIR chooses another one."
-        ) from error
+    base = Path(tempfile.gettempdir())
+    remove_leftovers(base)
+    made = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=base))
+    _hold(made)
+    # Not earlier: what has this name and no lock is a leftover.
+    folder = made.rename(made.with_name(made.name.removeprefix(".")))
     os.environ[_VARIABLE] = os.environ["TMPDIR"] = tempfile.tempdir = str(folder)
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder

@@ -14,8 +14,9 @@ import psutil
 import pytest
 
 from prompt_serve.service.server.runtime_folder import PREFIX, remove_leftovers
-from tests.service.process import service
+from tests.service.process import environment, refused_start, service
 from tests.service.test_faults import wait_for, workers
+from tests.service.test_health import small_disk
 
 # Prints its folder and the process that holds it as a worker does, then waits for a line.
 SUPERVISOR = """
@@ -132,7 +133,20 @@ def test_nothing_else_is_removed(make: Callable[[Path], Path], tmp_path: Path) -
 
 
 @pytest.mark.serve
-@pytest.mark.slow
+@pytest.mark.long
+def test_a_full_folder_for_temporary_files_stops_the_start(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk", "200k") as disk:
+        settings = environment(tmp_path / "home", tiny_bundle)
+        output = refused_start(settings | {"TMPDIR": str(disk)})
+
+        assert output.count("The folder for temporary files cannot be used: [Errno 28]") == 1
+        assert not list(disk.glob("[!.]*"))
+
+
+@pytest.mark.serve
+@pytest.mark.long
 def test_the_next_start_removes_what_a_killed_service_left(
     tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
