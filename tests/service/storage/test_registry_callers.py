@@ -85,6 +85,19 @@ def test_a_caller_sees_its_own_tasks_alone(
             assert registry.version_before(name) == (before if name in seen else None)
 
 
+@pytest.mark.parametrize(("allowed", "seen"), CALLERS)
+def test_nobody_is_led_back_to_a_version_that_is_gone(
+    registry: Registry, allowed: Permissions, seen: set[str]
+) -> None:
+    for name in NAMES:
+        assert registry.delete_version(VERSIONS[name, 0])
+    with caller(allowed):
+        for name in NAMES:
+            assert registry.version_before(name) is None
+            left = [VERSIONS[name, 1]] if name in seen else []
+            assert registry.versions_of(name) == left
+
+
 Change = Callable[[Registry, str], object]
 REFUSED: list[Change] = [
     lambda registry, name: registry.check_change(name, ALWAYS),
