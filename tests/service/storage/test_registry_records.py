@@ -78,14 +78,15 @@ def test_every_change_is_in_the_audit_log_with_its_versions(
 
 @pytest.mark.parametrize("length", [1, 199, 200, 201, 5000])
 def test_the_history_says_when_in_utc_and_who_in_200_characters(
-    registry: Registry, length: int
+    registry: Registry, audit: AuditLog, length: int
 ) -> None:
     before = datetime.now(UTC) - timedelta(milliseconds=1)  # times are cut to milliseconds
     with request_scope(RequestContext(actor=Actor("n" * length, "k1"))):
         put(registry, "a", 0)
     (entry,) = registry.history("a", None, 9)
 
-    assert entry.who == "n" * min(length, 200)
+    (record,) = audit.page(limit=9, subject=None).entries
+    assert entry.who == record.actor == "n" * min(length, 200)
     assert before <= datetime.fromisoformat(entry.at) <= datetime.now(UTC)
     assert entry.at.endswith("+00:00")
     stored = registry.task("a")
@@ -154,8 +155,6 @@ def test_names_are_hinted_at_in_order(registry: Registry) -> None:
     assert registry.names_like("pest") == sorted(["pets", "Plants", "pens", "planes"])
     assert registry.names_like("pest", limit=2) == sorted(["pets", "Plants", "pens", "planes"])[:2]
     assert registry.names_like("x") == []
-    registry.put_all(new(f"x{n}", PROMPTS[0]) for n in range(201))
-    assert len(registry.names_like("x")) == 200
 
 
 def test_facts_and_sizes_are_of_the_versions_asked_for(registry: Registry) -> None:
