@@ -22,20 +22,11 @@ from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.inference.batcher import Batcher, Outcome
 from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.types import FloatArray, PixelArray
+from tests.service.clock import Clock
 
 Encode = Callable[[PixelArray], FloatArray]
 
 NO_DEADLINE = float("inf")
-
-
-class Clock:
-    """Time that passes only when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def batcher(encode: Encode, **options: Any) -> AbstractContextManager[Batcher]:
