@@ -49,6 +49,9 @@ MODULES: Mapping[str, Sequence[str]] = {
         "tests/service/storage/test_registry_callers.py",
         "tests/service/storage/test_registry.py",
     ),
+    "prompt_serve/service/storage/visibility.py": (
+        "tests/service/storage/test_registry_callers.py",
+    ),
     "prompt_serve/service/byte_budget.py": ("tests/service/test_byte_budget.py",),
     **{
         f"prompt_serve/service/scheduling/{name}.py": (f"tests/service/scheduling/test_{name}.py",)

@@ -154,8 +154,12 @@ class Prompt:
                     "The vectors of the image branch must be shared by all classes and must not "
                     "build on the template's words."
                 )
-        if isinstance(image, Projected) and not isinstance(self.text, Dense | LowRank | Deep):
-            raise PromptFileInvalid("A projected image branch needs a context in the text branch.")
+        has_shared = isinstance(self.text, Dense | LowRank | Deep) and self.text.n_classes is None
+        if isinstance(image, Projected) and not has_shared:
+            raise PromptFileInvalid(
+                "A projected image branch needs a context in the text branch that all classes "
+                "share."
+            )
 
     def _check_classes(self) -> None:
         if not isinstance(self.classes, ClassVectors | LabelVectors | None) or not isinstance(

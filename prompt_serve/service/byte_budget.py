@@ -90,7 +90,7 @@ class ByteBudget:
                 raise ServiceError("The request is over.")
             needed = reservation.held[part] + size_bytes
             if self._limits is not None and needed > self._limits[part]:
-                raise self._never_fits(needed, part)
+                raise self._never_fits(needed, part, self._limits[part])
             if self._fits(reservation, size_bytes, part):
                 self._change(reservation, part, size_bytes)
                 return None
@@ -155,8 +155,7 @@ class ByteBudget:
             limit -= limit // _ROOM_SHARE
         return self._in_use[part] + size_bytes <= limit
 
-    def _never_fits(self, needed: int, part: Part) -> RequestTooLarge:
-        limit = 0 if self._limits is None else self._limits[part]
+    def _never_fits(self, needed: int, part: Part, limit: int) -> RequestTooLarge:
         return RequestTooLarge(
             f"The request needs {needed:,} bytes of memory for its {part}; at most {limit:,} may "
             f"be in flight. Send smaller or fewer images or files at once, or raise "

@@ -400,6 +400,8 @@ def bad_quantized_tensors() -> dict[str, tuple[bytes, str]]:
         "four axes": (header(1, [1, 1, 2, 4]), "contradicts itself"),
         "shape as text": (header(1, ["2", "x"]), "shape"),
         "huge shape": (header(1, [2**40, 2**40]), "too large"),
+        "largest shape": (header(1, [2**13, 2**13]), "67,108,864 indices of 1 bits take"),
+        "one too large": (header(1, [2**26 + 1]), "too large"),
         "huge shape of nothing": (header(1, [2**62, 0]), "too large"),
         "no shape": (header(1, []), "not zero"),  # one index, of eight bits
         "another width": (header(1, [4, 2]), "2 wide, but the text tower"),

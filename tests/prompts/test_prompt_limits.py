@@ -84,13 +84,16 @@ OF_CLASSES = Dense(context=to_float16(np.ones((2, 1, WIDTH))))
         (_image(OF_CLASSES), IMAGE_REFUSED),
         (_image(Deep(layers=(ON_WORDS, GOOD))), IMAGE_REFUSED),
         (_image(GOLDEN["conditional"].text), IMAGE_REFUSED),
-        (
-            {"image": Projected(layers=(PROJECTION,)), "text": None},
-            "A projected image branch needs a context in the text branch.",
-        ),
-        (
-            {"image": Projected(layers=(PROJECTION,)), "text": GOLDEN["ragged"].text},
-            "A projected image branch needs a context in the text branch.",
+        *(
+            (
+                {"image": Projected(layers=(PROJECTION,)), "text": text},
+                "A projected image branch needs a context in the text branch that all classes "
+                "share.",
+            )
+            for text in (
+                *(None, GOLDEN["ragged"].text, GOLDEN["conditional"].text),
+                *(Dense(context=to_float16(np.ones((2, n, 4)))) for n in (1, 2, 16)),
+            )
         ),
         (
             {"classes": VECTORS.classes},

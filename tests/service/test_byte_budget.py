@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -280,6 +281,37 @@ def test_who_was_cancelled_does_not_take_the_place_of_others(part: Part) -> None
     assert cancelled.held == {"bodies": 0, "work": 0}
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_who_is_granted_as_its_time_ends_has_the_bytes(part: Part) -> None:
+    budget = ByteBudget(1000, max_wait_s=0.02)
+    first, second = budget.reservation(), budget.reservation()
+    first.grow(LIMITS[part], part)
+
+    async def main() -> None:
+        waiting = asyncio.create_task(second.grow_async(100, part))
+        await asyncio.sleep(0)
+        first.release()
+        time.sleep(0.05)  # the loop is late: it learns of both at once
+        await waiting
+
+    asyncio.run(main())
+    assert budget.in_use == second.held[part] == 100
+
+
+@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("held", [1, 7, 100])
+def test_an_eighth_is_for_callers_that_hold_nothing(part: Part, held: int) -> None:
+    budget = ByteBudget(1000, max_wait_s=0)
+    for_one = LIMITS[part] - LIMITS[part] // 8
+    budget.reservation("key").grow(held, part)
+    second = budget.reservation("key")
+    with pytest.raises(Overloaded):
+        second.grow(for_one - held + 1, part)
+    second.grow(for_one - held, part)
+    budget.reservation("other").grow(LIMITS[part] - for_one, part)
+    assert budget.in_use == LIMITS[part]
+
+
 def test_who_is_released_waits_no_more() -> None:
     budget = ByteBudget(1000, max_wait_s=30)
     first, released, other = (budget.reservation() for _ in range(3))
@@ -362,7 +394,9 @@ def test_the_limit_of_the_container_is_the_memory(
     assert memory_bytes() == limit
     for workers in (1, 2, 5, 64):
         expected = max(128 * 2**20, limit // 3 // workers)
-        assert default_bytes_in_flight(workers) == expected
+        found = default_bytes_in_flight(workers)
+        assert found == expected
+        assert isinstance(found, int)
 
 
 def test_without_a_container_the_memory_is_that_of_the_machine(

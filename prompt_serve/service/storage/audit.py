@@ -18,6 +18,7 @@ from prompt_serve.service.request_context import Actor, current_request, request
 from prompt_serve.service.storage.database import Database, metadata
 from prompt_serve.service.storage.visibility import permissions, visible
 
+_MAX_ACTOR = 200
 _MAX_SUBJECT = 200
 
 audit_table = sa.Table(
@@ -26,7 +27,7 @@ audit_table = sa.Table(
     # SQLite auto-increments only columns of its own type INTEGER.
     sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
     sa.Column("time", sa.String(40), nullable=False),
-    sa.Column("actor", sa.String(200), nullable=False),
+    sa.Column("actor", sa.String(_MAX_ACTOR), nullable=False),
     sa.Column("key_id", sa.String(32), nullable=False),
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("action", sa.String(40), nullable=False),
@@ -58,7 +59,7 @@ def record(
         audit_table.insert(),
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "actor": request.actor.name,
+            "actor": request.actor.name[:_MAX_ACTOR],
             "key_id": request.actor.key_id,
             "request_id": request.request_id,
             "action": action,

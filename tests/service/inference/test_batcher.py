@@ -22,20 +22,11 @@ from prompt_serve.prompts.image_rows import ImageRows
 from prompt_serve.service.inference.batcher import Batcher, Outcome
 from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.types import FloatArray, PixelArray
+from tests.service.clock import Clock
 
 Encode = Callable[[PixelArray], FloatArray]
 
 NO_DEADLINE = float("inf")
-
-
-class Clock:
-    """Time that passes only when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def batcher(encode: Encode, **options: Any) -> AbstractContextManager[Batcher]:
@@ -213,10 +204,11 @@ def test_images_past_their_deadline_or_given_up_are_not_run() -> None:
     assert gate.batches == [1, 2, 1]
 
 
-def test_stopping_finishes_what_was_admitted_and_refuses_the_rest() -> None:
+@pytest.mark.parametrize("images", [1, 2, 6])
+def test_stopping_finishes_what_was_admitted_and_refuses_the_rest(images: int) -> None:
     gate = Gate()
     with batcher(gate) as running:
-        admitted = running.submit([b"\x01"] * 6, soon())
+        admitted = running.submit([b"\x01"] * images, soon())
         assert gate.entered.wait(20)
         stopping = threading.Thread(target=running.stop, args=(600.0,))
         stopping.start()
@@ -241,7 +233,7 @@ def test_stopping_does_not_wait_for_a_device_that_hangs() -> None:
 
         assert isinstance(outcomes(waiting)[0], NotReady)
         assert isinstance(outcomes(running_now)[0], NotReady)
-        stopping.join(20)
+        stopping.join(10)
         assert not stopping.is_alive()
         gate.open.set()  # only now does the device answer
 
@@ -276,10 +268,10 @@ def test_the_queue_delay_bounds_what_an_image_waits_though_others_keep_coming() 
         for first in range(0, 35, 7):
             for number, after_s in enumerate((0, 10, 20, 30, 50, 59.99, 60), first):
                 time_of.now = 1000 * (1 + first) + after_s
+                is_waiting.clear()
                 request = running.submit([np.full((2, 2, 3), number, dtype=np.uint8)], NO_DEADLINE)
                 assert is_waiting.wait(20)
             outcomes(request)
-            is_waiting.clear()
 
     assert batches == [list(range(first, first + 7)) for first in range(0, 35, 7)]
 

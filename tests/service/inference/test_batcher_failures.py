@@ -17,9 +17,9 @@ from prompt_serve.service.inference.batcher import Outcome
 from prompt_serve.service.observability import metrics
 from prompt_serve.service.request_context import RequestContext, request_scope
 from prompt_serve.types import FloatArray, PixelArray
+from tests.service.clock import Clock
 from tests.service.inference.test_batcher import (
     NO_DEADLINE,
-    Clock,
     Gate,
     batcher,
     first_pixel,

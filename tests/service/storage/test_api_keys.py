@@ -16,6 +16,7 @@ from prompt_serve.service.permissions import Permissions, Quota
 from prompt_serve.service.storage.api_keys import Keys, Token, key_table
 from prompt_serve.service.storage.audit import AuditLog, acting_as, record
 from prompt_serve.service.storage.database import Database
+from tests.service.clock import Clock
 
 
 @pytest.fixture
@@ -28,16 +29,6 @@ def database(tmp_path: Path) -> Iterator[Database]:
 @pytest.fixture
 def keys(database: Database) -> Keys:
     return Keys(database)
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_a_key_is_shown_once_and_stored_as_a_hash_alone(keys: Keys, tmp_path: Path) -> None:

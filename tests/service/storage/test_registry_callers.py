@@ -13,6 +13,7 @@ from prompt_serve.service.request_context import Actor, RequestContext, request_
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import ALWAYS
 from prompt_serve.service.storage.registry import Registry
+from prompt_serve.service.storage.visibility import check_may_change
 from tests.golden import BACKBONE, GOLDEN
 from tests.service.storage.test_registry import new
 
@@ -85,6 +86,19 @@ def test_a_caller_sees_its_own_tasks_alone(
             assert registry.version_before(name) == (before if name in seen else None)
 
 
+@pytest.mark.parametrize(("allowed", "seen"), CALLERS)
+def test_nobody_is_led_back_to_a_version_that_is_gone(
+    registry: Registry, allowed: Permissions, seen: set[str]
+) -> None:
+    for name in NAMES:
+        assert registry.delete_version(VERSIONS[name, 0])
+    with caller(allowed):
+        for name in NAMES:
+            assert registry.version_before(name) is None
+            left = [VERSIONS[name, 1]] if name in seen else []
+            assert registry.versions_of(name) == left
+
+
 Change = Callable[[Registry, str], object]
 REFUSED: list[Change] = [
     lambda registry, name: registry.check_change(name, ALWAYS),
@@ -122,6 +136,27 @@ def test_a_caller_changes_its_own_tasks_alone(
             assert [change(registry, name) for change in UNKNOWN] == [False] * 4
         assert (registry.task(name), registry.revision()) == (before, revision)
     assert registry.count() == len(set(NAMES) - seen)
+
+
+@pytest.mark.parametrize("length", [1, 200, 201, 5000])
+@pytest.mark.parametrize("patterns", [1, 10, 11, 300])
+def test_a_refusal_shows_only_so_much(length: int, patterns: int) -> None:
+    names = tuple(f"team-{n}/*" for n in range(patterns))
+    with caller(Permissions(names=names)), pytest.raises(NotAllowed) as refused:
+        check_may_change("n" * length)
+
+    assert str(refused.value) == (
+        f"This key may not use the name {'n' * min(length, 200)!r}, only {', '.join(names[:10])}."
+    )
+
+
+def test_a_key_that_is_limited_by_tag_changes_nothing() -> None:
+    with caller(Permissions(tags=("eu",))), pytest.raises(NotAllowed) as refused:
+        check_may_change("team/a")
+
+    assert str(refused.value) == (
+        "This key may not use the name 'team/a', only tasks with its tags."
+    )
 
 
 @pytest.mark.parametrize("how", ["put", "put_all", "point"])

@@ -1,12 +1,14 @@
 """What every change of the registry stores and records, and what the lookups return."""
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from prompt_serve.errors import RequestInvalid, VersionChanged, VersionInUse
 from prompt_serve.prompts.prompt_file import to_bytes, version_of
 from prompt_serve.schemas import AuditEntry
+from prompt_serve.service.request_context import Actor, RequestContext, request_scope
 from prompt_serve.service.storage.audit import AuditLog
 from prompt_serve.service.storage.database import Database
 from prompt_serve.service.storage.preconditions import Condition
@@ -74,6 +76,24 @@ def test_every_change_is_in_the_audit_log_with_its_versions(
     ]
 
 
+@pytest.mark.parametrize("length", [1, 199, 200, 201, 5000])
+def test_the_history_says_when_in_utc_and_who_in_200_characters(
+    registry: Registry, audit: AuditLog, length: int
+) -> None:
+    before = datetime.now(UTC) - timedelta(milliseconds=1)  # times are cut to milliseconds
+    with request_scope(RequestContext(actor=Actor("n" * length, "k1"))):
+        put(registry, "a", 0)
+    (entry,) = registry.history("a", None, 9)
+
+    (record,) = audit.page(limit=9, subject=None).entries
+    assert entry.who == record.actor == "n" * min(length, 200)
+    assert before <= datetime.fromisoformat(entry.at) <= datetime.now(UTC)
+    assert entry.at.endswith("+00:00")
+    stored = registry.task("a")
+    assert stored is not None
+    assert before <= datetime.fromisoformat(stored.updated) <= datetime.now(UTC)
+
+
 def test_changes_say_whether_there_was_something_to_change(registry: Registry) -> None:
     put(registry, "a", 0)
 
@@ -135,8 +155,6 @@ def test_names_are_hinted_at_in_order(registry: Registry) -> None:
     assert registry.names_like("pest") == sorted(["pets", "Plants", "pens", "planes"])
     assert registry.names_like("pest", limit=2) == sorted(["pets", "Plants", "pens", "planes"])[:2]
     assert registry.names_like("x") == []
-    registry.put_all(new(f"x{n}", PROMPTS[0]) for n in range(201))
-    assert len(registry.names_like("x")) == 200
 
 
 def test_facts_and_sizes_are_of_the_versions_asked_for(registry: Registry) -> None:
@@ -238,6 +256,8 @@ def test_a_smaller_number_of_versions_holds_from_the_next_change_on(
     for n in range(5):
         put(before, "a", n)
     assert before.count_versions() == 5
+    assert len(before.versions_of("a")) == 2
+    assert len(before.versions_of("a", limit=9)) == 5
     if how == "put":
         put(registry, "a", 5)
     elif how == "point":
@@ -318,7 +338,7 @@ def test_a_condition_is_checked_before_and_with_the_change(
             registry.check_change("a", condition)
         with pytest.raises(VersionChanged):
             registry.put(change, condition)
-        with pytest.raises(VersionChanged):
+        with pytest.raises(VersionChanged, match=f"^Task 'a' is at version {A[:12]}"):
             registry.delete("a", condition)
 
     assert registry.versions(["a"]) == {"a": B if holds else A}
