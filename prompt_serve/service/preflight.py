@@ -11,10 +11,10 @@ import sys
 import httpx
 
 from prompt_serve.bundle import open_bundle
-from prompt_serve.engines.graph_check import check_graphs
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.inference.engine_choice import choose_for_workers
+from prompt_serve.service.inference.graph_check import check_graphs
 from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.settings import Settings
 from prompt_serve.signing.trusted_keys import read_trusted_keys

@@ -18,9 +18,9 @@ from prompt_serve.bundle import (
     open_bundle,
     shipped_bundle,
 )
-from prompt_serve.engines.graph_check import check_graphs
 from prompt_serve.engines.onnx_session import CPU, open_session
 from prompt_serve.errors import BundleInvalid
+from prompt_serve.service.inference.graph_check import check_graphs
 
 WEIGHTS = "model.safetensors"
 Manifest = dict[str, Any]
