@@ -83,6 +83,7 @@ _EMBEDDING_TENSOR = "token_embedding.weight"
 _SHOWN_REASON = 300  # characters of a library's error
 # Far more than any CLIP has.
 MAX_LAYERS, MAX_WIDTH, MAX_LOGIT_SCALE = 1_000, 100_000, 10_000.0
+MAX_SIDE, MAX_CONTEXT = 4_096, 100_000  # pixels, tokens
 
 
 def _check_plain_name(name: str) -> str:
@@ -264,6 +265,14 @@ def _open(path: Path, *, verify: bool, is_text_side: bool = False) -> Bundle:
         ) from error
     for name, digest in manifest.files.items():
         _check_file(path / name, digest, verify=verify)
+    side = manifest.preprocessing.image_size
+    if not 1 <= side <= MAX_SIDE or manifest.backbone.context_length > MAX_CONTEXT:
+        raise BundleInvalid(
+            f"{manifest_path} has images of {side:,} pixels and a context of "
+            f"{manifest.backbone.context_length:,} tokens; at most {MAX_SIDE:,} and "
+            f"{MAX_CONTEXT:,} are accepted. Export the backbone again.",
+            path=str(path),
+        )
     bundle = Bundle(path, manifest)
     if manifest.text_from is None:
         _check_listed(bundle, (*_TEXT_FILES, manifest.weights or TOKEN_EMBEDDING))

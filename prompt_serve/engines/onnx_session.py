@@ -98,4 +98,5 @@ def _session_options(threads: int) -> ort.SessionOptions:
 def _failure(provider: Provider, path: Path, reason: str) -> PromptServeError:
     if provider.unavailable is not None:
         return provider.unavailable(reason)
-    return BundleInvalid(f"{path} cannot be loaded: {reason}", path=str(path))
+    one_line = " ".join(reason.split())
+    return BundleInvalid(f"{path} cannot be loaded: {one_line}", path=str(path))

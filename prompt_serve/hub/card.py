@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prompt_serve.errors import counted
+from prompt_serve.evaluation_report.markup import printable
 from prompt_serve.prompts.prompt_file import Prompt
 
 # Of a card that was written here. A card without it belongs to its author and is kept.
@@ -65,7 +66,7 @@ def escaped(text: str) -> str:
     """Return Markdown that shows a text as it is, on one line."""
     return "".join(
         f"&#{ord(character)};" if character in _MARKUP else character
-        for character in " ".join(text.split())
+        for character in printable(" ".join(text.split()))
     )
 
 

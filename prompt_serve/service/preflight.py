@@ -14,6 +14,7 @@ from prompt_serve.bundle import open_bundle
 from prompt_serve.errors import ConfigInvalid, PromptServeError, ProviderUnavailable
 from prompt_serve.service.inference.engine import Engine
 from prompt_serve.service.inference.engine_choice import choose_for_workers
+from prompt_serve.service.inference.graph_check import check_graphs
 from prompt_serve.service.middleware.oidc import token_verifier
 from prompt_serve.service.settings import Settings
 from prompt_serve.signing.trusted_keys import read_trusted_keys
@@ -37,7 +38,7 @@ def check(settings: Settings) -> None:
         ProviderUnavailable: the engine or the device that was requested does not run.
     """
     token_verifier(settings)
-    open_bundle(settings.bundle_path)
+    check_graphs(open_bundle(settings.bundle_path))
     choose_for_workers(settings)
     if settings.cuda_device is not None:
         _check_cuda()

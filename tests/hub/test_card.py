@@ -121,3 +121,32 @@ def test_a_long_list_of_classes_is_shortened(n: int) -> None:
     assert f"{n:,}: class0, class1" in body
     assert body.count("class") < CLASSES_SHOWN + 40
     assert (f"and {n - CLASSES_SHOWN:,} more" in body) == (n > CLASSES_SHOWN)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [10**400, -1, 1.5, True, "1", None, [0.5], 1e308, {"a": 1}, -0.5],
+    ids=lambda v: str(v)[:9],
+)
+def test_what_is_no_share_is_not_in_the_table(value: Any) -> None:
+    metrics = {"test": {"accuracy": 0.5, "calibration_error": value}}
+
+    metadata, body = card_of(prompt(metrics=metrics))
+
+    assert "| test | 50.0% |\n" in body
+    assert metadata["metrics"] == ["accuracy"]
+
+
+@pytest.mark.parametrize(
+    "name", ["```\n<script>alert(1)</script>", "a\n\nb", "$(id)", "a; rm -rf ~", "`id`", "\x1b[2J"]
+)
+def test_the_id_of_a_backbone_stays_in_its_place(name: str) -> None:
+    task = prompt()
+    backbone = task.backbone.model_copy(update={"id": name})
+
+    _, body = card_of(prompt(backbone=backbone))
+
+    code = body.split("```sh\n")[1].split("\n```")[0]
+    assert "prompt-serve export BACKBONE -o bundles/backbone" in code
+    assert name not in body
+    assert not any(mark in body for mark in ("<script", "$(id)", "\x1b"))

@@ -1,5 +1,7 @@
 """Starts that cannot succeed say why once; a database server that is late is waited for."""
 
+import json
+import shutil
 import socket
 import sqlite3
 import subprocess
@@ -13,6 +15,7 @@ import click
 import pytest
 from circus.sockets import CircusSockets
 
+from prompt_serve.bundle import MANIFEST
 from prompt_serve.errors import ConfigInvalid, NotReady, ServiceError
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.startup import check_port, check_registry, report_port_taken
@@ -63,7 +66,14 @@ def test_a_start_that_cannot_succeed_is_one_line(tiny_bundle: Path, tmp_path: Pa
     with _listening("127.0.0.1") as port:
         no_port = refused_start(settings, "--port", str(port))
     no_registry = refused_start(settings)
+    copied = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copied)
+    manifest = json.loads((copied / MANIFEST).read_text())
+    manifest["text_layers"] += 1
+    (copied / MANIFEST).write_text(json.dumps(manifest))
+    no_bundle = refused_start(environment(tmp_path, copied))
 
+    assert no_bundle.count("cannot start") == no_bundle.count("do not fit its manifest") == 1
     assert no_port.count("cannot start") == no_port.count("another program uses it") == 1
     assert no_registry.count("cannot start") == no_registry.count("file is not a database") == 1
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from prompt_serve.errors import DatasetInvalid
 from prompt_serve.image_folders import nfc
 from prompt_serve.sources.files import is_url
-from prompt_serve.text_files import is_utf8, local_path, read_text
+from prompt_serve.text_files import decode_text, is_utf8, local_path, read_text
 from prompt_serve.training.data.dataset import LabeledImage, RawDataset, limited, part_of
 from prompt_serve.training.data.tables import LABEL_SEPARATOR, Row, Table
 
@@ -23,6 +23,8 @@ _IMAGE_FOLDERS = (
     "SUN397",
     "UCF-101-midframes",
 )
+
+_BEGIN_BYTES = 4096
 
 
 def labeled_images(table: Table) -> RawDataset:
@@ -104,7 +106,9 @@ def is_split_file(source: str) -> bool:
     """Return True for JSON on this machine that is not a list of objects, which is a table."""
     if not source.lower().endswith(".json") or is_url(source) or not Path(source).is_file():
         return False
-    return not re.match(r"\s*\[\s*\{", read_text(Path(source)))
+    with Path(source).open("rb") as file:
+        begin = file.read(_BEGIN_BYTES)
+    return not re.match(r"\s*\[\s*\{", decode_text(begin))
 
 
 def read_split_file(path: Path, images: Path | None) -> RawDataset:
