@@ -126,12 +126,15 @@ async def run(kind: Kind, name: str, oracle: Oracle, *, seed: int, count: int) -
             before = _State.of(made)
             peak = Peak(made)
             started = time.monotonic()
-            await kind.attack(target, random.Random(f"{name} {seed}"), count)
+            half = count // 2
+            await kind.attack(target, random.Random(f"{name} {seed}"), count - half)
+            rested_mb = made.memory_mb()
+            await kind.attack(target, random.Random(f"{name} {seed} second half"), half)
             highest = await peak.stop()
             wait_s = _longest_wait(load.ledger, started, time.monotonic())
             await _settled(made, before.descriptors)
         await load.check_names()
-        before.compare(made, target, highest, wait_s)
+        before.compare(made, target, rested_mb, highest, wait_s)
         return Result(kind, target, load.ledger, (before.memory_mb, highest), wait_s)
 
 
@@ -147,12 +150,23 @@ class _State:
     def of(cls, made: Stand) -> "_State":
         return cls(made.memory_mb(), made.descriptors(), frozenset(made.workers()))
 
-    def compare(self, made: Stand, target: Target, highest_mb: float, wait_s: float) -> None:
-        """Count what has changed as faults."""
+    def compare(
+        self, made: Stand, target: Target, rested_mb: float, highest_mb: float, wait_s: float
+    ) -> None:
+        """Count what has changed as faults.
+
+        Args:
+            made: the service.
+            target: where they are counted.
+            rested_mb: memory after the first half of the attack.
+            highest_mb: highest memory during the attack.
+            wait_s: longest wait of the bystander.
+        """
         after = _State.of(made)
         if after.workers != self.workers:
             target.fault("lost", f"workers ended: {self.workers - after.workers}")
-        if (grown := after.memory_mb - self.memory_mb) > MAX_GROWTH_MB:
+        # What the allocator keeps of large images is reached in the first half; a leak goes on.
+        if (grown := after.memory_mb - max(self.memory_mb, rested_mb)) > MAX_GROWTH_MB:
             target.fault("grew", f"memory by {grown:.0f} MiB")
         allowed_mb = _bytes_in_flight(made.settings) / 2**20 + MAX_GROWTH_MB
         if highest_mb - self.memory_mb > allowed_mb:

@@ -30,7 +30,7 @@ async def _hold_back(target: Target, draws: random.Random) -> None:
     size = draws.choice((1, 1_000, 100_000, 5_000_000, 31_000_000))
     deadline = draws.choice(((), (), ("x-request-timeout-ms: 3000",)))
     framing = draws.choice((f"content-length: {size}", "transfer-encoding: chunked"))
-    path = draws.choice((f"/v1/classify?task={_TASK}", "/v1/score", "/v1/tasks"))
+    path = draws.choice((f"/v1/classify?task={_TASK}", "/v1/score", "/v1/tasks", "/livez", "/none"))
     head = _head(path, draws.choice(_BODIES), framing, *deadline)
     sent = draws.choice((0, 1, size // 2, max(0, size - 1)))
     body = draws.randbytes(min(sent, 2_000_000))

@@ -18,6 +18,7 @@ from prompt_serve.service.request_context import current_request
 
 MEDIA_TYPE = "application/problem+json"
 _MAX_DETAIL, _MAX_TEXT = 10_000, 500  # characters: answers do not repeat what they were sent
+_REFUSALS = (503, 504)  # the service cannot now, or not in the time that the caller gave it
 _CODES_OF_STATUS = {404: "not-found", 405: "method-not-allowed"}
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,10 @@ def logged_problem(error: Exception) -> Problem:
     if not isinstance(error, PromptServeError):
         _log.error("an answer failed", exc_info=error)
         return _with_request_id(_unexpected())
-    if error.status >= 500:
+    if error.status in _REFUSALS:
+        reason = "" if error.__cause__ is None else f" ({error.__cause__!r:.500})"
+        _log.warning("%s: %s%s", error.code, error.message, reason)
+    elif error.status >= 500:
         _log.error("%s: %s", error.code, error.message, exc_info=error)
     return _with_request_id(problem_of(error))
 

@@ -30,7 +30,8 @@ from prompt_serve.schemas import Problem
 from prompt_serve.service.middleware.cancel_on_disconnect import EXTENSION
 from prompt_serve.service.problems import MEDIA_TYPE
 
-HEAD_TIMEOUT_S = 10.0  # from the first byte of a request to the end of its headers
+# From the first byte of a request to the end of its headers, and for a body after its answer.
+HEAD_TIMEOUT_S = 10.0
 MAX_HEADERS = 200  # h11 compares each with those before it
 # A chunk takes 10 us, whatever its size; the system may hand over some ten thousand of a byte each.
 MAX_SMALL_CHUNKS = 2_000
@@ -131,7 +132,11 @@ class HttpProtocol(H11Protocol):
         if begins and (self._head_timer is None or data.strip(b"\r\n")):
             self._await_head(HEAD_TIMEOUT_S)
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE and self._head_timer is not None:
+        if self.conn.their_state is h11.SEND_BODY and self.conn.our_state is h11.DONE:
+            # Answered already; what is left of the body is read for a while.
+            if self._head_timer is None:
+                self._await_head(HEAD_TIMEOUT_S)
+        elif self.conn.their_state is not h11.IDLE and self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
         if self._is_stopping and self.cycle is not None:

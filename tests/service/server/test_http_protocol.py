@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
 import psutil
@@ -171,24 +172,52 @@ def test_connections_end_that_are_idle_or_do_not_finish_their_headers(served: Se
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-@pytest.mark.parametrize("line", [b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\n\n"])
-def test_empty_lines_do_not_keep_a_connection_open(
-    served: Served, sent: bytes, line: bytes
+def test_empty_lines_do_not_keep_a_connection_open(served: Served) -> None:
+    whole = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    lines = (b"\r\n", b"\n", b"\r", b"\r\n\r\n", b"\n\n\n")
+    _all_until_closed(served, [(sent, line) for sent in (b"", whole) for line in lines])
+
+
+@pytest.mark.long
+def test_a_body_whose_request_was_answered_does_not_keep_a_connection_open(
+    served: Served,
 ) -> None:
+    head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
+    heads = (head + b"Content-Length: 1000000\r\n\r\n", head + CHUNKED[: -len(b"0\r\n\r\n")])
+    bodies = ((b"", b""), (b"a", b"1\r\na\r\n"), (bytes(500_000), b"%x\r\n%s\r\n" % (9, bytes(9))))
+    received = _all_until_closed(
+        served,
+        [
+            (start + body[chunked], trickle)
+            for chunked, start in enumerate(heads)
+            for body in bodies
+            for trickle in (b"", b"a", b"1\r\na\r\n")
+        ],
+    )
+    assert all(answer.startswith(b"HTTP/1.1 422 ") for answer in received)
+
+
+def _all_until_closed(served: Served, sent: list[tuple[bytes, bytes]]) -> list[bytes]:
+    """Send bytes on a connection each, then others every 0.5 s until the service closes it."""
+    with ThreadPoolExecutor(len(sent)) as pool:
+        return list(pool.map(lambda one: _until_closed(served, *one), sent))
+
+
+def _until_closed(served: Served, sent: bytes, trickle: bytes) -> bytes:
     give_up = time.monotonic() + 90  # the service allows 10 s
-    with _connect(served) as connection:
+    received = b""
+    with _connect(served) as connection, contextlib.suppress(ConnectionError):
         connection.sendall(sent)
         connection.settimeout(0.5)
         while time.monotonic() < give_up:
             try:
-                if not connection.recv(65_536):
-                    return
+                if not (data := connection.recv(65_536)):
+                    return received
+                received += data
             except TimeoutError:
-                connection.sendall(line)
-            except ConnectionError:
-                return
-    pytest.fail("The connection is still open.")
+                connection.sendall(trickle)
+        pytest.fail(f"The connection is still open after {sent[:200]!r} and {trickle!r}.")
+    return received
 
 
 @pytest.mark.long
