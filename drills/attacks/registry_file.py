@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from drills.answers import Oracle
 from drills.attacks.apart import add_ledger, apart, first_change, small_oracle
@@ -77,9 +78,12 @@ async def _round(own: Target, draw: random.Random, oracle: Oracle) -> None:
         else:
             await asyncio.sleep(draw.uniform(0.2, 1.0))
     await _check(own, load, name, harm)
+    load.ledger.faults[:] = [f"{fault} ({name})" for fault in load.ledger.faults]
     add_ledger(own, load.ledger, ignored=("status 4",) if harm.hides else ())
     if not harm.heals:
+        processes = own.stand.processes()
         await asyncio.to_thread(own.stand.kill)
+        await asyncio.to_thread(psutil.wait_procs, processes, timeout=30)  # they hold locks
         await asyncio.to_thread(restore, backup, url)
         for aside in path.parent.glob("*.replaced-*"):
             aside.unlink()

@@ -144,7 +144,9 @@ class Database:
             return read(joined)
         with self._outages("read"), self._engine.connect() as connection:
             self._check_file(connection)
-            return read(connection)
+            found = read(connection)
+            self._check_file(connection)
+            return found
 
     @contextmanager
     def write(self, *, raise_revision: bool = True) -> Iterator[Connection]:

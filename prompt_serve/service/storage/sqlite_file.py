@@ -14,6 +14,7 @@ import secrets
 import sqlite3
 import stat
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from prompt_serve.errors import NotReady
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+SETTLED_NS = 100_000_000  # clocks of file systems advance in steps of up to 10 ms
 SUFFIXES = ("-wal", "-shm")  # SQLite's files beside the main file; they get its mode
 
 Identity = tuple[int, int]  # device and inode
@@ -71,7 +73,7 @@ class SqliteFile:
         content = self._content()
         if number and seen is not None and content is not None and content[0] == number:
             self._id, self._revision = content
-            self._seen = (seen.st_size, seen.st_mtime_ns)
+            self._remember(seen)
 
     def check(self, connection: sqlite3.Connection, beside: Mapping[str, Identity | None]) -> None:
         """Raise NotReady unless these are the files that were opened.
@@ -103,7 +105,12 @@ class SqliteFile:
                 if fault != "ok":
                     raise _lost(self.path, f"was cut off ({fault})")
             self._revision = content[1]
-            self._seen = (found.st_size, found.st_mtime_ns)
+            self._remember(found)
+
+    def _remember(self, found: os.stat_result) -> None:
+        """Take the content for checked, unless another change could still have the same time."""
+        is_settled = time.time_ns() - found.st_mtime_ns > SETTLED_NS
+        self._seen = (found.st_size, found.st_mtime_ns if is_settled else -1)
 
     def _content(self) -> tuple[int, int] | None:
         """Return number and revision in the main file itself, without the log; None if it is
