@@ -159,11 +159,12 @@ def _replaced(path: Path, draw: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _laid_over(path: Path, draw: random.Random) -> Iterator[None]:
-    """Copy an older state over the file, which keeps its inode."""
+    """Copy an older state over the file, which keeps its inode, once newer changes are in it."""
     older = path.with_name("older.db")
     _copy(path, older)
     time.sleep(draw.uniform(0.5, 1.5))
-    _checkpoint(path)  # newer changes have reached the main file
+    _checkpoint(path)
+    time.sleep(0.3)  # the service uses the file meanwhile
     shutil.copyfile(older, path)
     older.unlink()
     yield

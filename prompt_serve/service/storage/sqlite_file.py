@@ -99,13 +99,17 @@ class SqliteFile:
             if content is None or content[0] != self._id:
                 raise _lost(self.path, "was overwritten")
             if content[1] < self._revision:
-                raise _lost(self.path, "was overwritten with an older copy")
+                raise self.older_copy()
             if found.st_size < self._seen[0]:  # or it was vacuumed
                 fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
                 if fault != "ok":
                     raise _lost(self.path, f"was cut off ({fault})")
             self._revision = content[1]
             self._remember(found)
+
+    def older_copy(self) -> NotReady:
+        """Build the error for a file that lacks changes which were stored."""
+        return _lost(self.path, "was overwritten with an older copy")
 
     def _remember(self, found: os.stat_result) -> None:
         """Take the content for checked, unless another change could still have the same time."""
