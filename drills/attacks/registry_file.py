@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import psutil
 
 from drills.answers import Oracle
 from drills.attacks.apart import add_ledger, apart, first_change, small_oracle
@@ -77,9 +78,12 @@ async def _round(own: Target, draw: random.Random, oracle: Oracle) -> None:
         else:
             await asyncio.sleep(draw.uniform(0.2, 1.0))
     await _check(own, load, name, harm)
+    load.ledger.faults[:] = [f"{fault} ({name})" for fault in load.ledger.faults]
     add_ledger(own, load.ledger, ignored=("status 4",) if harm.hides else ())
     if not harm.heals:
+        processes = own.stand.processes()
         await asyncio.to_thread(own.stand.kill)
+        await asyncio.to_thread(psutil.wait_procs, processes, timeout=30)  # they hold locks
         await asyncio.to_thread(restore, backup, url)
         for aside in path.parent.glob("*.replaced-*"):
             aside.unlink()
@@ -155,11 +159,12 @@ def _replaced(path: Path, draw: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _laid_over(path: Path, draw: random.Random) -> Iterator[None]:
-    """Copy an older state over the file, which keeps its inode."""
+    """Copy an older state over the file, which keeps its inode, once newer changes are in it."""
     older = path.with_name("older.db")
     _copy(path, older)
     time.sleep(draw.uniform(0.5, 1.5))
-    _checkpoint(path)  # newer changes have reached the main file
+    _checkpoint(path)
+    time.sleep(0.3)  # the service uses the file meanwhile
     shutil.copyfile(older, path)
     older.unlink()
     yield

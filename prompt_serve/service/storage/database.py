@@ -90,6 +90,7 @@ class Database:
         self._file = None if path is None else SqliteFile(path)
         self._engine = _create_engine(parsed, self._file)
         self._last_write = float("-inf")
+        self._revision = 0  # highest that was seen
         self.after_change: Callable[[], object] = lambda: None  # called when one is stored
         self._joined = threading.local()  # ``connection`` of the transaction that a thread is in
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
@@ -144,7 +145,9 @@ class Database:
             return read(joined)
         with self._outages("read"), self._engine.connect() as connection:
             self._check_file(connection)
-            return read(connection)
+            found = read(connection)
+            self._check_file(connection)
+            return found
 
     @contextmanager
     def write(self, *, raise_revision: bool = True) -> Iterator[Connection]:
@@ -163,16 +166,19 @@ class Database:
         if joined is not None:
             yield joined
             return
+        revision = 0
         with self._outages("written"), self._turn, self._writing.begin() as connection:
             self._check_file(connection)
             if raise_revision:
-                _raise_revision(connection)
+                revision = _raise_revision(connection)
+                self._check_revision(revision - 1, self._revision)
             self._joined.connection = connection
             try:
                 yield connection
             finally:
                 self._joined.connection = None
             self._check_file(connection)
+        self._revision = max(self._revision, revision)
         self.after_change()
         if raise_revision:
             self._last_write = time.monotonic()
@@ -222,13 +228,25 @@ class Database:
 
     def revision(self) -> int:
         """Return the number of changes so far."""
-        return self.read(read_revision)
+        least = self._revision  # of before the read, which sees all that was stored by then
+        found = self.read(read_revision)
+        if getattr(self._joined, "connection", None) is None:
+            self._check_revision(found, least)
+            self._revision = max(self._revision, found)
+        return found
+
+    def _check_revision(self, found: int, least: int) -> None:
+        """Raise NotReady if an SQLite file has lost changes. Servers may be restored meanwhile."""
+        if self._file is not None and found < least:
+            raise self._file.older_copy()
 
 
-def _raise_revision(connection: Connection) -> None:
-    raised = connection.execute(revision_table.update().values(value=revision_table.c.value + 1))
-    if raised.rowcount != 1:  # without it, other processes would not notice the change
+def _raise_revision(connection: Connection) -> int:
+    raised = revision_table.update().values(value=revision_table.c.value + 1)
+    value = connection.execute(raised.returning(revision_table.c.value)).scalar_one_or_none()
+    if not isinstance(value, int):  # without it, other processes would not notice the change
         raise _unavailable("written", RuntimeError("it has no revision"))
+    return value
 
 
 def read_revision(connection: Connection) -> int:

@@ -448,11 +448,21 @@ class Registry:
                 record(db, "task.pin" if pinned else "task.unpin", name)
         return bool(row.rowcount)
 
-    def save_features(self, version: str, fingerprint: str, features: bytes) -> None:
-        """Store class features that had to be computed again, if the version still exists."""
+    def save_features(
+        self, version: str, fingerprint: str, features: bytes, *, replace: bool = False
+    ) -> None:
+        """Store class features that had to be computed again, if the version still exists.
+
+        Args:
+            version: of a prompt file.
+            fingerprint: of their backbone.
+            features: little-endian float32 (C, E).
+            replace: those that are stored, which are damaged.
+        """
         with self._db.write() as db:
             if _has_file(db, version):
-                db.execute(class_features.delete().where(_features_of(version, fingerprint)))
+                if replace:
+                    db.execute(class_features.delete().where(_features_of(version, fingerprint)))
                 _insert_features(db, version, fingerprint, features)
 
     @contextmanager

@@ -22,6 +22,7 @@ from prompt_serve.errors import NotReady
 
 FILE_MODE = 0o600
 FOLDER_MODE = 0o700
+SETTLED_NS = 100_000_000  # clocks of file systems advance in steps of up to 10 ms
 SUFFIXES = ("-wal", "-shm")  # SQLite's files beside the main file; they get its mode
 
 Identity = tuple[int, int]  # device and inode
@@ -78,7 +79,7 @@ class SqliteFile:
         content = self._content()
         if number and seen is not None and content is not None and content[0] == number:
             self._id, self._revision = content
-            self._seen = _state(seen)
+            self._seen = _settled(_state(seen))
 
     def check(self, connection: sqlite3.Connection, beside: Mapping[str, Identity | None]) -> None:
         """Raise NotReady unless these are the files that were opened.
@@ -104,13 +105,17 @@ class SqliteFile:
         if content is None or content[0] != self._id:
             raise _lost(self.path, "was overwritten")
         if content[1] < self._revision:
-            raise _lost(self.path, "was overwritten with an older copy")
+            raise self.older_copy()
         if found[0] < self._seen[0]:  # or it was vacuumed
             fault = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
             if fault != "ok":
                 raise _lost(self.path, f"was cut off ({fault})")
         self._revision = content[1]
-        self._seen = found
+        self._seen = _settled(found)
+
+    def older_copy(self) -> NotReady:
+        """Build the error for a file that lacks changes which were stored."""
+        return _lost(self.path, "was overwritten with an older copy")
 
     def _content_at_rest(self) -> tuple[State, tuple[int, int] | None]:
         """Return the content, and the state of the file from before it was read.
@@ -143,6 +148,12 @@ class SqliteFile:
                 return int(number), int(revision)
         except (sqlite3.Error, TypeError):  # no such table or row
             return None
+
+
+def _settled(state: State) -> State:
+    """Return a state that no file has if another change could still have the same time."""
+    size, changed_ns = state
+    return state if time.time_ns() - changed_ns > SETTLED_NS else (size, -1)
 
 
 def new_id() -> int:

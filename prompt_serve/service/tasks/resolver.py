@@ -335,7 +335,9 @@ class TaskResolver:
         features = self._features.compute(prompt, version)
         data = features_to_bytes(features)
         with contextlib.suppress(NotReady):  # it saves the next start the computation, no more
-            self._registry.save_features(version, self._features.fingerprint, data)
+            damaged = stored.features is not None
+            fingerprint = self._features.fingerprint
+            self._registry.save_features(version, fingerprint, data, replace=damaged)
         return self._features.task(version, prompt, features)
 
 

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import pytest
 import sqlalchemy as sa
@@ -21,23 +20,23 @@ def url(postgres: str) -> str:
     return new_database(postgres)
 
 
-@dataclass(frozen=True)
-class Operator:
-    """Superuser of the server."""
-
-    inside: sa.Engine  # connections to the registry's database
-    outside: sa.Engine  # to another one: a database cannot deny connections to itself
-
-
 @pytest.fixture
-def operator(url: str) -> Iterator[Operator]:
-    inside = sa.make_url(url).set(drivername="postgresql+psycopg")
-    engines = [
-        sa.create_engine(each, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
-        for each in (inside, inside.set(database="postgres"))
-    ]
-    yield Operator(*engines)
-    for engine in engines:
+def operator(url: str) -> Iterator[Callable[..., None]]:
+    """Run statements of the superuser: those about tables in the database, others beside it."""
+    own = sa.make_url(url).set(drivername="postgresql+psycopg")
+    engines = {
+        kind: sa.create_engine(found, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+        for kind, found in (("inside", own), ("beside", own.set(database="postgres")))
+    }
+
+    def run(*statements: str) -> None:
+        for statement in statements:
+            kind = "beside" if statement.startswith(BESIDE) else "inside"
+            with engines[kind].connect() as connection:
+                connection.exec_driver_sql(statement.format(name=own.database))
+
+    yield run
+    for engine in engines.values():
         engine.dispose()
 
 
@@ -50,16 +49,8 @@ def registry(url: str) -> Iterator[Registry]:
     database.close()
 
 
-def run(operator: Operator, *statements: str) -> None:
-    name = operator.inside.url.database
-    for statement in statements:
-        is_of_server = any(what in statement for what in ("DATABASE", "ROLE", "pg_stat_activity"))
-        engine = operator.outside if is_of_server else operator.inside
-        with engine.connect() as connection:
-            connection.exec_driver_sql(statement.format(name=name))
-
-
-CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+BESIDE = ("ALTER DATABASE", "CREATE ROLE", "DROP ROLE", "SELECT pg_terminate_backend(pid)")
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
 DENIALS: dict[str, tuple[list[str], list[str]]] = {
     "no rights": (
         ["CREATE ROLE weak", "ALTER DATABASE {name} SET role = weak", CUT],
@@ -86,7 +77,7 @@ DENIALS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("kind", DENIALS)
 def test_what_the_server_denies_is_an_outage_until_it_allows_it(
-    registry: Registry, operator: Operator, kind: str
+    registry: Registry, operator: Callable[..., None], kind: str
 ) -> None:
     deny, allow = DENIALS[kind]
     uses: list[Callable[[], object]] = [
@@ -95,13 +86,13 @@ def test_what_the_server_denies_is_an_outage_until_it_allows_it(
         lambda: put(registry, "cars", GOLDEN["deep"]),
         lambda: registry.delete("pets"),
     ]
-    run(operator, *deny)
+    operator(*deny)
     try:
         for use in uses:
             with pytest.raises(NotReady, match=r"The registry cannot be .* Nothing was changed"):
                 use()
     finally:
-        run(operator, *allow)
+        operator(*allow)
 
     assert registry.count() == 1
     put(registry, "cars", GOLDEN["deep"])
@@ -118,10 +109,10 @@ SLOW_COMMIT = (
 @pytest.mark.parametrize("end", ["pg_terminate_backend", "pg_cancel_backend"])
 @pytest.mark.parametrize("change", ["put", "delete"])
 def test_a_connection_lost_in_a_commit_leaves_it_unknown_whether_it_was_made(
-    registry: Registry, operator: Operator, end: str, change: str
+    registry: Registry, url: str, operator: Callable[..., None], end: str, change: str
 ) -> None:
     """The server may have committed, and not have been able to say so."""
-    run(operator, *SLOW_COMMIT)
+    operator(*SLOW_COMMIT)
     messages: list[str] = []
 
     def work() -> None:
@@ -137,12 +128,15 @@ def test_a_connection_lost_in_a_commit_leaves_it_unknown_whether_it_was_made(
     thread.start()
     give_up = time.monotonic() + 60
     query = f"SELECT {end}(pid) FROM pg_stat_activity WHERE query = 'COMMIT' AND state = 'active'"
-    with operator.inside.connect() as connection:
+    beside = sa.create_engine(sa.make_url(url).set(drivername="postgresql+psycopg"))
+    with beside.connect() as connection:
         while not connection.exec_driver_sql(query).fetchall():
             assert time.monotonic() < give_up
+            connection.rollback()  # each transaction sees one state of the activity
             time.sleep(0.02)
+    beside.dispose()
     thread.join()
-    run(operator, "DROP TRIGGER slow ON audit")
+    operator("DROP TRIGGER slow ON audit")
 
     unknown = "Whether the change was made is unknown."
     expected = unknown if end == "pg_terminate_backend" else "Nothing was changed."

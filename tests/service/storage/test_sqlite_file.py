@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from prompt_serve.errors import NotReady
-from prompt_serve.service.storage.database import Database
+from prompt_serve.service.storage import sqlite_file
+from prompt_serve.service.storage.database import Database, read_revision
 from prompt_serve.service.storage.registry import Registry
 from prompt_serve.service.storage.sqlite_file import make_private
 from tests.golden import GOLDEN
@@ -142,6 +144,51 @@ def test_an_older_copy_of_the_same_registry_is_noticed(
         assert older.read_bytes() == path.read_bytes()
     finally:
         registry._db.close()
+
+
+@pytest.mark.parametrize("n_changes", [1, 2, 3, 5, 30])
+def test_an_older_copy_that_is_laid_over_during_a_read_is_noticed(
+    tmp_path: Path, n_changes: int
+) -> None:
+    path, older = tmp_path / "home" / "registry.db", tmp_path / "older.db"
+    registry = filled(path)
+    _checkpoint(path)
+    shutil.copyfile(path, older)
+    for n in range(n_changes):
+        registry.set_tags("last", [f"tag-{n}"])
+    _checkpoint(path)
+
+    def read(connection: sa.Connection) -> int:
+        shutil.copyfile(older, path)
+        return read_revision(connection)
+
+    with pytest.raises(NotReady):
+        registry._db.read(read)
+    registry._db.close()
+
+
+@pytest.mark.parametrize("n_changes", [1, 2, 3, 5, 30])
+def test_an_older_copy_is_noticed_although_its_time_and_size_are_those_of_the_newer_file(
+    tmp_path: Path, n_changes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two changes within one step of the clock have the same time."""
+    monkeypatch.setattr(sqlite_file, "SETTLED_NS", 10**12)
+    path, older = tmp_path / "home" / "registry.db", tmp_path / "older.db"
+    registry = filled(path)
+    _checkpoint(path)
+    shutil.copyfile(path, older)
+    for n in range(n_changes):
+        registry.set_tags("last", [f"tag-{n}"])
+    _checkpoint(path)
+    registry.count()
+    before = path.stat()
+    shutil.copyfile(older, path)
+    os.truncate(path, before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    with pytest.raises(NotReady, match="was overwritten with an older copy while"):
+        registry.count()
+    registry._db.close()
 
 
 def test_no_connection_of_a_pool_creates_a_file_in_place_of_a_deleted_one(tmp_path: Path) -> None:

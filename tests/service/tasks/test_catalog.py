@@ -112,7 +112,8 @@ def test_an_unreadable_file_without_facts_says_so(tasks: Tasks, registry: Regist
     with registry._db.write() as db:
         db.execute(sa.text("UPDATE prompt_file SET facts = ''"))
     assert tasks.catalog.info("task").class_names == list(prompt.class_names)
+    registry.put(NewTask(name="task", data=b"unreadable", prompt=prompt, features=None))
     with registry._db.write() as db:
-        db.execute(sa.text("UPDATE prompt_file SET data = :data"), {"data": b"damaged"})
+        db.execute(sa.text("UPDATE prompt_file SET facts = ''"))
     with pytest.raises(PromptFileInvalid):
         tasks.catalog.info("task")

@@ -1,7 +1,10 @@
 """What the database has of a version was changed: it is an error or mended, and never served."""
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,14 +129,13 @@ def test_a_row_that_cannot_be_listed_is_an_error(
 
 
 def test_a_name_without_a_file_is_an_error(
-    open_tasks: Callable[..., Tasks], sqlite: Database, data: bytes
+    open_tasks: Callable[..., Tasks], data: bytes, tmp_path: Path
 ) -> None:
-    with sqlite.write() as db:
-        db.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
-        db.exec_driver_sql("DELETE FROM class_features")
-        db.exec_driver_sql("DELETE FROM kept_version")
-        db.exec_driver_sql("DELETE FROM prompt_file")
-        db.exec_driver_sql("COMMIT")
+    with contextlib.closing(sqlite3.connect(tmp_path / "registry.db")) as other:
+        for table in ("class_features", "kept_version", "prompt_file"):
+            other.execute(f"DELETE FROM {table}")
+        other.commit()
+
     with pytest.raises(VersionDamaged, match="'pets' points at it, and it has no file"):
         open_tasks().resolver.resolve(["pets"])
 
