@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from prompt_serve.bundle import SHIPPED, Bundle, open_bundle, shipped_bundle
 from tests.drawings import draw_dataset
@@ -77,19 +78,34 @@ def tiny_bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     """The random two-layer backbone, exported in fp32; without torch, the one that is shipped."""
     if find_spec("torch") is None:
         return shipped_bundle(SHIPPED[0])
+    folder, _ = request.getfixturevalue("exported")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
+    """The bundle that ``prompt-serve export`` makes of the tiny backbone, and what it printed."""
     from filelock import FileLock  # comes with torch
 
     # An export takes 13 s of a core: processes that test the same code share it.
     made = _BUILD / f"tiny-bundle-{_code_digest()}"
+    printed = made / "printed.txt"
     _BUILD.mkdir(parents=True, exist_ok=True)
     with FileLock(_BUILD / "tiny-bundle.lock"):
-        if not made.exists():
+        if not printed.exists():
             for old in _BUILD.glob("tiny-bundle-*"):
                 shutil.rmtree(old)
-            from prompt_serve.export.build import export_bundle  # imports torch for seconds
+            from prompt_serve.cli.main import main  # imports torch for seconds
 
-            export_bundle(request.getfixturevalue("tiny_backbone"), made)
-        return Path(shutil.copytree(made, tmp_path_factory.mktemp("bundles") / "tiny"))
+            folder = request.getfixturevalue("tiny_folder")
+            command = ["export", str(folder), "-o", str(made / "bundle")]
+            result = CliRunner().invoke(main, command)
+            assert result.exit_code == 0, result.output
+            printed.write_text(result.output)
+        copy = tmp_path_factory.mktemp("bundles") / "tiny"
+        return Path(shutil.copytree(made / "bundle", copy)), printed.read_text()
 
 
 def _code_digest() -> str:

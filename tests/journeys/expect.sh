@@ -124,7 +124,7 @@ problem() { # problem STATUS CODE ARGUMENTS: the answer is this problem document
 # --- The service
 
 choose_port() { # set PORT to a free one, and U to the address
-  PORT=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  PORT=$(python -c 'from tests.service.process import free_port; print(free_port())')
   U=http://localhost:$PORT
   export PORT U
 }

@@ -18,6 +18,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def settings_of(
     return BackboneSettings(
         architecture={k: v for k, v in architecture.items() if v != plain[k]},
         preprocessing=preprocessing,
-        merges=hashlib.sha256(gzip.decompress(merges.read_bytes())).hexdigest(),
+        merges=_merges_digest(merges.read_bytes()),
     )
 
 
@@ -133,6 +134,11 @@ def fingerprint(clip: torch.nn.Module) -> str:
         digest.update(f"{name} {tuple(values.shape)}\n".encode())
         digest.update(values.astype("<f4", copy=False).tobytes())
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=2)
+def _merges_digest(data: bytes) -> str:
+    return hashlib.sha256(gzip.decompress(data)).hexdigest()
 
 
 def _unusual(kind: type[CLIPVisionCfg | CLIPTextCfg], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import prompt_serve
-from prompt_serve.bundle import open_bundle, shipped_bundle
+from prompt_serve.bundle import open_bundle
+from prompt_serve.engines.encoders import Encoders
+from prompt_serve.offline.bundles import BUNDLE_VARIABLE
 from prompt_serve.prompts.prompt_file import read_prompt_file, write_prompt_file
 from tests.cli.conftest import Run
-from tests.offline.prompts import zero_shot
+from tests.offline.prompts import zero_shot, zero_shot_of
 from tests.service.prompts import picture
 
 N = 23
@@ -27,7 +29,18 @@ Files = dict[str, Path]
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+def encoders(tiny_bundle: Path) -> Encoders:
+    """Of a bundle that opens and encodes in a moment."""
+    return Encoders.open(open_bundle(tiny_bundle), cuda_device=None, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def bundle_variable(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BUNDLE_VARIABLE, str(tiny_bundle))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, encoders: Encoders) -> Files:
     """Prompt files, and a folder with a bad image among others."""
     folder = tmp_path_factory.mktemp("files")
     (folder / "photos").mkdir()
@@ -36,8 +49,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     (folder / "photos" / "bad.png").write_bytes(b"no image")
     return {
         "photos": folder / "photos",
-        "pets": zero_shot(folder / "pets.safetensors", "cat", "dog", "fish"),
-        "colors": zero_shot(folder / "colors.safetensors", "red", "blue"),
+        "pets": zero_shot_of(encoders, folder / "pets.safetensors", "cat", "dog", "fish"),
+        "colors": zero_shot_of(encoders, folder / "colors.safetensors", "red", "blue"),
     }
 
 
@@ -84,7 +97,8 @@ def test_the_metadata_says_what_a_part_was_made_of(run: Run, files: Files, tmp_p
     manifest = model.bundle.manifest
     assert facts["tasks"] == {"pets": model.tasks[0][1].version}
     assert facts["fingerprint"] == manifest.backbone.fingerprint
-    assert (facts["backbone"], facts["precision"], facts["top_k"]) == ("embedded", "fp32", 1)
+    assert facts["backbone"] == manifest.backbone.id
+    assert (facts["precision"], facts["top_k"]) == ("fp32", 1)
     assert facts["tool_version"] == prompt_serve.__version__
     assert facts["shard"].startswith(f"{N + 1} files from {files['photos']}")
 
@@ -148,7 +162,7 @@ def test_resume_scores_the_missing_parts_only(
     ],
 )
 def test_parts_of_something_else_are_not_mixed(
-    run: Run, files: Files, tmp_path: Path, change: list[str]
+    run: Run, files: Files, encoders: Encoders, tmp_path: Path, change: list[str]
 ) -> None:
     out, photos, pets = tmp_path / "scores", tmp_path / "photos", tmp_path / "pets.safetensors"
     shutil.copytree(files["photos"], photos)
@@ -162,7 +176,7 @@ def test_parts_of_something_else_are_not_mixed(
     elif change == ["IMAGE"]:
         (photos / "new.png").write_bytes(picture(99))
     elif change == ["OTHER PROMPT OF THE NAME"]:
-        zero_shot(pets, "cat", "dog")
+        zero_shot_of(encoders, pets, "cat", "dog")
     else:
         words += change
     refused = run("score", *words, "--resume")
@@ -245,11 +259,12 @@ def _arrow(path: Path, vectors: np.ndarray[Any, Any]) -> Path:
 def test_embeddings_are_scored_as_written_down(
     run: Run,
     files: Files,
+    encoders: Encoders,
     tmp_path: Path,
     form: Callable[[Path, np.ndarray[Any, Any]], Path],
     top_k: int,
 ) -> None:
-    width = open_bundle(shipped_bundle("embedded")).manifest.backbone.embed_dim
+    width = encoders.ref.embed_dim
     vectors = np.random.default_rng(1).normal(size=(120, width)).astype(np.float32)
     vectors *= np.geomspace(1e-6, 1e6, 120, dtype=np.float32)[:, np.newaxis]  # of any norm
     vectors[7], vectors[11, 0] = 0.0, np.nan
@@ -335,11 +350,15 @@ def test_json_is_the_summary_and_all_bad_images_fail(
     assert len(rows_of(tmp_path / "b")) == 1
 
 
-def test_embeddings_of_another_backbone_are_refused(run: Run, files: Files, tmp_path: Path) -> None:
+def test_embeddings_of_another_backbone_are_refused(
+    run: Run, files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = zero_shot(tmp_path / "vit.safetensors", "cat", "dog", backbone="embedded-vit")
     kept = tmp_path / "embeddings"
     assert run("score", files["photos"], *prompts(files, "pets"), "--out", tmp_path / "scores",
                "--save-embeddings", kept).exit_code == 0  # fmt: skip
+
+    monkeypatch.delenv(BUNDLE_VARIABLE)  # the shipped one that fits
 
     done = run("score", kept, "--prompt", other, "--out", tmp_path / "other")
 
@@ -365,13 +384,16 @@ def test_standard_output_has_the_rows_of_the_parts(
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
 def test_the_best_tasks_of_an_image_are_those_the_service_would_give(
-    run: Run, files: Files, tmp_path: Path, k: int
+    run: Run, files: Files, encoders: Encoders, tmp_path: Path, k: int
 ) -> None:
     """By the probability of the best class; those that find the image unknown come last."""
     folder = tmp_path / "prompts"
     folder.mkdir()
     classes = {"pets": ("cat", "dog", "fish"), "colors": ("red", "blue"), "same": ("red", "blue")}
-    made = [zero_shot(folder / f"{name}.safetensors", *own) for name, own in classes.items()]
+    made = [
+        zero_shot_of(encoders, folder / f"{name}.safetensors", *own)
+        for name, own in classes.items()
+    ]
     pets = read_prompt_file(made[0])
     write_prompt_file(replace(pets, name="sure", unknown_below=0.999), folder / "sure.safetensors")
     words: list[Path | str] = [files["photos"]]

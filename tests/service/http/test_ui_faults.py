@@ -20,6 +20,7 @@ from tests.service.http.browser_tab import Watched
 from tests.service.process import Served, service, stop
 from tests.service.prompts import learned_prompt, picture
 from tests.service.secured_service import SecuredService, make_keys
+from tests.service.test_faults import status, wait_for
 
 pytestmark = [pytest.mark.serve, pytest.mark.slow]
 
@@ -412,50 +413,56 @@ def test_the_curl_command_has_the_key_in_a_variable(
     assert '"code":"not-authenticated"' in run_shell(command, tmp_path, PROMPT_SERVE_API_KEY="")
 
 
-@pytest.mark.parametrize("has_keys", [False, True], ids=["open", "keys"])
 def test_an_empty_service_leads_to_its_first_task(
-    browser: Browser,
-    tiny_bundle: Path,
-    tiny_backbone: Backbone,
-    tmp_path: Path,
-    has_keys: bool,
+    browser: Browser, tiny_bundle: Path, tiny_backbone: Backbone, tmp_path: Path
 ) -> None:
-    key = make_keys(tmp_path, first="admin")["first"] if has_keys else ""
+    prompt = learned_prompt(tiny_backbone, ["ripe", "raw"])
+    (tmp_path / "things.safetensors").write_bytes(to_bytes(prompt))
     with service(tmp_path, tiny_bundle, decode_threads="1") as fresh:
-        tab = Watched(browser, fresh.url, viewport={"width": 400, "height": 800})
-        page = tab.page
-        page.goto("/v1/ui")
-        if has_keys:
-            page.fill("#key", key)
-            page.keyboard.press("Enter")
-        expect(page.locator("#empty")).to_be_visible()
-        expect(page.locator("#empty-key")).to_be_visible(visible=has_keys)
-        assert page.evaluate("document.documentElement.scrollWidth") <= 400
-        create = page.inner_text("#create")
-        assert ("$PROMPT_SERVE_API_KEY" in create) == has_keys
-        run_shell(create, tmp_path, PROMPT_SERVE_API_KEY=key)
-        tab.poll()
-        expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
-        expect(page.locator("#empty")).to_be_hidden()
-
-        headers = {"x-api-key": key} if has_keys else {}
-        httpx.delete(f"{fresh.url}/v1/tasks/things", headers=headers).raise_for_status()
-        tab.poll()
-        expect(page.locator("#empty")).to_be_visible()
-        expect(page.locator("#tasks li")).to_have_count(0)
-        *_, upload = page.inner_text("#learn").splitlines()
-        prompt = learned_prompt(tiny_backbone, ["ripe", "raw"])
-        (tmp_path / "things.safetensors").write_bytes(to_bytes(prompt))
-        upload = upload.replace("prompt-serve", f"{sys.executable} -m prompt_serve", 1)
-        environment = {"PROMPT_SERVE_API_KEY": key, "PYTHONPATH": os.pathsep.join(sys.path)}
-        run_shell(upload, tmp_path, **environment)
-        tab.poll()
-        expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
-        page.check("#tasks input")
-        page.get_by_role("button", name="Guitar", exact=True).click()
-        expect(tab.cards.locator("progress")).to_have_count(2)
+        _make_first_tasks(browser, fresh, tmp_path, key="")
+        httpx.delete(f"{fresh.url}/v1/tasks/things").raise_for_status()
+        key = make_keys(tmp_path, first="admin")["first"]
+        wait_for("the key to be asked for", lambda: status(fresh, "v1/tasks") == 401)
+        tab = _make_first_tasks(browser, fresh, tmp_path, key=key)
         stop(fresh.process)
 
     tab.poll()
-    expect(page.locator("#about")).to_have_text("The service does not answer. Is it still running?")
+    expect(tab.page.locator("#about")).to_have_text(
+        "The service does not answer. Is it still running?"
+    )
     expect(tab.cards.locator(".old")).to_have_text(LOST)
+
+
+def _make_first_tasks(browser: Browser, fresh: Served, folder: Path, key: str) -> Watched:
+    """Make a task by each of the commands that the page of an empty service shows, and ask it."""
+    tab = Watched(browser, fresh.url, viewport={"width": 400, "height": 800})
+    page = tab.page
+    page.goto("/v1/ui")
+    if key:
+        page.fill("#key", key)
+        page.keyboard.press("Enter")
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#empty-key")).to_be_visible(visible=bool(key))
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    create = page.inner_text("#create")
+    assert ("$PROMPT_SERVE_API_KEY" in create) == bool(key)
+    run_shell(create, folder, PROMPT_SERVE_API_KEY=key)
+    tab.poll()
+    expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
+    expect(page.locator("#empty")).to_be_hidden()
+
+    headers = {"x-api-key": key} if key else {}
+    httpx.delete(f"{fresh.url}/v1/tasks/things", headers=headers).raise_for_status()
+    tab.poll()
+    expect(page.locator("#empty")).to_be_visible()
+    expect(page.locator("#tasks li")).to_have_count(0)
+    *_, upload = page.inner_text("#learn").splitlines()
+    upload = upload.replace("prompt-serve", f"{sys.executable} -m prompt_serve", 1)
+    environment = {"PROMPT_SERVE_API_KEY": key, "PYTHONPATH": os.pathsep.join(sys.path)}
+    run_shell(upload, folder, **environment)
+    tab.poll()
+    expect(page.locator("#tasks li")).to_have_text(re.compile("things"))
+    page.check("#tasks input")
+    page.get_by_role("button", name="Guitar", exact=True).click()
+    expect(tab.cards.locator("progress")).to_have_count(2)
+    return tab

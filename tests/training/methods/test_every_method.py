@@ -23,8 +23,9 @@ from prompt_serve.training.evaluate import class_features_of, evaluate_prompt
 from prompt_serve.training.methods import METHODS
 from prompt_serve.training.train import train_prompt
 
-# Of each kind one in every run of the tests: whole, low rank, codebook, both towers, pruned.
-IN_EVERY_RUN = {"coop", "dip", "qcoop", "maple", "adapt"}
+# Of each kind one in every run of the tests, with its epochs: whole, low rank, codebook, both
+# towers, pruned.
+IN_EVERY_RUN = {"coop": 10, "dip": 25, "qcoop": 25, "maple": 6, "adapt": 9}
 LEARNING = [
     pytest.param(name, marks=() if name in IN_EVERY_RUN else pytest.mark.long)
     for name, method in METHODS.items()
@@ -60,6 +61,8 @@ def test_it_learns_and_its_file_says_the_same(
     backbone = backbones[as_pixels]
     settings = IMAGE_METHODS if as_pixels else SHORT.get(name, {"epochs": 25})
     rate = METHODS[name].learning_rate if as_pixels else max(METHODS[name].learning_rates)
+    if name in IN_EVERY_RUN:
+        settings = {"epochs": IN_EVERY_RUN[name]}
     config = make_config(method=name, views=0, learning_rate=rate, **settings)
     result = train_prompt(backbone, base, config, cache=kept_features)
     test = result.comparisons["test"]
