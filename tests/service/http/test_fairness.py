@@ -134,3 +134,37 @@ def test_small_changes_do_not_wait_behind_a_large_upload(
     # The alias stays from the first round.
     assert statuses == [201, 200, 200, 200, 201, 422, 204, 201, 200, 200, 200, 200, 422, 204]
     assert answers == [201]
+
+
+@pytest.mark.serve
+@pytest.mark.slow
+@pytest.mark.long
+def test_uploads_behind_the_largest_one_are_in_time_or_say_so(secured: SecuredService) -> None:
+    """A task of 100,000 classes is computed for minutes; its own deadline ends it."""
+    with open_keys(secured.served.home) as keys:
+        other, _ = keys.create("other-in-time", "admin")
+    names = [f"class number {n} of the largest task" for n in range(100_000)]
+    ended: list[int] = []
+
+    def upload() -> None:
+        body = {"name": "largest", "class_names": names}
+        limit = {"x-request-timeout-ms": "60000"}
+        answer = heavy.post("/v1/tasks", json=body, headers=limit, timeout=600)
+        ended.append(answer.status_code)
+
+    with secured.client(secured.admin) as heavy, secured.client(other) as light:
+        thread = threading.Thread(target=upload)
+        thread.start()
+        statuses: dict[str, set[int]] = {"40000": set(), "1": set()}
+        for number in range(12):
+            for limit, seen in statuses.items():
+                body = {"name": f"small/{number}", "class_names": [f"{limit} {number}", "b"]}
+                answer = light.post(
+                    "/v1/tasks", json=body, headers={"x-request-timeout-ms": limit}, timeout=120
+                )
+                seen.add(answer.status_code)
+        thread.join(600)
+
+    assert statuses["40000"] <= {200, 201}
+    assert statuses["1"] <= {200, 201, 504}
+    assert ended[0] in (201, 504)
