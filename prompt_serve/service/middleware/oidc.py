@@ -43,6 +43,7 @@ _MAX_KEY_SET_BYTES = 1_000_000
 _MAX_NAME = 200  # characters of a caller in the audit log
 _QUOTAS = frozenset(field.name for field in fields(Quota))
 _WHOLE_QUOTAS = _QUOTAS - {"requests_per_s", "images_per_s"}
+_DIGEST = re.compile(r"#[0-9a-f]{32}$")  # at the end of names that were changed
 _JWT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _log = logging.getLogger(__name__)
@@ -305,12 +306,14 @@ def _keys_unread(what: str, retry_after_s: float) -> NotReady:
 
 
 def _caller_name(subject: str) -> str:
-    """Return the name of a caller; no two subjects share one, as they would share quotas."""
+    """Return the name of a caller, which logs and databases can hold; no two subjects share one, as
+    they would share quotas."""
     name = f"oidc:{subject}"
-    if len(name) <= _MAX_NAME:
+    if len(name) <= _MAX_NAME and name.isprintable() and not _DIGEST.search(name):
         return name
     digest = hashlib.sha256(subject.encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{name[: _MAX_NAME - 33]}#{digest[:32]}"
+    shown = "".join(filter(str.isprintable, name))
+    return f"{shown[: _MAX_NAME - 33]}#{digest[:32]}"
 
 
 def _values(claim: object) -> set[str]:

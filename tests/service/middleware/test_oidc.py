@@ -352,6 +352,24 @@ def test_each_subject_has_its_own_turns_and_quotas(provider: Provider) -> None:
     assert verify(provider.token(sub="alice")).name == actors[0].name
 
 
+@pytest.mark.parametrize(
+    "subject", ["a\0b", "a\nb", "a\x1b[31mb", "a\u2028b", "a\ud800b", "\u202eab", "a\x7fb", "\0"]
+)
+def test_the_name_of_a_caller_can_be_logged_and_stored_whatever_its_subject(
+    provider: Provider, subject: str
+) -> None:
+    verify = verifier(provider).verify
+    name = verify(provider.token(sub=subject)).name
+    printable = "".join(filter(str.isprintable, subject))
+
+    assert name.isprintable()
+    assert name.encode()
+    others = {verify(provider.token(sub=other)).name for other in (printable, "ab", "a")}
+    assert name not in others
+    # Nor has a subject the name that another one was given.
+    assert verify(provider.token(sub=name.removeprefix("oidc:"))).name != name
+
+
 @pytest.mark.parametrize("text", ["a.b", "ps_a.b.c=", "a.b.c.d", "", "a b.c.d", ".."])
 def test_other_texts_are_no_tokens(text: str) -> None:
     assert not is_jwt(text)
