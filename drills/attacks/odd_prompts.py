@@ -267,7 +267,7 @@ def _drawn(draws: Draws, side: _Side) -> tuple[Prompt, tuple[Answers, ...], str]
     kind = draws.choice(("zero-shot", "text", "text", "text", "classes", "labels"))
     count = draws.choice((1, 2, 2, 3, 7, 16, 17, 64))
     if draws.random() < 0.04:
-        count = draws.choice((300, 1000, 3000))
+        count = draws.choice((300, 1000, 2000))
     if kind == "classes":
         count = max(2, count)
     encoded = kind in ("zero-shot", "text")
@@ -284,7 +284,7 @@ def _drawn(draws: Draws, side: _Side) -> tuple[Prompt, tuple[Answers, ...], str]
             vectors["offsets"] = _vector(draws, count)
             vectors["thresholds"] = _thresholds(draws, count)
         parts["classes"] = vectors
-    parts.setdefault("templates", _templates(draws, many=kind == "zero-shot"))
+    parts.setdefault("templates", _templates(draws, many=kind == "zero-shot" and count < 100))
     if draws.random() < 0.4:
         parts["sketch"] = _tensor(draws, (draws.choice((1, 2, count, 40)), side.ref.embed_dim))
         parts["unlike_below"] = draws.choice((-1.0, -0.999, -1e-300, 0.0, 0.3, 0.999999999))

@@ -134,15 +134,24 @@ class _Attack:
         if file is None:
             return
         answer = await self._ask("GET", "/v1/registry/export", file)
-        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        # Tasks of others stay as they are, which may be of a later version by now.
+        kept = io.BytesIO()
+        with (
+            zipfile.ZipFile(io.BytesIO(answer.content)) as archive,
+            zipfile.ZipFile(kept, "w") as own_archive,
+        ):
+            index = json.loads(archive.read("registry.json"))
+            index["tasks"] = [task for task in index["tasks"] if task["name"] in self._tasks]
+            own_archive.writestr("registry.json", json.dumps(index))
             names = archive.namelist()
             for name, own in list(self._tasks.items()):
                 path = f"versions/{own.version}.safetensors"
                 if path not in names or archive.read(path) != own.data:
                     self._wrong(own, f"{name} is not in the export")
-        back = await self._ask(
-            "POST", "/v1/registry/import", file, answer.content, {"content-type": "application/zip"}
-        )
+                elif path not in own_archive.namelist():
+                    own_archive.writestr(path, own.data)
+        zipped = {"content-type": "application/zip"}
+        back = await self._ask("POST", "/v1/registry/import", file, kept.getvalue(), zipped)
         if back.status_code != 200:
             self._wrong(file, f"{back.status_code} to an import: {back.text[:300]}")
 

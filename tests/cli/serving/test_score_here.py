@@ -4,6 +4,9 @@ import csv
 import io
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +152,29 @@ def test_resume_scores_the_missing_parts_only(
     assert sorted(out.iterdir()) == parts
     assert rows_of(out) == expected
     assert {part: part.stat().st_mtime_ns for part in written} == written
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_run_that_is_killed_leaves_whole_parts_and_resumes(
+    run: Run, files: Files, tmp_path: Path, parts: int
+) -> None:
+    words = [files["photos"], *prompts(files, "pets"), "--shard-size", 3, "--out"]
+    assert run("score", *words, tmp_path / "whole").exit_code == 0
+    expected, out = rows_of(tmp_path / "whole"), tmp_path / "scores"
+    command = [sys.executable, "-m", "prompt_serve", "score", *words, out]
+    with subprocess.Popen(list(map(str, command)), stderr=subprocess.DEVNULL) as process:
+        give_up = time.monotonic() + 120
+        while len(list(out.glob("part-*.parquet"))) < parts and time.monotonic() < give_up:
+            time.sleep(0.001)
+        process.kill()
+
+    left = sorted(out.glob("part-*.parquet"))
+    assert len(left) >= parts
+    assert all(pq.read_table(part).num_rows == 3 for part in left)
+    assert rows_of(out) == [row for row in expected if row in rows_of(out)]
+    assert run("score", *words, out, "--resume").exit_code == 0
+    assert rows_of(out) == expected
 
 
 @pytest.mark.parametrize(
