@@ -527,7 +527,7 @@ def _read_header(data: bytes) -> _Header:
     document = _header_document(data)
     try:
         fields = json.loads(document)
-        if excess := depth_excess(fields if isinstance(fields, dict | list) else []):
+        if excess := depth_excess(fields):
             raise PromptFileInvalid(f"The header of the file has {excess}.")
         # Values that cannot be serialized again (NaN, infinity, lone surrogates) are refused: they
         # would break every reply that contains them.

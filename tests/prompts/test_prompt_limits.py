@@ -16,14 +16,17 @@ from prompt_serve.prompts.encodings import Deep, Dense, LowRank, Projected, Proj
 from prompt_serve.prompts.prompt_file import (
     MAX_CLASSES,
     MAX_FILE_BYTES,
+    MAX_TEMPLATE_CHARACTERS,
     check_class_names,
     check_kind,
+    check_templates,
     from_bytes,
     read_prompt_file,
     thresholds_of,
     to_bytes,
     write_prompt_file,
 )
+from prompt_serve.prompts.wrong_files import MAX_TENSORS
 from tests.golden import BACKBONE, GOLDEN, quantized, to_float16, v2
 from tests.prompts.test_prompt_file import tampered, with_tensors
 
@@ -120,6 +123,39 @@ def test_a_refusal_has_one_reason(fields: dict[str, Any], said: str) -> None:
         v2("by-hand", **made)
 
     assert str(refused.value) == said
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1, 500])
+def test_a_template_has_so_many_characters_at_most(excess: int) -> None:
+    template = "a {} " + "x" * (MAX_TEMPLATE_CHARACTERS - 5 + excess)
+    if excess <= 0:
+        check_templates((template,), learned=True)
+        return
+    with pytest.raises(PromptFileInvalid) as refused:
+        check_templates((template,), learned=True)
+
+    assert str(refused.value) == (
+        f"A template has {len(template):,} characters; at most 2,000 are accepted: "
+        f"{template[:60]!r}..."
+    )
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1, 2])
+def test_a_file_has_so_many_tensors_at_most(excess: int) -> None:
+    size = MAX_TENSORS + excess
+    data = with_tensors({f"t{n}": np.zeros(0, np.float16) for n in range(size)})
+    with pytest.raises(PromptFileInvalid) as refused:
+        from_bytes(data)
+
+    too_many = f"The file has {size:,} tensors; at most 10,000 are accepted."
+    assert (str(refused.value) == too_many) == (excess > 0)  # otherwise: unexpected ones
+
+
+@pytest.mark.parametrize("document", ["5", '"text"', "null", "true", "[]", "[[1]]", "1.5"])
+def test_a_header_that_is_no_object_is_invalid(document: str) -> None:
+    data = safetensors_numpy.save({}, {"prompt_serve": document})
+    with pytest.raises(PromptFileInvalid, match=r"^The header is not valid JSON: "):
+        from_bytes(data)
 
 
 @pytest.mark.parametrize("image", [GOOD, Deep(layers=(GOOD, GOOD))])
