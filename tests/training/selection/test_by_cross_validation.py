@@ -13,7 +13,6 @@ from prompt_serve.training.clip.backbone import Backbone
 from prompt_serve.training.config import make_config
 from prompt_serve.training.data.features import FeatureCache, image_features
 from prompt_serve.training.data.loading import read_dataset
-from prompt_serve.training.selection import by_cross_validation
 from prompt_serve.training.selection.by_cross_validation import (
     select_by_cross_validation,
     smallest_within_one_standard_error,
@@ -98,18 +97,13 @@ def test_a_small_budget_takes_fewer_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
     "shared", [{}, {"learning_rate": "auto", "augmentation": "auto", "epochs": 3}], ids=str
 )
 def test_an_open_vocabulary_asks_for_a_prompt(
-    tiny_backbone: Backbone,
-    colors: Path,
-    cache: FeatureCache,
-    monkeypatch: pytest.MonkeyPatch,
-    shared: dict[str, Any],
+    tiny_backbone: Backbone, colors: Path, cache: FeatureCache, shared: dict[str, Any]
 ) -> None:
-    few = {**by_cross_validation.PROMPT_STEPS, "min_steps": 40}
-    monkeypatch.setattr(by_cross_validation, "PROMPT_STEPS", few)
     selection = select_by_cross_validation(
         tiny_backbone,
         read_dataset(colors),
