@@ -51,7 +51,7 @@ test: $(INSTALLED) ## the tests (about ten minutes on two cores)
 	$(BIN)/python -m pytest -m 'not long' $(PARALLEL)
 
 test-all: export OMP_NUM_THREADS = 1
-test-all: $(INSTALLED) ## those that take long as well: every method, all pages, a soak, 20,000 generated requests
+test-all: $(INSTALLED) ## the long tests as well, for the night: every method, all pages, a soak, generated requests
 	$(BIN)/python -m pytest $(PARALLEL)
 
 soak: $(INSTALLED) ## an hour of load, kills and a stopped database, every answer checked (SECONDS=3600)

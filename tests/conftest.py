@@ -136,3 +136,12 @@ def colors(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(tiny_bundle: Path) -> Bundle:
     """The same, opened."""
     return open_bundle(tiny_bundle)
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``--method auto`` learn its prompt in a fraction of the steps that users get."""
+    from prompt_serve.training.selection import by_cross_validation  # imports torch
+
+    few = {**by_cross_validation.PROMPT_STEPS, "min_steps": 40}
+    monkeypatch.setattr(by_cross_validation, "PROMPT_STEPS", few)

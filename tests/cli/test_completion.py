@@ -65,31 +65,30 @@ def in_bash(*words: str, **environment: str) -> list[str]:
     return done.stdout.split()
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["tr"], ["train", "train-many"]),
-        (["re"], ["registry", "reproduce", "report"]),
-        (["tasks", "do"], ["download"]),
-        (["keys", "re"], ["revoke"]),
-        (["train", "photos", "--see"], ["--seeds", "--seed"]),
-        (["score", "--conc"], ["--concurrency"]),
-        (["train", "photos", "--method", "q"], ["qcoop", "qmaple"]),
-        (["train", "photos", "--method", "au"], ["auto"]),
-        (["methods", "pro"], ["prompt", "prograd", "promptsrc"][1:]),
-        (["protocol", "few-shot", "x", "--methods", "coop,ma"], ["coop,maple"]),
-        (["protocol", "few-shot", "x", "--methods", "te"], ["text"]),
-        (["protocol", "dom"], ["domain-generalization"]),
-        (["export", "emb"], ["embedded", "embedded-vit"]),
-        (["evaluate", "x", "y", "--backbone", "embedded-"], ["embedded-vit"]),
-        (["data", "check", "euro"], ["eurosat"]),
-        (["train", "x", "--on-bad-image", "s"], ["skip"]),
-        (["keys", "create", "ci", "--role", ""], ["infer", "admin"]),
-        (["xyzzy", "x"], []),
-        (["train", "x", "--method", "xyzzy", "--xyzzy"], []),
-    ],
-    ids=lambda value: " ".join(value),
-)
+OFFERED = [
+    (["tr"], ["train", "train-many"]),
+    (["re"], ["registry", "reproduce", "report"]),
+    (["tasks", "do"], ["download"]),
+    (["keys", "re"], ["revoke"]),
+    (["train", "photos", "--see"], ["--seeds", "--seed"]),
+    (["score", "--conc"], ["--concurrency"]),
+    (["train", "photos", "--method", "q"], ["qcoop", "qmaple"]),
+    (["train", "photos", "--method", "au"], ["auto"]),
+    (["methods", "pro"], ["prompt", "prograd", "promptsrc"][1:]),
+    (["protocol", "few-shot", "x", "--methods", "coop,ma"], ["coop,maple"]),
+    (["protocol", "few-shot", "x", "--methods", "te"], ["text"]),
+    (["protocol", "dom"], ["domain-generalization"]),
+    (["export", "emb"], ["embedded", "embedded-vit"]),
+    (["evaluate", "x", "y", "--backbone", "embedded-"], ["embedded-vit"]),
+    (["data", "check", "euro"], ["eurosat"]),
+    (["train", "x", "--on-bad-image", "s"], ["skip"]),
+    (["keys", "create", "ci", "--role", ""], ["infer", "admin"]),
+    (["xyzzy", "x"], []),
+    (["train", "x", "--method", "xyzzy", "--xyzzy"], []),
+]
+
+
+@pytest.mark.parametrize(("words", "offered"), [*OFFERED[::4], OFFERED[-2]], ids=" ".join)
 def test_bash_offers_commands_options_methods_and_names(
     words: list[str], offered: list[str]
 ) -> None:
@@ -141,6 +140,15 @@ def answered(shell: str, line: str) -> str:
         logging.disable(logging.NOTSET)
     assert done.stderr == ""
     return done.stdout
+
+
+@pytest.mark.parametrize(("words", "offered"), OFFERED, ids=" ".join)
+def test_commands_options_methods_and_names_are_offered(
+    words: list[str], offered: list[str]
+) -> None:
+    names = answered("bash", " ".join(["prompt-serve", *words])).split()
+
+    assert sorted(names) == sorted(f"plain,{value}" for value in offered)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "bash"])

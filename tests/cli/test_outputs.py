@@ -200,6 +200,7 @@ def gets_folders(folder: Path) -> None:
         (gets_folders, ["--method", "coop", "--epochs", "1", "--views", "1"]),
     ],
 )
+@pytest.mark.usefixtures("few_steps")
 def test_what_was_learned_is_saved_when_the_place_for_it_is_gone(
     run: Run,
     photos: Path,

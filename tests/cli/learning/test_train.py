@@ -29,6 +29,8 @@ from tests.drawings import draw_dataset
 from tests.golden import path_of
 from tests.no_torch import run_without_torch
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -97,10 +97,9 @@ def test_a_small_budget_takes_fewer_bits(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("few_steps")
 @pytest.mark.parametrize(
-    "shared",
-    [{"epochs": 8}, {"learning_rate": "auto", "augmentation": "auto", "epochs": 3}],
-    ids=str,
+    "shared", [{}, {"learning_rate": "auto", "augmentation": "auto", "epochs": 3}], ids=str
 )
 def test_an_open_vocabulary_asks_for_a_prompt(
     tiny_backbone: Backbone, colors: Path, cache: FeatureCache, shared: dict[str, Any]
