@@ -35,7 +35,7 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEADERS = 200  # h11 compares each with those before it
 # A chunk takes 10 us, whatever its size; the system may hand over some ten thousand of a byte each.
 MAX_SMALL_CHUNKS = 2_000
-MIN_CHUNK_BYTES = 64  # on average, of further ones
+MIN_CHUNK_BYTES = 128  # on average, of further ones
 STALL_TIMEOUT_S = 30.0  # in which a client must read, at least, as much as follows
 STALL_BYTES = 64 * 2**10
 LINGER_S = 2.0  # after an error, so that what the client still sends does not reset its answer
