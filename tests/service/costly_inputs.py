@@ -38,6 +38,7 @@ def costly_requests(size: int, side: int) -> dict[str, Make]:
         **{f"tensor: {name}": make for name, make in _tensors(size).items()},
         **{f"prompt: {name}": make for name, make in _prompts(size).items()},
         **{f"zip: {name}": make for name, make in _zips(size).items()},
+        **{f"chunks: {name}": make for name, make in _chunks(size).items()},
     }
 
 
@@ -262,4 +263,23 @@ def _zips(size: int) -> dict[str, Make]:
             "/v1/registry/import",
             "POST",
         ),
+    }
+
+
+def _chunks(size: int) -> dict[str, Make]:
+    """Bodies in chunks, each of which the protocol handles on its own."""
+
+    def chunked(chunk: bytes, path: str, kind: str) -> Make:
+        lines = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: close")
+        more = (f"Content-Type: {kind}", "Transfer-Encoding: chunked", "", "")
+        head = "\r\n".join((*lines, *more)).encode()
+        framed = b"%x\r\n%s\r\n" % (len(chunk), chunk)
+        return lambda: head + framed * (size // len(framed)) + b"0\r\n\r\n"
+
+    return {
+        "of a byte": chunked(b"a", CLASSIFY, "image/png"),
+        "of a byte of JSON": chunked(b" ", "/v1/classify", JSON),
+        "of 100 bytes": chunked(b"a" * 100, CLASSIFY, "image/png"),
+        "of 140 bytes": chunked(b"a" * 140, CLASSIFY, "image/png"),
+        "of 4 KiB": chunked(b"a" * 4096, CLASSIFY, "image/png"),
     }

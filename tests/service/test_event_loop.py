@@ -14,7 +14,7 @@ from tests.service.watched_service import Watched, add_task, watched_service
 
 GOAL_S = 0.05
 MACHINE = 10  # times slower, or shared with so many others
-EXPECTED = {b"200", b"201", b"404", b"413", b"422"}
+EXPECTED = {b"200", b"201", b"400", b"404", b"413", b"422"}
 
 
 @pytest.fixture(scope="module")

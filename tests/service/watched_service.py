@@ -22,6 +22,7 @@ from starlette.types import ASGIApp
 from prompt_serve.service.core import Core
 from prompt_serve.service.http.app import create_app
 from prompt_serve.service.middleware.body_limit import BodyLimitMiddleware
+from prompt_serve.service.server import http_protocol
 from prompt_serve.service.settings import Settings
 from tests.service.process import free_port
 
@@ -68,6 +69,7 @@ def watched_service(
     given = {"HOME": str(home), "BUNDLE": str(bundle), **settings}
     for name, value in given.items():
         monkeypatch.setenv(f"PROMPT_SERVE_{name.upper()}", value)
+    http_protocol.install()  # as the service does
     configured = Settings.from_environment()
     core = Core(configured)
     gc.collect()

@@ -35,7 +35,7 @@ HEAD_TIMEOUT_S = 10.0
 MAX_HEADERS = 200  # h11 compares each with those before it
 # A chunk takes 10 us, whatever its size; the system may hand over some ten thousand of a byte each.
 MAX_SMALL_CHUNKS = 2_000
-MIN_CHUNK_BYTES = 64  # on average, of further ones
+MIN_CHUNK_BYTES = 128  # on average, of further ones
 STALL_TIMEOUT_S = 30.0  # in which a client must read, at least, as much as follows
 STALL_BYTES = 64 * 2**10
 LINGER_S = 2.0  # after an error, so that what the client still sends does not reset its answer
@@ -147,7 +147,9 @@ class HttpProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not former:  # its task has not begun yet
             self._on_disconnect = None
-            self.cycle.transport = cast("asyncio.Transport", _AnswerTransport(self.cycle))
+            self.cycle.transport = cast(
+                "asyncio.Transport", _AnswerTransport(self.cycle, self._close_after_answer)
+            )
             self.cycle.scope["extensions"] = {EXTENSION: {"watch": self._watch}}
 
     def _watch(self, on_disconnect: Callable[[], object] | None) -> None:
@@ -221,6 +223,16 @@ class HttpProtocol(H11Protocol):
             self.cycle.message_event.set()
             self._report_disconnect()
 
+    def _close_after_answer(self) -> None:
+        """Close the connection; what the client still sends of its body must not reset it."""
+        if self.conn.their_state is not h11.SEND_BODY or not self.transport.can_write_eof():
+            self.transport.close()
+            return
+        self._is_refused = True  # the rest is read, and discarded
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(HEAD_TIMEOUT_S, self.transport.close)
+
     def _await_head(self, timeout_s: float) -> None:
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -238,8 +250,9 @@ class HttpProtocol(H11Protocol):
 class _AnswerTransport:
     """Transport for one answer that holds its head back until its body begins."""
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
+    def __init__(self, cycle: RequestResponseCycle, close: Callable[[], object]) -> None:
         self._cycle = cycle
+        self._close = close
         self._transport = cycle.transport
         self._head: bytes | None = None  # b"" once it was sent
 
@@ -256,7 +269,7 @@ class _AnswerTransport:
     def close(self) -> None:
         if self._head:
             self.write(b"")
-        self._transport.close()
+        self._close()
 
 
 def install() -> None:

@@ -111,7 +111,31 @@ def test_ambiguous_chunks_end_the_connection_and_nothing_fails(served: Served, b
     assert served.log.read_text().count("Traceback") == before
 
 
-@pytest.mark.parametrize("size", [1, 2, 63, 64, 65, 4096])
+@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
+@pytest.mark.parametrize(
+    ("start", "kind", "status"),
+    [
+        (b"POST /v1/score", b"image/png", 422),
+        (b"POST /v1/none", b"image/png", 404),
+        (b"GET /livez", b"text/plain", 200),
+        (b"PUT /v1/info", b"text/plain", 405),
+        (b"POST /v1/classify?task=a", b"multipart/form-data; boundary=b", 422),
+    ],
+)
+def test_an_answer_before_the_end_of_a_large_body_is_not_lost(
+    served: Served, start: bytes, kind: bytes, status: int, version: bytes
+) -> None:
+    body = b'--b\r\ncontent-disposition: form-data; name="task"\r\n\r\n' + bytes(20_000_000)
+    lines = (
+        start + b" HTTP/" + version, b"Host: localhost", b"Connection: close",
+        b"Content-Type: " + kind, b"Content-Length: %d" % len(body), b"", b"",
+    )  # fmt: skip
+
+    answer = _exchange(served, b"\r\n".join(lines), body)
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+
+
+@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 4096])
 def test_bodies_of_chunks_are_read_whatever_their_size(served: Served, size: int) -> None:
     spaces = (b"%x\r\n%s\r\n" % (size, b" " * size)) * (60_000 // max(size, 40))
     answer = _exchange(
