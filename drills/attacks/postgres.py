@@ -76,6 +76,7 @@ Fault = Callable[[Server, random.Random], None]
 async def attack(target: Target, draw: random.Random, count: int) -> None:
     """Do faults in rounds."""
     settings = {**_READ_AGAIN, "stale_tasks_s": draw.choice(("0", "300"))}
+    await asyncio.to_thread(small_oracle)
     async with apart(target, settings, postgres=True) as own:
         assert own.stand.postgres is not None
         server = Server.of(own.stand.postgres)

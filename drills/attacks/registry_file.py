@@ -53,9 +53,10 @@ class Harm:
 async def attack(target: Target, draw: random.Random, count: int) -> None:
     """Harm the file in rounds."""
     settings = {**_READ_AGAIN, "stale_tasks_s": draw.choice(("0", "300"))}
+    oracle = await asyncio.to_thread(small_oracle)
     async with apart(target, settings, disk=_DISK) as own:
         for _ in range(max(1, count // _PER_ROUND)):
-            await _round(own, draw, small_oracle())
+            await _round(own, draw, oracle)
 
 
 async def _round(own: Target, draw: random.Random, oracle: Oracle) -> None:

@@ -4,6 +4,7 @@ signatures.
 The service has been given one file per task. Whatever is sent then, nothing else may be stored.
 """
 
+import asyncio
 import hashlib
 import io
 import json
@@ -42,7 +43,7 @@ class Release:
 async def attack(target: Target, draw: random.Random, count: int) -> None:
     """Send what was not released."""
     with tempfile.TemporaryDirectory(prefix="drill-keys-") as folder:
-        release = _release(Path(folder))
+        release = await asyncio.to_thread(_release, Path(folder))
         async with apart(target, {"trusted_keys": str(release.trusted)}) as own:
             for name, data in release.current.items():
                 answer = await own.ask("PUT", f"/v1/tasks/{name}", name="release", content=data)

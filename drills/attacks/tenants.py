@@ -29,6 +29,7 @@ _CHECK_EVERY = 40  # instances
 _CREDENTIALS = 5  # of each tenant, beside those of its owner
 _MOST_PAIRS = 60  # of timed requests
 _SURE = 4.5  # standard deviations; a difference has to be seen twice
+_CACHED = (200, 204, 404, 405, 410, 414)  # by caches that callers share, unless told otherwise
 _UNUSED = random.Random(0)
 _PNG = {"content-type": "image/png"}
 _JSON = {"content-type": "application/json"}
@@ -83,6 +84,10 @@ async def _instance(target: Target, draw: random.Random, tenants: Sequence[Tenan
         answer = await _send(target, request, key, name)
         if found := leaked(answer, request.text, secrets):
             target.fault("leaked", f"{found} in the answer to {name}: {answer.text[:300]}")
+        if answer.status_code in _CACHED and "private" not in answer.headers.get(
+            "cache-control", ""
+        ):
+            target.fault("leaked", f"a cache may give others the answer to {name}")
         answers.append((answer.status_code, shape(answer, _words(victim, other))))
         if len(answers) == 2 and answers[0] == answers[1]:
             return

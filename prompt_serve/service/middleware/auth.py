@@ -164,9 +164,10 @@ class AuthMiddleware:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=message).update(
-                    self._limits.headers(caller.name, caller.quota)
-                )
+                headers = MutableHeaders(scope=message)
+                # Caches that callers share know that for Authorization, but not for X-Api-Key.
+                headers.setdefault("Cache-Control", "private")
+                headers.update(self._limits.headers(caller.name, caller.quota))
             await send(message)
 
         context = current_request()

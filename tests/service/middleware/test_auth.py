@@ -180,6 +180,20 @@ def test_both_headers_carry_a_key(secured: SecuredService, header: str) -> None:
         assert http.get("/v1/info").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/info", "/v1/tasks", "/v1/tasks/none", "/v1/none", "/metrics", "/v1/audit", "/docs.json"],
+)
+@pytest.mark.parametrize("header", ["x-api-key", "authorization"])
+def test_an_answer_to_a_key_is_for_no_other_caller(
+    secured: SecuredService, header: str, path: str
+) -> None:
+    """Caches that callers share know that for ``Authorization`` alone."""
+    scheme = "Bearer " if header == "authorization" else ""
+    with secured.client(None, **{header: scheme + secured.admin}) as http:
+        assert http.get(path).headers["cache-control"] == "private"
+
+
 def test_wrong_keys_are_refused_and_never_repeated(secured: SecuredService) -> None:
     right = secured.infer
     swapped = right[:-1] + ("A" if right[-1] != "A" else "B")
