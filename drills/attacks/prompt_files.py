@@ -5,6 +5,7 @@ downloaded, exported, imported and rolled back to, with the right probabilities 
 file of which one thing is changed is refused with a reason, or works as well.
 """
 
+import asyncio
 import io
 import json
 import random
@@ -41,6 +42,7 @@ class _Attack:
         self._images = images()
         self._tasks: OrderedDict[str, OddPrompt] = OrderedDict()
         self._done = 0
+        self._turn = asyncio.Lock()
 
     async def upload(self, seed: int) -> None:
         """Draw a file and do all that can be done with it."""
@@ -56,11 +58,12 @@ class _Attack:
                 await self._rolled_back(name, file, draws)
             self._tasks[name] = file
         self._done += 1
-        if self._done % MIXED_EVERY == 0:
-            await self._mixed(draws.randrange(len(self._images)))
-            await self._exported()
-        while len(self._tasks) > KEPT:
-            await self._remove(self._tasks.popitem(last=False)[0])
+        async with self._turn:  # or a task that is asked is deleted, or imported again after that
+            if self._done % MIXED_EVERY == 0:
+                await self._mixed(draws.randrange(len(self._images)))
+                await self._exported()
+            while len(self._tasks) > KEPT:
+                await self._remove(self._tasks.popitem(last=False)[0])
 
     async def close(self) -> None:
         """Delete what is left."""
