@@ -112,7 +112,7 @@ def any_image(draws: Draws) -> bytes:
     try:
         return saved(image, kind, **options)
     # Pillow writes not all of these together, and says so in many ways.
-    except (OSError, ValueError, TypeError, LookupError, SyntaxError, struct.error):
+    except (OSError, RuntimeError, ValueError, TypeError, LookupError, SyntaxError, struct.error):
         return saved(image.convert("RGB"), "PNG" if kind == "AVIF" else kind)
 
 
