@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from typing import TypeVar
@@ -46,6 +47,10 @@ class Kind:
     settings: Mapping[str, str] = field(default_factory=dict)
     postgres: bool = False
     keyed: bool = False
+
+
+class NotMade(Exception):
+    """An instance that no library can write."""
 
 
 class Target:
@@ -153,8 +158,18 @@ class Target:
 
         Args:
             function: of a module, as all that it takes.
+
+        Raises:
+            NotMade: the process crashed, twice: an encoder of some library cannot write it.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._maker, function, *args)
+        for _ in range(2):
+            maker = self._maker
+            try:
+                return await asyncio.get_running_loop().run_in_executor(maker, function, *args)
+            except BrokenProcessPool:
+                if self._maker is maker:  # others that wait for it find a new one
+                    self._maker = _new_maker()
+        raise NotMade
 
     @contextlib.asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
@@ -170,16 +185,23 @@ class Target:
         """Make ``ask`` and ``make`` possible."""
         limits = httpx.Limits(max_connections=256)
         url = self.stand.url
-        with ProcessPoolExecutor(1, get_context("spawn")) as self._maker:
+        self._maker = _new_maker()
+        try:
             async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S, limits=limits) as http:
                 self._http = http
                 yield self
+        finally:
+            self._maker.shutdown()
 
     @contextlib.contextmanager
     def keys(self) -> Iterator[Keys]:
         """Open the keys of the service, as the command line does."""
         with open_keys(self.stand) as keys:
             yield keys
+
+
+def _new_maker() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 @contextlib.contextmanager
