@@ -300,6 +300,8 @@ def mutated(data: bytes, draw: random.Random) -> bytes:
     """Return bytes of which a few were changed, removed or repeated."""
     changed = bytearray(data)
     for _ in range(draw.randint(1, 8)):
+        if not changed:
+            break
         at = draw.randrange(len(changed))
         match draw.randrange(4):
             case 0:
