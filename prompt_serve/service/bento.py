@@ -46,6 +46,7 @@ from prompt_serve.service.observability.service_metrics import (
 )
 from prompt_serve.service.observability.tracing import Tracing, provider_from_environment
 from prompt_serve.service.server import heartbeat, http_protocol, runtime_folder, stopping
+from prompt_serve.service.server.allocator import return_large_buffers
 from prompt_serve.service.server.heartbeat import HeartbeatMiddleware
 from prompt_serve.service.settings import Settings
 from prompt_serve.service.startup_progress import show_progress
@@ -162,6 +163,7 @@ class PromptServe:
     def __init__(self) -> None:
         stopping.end_with_parent()
         runtime_folder.hold()
+        return_large_buffers()
         stopping.answer_what_waits()
         settings = Settings.from_environment()
         logs.configure_logging(settings.log_format, settings.log_level)
