@@ -71,6 +71,7 @@ class TaskResolver:
         self._stale_limit_s = stale_limit_s
         self._outage = Outage(stale_limit_s)
         self._known = KnownVersions(-1)
+        self._changed_at = float("-inf")  # when this process last stored a change
         # What was known before the last changes of the registry, until ``keep_known``.
         self._former: deque[KnownVersions] = deque(maxlen=_MAX_FORMER)
 
@@ -166,7 +167,11 @@ class TaskResolver:
         return found
 
     def end_outage(self) -> None:
-        """Read the database again; called once it has stored a change."""
+        """Read the database again; called once it has stored a change.
+
+        What was read before is not used in the next outage either: it would miss that change.
+        """
+        self._changed_at = time.monotonic()
         self._outage.end()
 
     @property
@@ -269,7 +274,7 @@ class TaskResolver:
         """Look something up in what was known before the last changes, during an outage."""
         for former in reversed(self._former) if self._outage.tolerated else ():
             stale_s = time.monotonic() - former.read_at
-            if stale_s > self._stale_limit_s:
+            if stale_s > self._stale_limit_s or former.read_at < self._changed_at:
                 return None
             found = find(former)
             if found is not None:
@@ -303,7 +308,7 @@ class TaskResolver:
 
     def _last_known(self) -> "KnownVersions | None":
         known = self._known
-        return None if known.revision < 0 else known
+        return None if known.revision < 0 or known.read_at < self._changed_at else known
 
     def _read_known(self) -> "KnownVersions":
         read_at = time.monotonic()

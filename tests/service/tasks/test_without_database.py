@@ -106,3 +106,42 @@ def test_without_a_limit_an_outage_is_an_error(
             with pytest.raises(NotReady):
                 resolver.resolve([name])
     assert [task.version for task in resolver.resolve(NAMES)] == list(stored.values())
+
+
+@pytest.mark.parametrize("change", ["upload", "delete", "tags"])
+@pytest.mark.parametrize("asked_between", [(), ("birds",), ("pets",), NAMES])
+def test_a_change_of_this_process_is_never_missed_in_an_outage_that_follows(
+    tasks: Tasks,
+    stored: dict[str, str],
+    tmp_path: Path,
+    tiny_backbone: Backbone,
+    change: str,
+    asked_between: tuple[str, ...],
+) -> None:
+    resolver = resolver_of(tasks, 300)
+    tasks.editor._registry._db.after_change = resolver.end_outage
+    resolver.resolve(NAMES)
+    resolver.versions_of_backbone("eu")
+    expected = dict(stored)
+    if change == "upload":
+        data = to_bytes(learned_prompt(tiny_backbone, ["new", "names"]))
+        expected["pets"] = tasks.store.upload("pets", data)[0].version
+    elif change == "delete":
+        tasks.editor.delete("pets")
+        del expected["pets"]
+    else:
+        tasks.editor.set_tags("pets", ["us"])
+    asked = [name for name in asked_between if name in expected]
+    if asked:
+        resolver.resolve(asked)
+
+    with outage(tmp_path):
+        for name in NAMES:
+            try:
+                (task,) = resolver.resolve([name])
+            except NotReady:
+                assert name not in asked
+            else:
+                assert task.version == expected[name]
+        with pytest.raises(NotReady):
+            resolver.versions_of_backbone("eu")
