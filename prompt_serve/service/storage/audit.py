@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection
 
 from prompt_serve.schemas import AuditEntry, AuditPage
 from prompt_serve.service.request_context import Actor, current_request, request_scope
-from prompt_serve.service.storage.database import Database, metadata
+from prompt_serve.service.storage.database import CHANGED, Database, metadata
 from prompt_serve.service.storage.visibility import permissions, visible
 
 _MAX_ACTOR = 200
@@ -55,6 +55,7 @@ def record(
         after: its version after the change; None if there is none.
     """
     request = current_request()
+    db.info[CHANGED].add(subject)
     db.execute(
         audit_table.insert(),
         {

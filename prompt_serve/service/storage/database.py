@@ -58,6 +58,7 @@ _PERMANENT = {
 }
 
 _T = TypeVar("_T")
+CHANGED = "prompt_serve_changed"  # in ``Connection.info``: the subjects of a transaction
 
 metadata = sa.MetaData()
 
@@ -91,7 +92,8 @@ class Database:
         self._engine = _create_engine(parsed, self._file)
         self._last_write = float("-inf")
         self._revision = 0  # highest that was seen
-        self.after_change: Callable[[], object] = lambda: None  # called when one is stored
+        # Called when a change is stored, with the subjects of its entries in the audit log.
+        self.after_change: Callable[[frozenset[str]], object] = lambda changed: None
         self._joined = threading.local()  # ``connection`` of the transaction that a thread is in
         self._writing = self._engine.execution_options(prompt_serve_writes=True)
         # SQLite has no queue for its lock: waiting writers poll, in no order. Threads of one
@@ -167,7 +169,9 @@ class Database:
             yield joined
             return
         revision = 0
+        changed: set[str] = set()
         with self._outages("written"), self._turn, self._writing.begin() as connection:
+            connection.info[CHANGED] = changed
             self._check_file(connection)
             if raise_revision:
                 revision = _raise_revision(connection)
@@ -179,7 +183,7 @@ class Database:
                 self._joined.connection = None
             self._check_file(connection)
         self._revision = max(self._revision, revision)
-        self.after_change()
+        self.after_change(frozenset(changed))
         if raise_revision:
             self._last_write = time.monotonic()
 

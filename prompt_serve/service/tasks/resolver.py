@@ -72,6 +72,7 @@ class TaskResolver:
         self._outage = Outage(stale_limit_s)
         self._known = KnownVersions(-1)
         self._changed_at = float("-inf")  # when this process last stored a change
+        self._changes: dict[str, float] = {}  # the same of each task, as long as it matters
         # What was known before the last changes of the registry, until ``keep_known``.
         self._former: deque[KnownVersions] = deque(maxlen=_MAX_FORMER)
 
@@ -93,7 +94,14 @@ class TaskResolver:
         Raises:
             TaskNotFound, RequestInvalid, VersionNotFound, VersionAmbiguous: as ``resolve``.
         """
-        known = self._current().of(permissions()).versions
+        current = self._current()
+        known = current.of(permissions()).versions
+        if self._outage.tolerated:
+            known = {
+                name: known[name]
+                for name in names
+                if name in known and current.read_at >= self._changes.get(name, 0.0)
+            }
         missing = [name for name in names if name not in known]
         if missing and self._outage.tolerated:
             former = {name: self._former_version(name) for name in missing}
@@ -149,7 +157,10 @@ class TaskResolver:
         """
         known, caller = self._current(), permissions()
         selections = known.of(caller).selections
-        found = selections.get(tag) or self._of_former(lambda k: k.of(caller).selections.get(tag))
+        found = None
+        if not self._outage.tolerated or known.read_at >= self._changed_at:
+            found = selections.get(tag)
+        found = found or self._of_former(lambda k: k.of(caller).selections.get(tag))
         if found is None:
             found = self._registry.versions_of_backbone(self._features.fingerprint, tag)
             if found and len(found) + known.selected <= _MAX_SELECTED:
@@ -166,12 +177,19 @@ class TaskResolver:
             found = known.image_prompts = self._registry.image_prompts(self._features.fingerprint)
         return found
 
-    def end_outage(self) -> None:
+    def end_outage(self, changed: frozenset[str] = frozenset()) -> None:
         """Read the database again; called once it has stored a change.
 
-        What was read before is not used in the next outage either: it would miss that change.
+        What was read of these tasks before is not used in the next outage either.
         """
-        self._changed_at = time.monotonic()
+        now = time.monotonic()
+        if changed:
+            self._changed_at = now
+            if len(self._changes) > _MAX_KNOWN:
+                for name, changed_at in list(self._changes.items()):
+                    if now - changed_at > self._stale_limit_s:
+                        self._changes.pop(name, None)
+            self._changes.update(dict.fromkeys(changed, now))
         self._outage.end()
 
     @property
@@ -268,13 +286,22 @@ class TaskResolver:
 
     def _former_version(self, name: str) -> str | None:
         caller = permissions()
-        return self._of_former(lambda former: former.of(caller).versions.get(name))
+        changed_at = self._changes.get(name, float("-inf"))
+        return self._of_former(lambda former: former.of(caller).versions.get(name), changed_at)
 
-    def _of_former(self, find: "Callable[[KnownVersions], _T | None]") -> _T | None:
-        """Look something up in what was known before the last changes, during an outage."""
+    def _of_former(
+        self, find: "Callable[[KnownVersions], _T | None]", changed_at: float | None = None
+    ) -> _T | None:
+        """Look something up in what was known before the last changes, during an outage.
+
+        Args:
+            find: looks it up.
+            changed_at: when this process last changed it; None: with any task.
+        """
+        least = self._changed_at if changed_at is None else changed_at
         for former in reversed(self._former) if self._outage.tolerated else ():
             stale_s = time.monotonic() - former.read_at
-            if stale_s > self._stale_limit_s or former.read_at < self._changed_at:
+            if stale_s > self._stale_limit_s or former.read_at < least:
                 return None
             found = find(former)
             if found is not None:
@@ -308,7 +335,7 @@ class TaskResolver:
 
     def _last_known(self) -> "KnownVersions | None":
         known = self._known
-        return None if known.revision < 0 or known.read_at < self._changed_at else known
+        return None if known.revision < 0 else known
 
     def _read_known(self) -> "KnownVersions":
         read_at = time.monotonic()

@@ -140,6 +140,7 @@ def test_a_change_of_this_process_is_never_missed_in_an_outage_that_follows(
             try:
                 (task,) = resolver.resolve([name])
             except NotReady:
+                assert name == "pets"
                 assert name not in asked
             else:
                 assert task.version == expected[name]
