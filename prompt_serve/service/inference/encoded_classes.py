@@ -46,10 +46,7 @@ class EncodedClasses:
         found = self._find(keys)
         missing = [index for index, features in enumerate(found) if features is None]
         if missing:
-            # Never one class alone, see above.
-            rows = missing if len(missing) > 1 else [*missing, (missing[0] + 1) % n_classes]
-            some = replace(sequences, suffix=sequences.suffix[rows], eot=sequences.eot[rows])
-            encoded = self._encode_text(some if len(rows) < n_classes else sequences)
+            encoded = self._encode_text(_some(sequences, missing))
             for index, features in zip(missing, encoded, strict=False):
                 found[index] = features
             self._remember({keys[index]: features for index, features in enumerate(found)})
@@ -71,6 +68,16 @@ class EncodedClasses:
             while self._size_bytes > self._max_bytes and self._features:
                 _, oldest = self._features.popitem(last=False)
                 self._size_bytes -= oldest.nbytes + _ENTRY_BYTES
+
+
+def _some(sequences: Sequences, classes: Sequence[int]) -> Sequences:
+    """Return the sequences of these classes; of one class, followed by those of another."""
+    n_classes = len(sequences.eot)
+    if len(classes) == n_classes:
+        return sequences
+    # Never one class alone: it would be rounded otherwise.
+    rows = classes if len(classes) > 1 else [*classes, (classes[0] + 1) % n_classes]
+    return replace(sequences, suffix=sequences.suffix[rows], eot=sequences.eot[rows])
 
 
 def _keys(sequences: Sequences) -> list[bytes]:

@@ -1,6 +1,7 @@
 """Class features from memory: equal to the bit to those of encoding everything, and bounded."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -45,6 +46,20 @@ def prompt(bundle: Bundle, names: list[str], template: str = "a photo of a {}.")
         backbone=bundle.manifest.backbone,
         probe=np.zeros(len(names), dtype=np.float16),
     )
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+def test_any_of_few_classes_may_be_known_before(
+    n_classes: int, bundle: Bundle, engine: Engine
+) -> None:
+    names = NAMES[:n_classes]
+    expected = class_features(prompt(bundle, names), bundle.text_side, engine.encode_text)
+    for known in product([False, True], repeat=n_classes):
+        remembering = EncodedClasses(engine.encode_text)
+        before = [name for name, is_known in zip(names, known, strict=True) if is_known]
+        class_features(prompt(bundle, [*before, *NAMES[10:13]]), bundle.text_side, remembering)
+        found = class_features(prompt(bundle, names), bundle.text_side, remembering)
+        assert np.array_equal(found, expected), known
 
 
 @pytest.mark.parametrize(
