@@ -33,7 +33,12 @@ def core(tiny_bundle: Path, tmp_path: Path) -> Iterator[Core]:
 @contextlib.contextmanager
 def _core(bundle: Path, home: Path) -> Iterator[Core]:
     settings = Settings(
-        home=home, bundle=bundle, shutdown_timeout_s=1, decode_threads=1, stale_tasks_s=0
+        home=home,
+        bundle=bundle,
+        engine="onnxruntime",  # whose parts are harmed
+        shutdown_timeout_s=1,
+        decode_threads=1,
+        stale_tasks_s=0,
     )
     core = Core(settings)
     try:
