@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import io
 import random
+import zipfile
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -212,6 +214,15 @@ def open_keys(stand: Stand) -> Iterator[Keys]:
         yield Keys(database)
     finally:
         database.close()
+
+
+def zipped(files: Mapping[str, bytes]) -> bytes:
+    """Return a zip of files by path, the same for the same files."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for path, data in files.items():
+            archive.writestr(zipfile.ZipInfo(path), data)
+    return file.getvalue()
 
 
 async def together(works: Iterable[Awaitable[object]], at_once: int = 8) -> None:

@@ -6,18 +6,16 @@ The service has been given one file per task. Whatever is sent then, nothing els
 
 import asyncio
 import hashlib
-import io
 import json
 import random
 import re
 import tempfile
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from drills.attacks.apart import apart, small_oracle
-from drills.attacks.kind import Kind, Target
+from drills.attacks.kind import Kind, Target, zipped
 from drills.attacks.tenancy import word
 from prompt_serve.signing.keys import SigningKey, generate_key, read_signing_key
 from prompt_serve.signing.signature import sign
@@ -297,7 +295,7 @@ async def _upload_zip(
     if query == "?namespace=a":
         files = {f"{name}.safetensors": release.current[name]}
     answer = await own.ask(
-        "PUT", f"/v1/tasks{query}", name="zip", content=_zip(files), headers=_ZIP
+        "PUT", f"/v1/tasks{query}", name="zip", content=zipped(files), headers=_ZIP
     )
     return answer.status_code, answer.text
 
@@ -313,7 +311,7 @@ async def _import(
         tasks.append({"name": under, "version": version, "updated": ""})
     files["registry.json"] = json.dumps({"format": 1, "tool_version": "1", "tasks": tasks}).encode()
     answer = await own.ask(
-        "POST", "/v1/registry/import", name="import", content=_zip(files), headers=_ZIP
+        "POST", "/v1/registry/import", name="import", content=zipped(files), headers=_ZIP
     )
     return answer.status_code, answer.text
 
@@ -358,14 +356,6 @@ async def _create(
 
 
 _WAYS = (_upload, _upload, _upload, _upload_zip, _import, _alias, _roll_back, _create)
-
-
-def _zip(files: Mapping[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for path, data in files.items():
-            archive.writestr(zipfile.ZipInfo(path), data)
-    return file.getvalue()
 
 
 KINDS: Mapping[str, Kind] = {

@@ -6,13 +6,11 @@ between the answers, and neither may have a word of the other tenant that was no
 """
 
 import base64
-import io
 import json
 import math
 import random
 import time
 import unicodedata
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,7 +18,7 @@ from urllib.parse import quote, urlencode
 
 import httpx
 
-from drills.attacks.kind import Kind, Target
+from drills.attacks.kind import Kind, Target, zipped
 from drills.attacks.tenancy import Tenant, bearer, credentials, leaked, make_tenant, shape, word
 from prompt_serve.service.http.app import create_app
 from tests.service.prompts import picture
@@ -388,7 +386,7 @@ def _archive(draw: random.Random, own: Tenant, other: Tenant) -> Request:
         version = draw.choice(draw.choice(other.tasks).versions)
         tasks = [{"name": name, "version": version, "updated": ""} for name in names]
         index = json.dumps({"format": 1, "tool_version": "1", "tasks": tasks})
-        content = _zip({"registry.json": index.encode(), f"versions/{version}.safetensors": b"x"})
+        content = zipped({"registry.json": index.encode(), f"versions/{version}.safetensors": b"x"})
         return Request("POST", "/v1/registry/import", content, _ZIP)
     query = {
         "atomic": draw.choice(("true", "false")),
@@ -396,7 +394,7 @@ def _archive(draw: random.Random, own: Tenant, other: Tenant) -> Request:
         "tag": draw.choice((other.tasks[0].tag, "shared")),
     }
     files = {f"{name.replace('/', '_')}.safetensors": b"no prompt file" for name in names}
-    return Request("PUT", f"/v1/tasks?{urlencode(query)}", _zip(files), _ZIP)
+    return Request("PUT", f"/v1/tasks?{urlencode(query)}", zipped(files), _ZIP)
 
 
 def _others(draw: random.Random, own: Tenant, other: Tenant) -> Request:
@@ -431,14 +429,6 @@ _DRAWINGS: tuple[Drawing, ...] = (
 
 def _cursor(last: str | int) -> str:
     return base64.urlsafe_b64encode(json.dumps([last]).encode()).decode().rstrip("=")
-
-
-def _zip(files: Mapping[str, bytes]) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for path, data in files.items():
-            archive.writestr(zipfile.ZipInfo(path), data)
-    return file.getvalue()
 
 
 KINDS: Mapping[str, Kind] = {

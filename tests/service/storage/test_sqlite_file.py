@@ -146,17 +146,23 @@ def test_an_older_copy_of_the_same_registry_is_noticed(
         registry._db.close()
 
 
-@pytest.mark.parametrize("n_changes", [1, 2, 3, 5, 30])
-def test_an_older_copy_that_is_laid_over_during_a_read_is_noticed(
-    tmp_path: Path, n_changes: int
-) -> None:
-    path, older = tmp_path / "home" / "registry.db", tmp_path / "older.db"
+def changed_since_a_copy(folder: Path, n_changes: int) -> tuple[Registry, Path, Path]:
+    """Return a registry with its file, which has all changes, and a copy of before them."""
+    path, older = folder / "home" / "registry.db", folder / "older.db"
     registry = filled(path)
     _checkpoint(path)
     shutil.copyfile(path, older)
     for n in range(n_changes):
         registry.set_tags("last", [f"tag-{n}"])
     _checkpoint(path)
+    return registry, path, older
+
+
+@pytest.mark.parametrize("n_changes", [1, 2, 3, 5, 30])
+def test_an_older_copy_that_is_laid_over_during_a_read_is_noticed(
+    tmp_path: Path, n_changes: int
+) -> None:
+    registry, path, older = changed_since_a_copy(tmp_path, n_changes)
 
     def read(connection: sa.Connection) -> int:
         shutil.copyfile(older, path)
@@ -173,13 +179,7 @@ def test_an_older_copy_is_noticed_although_its_time_and_size_are_those_of_the_ne
 ) -> None:
     """Two changes within one step of the clock have the same time."""
     monkeypatch.setattr(sqlite_file, "SETTLED_NS", 10**12)
-    path, older = tmp_path / "home" / "registry.db", tmp_path / "older.db"
-    registry = filled(path)
-    _checkpoint(path)
-    shutil.copyfile(path, older)
-    for n in range(n_changes):
-        registry.set_tags("last", [f"tag-{n}"])
-    _checkpoint(path)
+    registry, path, older = changed_since_a_copy(tmp_path, n_changes)
     registry.count()
     before = path.stat()
     shutil.copyfile(older, path)
